@@ -1,0 +1,235 @@
+"""Bringing a captioner's parts from disk or Hub: two frozen backbones, and one adapter file.
+
+Each backbone is loaded by its own class. What is checked here is that it is *the* backbone: that nothing
+of it was left at random values, and that its weights are those the adapter was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPVisionModel, GPT2LMHeadModel, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from .configuration_ituning import ITuningConfig
+
+_TORCH_WEIGHTS_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_NORM = re.compile(r"norm|(^|\.)ln_")
+_EMBEDDING_ROWS = 8
+
+
+# For each backbone: its class, the prefix its weights may carry on disk, and its first embedding.
+_BACKBONES = {
+    "vision": (CLIPVisionModel, "vision_model.", "embeddings.patch_embedding.weight"),
+    "text": (GPT2LMHeadModel, "transformer.", "wte.weight"),
+}
+
+
+def load_backbone(kind: str, config: ITuningConfig, **kwargs: Any) -> PreTrainedModel:
+    """Load a backbone from the place that the configuration records, and prove that it is the right one.
+
+    Args:
+        kind: "vision" or "text".
+        config: Holds the place, the revision and the fingerprint.
+        **kwargs: For the backbone's own `from_pretrained`.
+
+    Returns:
+        The backbone, in evaluation mode.
+
+    Raises:
+        ValueError: if the place or the fingerprint is not recorded, or the weights are not the recorded
+            ones, or some of them are missing.
+        OSError: if the backbone is not there.
+    """
+    name = getattr(config, f"{kind}_model_name_or_path")
+    revision = getattr(config, f"{kind}_model_revision")
+    expected = getattr(config, f"{kind}_model_fingerprint")
+    if name is None or expected is None:
+        raise ValueError(
+            f"The captioner's configuration has {kind}_model_name_or_path={name!r} and "
+            f"{kind}_model_fingerprint={expected!r}, so its frozen {kind} model cannot be brought back: "
+            "create captioners with ITuningForCaptioning.from_vision_text_pretrained(vision, text)."
+        )
+    where = f"{kind}_model_name_or_path={name!r}" + (f" at revision {revision!r}" if revision else "")
+    with _naming_the_backbone(kind, where):
+        found = fingerprint(kind, name, revision=revision, **_hub_kwargs(kwargs))
+    if found != expected:
+        raise ValueError(
+            f"The {kind} model found at {where} is not the one this adapter was trained on: its weights "
+            f"have fingerprint {found}, wanted {expected}. Give the right one with "
+            f"from_pretrained(..., {kind}_model_name_or_path=...)."
+        )
+    return load_pretrained_backbone(kind, name, revision=revision, **kwargs)
+
+
+def load_pretrained_backbone(kind: str, name: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a backbone by its own class and refuse one that is incomplete.
+
+    Args:
+        kind: "vision" or "text".
+        name: A local folder or a Hub id. Of a full CLIP the vision part is taken.
+        **kwargs: For the backbone's own `from_pretrained`.
+
+    Raises:
+        ValueError: if weights are missing from the checkpoint, or have other shapes than its
+            configuration says. Transformers would leave them at random values.
+        OSError: if the backbone is not there.
+    """
+    model_class = _BACKBONES[kind][0]
+    with _naming_the_backbone(kind, repr(name)), _without_load_report():
+        model, info = model_class.from_pretrained(name, output_loading_info=True, **kwargs)
+    broken = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if broken:
+        raise ValueError(
+            f"The {kind} model at {name!r} lacks {len(broken)} of its weights, or has them in other "
+            f"shapes (first: {broken[:3]}): the checkpoint is incomplete or of another architecture than "
+            f"{model_class.__name__}."
+        )
+    return model
+
+
+def fingerprint(kind: str, name: str, **hub_kwargs: Any) -> str:
+    """Hash a backbone's norms and the first rows of its embedding, as they are stored on disk.
+
+    It is cheap (no other weight is read), and does not change with the precision or the quantisation that
+    the backbone is later loaded in, nor between a full CLIP and its vision part saved alone.
+
+    Args:
+        kind: "vision" or "text".
+        name: A local folder or a Hub id.
+        **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        OSError: if there are no weights at that place.
+        ValueError: if the weights are not those of such a model.
+    """
+    _, prefix, embedding = _BACKBONES[kind]
+    digest, seen = hashlib.sha256(), 0
+    weights = _open_weights(name, hub_kwargs)
+    prefixed = {key.removeprefix(prefix): key for key in weights if key.startswith(prefix)}
+    own = prefixed or {key: key for key in weights}
+    for key in sorted(own):
+        if key == embedding or _NORM.search(key):
+            tensor = weights[own[key]](_EMBEDDING_ROWS if key == embedding else None)
+            digest.update(key.encode() + str(tuple(tensor.shape)).encode())
+            digest.update(tensor.to(torch.float32).contiguous().numpy().tobytes())
+            seen += 1
+    if seen < 2 or embedding not in own:
+        raise ValueError(
+            f"The weights at {name!r} are not those of a {_BACKBONES[kind][0].__name__}: "
+            f"there is no {embedding!r} among their {len(weights)} tensors."
+        )
+    return digest.hexdigest()[:32]
+
+
+def split_device_map(device_map: Any) -> dict[str, Any]:
+    """Split a device map over the captioner into one for each backbone.
+
+    Args:
+        device_map: What `from_pretrained` takes: None, a device, "auto" and its like, or a dictionary
+            from module names of the captioner to devices.
+
+    Raises:
+        ValueError: if a dictionary leaves a backbone without a device.
+    """
+    if not isinstance(device_map, Mapping):
+        return {"vision": device_map, "text": device_map}
+    maps: dict[str, Any] = {}
+    for kind in _BACKBONES:
+        prefix = f"{kind}_model"
+        part = {
+            key.removeprefix(prefix).removeprefix("."): device
+            for key, device in device_map.items()
+            if key == prefix or key.startswith(f"{prefix}.")
+        }
+        if not part and "" not in device_map:
+            raise ValueError(
+                f"device_map has no place for {prefix!r}: it names {sorted(device_map)}; give "
+                f"'{prefix}', modules inside it, or '' for everything."
+            )
+        maps[kind] = part or {"": device_map[""]}
+    return maps
+
+
+def _open_weights(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Map each tensor's name to a function of how many rows of it to read (None: all)."""
+
+    def find(filename: str) -> str | None:
+        return cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+
+    if (path := find(SAFE_WEIGHTS_NAME)) is not None:
+        return _open_safetensors(path)
+    if (path := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        with open(path, encoding="utf-8") as file:
+            shards = sorted(set(json.load(file)["weight_map"].values()))
+        return {k: v for shard in shards for k, v in _open_safetensors(find(shard)).items()}
+    if (path := find(_TORCH_WEIGHTS_NAMES[0])) is not None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: lambda rows, tensor=tensor: tensor[:rows] for key, tensor in state.items()}
+    raise OSError(
+        f"no weights at {name!r}: looked for {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} and "
+        f"{_TORCH_WEIGHTS_NAMES[0]}."
+    )
+
+
+def _open_safetensors(path: str) -> dict[str, Any]:
+    def reader(key: str) -> Any:
+        def read(rows: int | None) -> torch.Tensor:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(key) if rows is None else file.get_slice(key)[:rows]
+
+        return read
+
+    with safe_open(path, framework="pt") as file:
+        return {key: reader(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("token", "cache_dir", "local_files_only", "force_download")
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep this thread's loading report off the screen.
+
+    What it would say of a full CLIP (two dozen unexpected keys, its text half) is no news, and what must
+    not happen, missing keys, is made an error here.
+    """
+    thread, logger = threading.get_ident(), logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.thread != thread or "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextmanager
+def _naming_the_backbone(kind: str, where: str) -> Iterator[None]:
+    """Say which backbone it was when one is not found or not readable."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"The captioner's frozen {kind} model was not found at {where}: {error} If it has moved, give "
+            f"its place with from_pretrained(..., {kind}_model_name_or_path=...)."
+        ) from error
+
+
+__all__ = ["fingerprint", "load_backbone"]

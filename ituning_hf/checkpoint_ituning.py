@@ -1,0 +1,283 @@
+"""What of a captioner is stored and how it comes back: the adapter alone, over recorded backbones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils.hub import resolve_revision
+
+from .backbones_ituning import fingerprint, load_backbone, load_pretrained_backbone, split_device_map
+from .configuration_ituning import ITuningConfig, as_recorded_path
+
+logger = logging.get_logger(__name__)
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_ituning.ITuningConfig",
+    "AutoModel": "modeling_ituning.ITuningForCaptioning",
+    "AutoModelForImageTextToText": "modeling_ituning.ITuningForCaptioning",
+}
+# What the Auto classes and pipelines pass to every model, and this one has no use for.
+_PASSED_BY_CALLERS = frozenset(
+    {
+        "trust_remote_code",
+        "adapter_kwargs",
+        "code_revision",
+        "_from_auto",
+        "_from_pipeline",
+        "tqdm_class",
+    }
+)
+
+
+class ITuningPreTrainedModel(PreTrainedModel):
+    """Loading and saving of a captioner; [`ITuningForCaptioning`] adds what it computes."""
+
+    config_class = ITuningConfig
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | os.PathLike[str],
+        text: str | os.PathLike[str],
+        *,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **adapter_options: Any,
+    ) -> Any:
+        """Build a new, untrained captioner over two frozen models.
+
+        Args:
+            vision: A CLIP vision encoder, or a full CLIP: a local folder or a Hub id.
+            text: A GPT-2 language model: a local folder or a Hub id.
+            vision_revision: The encoder's revision on the Hub; recorded as a commit hash where known.
+            text_revision: The language model's revision on the Hub.
+            dtype: The backbones' precision; the adapter is in fp32.
+            attn_implementation: "sdpa" or "eager".
+            token: For private backbones.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never ask the Hub.
+            **adapter_options: `adapter_hidden_size`, `adapter_num_heads`, `adapter_scale`,
+                `adapter_layers`, `adapter_dropout`, `vision_feature_layer`; see [`ITuningConfig`].
+
+        Returns:
+            The captioner in evaluation mode. Its logits are the language model's until it is trained.
+
+        Raises:
+            TypeError: for an adapter option that does not exist.
+            ValueError: for one out of its range, or a backbone that is incomplete or of another kind.
+            OSError: for a backbone that is not there.
+        """
+        known = ("adapter_hidden_size", "adapter_num_heads", "adapter_scale", "adapter_layers")
+        known += ("adapter_dropout", "vision_feature_layer")
+        if unknown := sorted(set(adapter_options) - set(known)):
+            raise TypeError(f"unknown adapter option(s) {unknown}; expected some of {list(known)}.")
+        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        load = {"attn_implementation": attn_implementation} | ({} if dtype is None else {"dtype": dtype})
+        models, recorded = {}, {}
+        for kind, name, revision in (
+            ("vision", vision, vision_revision),
+            ("text", text, text_revision),
+        ):
+            name = as_recorded_path(name)
+            revision = resolve_revision(name, revision, **hub)
+            commit = getattr(revision, "resolved", revision)
+            models[kind] = load_pretrained_backbone(kind, name, revision=revision, **hub, **load)
+            recorded |= {
+                f"{kind}_model_name_or_path": name,
+                f"{kind}_model_revision": commit,
+                f"{kind}_model_fingerprint": fingerprint(kind, name, revision=commit, **hub),
+            }
+        config = ITuningConfig(
+            vision_config=models["vision"].config.to_dict(),
+            text_config=models["text"].config.to_dict(),
+            **recorded,
+            **adapter_options,
+        )
+        return cls(config, models["vision"], models["text"]).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: ITuningConfig | str | os.PathLike[str] | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        quantization_config: Any = None,
+        generation_config: GenerationConfig | None = None,
+        output_loading_info: bool = False,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a saved captioner: its backbones from where they were recorded, then its adapter.
+
+        Args:
+            pretrained_model_name_or_path: The adapter's folder or Hub id.
+            config: In place of the adapter's own configuration.
+            dtype: Precision of everything, such as `torch.bfloat16` or "bfloat16". By default each part
+                keeps that of its file.
+            device_map: A device, "auto", or a dictionary from module names to devices.
+            attn_implementation: "sdpa" or "eager".
+            quantization_config: For the language model alone; the adapter is never quantised.
+            generation_config: In place of the adapter's own.
+            output_loading_info: Also return a dictionary of missing and unexpected keys. Those lists are
+                empty, since such a file is refused.
+            revision: The adapter's revision on the Hub; the backbones have their own.
+            subfolder: Where in the repository the adapter lies.
+            token: For private repositories, the backbones' too.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never ask the Hub.
+            force_download: Download again what is in the cache.
+            **kwargs: Fields of the configuration to replace, notably `vision_model_name_or_path` and
+                `text_model_name_or_path` for backbones that have moved.
+
+        Returns:
+            The captioner in evaluation mode; with `output_loading_info`, a pair of it and a dictionary.
+
+        Raises:
+            OSError: if the adapter or a backbone is not there.
+            ValueError: if a backbone is not the one the adapter was trained on, or the adapter file is
+                corrupt or does not fit.
+            TypeError: for a keyword that does not exist.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        revision = resolve_revision(name, revision, **hub)
+        hub["force_download"] = force_download
+        own = {"revision": revision, "subfolder": subfolder}
+        if not isinstance(config, ITuningConfig):
+            config, kwargs = ITuningConfig.from_pretrained(
+                name if config is None else config,
+                return_unused_kwargs=True,
+                **own,
+                **hub,
+                **kwargs,
+            )
+        if unknown := sorted(set(kwargs) - _PASSED_BY_CALLERS):
+            raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
+
+        tensors = load_adapter_file(name, **own, **hub)  # small, so a bad one is found before long work
+        maps = split_device_map(device_map)
+        load = {"attn_implementation": attn_implementation} | ({} if dtype is None else {"dtype": dtype})
+        vision = load_backbone("vision", config, device_map=maps["vision"], **hub, **load)
+        if quantization_config is not None:
+            load["quantization_config"] = quantization_config
+        text = load_backbone("text", config, device_map=maps["text"], **hub, **load)
+        model = cls(config, vision, text)
+        model._load_adapter(tensors, name, dtype)
+        model._load_generation_config(generation_config, name, **own, **hub)
+        model.name_or_path = config.name_or_path = name
+        model.eval()
+        info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set()}
+        info |= {"mismatched_keys": set(), "error_msgs": []}
+        return (model, info) if output_loading_info else model
+
+    def _load_adapter(
+        self, tensors: dict[str, torch.Tensor], name: str, dtype: str | torch.dtype | None
+    ) -> None:
+        """Put an adapter file's tensors in place, in their own precision or in `dtype`."""
+        expected = self.adapter_state_dict()
+        check_adapter_tensors(tensors, expected, name)
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
+        for i, adapter in self.adapters().items():
+            prefix = next(key for key in expected if f".{i}.adapter." in key).split("adapter.")[0]
+            adapter.to(dtype or tensors[f"{prefix}adapter.q_proj.weight"].dtype)
+        self.load_state_dict(tensors, strict=False)
+
+    def _load_generation_config(
+        self, generation_config: GenerationConfig | None, name: str, **kwargs: Any
+    ) -> None:
+        if generation_config is not None:
+            self.generation_config = generation_config
+            return
+        try:
+            self.generation_config = GenerationConfig.from_pretrained(name, **kwargs)
+        except OSError:
+            logger.info(f"{name} has no generation_config.json; using the default generation settings.")
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save the adapter alone, with the configuration, generation settings and code to load it.
+
+        Args:
+            save_directory: The folder; made if it is not there.
+            **kwargs: For `PreTrainedModel.save_pretrained`: `push_to_hub`, `repo_id`, `token` and so on.
+        """
+        if self.config.vision_model_fingerprint is None or self.config.text_model_fingerprint is None:
+            logger.warning(
+                "This captioner's backbones were built in memory and are stored nowhere, so the saved "
+                "adapter cannot be loaded again. Save both backbones, and create the captioner with "
+                "from_vision_text_pretrained."
+            )
+        kwargs.setdefault("state_dict", self.adapter_state_dict())
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
+
+def load_adapter_file(name: str, subfolder: str, **hub_kwargs: Any) -> dict[str, torch.Tensor]:
+    """Read a captioner's `model.safetensors`.
+
+    Raises:
+        OSError: if it is not there.
+        ValueError: if it is not a whole safetensors file.
+    """
+    path = cached_file(name, SAFE_WEIGHTS_NAME, subfolder=subfolder, **hub_kwargs)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"The adapter file {path} cannot be read ({error}): it is corrupt or was cut short; "
+            "copy or download it again."
+        ) from error
+
+
+def check_adapter_tensors(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], name: str
+) -> None:
+    """Refuse an adapter file that has not exactly the tensors that the configuration asks for.
+
+    Raises:
+        ValueError: with the first few keys that are missing, unexpected, or of another shape or kind.
+    """
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    misfits = [
+        f"{key} is {tuple(found[key].shape)} {found[key].dtype}, wanted {tuple(expected[key].shape)} floats"
+        for key in expected
+        if key in found and (found[key].shape != expected[key].shape or not found[key].is_floating_point())
+    ]
+    problems = [
+        f"{len(keys)} {what} (first: {keys[:3]})"
+        for what, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("not fitting", misfits),
+        )
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"The adapter file of {name!r} does not fit its configuration: {'; '.join(problems)}. "
+            "The file and config.json must come from one and the same save_pretrained."
+        )
+
+
+__all__ = ["ITuningPreTrainedModel"]

@@ -1,0 +1,217 @@
+"""The captioner's configuration: two frozen backbones, and the shape of the adapter between them.
+
+Copied into every saved captioner and run there on its own: it imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+FORMAT_VERSION = 1
+SUPPORTED_VISION_MODELS = ("clip_vision_model",)
+SUPPORTED_TEXT_MODELS = ("gpt2",)
+
+
+class ITuningConfig(PreTrainedConfig):
+    r"""Configuration of an [`ITuningForCaptioning`] model.
+
+    The paper's sizes come from the decoder alone, with `adapter_hidden_size` left at half its width:
+    Base (GPT-2), Medium (GPT-2 medium), Large (GPT-2 large).
+
+    Args:
+        vision_config (`dict` or `CLIPVisionConfig`, *optional*):
+            The frozen vision encoder. Defaults to CLIP ViT's defaults.
+        text_config (`dict` or `GPT2Config`, *optional*):
+            The frozen language model, of width `d`. Defaults to GPT-2's defaults.
+        vision_model_name_or_path (`str`, *optional*):
+            Where the encoder's weights come from: a Hub id, or a local folder (kept as an absolute path).
+        vision_model_revision (`str`, *optional*):
+            The encoder's revision on the Hub, a commit hash where it is known.
+        vision_model_fingerprint (`str`, *optional*):
+            What the encoder's weights must hash to; see `fingerprint` in `backbones_ituning.py`.
+        text_model_name_or_path (`str`, *optional*):
+            Where the language model's weights come from.
+        text_model_revision (`str`, *optional*):
+            The language model's revision on the Hub.
+        text_model_fingerprint (`str`, *optional*):
+            What the language model's weights must hash to.
+        adapter_hidden_size (`int`, *optional*):
+            The bottleneck width `r` of each adapter. `None` means `d / 2`.
+        adapter_num_heads (`int`, *optional*):
+            The attention heads `h` of each adapter; must divide `r`. `None` means the decoder's heads.
+        adapter_scale (`float`, *optional*, defaults to 1.0):
+            The fixed factor lambda on the adapter's output.
+        adapter_layers (`list[int]`, *optional*):
+            The decoder layers that carry an adapter, counted from 0 at the bottom; negative indices
+            count from the top. `None` means all of them.
+        adapter_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability on the adapter's output while it trains.
+        vision_feature_layer (`int`, *optional*, defaults to -1):
+            Which of the encoder's hidden states is the visual memory: -1 is the last layer's output,
+            0 the embeddings' (as in `output_hidden_states`).
+        format_version (`int`, *optional*, defaults to 1):
+            The version of the checkpoint format.
+
+    Raises:
+        ValueError: for a value out of its range; the message holds the value and what was expected.
+
+    Example:
+    ```python
+    >>> from ituning_hf import ITuningConfig
+    >>> config = ITuningConfig(adapter_layers=[6, 7, 8, 9, 10, 11])
+    >>> config.adapter_hidden_size, config.adapter_num_heads
+    (384, 12)
+
+    ```
+    """
+
+    model_type = "ituning"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(AutoConfig, model_type="gpt2"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    vision_model_name_or_path: str | None = None
+    vision_model_revision: str | None = None
+    vision_model_fingerprint: str | None = None
+    text_model_name_or_path: str | None = None
+    text_model_revision: str | None = None
+    text_model_fingerprint: str | None = None
+    adapter_hidden_size: int | None = None
+    adapter_num_heads: int | None = None
+    adapter_scale: float = 1.0
+    adapter_layers: list[int] | None = None
+    adapter_dropout: float = 0.0
+    vision_feature_layer: int = -1
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Resolve what was left at `None` and check the rest."""
+        _warn_of_unknown_keys(kwargs)
+        super().__post_init__(**kwargs)
+        _check_backbones(self)
+        text = self.text_config
+        if self.adapter_hidden_size is None:
+            self.adapter_hidden_size = text.hidden_size // 2
+        if self.adapter_num_heads is None:
+            self.adapter_num_heads = text.num_attention_heads
+        if self.adapter_layers is None:
+            self.adapter_layers = list(range(text.num_hidden_layers))
+        self.adapter_layers = _resolve_layers(self.adapter_layers, text.num_hidden_layers)
+        _check_adapter(self)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from a dictionary; keywords that name a field win over it.
+
+        A backbone that is brought from another place than the recorded one does not keep the recorded
+        revision: a commit of one repository means nothing in another.
+        """
+        config_dict = dict(config_dict)
+        for backbone in ("vision_model", "text_model"):
+            if f"{backbone}_name_or_path" in kwargs:
+                config_dict[f"{backbone}_revision"] = None
+        for name in [name for name in kwargs if name in _OWN_FIELDS]:
+            config_dict[name] = kwargs.pop(name)
+        return super().from_dict(config_dict, **kwargs)
+
+
+_OWN_FIELDS = frozenset(ITuningConfig.__annotations__) - {"vision_config", "text_config"}
+
+
+def _warn_of_unknown_keys(kwargs: dict[str, Any]) -> None:
+    """Warn of keys that look like ours and are not; Transformers adds keys of its own freely."""
+    unknown = [name for name in kwargs if name.startswith(("adapter_", "vision_", "text_"))]
+    if unknown:
+        logger.warning(
+            f"ITuningConfig does not know {unknown} and ignores them; it knows {sorted(_OWN_FIELDS)}."
+        )
+
+
+def _check_backbones(config: ITuningConfig) -> None:
+    if not isinstance(config.format_version, int) or config.format_version > FORMAT_VERSION:
+        raise ValueError(
+            f"format_version is {config.format_version!r}, and this code reads up to {FORMAT_VERSION}: "
+            "the captioner was saved by a newer ituning_hf, so upgrade the package."
+        )
+    vision, text = config.vision_config, config.text_config
+    if vision.model_type not in SUPPORTED_VISION_MODELS:
+        raise ValueError(
+            f"vision_config.model_type is {vision.model_type!r}, expected one of "
+            f"{SUPPORTED_VISION_MODELS}: give a CLIP vision encoder."
+        )
+    if text.model_type not in SUPPORTED_TEXT_MODELS:
+        raise ValueError(
+            f"text_config.model_type is {text.model_type!r}, expected one of "
+            f"{SUPPORTED_TEXT_MODELS}: give a GPT-2 language model."
+        )
+    if getattr(text, "add_cross_attention", False):
+        raise ValueError(
+            "text_config.add_cross_attention is True, expected False: I-Tuning brings its own "
+            "cross-attention, so give a plain language model."
+        )
+    if text.bos_token_id is None or text.eos_token_id is None:
+        raise ValueError(
+            f"text_config has bos_token_id={text.bos_token_id} and eos_token_id={text.eos_token_id}: "
+            "captions need a begin and an end token, so set both."
+        )
+    depth, layer = vision.num_hidden_layers, config.vision_feature_layer
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(
+            f"vision_feature_layer is {layer}, expected {-depth - 1} to {depth} for an encoder of "
+            f"{depth} layers."
+        )
+
+
+def _resolve_layers(layers: list[int], depth: int) -> list[int]:
+    """Turn negative indices into positive ones and sort."""
+    if isinstance(layers, (str, bytes)) or not hasattr(layers, "__iter__"):
+        raise ValueError(f"adapter_layers is {layers!r}, expected a list of layer indices or None.")
+    layers = list(layers)
+    outside = [i for i in layers if isinstance(i, bool) or not isinstance(i, int) or not -depth <= i < depth]
+    if outside:
+        raise ValueError(
+            f"adapter_layers holds {outside}, expected integers from {-depth} to {depth - 1} for a "
+            f"decoder of {depth} layers."
+        )
+    resolved = sorted(i % depth for i in layers)
+    if not resolved:
+        raise ValueError("adapter_layers is empty: name at least one layer, or leave it at None for all.")
+    if len(set(resolved)) < len(resolved):
+        repeated = sorted({i for i in resolved if resolved.count(i) > 1})
+        raise ValueError(f"adapter_layers is {layers}, which names layer(s) {repeated} more than once.")
+    return resolved
+
+
+def _check_adapter(config: ITuningConfig) -> None:
+    for name in ("adapter_hidden_size", "adapter_num_heads"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, expected a positive integer.")
+    if config.adapter_hidden_size % config.adapter_num_heads:
+        raise ValueError(
+            f"adapter_hidden_size is {config.adapter_hidden_size}, which adapter_num_heads "
+            f"({config.adapter_num_heads}) does not divide: change one of them."
+        )
+    if isinstance(config.adapter_dropout, bool) or not 0.0 <= config.adapter_dropout < 1.0:
+        raise ValueError(f"adapter_dropout is {config.adapter_dropout!r}, expected 0 <= p < 1.")
+
+
+def as_recorded_path(name_or_path: str | os.PathLike[str]) -> str:
+    """Return a local folder as an absolute path and anything else, a Hub id, as it is."""
+    name = os.fspath(name_or_path)
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+ITuningConfig.register_for_auto_class()
+
+__all__ = ["ITuningConfig"]

@@ -1,0 +1,91 @@
+"""One captioned image, as every data set reader hands it over, and the checks they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .images import load_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .scenes import Scene
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImage:
+    """An image and its captions; pixels are read only when asked for.
+
+    Args:
+        name: Unique within the data set: the file's path below the image root, or the scene's
+            number.
+        captions: At least one, cleaned by `clean_caption`, none of them empty.
+        source: A file to decode, or a scene to draw.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    source: Path | Scene
+
+    def load(self) -> Image.Image:
+        """Read the image as upright RGB.
+
+        Raises:
+            UnreadableImageError: The file does not decode; see `load_image`.
+        """
+        if isinstance(self.source, Path):
+            return load_image(self.source)
+        return self.source.render()
+
+
+def clean_caption(text: str) -> str:
+    """Turn each run of white space, line breaks included, into one space, and strip the ends."""
+    return " ".join(text.split())
+
+
+def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
+    """Clean each caption and leave out those in which nothing remains."""
+    return tuple(cleaned for text in texts if (cleaned := clean_caption(text)))
+
+
+def check_captions(records: Sequence[CaptionedImage], where: object) -> None:
+    """Refuse records that have no caption left.
+
+    Args:
+        records: What a reader found.
+        where: The file or folder they came from, for the message.
+
+    Raises:
+        ValueError: Once, with the number of such records and the first names.
+    """
+    empty = [record.name for record in records if not record.captions]
+    if empty:
+        raise ValueError(
+            f"{where}: empty captions for {len(empty)} of {len(records)} images "
+            f"({_first_names(empty)}); write a caption for each, or remove them"
+        )
+
+
+def check_images_exist(records: Sequence[CaptionedImage]) -> None:
+    """Refuse records whose file is not there, before any time is spent on training.
+
+    Raises:
+        FileNotFoundError: Once, with the number of missing files and the first three.
+    """
+    missing = [
+        str(record.source)
+        for record in records
+        if isinstance(record.source, Path) and not record.source.is_file()
+    ]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(records)} images are missing ({_first_names(missing)}); "
+            "image_root must be the folder that the data set's file names are relative to"
+        )
+
+
+def _first_names(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -1,0 +1,104 @@
+"""A small grammar that says of a drawn scene what is true of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .scenes import Scene, SceneObject
+
+_NUMBER_WORDS = {2: "two", 3: "three"}
+
+# By the axis along which the objects form two groups: the relation of the first group to the
+# second, its reverse, and where each of them is.
+_RELATIONS = {
+    "x": ("left of", "right of", "on the left", "on the right"),
+    "y": ("above", "below", "at the top", "at the bottom"),
+}
+
+
+def describe_scene(scene: Scene, n: int) -> tuple[str, ...]:
+    """Describe a scene in n differently worded sentences.
+
+    All name every object by colour and shape, and by size where the scene has both sizes. The
+    left or upper object comes first, except in one wording that turns the relation around.
+
+    Args:
+        scene: What to describe.
+        n: How many sentences, from 1 to 6; fewer are the first of more.
+
+    Raises:
+        ValueError: The grammar does not have that many wordings.
+    """
+    one_size = len({item.size for item in scene.objects}) == 1
+    if len(scene.objects) == 1:
+        sentences = _describe_one(scene.objects[0], scene.background)
+    else:
+        sentences = _describe_groups(scene.objects, scene.background, with_size=not one_size)
+    if not 1 <= n <= len(sentences):
+        raise ValueError(f"n must be from 1 to {len(sentences)}, got {n}")
+    return tuple(f"{sentence}." for sentence in sentences[:n])
+
+
+def _describe_one(item: SceneObject, background: str) -> list[str]:
+    phrase = _noun_phrase(item, with_size=False)
+    side = "on the left" if item.x < 0.4 else "on the right" if item.x > 0.6 else "in the middle"
+    return [
+        f"{phrase} {side}",
+        f"{phrase} on a {background} background",
+        f"there is {phrase} {side}",
+        f"only {phrase}",
+        f"a picture of {phrase} and nothing else",
+        f"one shape: {phrase}",
+    ]
+
+
+def _describe_groups(objects: Sequence[SceneObject], background: str, with_size: bool) -> list[str]:
+    axis, groups = _split_at_widest_gap(objects)
+    before, after, first_side, second_side = _RELATIONS[axis]
+    phrases = [[_noun_phrase(item, with_size) for item in group] for group in groups]
+    first, second = map(_enumerate, phrases)
+    everything = _enumerate(phrases[0] + phrases[1])
+    return [
+        f"{first} {before} {second}",
+        f"{first} {first_side} and {second} {second_side}",
+        f"{second} {after} {first}",
+        f"{everything} on a {background} background",
+        f"there is {first} {before} {second}",
+        f"{_NUMBER_WORDS[len(objects)]} shapes: {everything}",
+    ]
+
+
+def _split_at_widest_gap(
+    objects: Sequence[SceneObject],
+) -> tuple[str, tuple[list[SceneObject], list[SceneObject]]]:
+    """Find the axis along which the objects lie most clearly apart, and the two sides.
+
+    Returns:
+        "x" or "y", and the objects left of (or above) the gap and those beyond it, each in
+        the order of the other axis.
+    """
+    gaps = []
+    for axis in ("x", "y"):
+        ordered = sorted(getattr(item, axis) for item in objects)
+        gaps += [(high - low, axis, low) for low, high in pairwise(ordered)]
+    _, axis, edge = max(gaps)
+    across = "y" if axis == "x" else "x"
+    ordered_objects = sorted(objects, key=lambda item: getattr(item, across))
+    first = [item for item in ordered_objects if getattr(item, axis) <= edge]
+    second = [item for item in ordered_objects if getattr(item, axis) > edge]
+    return axis, (first, second)
+
+
+def _noun_phrase(item: SceneObject, with_size: bool) -> str:
+    words = ([item.size] if with_size else []) + [item.colour, item.shape]
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article, *words])
+
+
+def _enumerate(phrases: Sequence[str]) -> str:
+    """Join as English does: "a", "a and b", "a, b and c"."""
+    *others, last = phrases
+    return f"{', '.join(others)} and {last}" if others else last

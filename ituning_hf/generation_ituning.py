@@ -1,0 +1,206 @@
+"""What generation needs beside Transformers' own: prompts with a begin token, and clear refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationMode
+
+from .configuration_ituning import ITuningConfig
+from .gpt2_ituning import VisualKeyValues
+
+SUPPORTED_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
+
+
+# Captions are short; a model that never says its end token should not run on for long.
+DEFAULT_MAX_NEW_TOKENS = 40
+
+
+class ITuningGenerationMixin(GenerationMixin):
+    """Transformers' generation, with the image beside the text at every step."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        pixel_values: torch.Tensor | None = None,
+        visual_features: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        r"""Caption images. Takes all that `GenerationMixin.generate` takes, and the image.
+
+        The image is encoded once, and its keys and values are projected once for all steps and beams.
+
+        Args:
+            inputs: Another name for `input_ids`, as elsewhere in Transformers.
+            generation_config: In place of the model's own.
+            pixel_values: Images, of shape (num_images, 3, image_size, image_size).
+            visual_features: In place of `pixel_values`, of shape (num_images, N, d_v).
+            input_ids: Prompts, left-padded, of shape (num_images * k, T), image-major. The begin token is
+                put in front of those that have none. Without prompts each image gets one caption.
+            attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
+            **kwargs: For `GenerationMixin.generate`.
+
+        Returns:
+            Token ids, of shape (num_images * k * num_return_sequences, length), prompt included; or a
+            `ModelOutput` with `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: for inputs that do not fit one another or the backbones.
+            NotImplementedError: for generation modes that a captioner cannot do, with the reason.
+        """
+        if kwargs.get("cache_implementation") == "paged":
+            return self.generate_batch()
+        if inputs is not None and input_ids is not None:
+            raise ValueError("inputs and input_ids are two names for the prompt: give one of them.")
+        input_ids = inputs if input_ids is None else input_ids
+        visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))
+        if input_ids is None:
+            num_images = next(iter(visual_key_values.values()))[0].shape[0]
+            input_ids = torch.empty((num_images, 0), dtype=torch.long, device=self.device)
+            attention_mask = None
+        check_rows(input_ids, visual_key_values)
+        past = kwargs.get("past_key_values")
+        if past is None or past.get_seq_length() == 0:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            begin = (generation_config or self.generation_config).bos_token_id
+            begin = self.generation_config.bos_token_id if begin is None else begin
+            input_ids, attention_mask = with_begin_token(input_ids, mask, begin)
+        return super().generate(
+            input_ids,
+            generation_config=generation_config,
+            attention_mask=attention_mask,
+            visual_key_values=visual_key_values,
+            **kwargs,
+        )
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse continuous batching.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "Continuous batching (generate_batch, cache_implementation='paged') is not supported: it "
+            "schedules text alone, and has no way to carry the images. Use generate with a batch."
+        )
+
+    def _validate_generation_mode(
+        self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
+    ) -> None:
+        refuse_unsupported(generation_mode, generation_config)
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
+
+def default_generation_config(config: ITuningConfig) -> GenerationConfig:
+    """Stop at the end token; finished rows are filled with the padding token."""
+    text = config.text_config
+    eos = text.eos_token_id
+    pad = text.pad_token_id if text.pad_token_id is not None else eos
+    return GenerationConfig(
+        bos_token_id=text.bos_token_id,
+        eos_token_id=eos,
+        pad_token_id=pad[0] if isinstance(pad, list) else pad,
+        max_new_tokens=DEFAULT_MAX_NEW_TOKENS,
+    )
+
+
+def check_rows(input_ids: torch.Tensor, visual_key_values: VisualKeyValues) -> None:
+    rows, images = input_ids.shape[0], next(iter(visual_key_values.values()))[0].shape[0]
+    if rows == 0 or images == 0 or rows % images:
+        raise ValueError(
+            f"input_ids has {rows} rows for {images} images: the rows must be a multiple of the images, "
+            "image-major (k rows for each image, next to each other)."
+        )
+
+
+def refuse_unsupported(generation_mode: GenerationMode, generation_config: Any) -> None:
+    """Refuse what Transformers offers and a captioner cannot do, with the reason.
+
+    Raises:
+        NotImplementedError: for assisted and other modes outside `SUPPORTED_MODES`, and for
+            classifier-free guidance.
+    """
+    if generation_mode not in SUPPORTED_MODES:
+        raise NotImplementedError(
+            f"generation mode {generation_mode.value!r} is not supported: candidates would have to be "
+            "checked against the image in blocks of several tokens, and captions are too short for that "
+            f"to pay. Use one of {[mode.value for mode in SUPPORTED_MODES]}."
+        )
+    if generation_config.guidance_scale not in (None, 1, 1.0):
+        raise NotImplementedError(
+            f"guidance_scale={generation_config.guidance_scale} is not supported: Transformers computes "
+            "the unguided branch by calling the model without an image. Leave guidance_scale unset."
+        )
+
+
+def with_begin_token(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, bos_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put the begin token in front of each prompt that has none.
+
+    Args:
+        input_ids: Left-padded prompts, of shape (rows, T); T may be 0.
+        attention_mask: 1 at tokens and 0 at padding, of the same shape.
+        bos_token_id: The begin token.
+
+    Returns:
+        Ids and mask, of shape (rows, T) if every prompt had one, and (rows, T + 1) otherwise.
+
+    Raises:
+        ValueError: if a prompt is padded on the right.
+    """
+    rows, length = input_ids.shape
+    if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
+        raise ValueError(
+            "attention_mask has padding after tokens: prompts for generation must be padded on the left "
+            "(the processor does that: processor(text=[...]))."
+        )
+    start = length - attention_mask.sum(dim=1)  # where each prompt begins
+    padded = torch.cat([input_ids, input_ids.new_full((rows, 1), bos_token_id)], dim=1)
+    lacking = padded.gather(1, start[:, None]).squeeze(1) != bos_token_id
+    lacking |= start == length
+    if not lacking.any():
+        return input_ids, attention_mask
+    # One more column of padding on the left; in the rows that lack it, its place next to the prompt
+    # becomes the begin token.
+    ids = torch.cat([input_ids.new_full((rows, 1), bos_token_id), input_ids], dim=1)
+    mask = torch.cat([attention_mask.new_zeros((rows, 1)), attention_mask], dim=1)
+    row = torch.arange(rows, device=ids.device)[lacking]
+    ids[row, start[lacking]] = bos_token_id
+    mask[row, start[lacking]] = 1
+    return ids, mask
+
+
+def positions_from_mask(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Count positions from each row's first token, so that padding on the left moves nothing.
+
+    Args:
+        attention_mask: Of shape (rows, past length + length).
+        length: How many positions are wanted, from the end.
+
+    Returns:
+        Shape (rows, length).
+    """
+    positions = attention_mask.long().cumsum(dim=-1) - 1
+    return positions.clamp(min=0)[:, -length:]
+
+
+__all__ = [
+    "ITuningGenerationMixin",
+    "check_rows",
+    "default_generation_config",
+    "positions_from_mask",
+    "refuse_unsupported",
+    "with_begin_token",
+]

@@ -1,0 +1,114 @@
+"""GPT-2's adapted layer. Another decoder family is another file like this one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.utils import is_accelerate_available
+
+from .adapter_ituning import ITuningAdapter
+
+VisualKeyValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+class ITuningGPT2Block(GPT2Block):
+    """A GPT-2 block with an adapter in parallel to its feed-forward network.
+
+    It takes over the modules of a block that was built and loaded already, under their own names, so
+    that state dicts, hidden-state capture, gradient checkpointing and quantised weights stay as they are.
+
+    The image's keys and values reach it *in-band*, as a keyword argument that `GPT2Model.forward` hands on
+    to every block: no module holds a request's state, so threads may share one model.
+
+    Args:
+        block: The frozen block.
+        adapter: The adapter to put beside its feed-forward network.
+    """
+
+    def __init__(self, block: GPT2Block, adapter: ITuningAdapter) -> None:
+        # Not GPT2Block's own __init__, which would build the frozen modules a second time.
+        GradientCheckpointingLayer.__init__(self)
+        for name, module in block.named_children():
+            self.add_module(name, module)
+        self.adapter = adapter
+        self.train(block.training)
+        _take_over_device_hook(block, self)
+
+    @property
+    def layer_idx(self) -> int:
+        """The layer's index, counted from 0 at the bottom."""
+        return self.attn.layer_idx
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        past_key_values: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: None = None,
+        encoder_attention_mask: None = None,
+        use_cache: bool | None = False,
+        visual_key_values: VisualKeyValues | None = None,
+        visual_attentions: dict[int, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Run the block on hidden states of shape (rows, T, d), rows image-major.
+
+        Args:
+            hidden_states: The layer's input, of shape (rows, T, d).
+            past_key_values: The self-attention cache.
+            attention_mask: The self-attention mask.
+            encoder_hidden_states: GPT-2's own cross-attention input; not used, and in this place because
+                `GPT2Model` passes it by position.
+            encoder_attention_mask: Its mask; not used.
+            use_cache: Whether the cache is written.
+            visual_key_values: For each adapted layer, the keys and values of the images, each of shape
+                (num_images, h, N, r / h). Without them the block is the frozen one.
+            visual_attentions: Filled, when given, with this layer's attention over the image,
+                of shape (rows, h, T, N).
+            **kwargs: Handed on to the self-attention.
+
+        Returns:
+            The layer's output, of shape (rows, T, d).
+        """
+        residual = hidden_states
+        attn_output, _ = self.attn(
+            self.ln_1(hidden_states),
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        residual = attn_output + residual
+        hidden_states = self.ln_2(residual)
+        output = residual + self.mlp(hidden_states)
+        if visual_key_values is None:
+            return output
+        key, value = visual_key_values[self.layer_idx]
+        if visual_attentions is not None:
+            visual_attentions[self.layer_idx] = self.adapter.attention_weights(hidden_states, key)
+        eager = self.attn.config._attn_implementation == "eager"
+        return output + self.adapter(hidden_states, key, value, eager=eager)
+
+
+def decoder_blocks(text_model: nn.Module) -> nn.ModuleList:
+    """Return the layers of a `GPT2LMHeadModel`, bottom first."""
+    return text_model.transformer.h
+
+
+def _take_over_device_hook(block: nn.Module, adapted: nn.Module) -> None:
+    """Keep what a multi-device map hung on the block: its inputs are moved to where it lives."""
+    hook = getattr(block, "_hf_hook", None)
+    if hook is None:
+        return
+    if is_accelerate_available():
+        from accelerate.hooks import add_hook_to_module
+
+        adapted.adapter.to(hook.execution_device)
+        add_hook_to_module(adapted, hook)
+
+
+__all__ = ["ITuningGPT2Block", "decoder_blocks"]

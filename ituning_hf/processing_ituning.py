@@ -1,0 +1,212 @@
+"""The captioner's processor: CLIP's image preparation and GPT-2's tokenizer behind one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+IGNORE_INDEX = -100
+
+
+class ITuningProcessor(ProcessorMixin):
+    r"""Prepare images, prompts and target captions for an [`ITuningForCaptioning`] model.
+
+    Images go through the PIL image processor, always: torchvision's resizing gives slightly other pixels,
+    and a captioner should not depend on what else is installed.
+
+    Args:
+        image_processor (`CLIPImageProcessorPil`): Prepares images.
+        tokenizer (`GPT2Tokenizer`): Prepares text. Without a padding token it gets its end token for one.
+
+    Example:
+    ```python
+    >>> from PIL import Image
+    >>> from ituning_hf import ITuningProcessor
+    >>> processor = ITuningProcessor.from_pretrained("my-captioner")  # doctest: +SKIP
+    >>> batch = processor(  # doctest: +SKIP
+    ...     images=[Image.new("RGB", (64, 48))], captions=[["a black square", "darkness"]]
+    ... )
+    >>> batch["pixel_values"].shape, batch["input_ids"].shape  # doctest: +SKIP
+    (torch.Size([1, 3, 224, 224]), torch.Size([2, 5]))
+
+    ```
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        if tokenizer is not None and tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        captions: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare a batch.
+
+        Args:
+            images: One image or a list of them (PIL, NumPy or torch).
+            text: Prompts to go on from: the begin token is put in front, and they are padded on the left.
+            captions: Targets: a caption, one for each image, or a list for each image. They get a begin and
+                an end token, and are padded on the right. An image with fewer captions than the others
+                gets rows without labels, so that every image has as many rows.
+            max_length: Cut captions to so many tokens, begin and end token included.
+            return_tensors: "pt", "np", or None for lists.
+            **kwargs: For the image processor.
+
+        Returns:
+            `pixel_values` of shape (num_images, 3, image_size, image_size); `input_ids` and
+            `attention_mask` of shape (num_images * k, T), image-major; with captions also `labels` of that
+            shape, -100 on padding.
+
+        Raises:
+            ValueError: if there is nothing to do, or both prompts and captions are given, or a caption is
+                empty, or the lists do not fit one another.
+        """
+        if images is None and text is None and captions is None:
+            raise ValueError("Nothing to prepare: give images, text (prompts) or captions (targets).")
+        if text is not None and captions is not None:
+            raise ValueError(
+                "Got both text and captions: text is a prompt for generate, captions are training "
+                "targets; give one of them."
+            )
+        data: dict[str, Any] = {}
+        if images is not None:
+            data |= self.image_processor(images=images, return_tensors=return_tensors, **kwargs)
+        if text is not None:
+            data |= self._prompt_rows([text] if isinstance(text, str) else list(text))
+        if captions is not None:
+            rows = self._caption_lists(captions, None if images is None else len(data["pixel_values"]))
+            encoded = [self.encode_captions(group, max_length) for group in rows]
+            data |= caption_rows(encoded, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def encode_captions(self, captions: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """Tokenize captions: begin token, tokens, end token.
+
+        Special tokens written out in a caption are read as plain text.
+
+        Args:
+            captions: The captions.
+            max_length: Cut each to so many tokens; the begin and the end token are kept.
+
+        Returns:
+            A list of token ids for each caption.
+
+        Raises:
+            ValueError: for an empty caption.
+        """
+        if not captions:
+            return []
+        if empty := [i for i, caption in enumerate(captions) if not caption.strip()]:
+            raise ValueError(f"captions {empty[:3]} are empty: remove them, or write something.")
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        ids = self._tokenize([caption.strip() for caption in captions])
+        room = None if max_length is None else max(max_length - 2, 0)
+        return [[begin, *tokens[:room], end] for tokens in ids]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def _prompt_rows(self, prompts: list[str]) -> dict[str, list[list[int]]]:
+        begin, pad = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
+        rows = [[begin, *tokens] for tokens in self._tokenize(prompts)] if prompts else []
+        width = max(map(len, rows), default=0)
+        return {
+            "input_ids": [[pad] * (width - len(row)) + row for row in rows],
+            "attention_mask": [[0] * (width - len(row)) + [1] * len(row) for row in rows],
+        }
+
+    @staticmethod
+    def _caption_lists(captions: Any, num_images: int | None) -> list[list[str]]:
+        """Bring the three forms that `captions` may take to one list for each image."""
+        if isinstance(captions, str):
+            groups = [[captions]]
+        elif all(isinstance(caption, str) for caption in captions):
+            groups = [[caption] for caption in captions]
+        elif any(isinstance(caption, str) for caption in captions):
+            raise ValueError("captions mixes strings and lists: give one string, or one list, per image.")
+        else:
+            groups = [list(group) for group in captions]
+        if num_images is not None and len(groups) != num_images:
+            raise ValueError(
+                f"captions has {len(groups)} entries for {num_images} images: give one caption, or one "
+                "list of captions, for each image."
+            )
+        if not any(groups):
+            raise ValueError("captions are all empty lists: give at least one caption.")
+        return groups
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: str | os.PathLike[str], text: str | os.PathLike[str], **hub_kwargs: Any
+    ) -> ITuningProcessor:
+        """Take the image preparation of one model and the tokenizer of another.
+
+        Args:
+            vision: A CLIP's folder or Hub id.
+            text: A GPT-2's folder or Hub id.
+            **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
+
+        Returns:
+            The processor. An encoder saved without its image preparation gets CLIP's own at the encoder's
+            image size, with a warning.
+        """
+        try:
+            image_processor = CLIPImageProcessorPil.from_pretrained(vision, **hub_kwargs)
+        except OSError:
+            config = AutoConfig.from_pretrained(vision, **hub_kwargs)
+            size = getattr(config, "vision_config", config).image_size
+            logger.warning(f"{vision} says nothing of image preparation; using CLIP's, at {size} pixels.")
+            image_processor = CLIPImageProcessorPil(
+                size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+            )
+        return cls(image_processor, AutoTokenizer.from_pretrained(text, **hub_kwargs))
+
+
+def caption_rows(
+    encoded: Sequence[Sequence[Sequence[int]]],
+    bos_token_id: int,
+    pad_token_id: int,
+    rows_per_image: int | None = None,
+) -> dict[str, list[list[int]]]:
+    """Lay tokenized captions out image-major, padded on the right.
+
+    Args:
+        encoded: For each image its captions, each a list of token ids.
+        bos_token_id: The begin token; it alone stands in a row that only fills up.
+        pad_token_id: The padding token.
+        rows_per_image: k; the most captions of one image by default.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, each of shape (num_images * k, T). Labels are -100 on
+        padding and all over the rows that only fill up.
+    """
+    k = max(map(len, encoded)) if rows_per_image is None else rows_per_image
+    rows = [row for group in encoded for row in [*group, *[None] * (k - len(group))]]
+    width = max([2, *(len(row) for row in rows if row is not None)])
+    batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    for row in rows:
+        ids = [bos_token_id] if row is None else list(row)
+        padding = width - len(ids)
+        batch["input_ids"].append(ids + [pad_token_id] * padding)
+        batch["attention_mask"].append([1] * len(ids) + [0] * padding)
+        labels = [IGNORE_INDEX] if row is None else ids
+        batch["labels"].append(labels + [IGNORE_INDEX] * padding)
+    return batch
+
+
+ITuningProcessor.register_for_auto_class()
+
+__all__ = ["ITuningProcessor", "caption_rows"]
