@@ -213,11 +213,19 @@ class ITuningPreTrainedModel(PreTrainedModel):
         except OSError:
             logger.info(f"{name} has no generation_config.json; using the default generation settings.")
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Save the adapter alone, with the configuration, generation settings and code to load it.
 
         Args:
             save_directory: The folder; made if it is not there.
+            state_dict: Weights to save in place of the model's own, as a distributed run gathers them. Of
+                a whole model's the adapter is taken.
             **kwargs: For `PreTrainedModel.save_pretrained`: `push_to_hub`, `repo_id`, `token` and so on.
         """
         if self.config.vision_model_fingerprint is None or self.config.text_model_fingerprint is None:
@@ -226,9 +234,11 @@ class ITuningPreTrainedModel(PreTrainedModel):
                 "adapter cannot be loaded again. Save both backbones, and create the captioner with "
                 "from_vision_text_pretrained."
             )
-        kwargs.setdefault("state_dict", self.adapter_state_dict())
+        adapter = self.adapter_state_dict()
+        if state_dict is not None:
+            adapter = {name: state_dict[name] for name in adapter}
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, state_dict=adapter, **kwargs)
 
 
 def load_adapter_file(name: str, subfolder: str, **hub_kwargs: Any) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ Copied into every saved captioner and run there on its own: it imports nothing o
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -165,9 +166,9 @@ def _check_backbones(config: ITuningConfig) -> None:
             "captions need a begin and an end token, so set both."
         )
     depth, layer = vision.num_hidden_layers, config.vision_feature_layer
-    if not -depth - 1 <= layer <= depth:
+    if not _is_int(layer) or not -depth - 1 <= layer <= depth:
         raise ValueError(
-            f"vision_feature_layer is {layer}, expected {-depth - 1} to {depth} for an encoder of "
+            f"vision_feature_layer is {layer!r}, expected {-depth - 1} to {depth} for an encoder of "
             f"{depth} layers."
         )
 
@@ -177,7 +178,7 @@ def _resolve_layers(layers: list[int], depth: int) -> list[int]:
     if isinstance(layers, (str, bytes)) or not hasattr(layers, "__iter__"):
         raise ValueError(f"adapter_layers is {layers!r}, expected a list of layer indices or None.")
     layers = list(layers)
-    outside = [i for i in layers if isinstance(i, bool) or not isinstance(i, int) or not -depth <= i < depth]
+    outside = [i for i in layers if not _is_int(i) or not -depth <= i < depth]
     if outside:
         raise ValueError(
             f"adapter_layers holds {outside}, expected integers from {-depth} to {depth - 1} for a "
@@ -195,15 +196,25 @@ def _resolve_layers(layers: list[int], depth: int) -> list[int]:
 def _check_adapter(config: ITuningConfig) -> None:
     for name in ("adapter_hidden_size", "adapter_num_heads"):
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not _is_int(value) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected a positive integer.")
     if config.adapter_hidden_size % config.adapter_num_heads:
         raise ValueError(
             f"adapter_hidden_size is {config.adapter_hidden_size}, which adapter_num_heads "
             f"({config.adapter_num_heads}) does not divide: change one of them."
         )
-    if isinstance(config.adapter_dropout, bool) or not 0.0 <= config.adapter_dropout < 1.0:
+    if not _is_finite(config.adapter_scale):
+        raise ValueError(f"adapter_scale is {config.adapter_scale!r}, expected a finite number.")
+    if not _is_finite(config.adapter_dropout) or not 0.0 <= config.adapter_dropout < 1.0:
         raise ValueError(f"adapter_dropout is {config.adapter_dropout!r}, expected 0 <= p < 1.")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def as_recorded_path(name_or_path: str | os.PathLike[str]) -> str:

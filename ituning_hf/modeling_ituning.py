@@ -262,7 +262,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         check_rows(input_ids, visual_key_values)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
-        if self.training:  # recomputation would write the cache a second time
+        if self.training and torch.is_grad_enabled():  # recomputation would write the cache a second time
             use_cache, past_key_values = False, None
         elif use_cache is None:
             use_cache = False if labels is not None else self.config.text_config.use_cache

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may ask the network
 
@@ -91,6 +92,15 @@ def randomize_adapters(model: ITuningForCaptioning, seed: int = 0, std: float = 
             for parameter in adapter.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
     return model
+
+
+def make_captioner(backbones: dict[str, Path], **options: Any) -> ITuningForCaptioning:
+    """A captioner with other options, whose captions depend on the image."""
+    return randomize_adapters(
+        ITuningForCaptioning.from_vision_text_pretrained(
+            backbones["vision"], backbones["text"], **ADAPTER | options
+        )
+    )
 
 
 @pytest.fixture

@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..processing_ituning import caption_rows
 from .images import UnreadableImageError
 from .records import CaptionedImage
 from .sampler import SampleKey
-
-IGNORE_INDEX = -100  # what PyTorch's cross-entropy leaves out
 
 
 class CaptionProcessor(Protocol):
     """What this module needs of a processor.
 
     `image_processor(images=[image], return_tensors="pt")["pixel_values"]` is a float tensor of
-    shape (1, 3, H, W), with H and W always the same; `tokenizer.pad_token_id` an int.
+    shape (1, 3, H, W), with H and W always the same. The tokenizer has `bos_token_id` and
+    `pad_token_id`.
     """
 
     image_processor: Any
@@ -121,12 +121,13 @@ class Collator:
     """Joins items into an image-major batch of exactly k caption rows per image.
 
     Args:
-        processor: Gives the padding token and the size of an image.
+        processor: Gives the begin and padding tokens and the size of an image.
         captions_per_image: k, as the data set has it.
     """
 
     def __init__(self, processor: CaptionProcessor, captions_per_image: int) -> None:
         self.captions_per_image = captions_per_image
+        self.bos_token_id: int = processor.tokenizer.bos_token_id
         self.pad_token_id: int = processor.tokenizer.pad_token_id
         # Asked of the processor, since all images of a batch may be unreadable.
         self.no_pixels = torch.zeros_like(_to_pixel_values(processor, Image.new("RGB", (64, 64))))
@@ -134,33 +135,20 @@ class Collator:
     def __call__(self, items: Sequence[CaptionItem]) -> dict[str, Any]:
         """Batch B items.
 
-        An image with fewer than k captions has rows of padding that carry no label; their first
-        position is attended to, because a row that attends to nothing has no softmax.
+        An image with fewer than k captions has rows of nothing but the begin token, which is
+        attended to, because a row that attends to nothing has no softmax, but has no label.
 
         Returns:
             `pixel_values` (B, 3, H, W), zeros where an item has none; `input_ids`,
             `attention_mask` and `labels`, each (B * k, T), padded on the right to the longest
             caption (T >= 2), labels -100 on padding; and `unreadable`, a list of the error texts.
         """
-        rows: list[list[int]] = []
-        for item in items:
-            num_missing = self.captions_per_image - len(item["captions"])
-            rows += item["captions"] + [[]] * num_missing
-        lengths = torch.tensor([len(row) for row in rows])
-        width = max(2, int(lengths.max()))
-        input_ids = torch.full((len(rows), width), self.pad_token_id)
-        for row_ids, row in zip(input_ids, rows, strict=True):
-            row_ids[: len(row)] = torch.tensor(row, dtype=torch.long)
-        is_token = torch.arange(width) < lengths[:, None]  # (B * k, T)
-        attention_mask = is_token.long()
-        attention_mask[:, 0] = 1
+        captions = [item["captions"] for item in items]
+        rows = caption_rows(captions, self.bos_token_id, self.pad_token_id, self.captions_per_image)
         pixels = [item["pixel_values"] for item in items]
         return {
             "pixel_values": torch.stack([self.no_pixels if p is None else p for p in pixels]),
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            # By length, not by token: GPT-2 pads with its end token, which must be learned.
-            "labels": input_ids.masked_fill(~is_token, IGNORE_INDEX),
+            **{name: torch.tensor(values) for name, values in rows.items()},
             "unreadable": [text for item in items if (text := item["unreadable"]) is not None],
         }
 

@@ -111,7 +111,7 @@ def _parse_row(line: str, where: str) -> _Row:
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: expected a JSON object, got {line.strip()!r}")
     split = fields.get("split")
-    if split is not None and split not in _SPLIT_NAMES:
+    if split is not None and not (isinstance(split, str) and split in _SPLIT_NAMES):
         raise ValueError(f"{where}: 'split' must be train, val or test, got {split!r}")
     return _Row(
         file_name=_parse_file_name(fields.get("file_name"), where),
@@ -143,9 +143,7 @@ def _parse_captions(fields: dict[str, Any], where: str) -> tuple[str, ...]:
     return clean_captions(captions)
 
 
-def _assign_splits(
-    rows: list[_Row], root: Path, seed: int, val_share: float
-) -> dict[str, list[_Row]]:
+def _assign_splits(rows: list[_Row], root: Path, seed: int, val_share: float) -> dict[str, list[_Row]]:
     """Group the rows of a single metadata file by their `split`, or else by lot."""
     named = [row.split for row in rows if row.split is not None]
     if named:

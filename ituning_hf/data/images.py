@@ -8,18 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-)
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-# The value that means white, by Pillow mode. Where several are in use, the first that holds
-# every value of the image is taken: floats come as 0..1 and as 0..255.
+# The value that means white, by Pillow mode. Where several are in use, the first that no value of the
+# image exceeds is taken: floats come as 0..1 and 0..255, integers from 8-bit and from 16-bit originals.
 _WHITE_LEVELS: dict[str, tuple[float, ...]] = {
     "I;16": (65535,),
     "I;16L": (65535,),
     "I;16B": (65535,),
     "I;16N": (65535,),
-    "I": (65535,),
+    "I": (255, 65535),
     "F": (1, 255),
 }
 
@@ -31,10 +29,11 @@ class UnreadableImageError(ValueError):
 def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     """Decode an image into upright 8-bit RGB.
 
-    The EXIF orientation is applied. Transparent pixels are composited over white. 16-bit and
-    32-bit greyscale is scaled, not clipped: 16-bit by its full range, floats by 1 or 255, and
-    values that fit none of these from their own minimum and maximum. Of an animation, the first
-    frame is taken. Safe to call from several threads.
+    The EXIF orientation is applied. Transparent pixels are composited over white. Of an animation,
+    the first frame is taken. Greyscale of more than 8 bits is scaled, not clipped: white is 65535
+    in 16 bits, the first of 255 and 65535 that no value exceeds in 32-bit integers, and of 1 and
+    255 in floats; what fits none of these is stretched from its own minimum to its own maximum.
+    Safe to call from several threads.
 
     Args:
         source: A file's path, or an image that is already open (it is left open).
@@ -49,7 +48,9 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(_upright(source))
-        with Image.open(source) as image:
+        # By file and not by name: of a file whose name it knows, Pillow 13 maps uncompressed data
+        # into memory, and scrambles TIFFs that are stored on their side.
+        with open(source, "rb") as file, Image.open(file) as image:
             _refuse_bomb(image)
             return _to_rgb(_upright(image))
     # Decoders raise whatever their parser trips over: OSError, SyntaxError, struct.error, ...

@@ -35,15 +35,17 @@ def read_karpathy(
     records = [
         _read_entry(entry, root, f"{path}: images[{position}]")
         for position, entry in enumerate(entries)
-        if isinstance(entry, dict) and entry.get("split") in wanted
+        if entry["split"] in wanted
     ]
     if not records:
-        raise ValueError(f"{path} has no images of split {split!r}; {_describe_splits(entries)}")
+        counts = Counter(entry["split"] for entry in entries)
+        present = ", ".join(f"{name!r} ({count})" for name, count in counts.items())
+        raise ValueError(f"{path} has no images of split {split!r}; it has {present or 'none'}")
     check_captions(records, path)
     return records
 
 
-def _read_entries(path: Path) -> list[Any]:
+def _read_entries(path: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also UnicodeDecodeError
@@ -51,6 +53,9 @@ def _read_entries(path: Path) -> list[Any]:
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise ValueError(f"{path} is not a Karpathy JSON file: it has no list named 'images'")
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
+            raise ValueError(f"{path}: images[{position}] has no 'split'")
     return entries
 
 
@@ -65,10 +70,3 @@ def _read_entry(entry: dict[str, Any], root: Path, where: str) -> CaptionedImage
         ) from error
     source = root / nested if (root / folder).is_dir() else root / filename
     return CaptionedImage(name=str(nested), captions=captions, source=source)
-
-
-def _describe_splits(entries: list[Any]) -> str:
-    counts = Counter(entry.get("split") for entry in entries if isinstance(entry, dict))
-    if not counts:
-        return "it lists no images at all"
-    return "it has " + ", ".join(f"{split!r} ({count})" for split, count in counts.items())

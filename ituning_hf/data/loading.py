@@ -53,9 +53,7 @@ def load_captioned_images(
     return records
 
 
-def _read_karpathy(
-    path: Path, image_root: str | os.PathLike[str] | None, split: str
-) -> list[CaptionedImage]:
+def _read_karpathy(path: Path, image_root: str | os.PathLike[str] | None, split: str) -> list[CaptionedImage]:
     if image_root is not None:
         return read_karpathy(path, image_root, split)
     beside = path.parent / "images"

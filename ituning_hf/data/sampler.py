@@ -70,9 +70,7 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         if not 0 <= process_index < num_processes:
-            raise ValueError(
-                f"process_index must be from 0 to {num_processes - 1}, got {process_index}"
-            )
+            raise ValueError(f"process_index must be from 0 to {num_processes - 1}, got {process_index}")
         if start_step < 0:
             raise ValueError(f"start_step must be at least 0, got {start_step}")
         self.num_images = num_images

@@ -116,8 +116,7 @@ class Scene:
         for item in self.objects:
             radius = RADII[item.size]
             points = [
-                ((item.x + radius * u) * side, (item.y + radius * v) * side)
-                for u, v in _OUTLINES[item.shape]
+                ((item.x + radius * u) * side, (item.y + radius * v) * side) for u, v in _OUTLINES[item.shape]
             ]
             draw.polygon(points, fill=COLOURS[item.colour])
         return image.reduce(_SUPERSAMPLING)

@@ -1,0 +1,77 @@
+"""`ituning train`: a run from the command line to the captioner on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers.utils import logging as transformers_logging
+
+from .arguments import TrainArguments, parse_arguments
+from .checkpoints import claim_output_dir
+from .loop import CaptionTrainer, TrainState
+from .setup import describe_run, load_data, load_model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train by command line.
+
+    Args:
+        argv: The command line without the program's name; `sys.argv[1:]` by default.
+
+    Returns:
+        0. What goes wrong is raised.
+    """
+    args = parse_arguments(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    train(args)
+    return 0
+
+
+def train(args: TrainArguments) -> TrainState:
+    """Train a captioner as the settings say.
+
+    Args:
+        args: The settings.
+
+    Returns:
+        How far it came and the best validation loss; the captioners are in `args.output_dir`, "best" and
+        "last".
+
+    Raises:
+        ValueError, OSError: for settings, data or backbones that cannot be used, before long work starts.
+        NonFiniteLossError: at a NaN or infinite loss.
+        TooManyUnreadableError: if too many images cannot be read.
+    """
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+
+    def report(text: str) -> None:
+        accelerator.print(text, flush=True)
+
+    output_dir = Path(args.output_dir)
+    if accelerator.is_main_process:
+        claim_output_dir(output_dir, args.resume_from_checkpoint)
+    accelerator.wait_for_everyone()
+    data = load_data(args)
+    set_seed(args.seed)  # the adapters' first weights: the same on every process
+    model, processor = load_model(args, data, accelerator, report)
+    for line in describe_run(model, processor, data, args):
+        report(line)
+    trainer = CaptionTrainer(args, model, processor, data, accelerator)
+    state = trainer.train()
+    accelerator.wait_for_everyone()
+    if state.best_loss is not None:
+        report(
+            f"Best       {output_dir / 'best'}  (validation loss {state.best_loss:.4f}, step {state.best_step})"
+        )
+    report(f"Last       {output_dir / 'last'}  (step {state.step})")
+    accelerator.end_training()
+    return state

@@ -1,0 +1,362 @@
+"""The training loop, on Accelerate."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device, set_seed
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+
+from .._version import __version__
+from ..data import CaptionDataset, CaptionedImage, Collator, ImageBatchSampler
+from ..modeling_ituning import ITuningForCaptioning
+from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
+from .arguments import TrainArguments
+from .checkpoints import (
+    RUN_FILE,
+    STATE_FILE,
+    atomic_folder,
+    checkpoint_folder,
+    draft_of,
+    find_checkpoint,
+    read_state,
+    remove_old_checkpoints,
+    write_json,
+)
+from .optimization import create_optimizer, create_schedule
+from .progress import Progress
+from .setup import TrainingData
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FILE = "adapter.safetensors"
+KEPT_CHECKPOINTS = 2
+# What a resumed run may change without becoming another run.
+_FREE_SETTINGS = frozenset(
+    {"output_dir", "resume_from_checkpoint", "dataloader_num_workers", "checkpointing_steps"}
+)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class TooManyUnreadableError(RuntimeError):
+    """More of the images cannot be read than the run allows."""
+
+
+@dataclass
+class TrainState:
+    """What of a run's progress is not in the model, the optimizer or the random states.
+
+    Args:
+        step: Optimizer steps taken.
+        images_seen: Images trained on, repetitions counted.
+        unreadable: Images of this epoch that could not be read.
+        best_loss: The lowest validation loss, None before the first.
+        best_step: The step it was reached at.
+    """
+
+    step: int = 0
+    images_seen: int = 0
+    unreadable: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+
+
+class CaptionTrainer:
+    """Trains a captioner's adapters.
+
+    The optimizer step is the same for any number of processes: the sampler divides its images among them,
+    and the loss is divided by the label tokens of all of them.
+
+    Args:
+        args: The settings.
+        model: The captioner.
+        processor: Its processor; saved beside every captioner.
+        data: What to train and validate on.
+        accelerator: Where and in what precision.
+    """
+
+    def __init__(
+        self,
+        args: TrainArguments,
+        model: ITuningForCaptioning,
+        processor: ITuningProcessor,
+        data: TrainingData,
+        accelerator: Accelerator,
+    ) -> None:
+        self.args, self.processor, self.data, self.accelerator = args, processor, data, accelerator
+        self.output_dir = Path(args.output_dir)
+        self.captioner = model
+        self.state = TrainState()
+        self.sampler = self._sampler(data.train, args.gradient_accumulation_steps, shuffle=True)
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
+        optimizer = create_optimizer(model, args.learning_rate, args.weight_decay)
+        # Not prepared: Accelerate would step it once for each process.
+        self.schedule = create_schedule(
+            optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        accelerator.register_for_checkpointing(self.schedule)
+        accelerator.register_save_state_pre_hook(self._save_adapter_alone)
+        accelerator.register_load_state_pre_hook(self._load_adapter_alone)
+        set_seed(args.seed + accelerator.process_index)  # dropout; everything else has seeds of its own
+
+    def train(self) -> TrainState:
+        """Run to the end, from the start or from the checkpoint that the settings name.
+
+        Returns:
+            How far it came and the best validation loss. The captioners are in `output_dir`: "best" and
+            "last".
+
+        Raises:
+            NonFiniteLossError: at a NaN or infinite loss; the last checkpoint is whole.
+            TooManyUnreadableError: if more images are unreadable than allowed.
+            ValueError: if the checkpoint is of other settings or other backbones.
+        """
+        if self.args.resume_from_checkpoint is not None:
+            self._resume(find_checkpoint(self.output_dir, self.args.resume_from_checkpoint))
+        elif self.accelerator.is_main_process:
+            write_json(self.output_dir / RUN_FILE, self._identity())
+        self.progress = Progress(
+            self.output_dir / "log.jsonl",
+            self.total_steps,
+            self.state.step,
+            self.accelerator.is_main_process,
+        )
+        try:
+            if self.state.step == 0 and self.data.evaluation:
+                self._report_validation(self.evaluate(), "before training")
+            self._train_steps()
+            self._save_captioner("last")
+        finally:
+            self.progress.close()
+        return self.state
+
+    def _train_steps(self) -> None:
+        self.captioner.train()
+        steps = self._micro_batches()
+        while self.state.step < self.total_steps:
+            if self.state.step % self.steps_per_epoch == 0:
+                self.state.unreadable = 0
+            started = time.perf_counter()
+            batches = list(itertools.islice(steps, self.args.gradient_accumulation_steps))
+            loss = self._optimizer_step(batches)
+            self._record(loss, time.perf_counter() - started)
+            epoch_ends = self.state.step % self.steps_per_epoch == 0
+            run_ends = self.state.step == self.total_steps
+            if self.data.evaluation and (epoch_ends or run_ends):
+                self._validate()
+            if self._checkpoint_is_due(epoch_ends) or run_ends:
+                self._save_checkpoint()
+
+    def _optimizer_step(self, batches: list[dict[str, Any]]) -> float:
+        """Take one optimizer step over micro-batches; return the mean loss of its label tokens."""
+        num_items = self._count(batches)
+        total = torch.zeros((), device=self.accelerator.device)
+        for position, batch in enumerate(batches):
+            is_last = position == len(batches) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                loss = self.model(
+                    **batch, num_items_in_batch=num_items, label_smoothing=self.args.label_smoothing
+                ).loss
+                # The processes' gradients are averaged, and theirs is a sum.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            total += loss.detach()
+        mean = float(self.accelerator.reduce(total, "sum"))
+        if not math.isfinite(mean):
+            self._stop_at_non_finite(mean)
+        if self.args.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(self.captioner.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:  # by fp16's scaler, at an overflow
+            self.schedule.step()
+        self.optimizer.zero_grad()
+        return mean
+
+    def _count(self, batches: list[dict[str, Any]]) -> int:
+        """Count the step's label tokens over all processes, and keep account of unreadable images."""
+        problems = [text for batch in batches for text in batch.pop("unreadable")]
+        for text in problems:
+            logger.warning("skipped: %s", text)
+        items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
+        counts = torch.tensor([items, len(problems)], device=self.accelerator.device)
+        items, unreadable = self.accelerator.reduce(counts, "sum").tolist()
+        self.state.unreadable += unreadable
+        allowed = self.args.max_unreadable_share * len(self.data.train)
+        if self.state.unreadable > allowed:
+            raise TooManyUnreadableError(
+                f"{self.state.unreadable} of {len(self.data.train)} images could not be read, and "
+                f"--max_unreadable_share {self.args.max_unreadable_share} allows {int(allowed)} "
+                f"(last: {(problems or ['on another process'])[-1]}). Mend or remove them, or raise it."
+            )
+        return max(items, 1)
+
+    def _record(self, loss: float, seconds: float) -> None:
+        self.state.step += 1
+        images = math.prod(self.sampler.step_shape)
+        self.state.images_seen += images
+        rate = self.schedule.get_last_lr()[0]
+        self.progress.step(loss, rate, images / seconds)
+        self.progress.log({"step": self.state.step, "loss": loss, "learning_rate": rate})
+
+    def _stop_at_non_finite(self, loss: float) -> None:
+        step = self.state.step + 1
+        raise NonFiniteLossError(
+            f"The loss is {loss} at step {step} (epoch {step / self.steps_per_epoch:.2f}), so training "
+            f"stops; the checkpoints in {self.output_dir} are as they were before. Try a lower "
+            "--learning_rate, or --mixed_precision bf16 instead of fp16."
+        )
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Return the mean loss of the validation captions' tokens, without label smoothing."""
+        self.captioner.eval()
+        sampler = self._sampler(self.data.evaluation, 1, shuffle=False)
+        batches = list(itertools.islice(sampler, sampler.steps_per_epoch))
+        most = max(len(image.captions) for image in self.data.evaluation)
+        captions = min(most, self.args.captions_per_image)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        for batch in self._loader(self.data.evaluation, batches, captions):
+            for text in batch.pop("unreadable"):
+                logger.warning("skipped in validation: %s", text)
+            batch = send_to_device(batch, self.accelerator.device)
+            items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+            loss = self.model(**batch, num_items_in_batch=1).loss
+            sums += torch.stack([loss.double(), items.double()])
+        total, items = self.accelerator.reduce(sums, "sum").tolist()
+        self.captioner.train()
+        return total / max(items, 1)
+
+    def _validate(self) -> None:
+        loss = self.evaluate()
+        is_best = self.state.best_loss is None or loss < self.state.best_loss
+        if is_best:
+            self.state.best_loss, self.state.best_step = loss, self.state.step
+            self._save_captioner("best")
+        epoch = self.state.step / self.steps_per_epoch
+        self._report_validation(loss, f"epoch {epoch:.4g}" + (", the best so far" if is_best else ""))
+
+    def _report_validation(self, loss: float, when: str) -> None:
+        self.progress.say(f"validation loss {loss:.4f}  (step {self.state.step}, {when})")
+        self.progress.log({"step": self.state.step, "validation_loss": loss})
+
+    def _sampler(
+        self, images: list[CaptionedImage], accumulation_steps: int, shuffle: bool, start_step: int = 0
+    ) -> ImageBatchSampler:
+        return ImageBatchSampler(
+            num_images=len(images),
+            per_device_batch_size=self.args.per_device_train_batch_size,
+            gradient_accumulation_steps=accumulation_steps,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+            seed=self.args.seed,
+            shuffle=shuffle,
+            start_step=start_step,
+        )
+
+    def _loader(self, images: list[CaptionedImage], batches: Any, captions: int) -> DataLoader:
+        return DataLoader(
+            CaptionDataset(images, self.processor, captions, self.args.max_caption_tokens, self.args.seed),
+            batch_sampler=batches,
+            collate_fn=Collator(self.processor, captions),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # Its own, so that making a loader (a resumed run makes one more) draws nothing from the
+            # generator that dropout uses.
+            generator=torch.Generator(),
+        )
+
+    def _micro_batches(self) -> Iterator[dict[str, Any]]:
+        """Yield this process's batches from the current step on, endlessly."""
+        sampler = self._sampler(self.data.train, self.args.gradient_accumulation_steps, True, self.state.step)
+        for batch in self._loader(self.data.train, sampler, self.args.captions_per_image):
+            yield send_to_device(batch, self.accelerator.device, non_blocking=True)
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes this run this run; a checkpoint must agree with it to be resumed."""
+        config = self.captioner.config
+        settings = {k: v for k, v in self.args.to_dict().items() if k not in _FREE_SETTINGS}
+        return {
+            "settings": settings,
+            "num_processes": self.accelerator.num_processes,
+            "vision_model_fingerprint": config.vision_model_fingerprint,
+            "text_model_fingerprint": config.text_model_fingerprint,
+            "ituning_hf": __version__,
+        }
+
+    def _checkpoint_is_due(self, epoch_ends: bool) -> bool:
+        every = self.args.checkpointing_steps
+        return epoch_ends if every == "epoch" else self.state.step % int(every) == 0
+
+    def _save_checkpoint(self) -> None:
+        target = checkpoint_folder(self.output_dir, self.state.step)
+        with _shared_draft(self.accelerator, target) as draft:
+            self.accelerator.save_state(str(draft))
+            if self.accelerator.is_main_process:
+                write_json(draft / STATE_FILE, {"state": asdict(self.state)} | self._identity())
+        if self.accelerator.is_main_process:
+            remove_old_checkpoints(self.output_dir, KEPT_CHECKPOINTS)
+
+    def _save_captioner(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            with atomic_folder(self.output_dir / name) as draft:
+                self.captioner.save_pretrained(draft)
+                self.processor.save_pretrained(draft)
+        self.accelerator.wait_for_everyone()
+
+    def _save_adapter_alone(self, models: list[Any], weights: list[Any], folder: str) -> None:
+        weights.clear()  # they hold the frozen backbones
+        if self.accelerator.is_main_process:
+            save_file(self.captioner.adapter_state_dict(), Path(folder) / ADAPTER_FILE)
+
+    def _load_adapter_alone(self, models: list[Any], folder: str) -> None:
+        models.clear()
+        self.captioner.load_state_dict(load_file(Path(folder) / ADAPTER_FILE), strict=False)
+
+    def _resume(self, checkpoint: Path) -> None:
+        saved, own = read_state(checkpoint), self._identity()
+        for kind in ("vision", "text"):
+            key = f"{kind}_model_fingerprint"
+            if saved[key] != own[key]:
+                raise ValueError(
+                    f"{checkpoint} was trained over another {kind} model (fingerprint {saved[key]}, this "
+                    f"run's is {own[key]}): give the same --{kind}_model."
+                )
+        changed = [k for k, v in own["settings"].items() if saved["settings"].get(k) != v]
+        if changed or saved["num_processes"] != own["num_processes"]:
+            differences = [f"--{k} {saved['settings'].get(k)!r}" for k in changed]
+            differences += [f"{saved['num_processes']} process(es)"]
+            raise ValueError(
+                f"{checkpoint} belongs to a run with other settings: it had {', '.join(differences)}. "
+                "Resume with the same, or start anew without --resume_from_checkpoint."
+            )
+        self.accelerator.load_state(str(checkpoint))
+        self.state = TrainState(**saved["state"])
+
+
+@contextmanager
+def _shared_draft(accelerator: Accelerator, target: Path) -> Iterator[Path]:
+    """Let all processes write into one `atomic_folder`, which the main process makes and puts in place."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield draft_of(target)
+        accelerator.wait_for_everyone()
+        return
+    with atomic_folder(target) as draft:
+        accelerator.wait_for_everyone()
+        yield draft
+        accelerator.wait_for_everyone()

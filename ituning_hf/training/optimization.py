@@ -1,0 +1,44 @@
+"""AdamW over the adapters, and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+
+def create_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """Optimise what is trainable; matrices decay, biases do not.
+
+    Args:
+        model: Its parameters with `requires_grad` are taken.
+        learning_rate: The peak.
+        weight_decay: For tensors of two or more axes.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate)
+
+
+def create_schedule(
+    optimizer: torch.optim.Optimizer, name: str, warmup_ratio: float, total_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Rise linearly over the first steps, then decay by a schedule of Transformers.
+
+    Args:
+        optimizer: What it steers.
+        name: A name that `transformers.get_scheduler` knows.
+        warmup_ratio: Share of the steps that rise.
+        total_steps: Optimizer steps of the whole run.
+    """
+    return get_scheduler(
+        name,
+        optimizer,
+        num_warmup_steps=math.ceil(warmup_ratio * total_steps),
+        num_training_steps=total_steps,
+    )

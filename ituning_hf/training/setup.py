@@ -1,0 +1,128 @@
+"""From settings to the parts of a run: backbones, captioner, processor, data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..data import CaptionedImage, count_over_long, load_captioned_images
+from ..modeling_ituning import ITuningForCaptioning
+from ..processing_ituning import ITuningProcessor
+from .arguments import TrainArguments
+from .small_backbones import make_small_backbones
+
+Report = Callable[[str], None]
+
+
+@dataclass
+class TrainingData:
+    """The images of a run.
+
+    Args:
+        train: What is trained on.
+        evaluation: What the validation loss is computed on; empty without a split for it.
+    """
+
+    train: list[CaptionedImage]
+    evaluation: list[CaptionedImage]
+
+
+def load_data(args: TrainArguments) -> TrainingData:
+    """Read the splits; every file is known to be there afterwards.
+
+    Raises:
+        ValueError: for a data set that cannot be read.
+        FileNotFoundError: for one that is not there, or whose images are not.
+    """
+
+    def load(split: str, num_scenes: int) -> list[CaptionedImage]:
+        return load_captioned_images(
+            args.dataset, split, image_root=args.image_root, seed=args.seed, num_scenes=num_scenes
+        )
+
+    train = load("train", args.num_scenes)
+    if args.eval_split == "none":
+        return TrainingData(train, [])
+    return TrainingData(train, load(args.eval_split, max(1, args.num_scenes // 10)))
+
+
+def load_model(
+    args: TrainArguments, data: TrainingData, accelerator: Accelerator, report: Report
+) -> tuple[ITuningForCaptioning, ITuningProcessor]:
+    """Build an untrained captioner over the backbones that the settings name, or over small ones.
+
+    Raises:
+        OSError: for a backbone that is not there.
+        ValueError: for one that cannot be used, or adapter settings that do not fit it.
+    """
+    vision, text = args.vision_model, args.text_model
+    if vision is None or text is None:
+        vision, text = _small_backbones(args, data, accelerator, report)
+    model = ITuningForCaptioning.from_vision_text_pretrained(
+        vision,
+        text,
+        adapter_hidden_size=args.adapter_hidden_size,
+        adapter_num_heads=args.adapter_num_heads,
+        adapter_layers=args.adapter_layers,
+        adapter_scale=args.adapter_scale,
+        adapter_dropout=args.adapter_dropout,
+        vision_feature_layer=args.vision_feature_layer,
+    )
+    processor = ITuningProcessor.from_vision_text_pretrained(vision, text)
+    _check_fit(model, processor, args)
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model, processor
+
+
+def _small_backbones(
+    args: TrainArguments, data: TrainingData, accelerator: Accelerator, report: Report
+) -> tuple[str, str]:
+    """Make them at the start of a run; a resumed one finds them beside its checkpoints."""
+    folder = Path(args.output_dir) / "backbones"
+    vision, text = folder / "vision", folder / "text"
+    if args.resume_from_checkpoint is None and accelerator.is_main_process:
+        report("No --vision_model and --text_model: making small ones of the training data first.")
+        make_small_backbones(folder, data.train, seed=args.seed, report=report)
+    accelerator.wait_for_everyone()
+    return str(vision), str(text)
+
+
+def _check_fit(model: ITuningForCaptioning, processor: ITuningProcessor, args: TrainArguments) -> None:
+    vocabulary, positions = model.config.text_config.vocab_size, model.config.text_config.n_positions
+    if len(processor.tokenizer) > vocabulary:
+        raise ValueError(
+            f"The tokenizer of {args.text_model} has {len(processor.tokenizer)} tokens, and its language "
+            f"model only {vocabulary}: they do not belong together."
+        )
+    if args.max_caption_tokens > positions:
+        raise ValueError(
+            f"--max_caption_tokens is {args.max_caption_tokens}, and the language model has only "
+            f"{positions} positions: give at most {positions}."
+        )
+
+
+def describe_run(
+    model: ITuningForCaptioning, processor: ITuningProcessor, data: TrainingData, args: TrainArguments
+) -> list[str]:
+    """Say what is about to be trained on what, a line each."""
+    tensors = model.adapter_state_dict().values()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    config = model.config
+    lines = [
+        f"Backbones  {config.vision_model_name_or_path} + {config.text_model_name_or_path} (frozen)",
+        f"Adapter    r = {config.adapter_hidden_size}, {config.adapter_num_heads} heads, in "
+        f"{len(config.adapter_layers)} of {config.text_config.num_hidden_layers} layers",
+        f"Trainable  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), "
+        f"{size / 2**20:.1f} MiB on disk",
+        f"Images     {len(data.train):,} to train on, {len(data.evaluation):,} for validation",
+    ]
+    over_long = count_over_long(data.train, processor, args.max_caption_tokens)
+    if over_long:
+        lines.append(f"Captions   {over_long:,} are cut at {args.max_caption_tokens} tokens")
+    return lines

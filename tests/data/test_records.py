@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from ituning_hf.data import CaptionedImage, check_images_exist, clean_caption, make_scene
+
+from .conftest import save_image
+
+
+def test_cleaning_collapses_white_space() -> None:
+    assert clean_caption("  a dog\r\n  runs\t\u00a0fast . ") == "a dog runs fast ."
+
+
+def test_loads_a_file(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.png", (1, 2, 3))
+    image = CaptionedImage("a.png", ("a",), path).load()
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (40, 34), (1, 2, 3))
+
+
+def test_loads_a_scene() -> None:
+    scene = make_scene(0, 5)
+    assert CaptionedImage("scene", ("a",), scene).load().tobytes() == scene.render().tobytes()
+
+
+def test_missing_images_make_one_error(tmp_path: Path) -> None:
+    there = save_image(tmp_path / "there.png")
+    names = ["a.png", "b.png", "c.png", "d.png"]
+    records = [CaptionedImage(name, ("a",), tmp_path / name) for name in names]
+    records += [
+        CaptionedImage("there.png", ("a",), there),
+        CaptionedImage("scene", ("a",), make_scene(0, 0)),
+    ]
+    expected = "4 of 6 images are missing \\(.*a.png, .*b.png, .*c.png, ...\\); image_root must be"
+    with pytest.raises(FileNotFoundError, match=expected):
+        check_images_exist(records)
+    check_images_exist(records[4:])
