@@ -86,7 +86,10 @@ def load_pretrained_backbone(kind: str, name: str, **kwargs: Any) -> PreTrainedM
     """
     model_class = _BACKBONES[kind][0]
     with _naming_the_backbone(kind, repr(name)), _without_load_report():
-        model, info = model_class.from_pretrained(name, output_loading_info=True, **kwargs)
+        # Mismatches are ignored there to be named here; its own error refers to the report that is kept back.
+        model, info = model_class.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
     broken = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if broken:
         raise ValueError(
@@ -226,8 +229,9 @@ def _naming_the_backbone(kind: str, where: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        problem = "was not found" if isinstance(error, OSError) else "is damaged"
         raise OSError(
-            f"The captioner's frozen {kind} model was not found at {where}: {error} If it has moved, give "
+            f"The captioner's frozen {kind} model {problem} at {where}: {error} If it has moved, give "
             f"its place with from_pretrained(..., {kind}_model_name_or_path=...)."
         ) from error
 

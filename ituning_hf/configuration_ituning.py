@@ -119,11 +119,18 @@ class ITuningConfig(PreTrainedConfig):
         """
         config_dict = dict(config_dict)
         for backbone in ("vision_model", "text_model"):
-            if f"{backbone}_name_or_path" in kwargs:
+            if (place := kwargs.get(f"{backbone}_name_or_path")) is not None:
+                kwargs[f"{backbone}_name_or_path"] = as_recorded_path(place)
                 config_dict[f"{backbone}_revision"] = None
         for name in [name for name in kwargs if name in _OWN_FIELDS]:
             config_dict[name] = kwargs.pop(name)
         return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as it is stored: how a backbone is quantised is up to who loads it."""
+        output = super().to_dict()
+        output["text_config"].pop("quantization_config", None)
+        return output
 
 
 _OWN_FIELDS = frozenset(ITuningConfig.__annotations__) - {"vision_config", "text_config"}

@@ -66,8 +66,9 @@ class ITuningGenerationMixin(GenerationMixin):
         input_ids = inputs if input_ids is None else input_ids
         visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))
         if input_ids is None:
-            num_images = next(iter(visual_key_values.values()))[0].shape[0]
-            input_ids = torch.empty((num_images, 0), dtype=torch.long, device=self.device)
+            # On the adapter's device, since the model's own (its first weight's) may be offloaded.
+            key, _ = next(iter(visual_key_values.values()))
+            input_ids = torch.empty((key.shape[0], 0), dtype=torch.long, device=key.device)
             attention_mask = None
         check_rows(input_ids, visual_key_values)
         past = kwargs.get("past_key_values")

@@ -34,7 +34,7 @@ class ITuningGPT2Block(GPT2Block):
         GradientCheckpointingLayer.__init__(self)
         for name, module in block.named_children():
             self.add_module(name, module)
-        self.adapter = adapter
+        self.adapter = adapter.to(_compute_device(block))
         self.train(block.training)
         _take_over_device_hook(block, self)
 
@@ -99,15 +99,19 @@ def decoder_blocks(text_model: nn.Module) -> nn.ModuleList:
     return text_model.transformer.h
 
 
-def _take_over_device_hook(block: nn.Module, adapted: nn.Module) -> None:
-    """Keep what a multi-device map hung on the block: its inputs are moved to where it lives."""
+def _compute_device(block: GPT2Block) -> torch.device | str | int:
+    """Return where a block computes, which for an offloaded one is not where its weights are."""
+    device = getattr(getattr(block, "_hf_hook", None), "execution_device", None)
+    # Of its weights the norm's, which no quantisation touches.
+    return block.ln_2.weight.device if device is None else device
+
+
+def _take_over_device_hook(block: GPT2Block, adapted: ITuningGPT2Block) -> None:
+    """Keep what a multi-device map hung on the block: its inputs are moved to where it computes."""
     hook = getattr(block, "_hf_hook", None)
-    if hook is None:
-        return
-    if is_accelerate_available():
+    if hook is not None and is_accelerate_available():
         from accelerate.hooks import add_hook_to_module
 
-        adapted.adapter.to(hook.execution_device)
         add_hook_to_module(adapted, hook)
 
 

@@ -105,8 +105,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
                 scale=config.adapter_scale,
                 dropout=config.adapter_dropout,
             )
-            # Beside the layer's norm, which no quantisation touches.
-            blocks[i] = ITuningGPT2Block(blocks[i], adapter.to(blocks[i].ln_2.weight.device))
+            blocks[i] = ITuningGPT2Block(blocks[i], adapter)
 
     def freeze_backbones(self) -> None:
         """Make the adapters, and nothing else, trainable."""
@@ -187,10 +186,11 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             self.config.vision_config.image_size,
             self.config.vision_config.num_channels,
         )
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (channels, size, size):
+        fits = pixel_values.ndim == 4 and pixel_values.shape[1:] == (channels, size, size)
+        if not fits or pixel_values.shape[0] == 0:
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}, expected (num_images, {channels}, "
-                f"{size}, {size}): prepare images with the captioner's own processor."
+                f"{size}, {size}): prepare one image or more with the captioner's own processor."
             )
         layer = self.config.vision_feature_layer
         if layer == -1:
@@ -222,7 +222,6 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
-        label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         r"""Score text rows given their images.
@@ -243,8 +242,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
                 where there are labels.
             num_items_in_batch: What to divide the summed loss by: the label tokens of the whole
                 optimizer step. Those of this batch by default.
-            label_smoothing: The share of the target's probability that is spread over the vocabulary.
-            **kwargs: `output_hidden_states`, `output_attentions` and the like, for the decoder.
+            **kwargs: `label_smoothing`, the share of the target's probability that is spread over the
+                vocabulary (0 by default); and for the decoder `output_hidden_states`,
+                `output_attentions` and the like.
 
         Returns:
             `loss` where there are labels, `logits` of shape (num_images * k, positions, vocab_size), and
@@ -254,6 +254,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             ValueError: for inputs that do not fit one another or the backbones.
         """
         _check_text(input_ids, labels)
+        # Not in the signature: Transformers' Trainer takes every parameter with "label" in its name for
+        # labels, misses this one in the batch, and then evaluates without a loss.
+        label_smoothing = kwargs.pop("label_smoothing", 0.0)
         if visual_key_values is None:
             memory = self._visual_memory(pixel_values, visual_features)
             visual_key_values = self.project_visual(memory)

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may ask the network
+# Before torch and transformers are imported, here and in the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the network
+os.environ["OMP_NUM_THREADS"] = "1"  # on models this small, two threads on busy cores take ten times longer
 
 import pytest
 import torch

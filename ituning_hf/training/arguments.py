@@ -52,7 +52,7 @@ class TrainArguments:
         "'scenes' for the built-in rendered scenes, a Karpathy .json file, or a folder with metadata.jsonl.",
     )
     image_root: str | None = _option(None, "The folder that a Karpathy file's image names are relative to.")
-    num_scenes: int = _option(2000, "How many scenes to train on, with --dataset scenes.")
+    num_scenes: int = _option(1000, "How many scenes to train on, with --dataset scenes.")
     captions_per_image: int = _option(5, "Captions of each image in a batch; the rest wait for other epochs.")
     max_caption_tokens: int = _option(64, "Captions are cut at so many tokens, begin and end token included.")
     max_unreadable_share: float = _option(
@@ -99,8 +99,8 @@ class TrainArguments:
             raise ValueError(f"only {given} is given: give both --vision_model and --text_model, or neither.")
 
     def _check_ranges(self) -> None:
-        at_least_one = ["num_scenes", "captions_per_image", "per_device_train_batch_size", "gradient_accumulation_steps"]
-        for name in at_least_one:
+        at_least_one = ("num_scenes", "captions_per_image", "per_device_train_batch_size")
+        for name in (*at_least_one, "gradient_accumulation_steps"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         _require(self, "max_caption_tokens", self.max_caption_tokens >= 3, "at least 3")
         _require(self, "num_train_epochs", self.num_train_epochs > 0, "more than 0")

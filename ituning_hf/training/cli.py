@@ -69,9 +69,8 @@ def train(args: TrainArguments) -> TrainState:
     state = trainer.train()
     accelerator.wait_for_everyone()
     if state.best_loss is not None:
-        report(
-            f"Best       {output_dir / 'best'}  (validation loss {state.best_loss:.4f}, step {state.best_step})"
-        )
+        reached = f"validation loss {state.best_loss:.4f}, step {state.best_step}"
+        report(f"Best       {output_dir / 'best'}  ({reached})")
     report(f"Last       {output_dir / 'last'}  (step {state.step})")
     accelerator.end_training()
     return state

@@ -36,7 +36,7 @@ def word_processor() -> WordProcessor:
 
 @pytest.fixture
 def write_json(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a Karpathy file below tmp_path and an image for each entry that asks for one."""
+    """Writes a Karpathy file below tmp_path."""
 
     def write(entries: list[Any], name: str = "dataset.json") -> Path:
         path = tmp_path / name

@@ -204,15 +204,13 @@ def test_tokenizes_in_batches(word_processor: WordProcessor) -> None:
 
 def test_works_with_the_real_processor(processor: ITuningProcessor, flickr8k_mini: Path) -> None:
     records = load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", "val")
-    dataset = CaptionDataset(records, processor, captions_per_image=5, max_caption_tokens=40, seed=0)
-    batch = Collator(processor, 5)([dataset[SampleKey(0, index, False)] for index in range(3)])
+    dataset = CaptionDataset(records, processor, captions_per_image=6, max_caption_tokens=400, seed=0)
+    batch = Collator(processor, 6)([dataset[SampleKey(0, index, False)] for index in range(3)])
     assert batch["pixel_values"].shape == (3, 3, 30, 30)
-    assert batch["input_ids"].shape[0] == 15
-    for row, caption in zip(batch["labels"], records[0].captions, strict=False):
+    captions = [caption for record in records[:3] for caption in (*record.captions, "")]
+    assert batch["input_ids"].shape[0] == len(captions) == 18
+    for row, caption in zip(batch["labels"], captions, strict=True):
         assert processor.tokenizer.decode(row[row != -100], skip_special_tokens=True) == caption
-    assert (
-        count_over_long(records, processor, 12)
-        > count_over_long(records, processor, 40)
-        >= count_over_long(records, processor, 400)
-        == 0
-    )
+    lengths = [len(ids) for record in records for ids in processor.encode_captions(record.captions)]
+    limit = sorted(lengths)[len(lengths) // 2]
+    assert count_over_long(records, processor, limit) == sum(length > limit for length in lengths) > 0

@@ -27,7 +27,12 @@ def test_the_series_does_not_change_between_versions() -> None:
     assert [make_scene(0, index).captions(1)[0] for index in range(4)] == SERIES_OF_SEED_0
 
 
-SERIES_OF_SEED_0 = ["?"]
+SERIES_OF_SEED_0 = [
+    "a large blue square above a small red star.",
+    "a large pink square left of a small yellow star and a large pink heart.",
+    "a purple square in the middle.",
+    "a small orange cross and a large red heart above a large blue heart.",
+]
 
 
 def test_scenes_are_varied() -> None:

@@ -1,0 +1,333 @@
+"""Captions for images: one call for a few, a generator for many, and loading what both need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .data.images import UnreadableImageError, load_image
+from .inspection import read_config
+from .modeling_ituning import ITuningForCaptioning
+from .processing_ituning import ITuningProcessor
+
+ImageSource = str | os.PathLike[str] | Image.Image
+
+# Decoding lets go of Python's lock, so a few threads keep ahead of generation. Each holds one image in
+# full size; what waits for its batch is already cut to the encoder's.
+LOADER_THREADS = 4
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """What became of one image.
+
+    Args:
+        source: The image's path, or "image 3" for a PIL image of no file, fourth of the sources.
+        captions: Its captions, the most likely first; none if the image could not be read.
+        error: Why it could not be read, in one line.
+    """
+
+    source: str
+    captions: list[str]
+    error: str | None = None
+
+
+def caption(
+    model: Any,
+    images: ImageSource | Sequence[ImageSource],
+    processor: Any = None,
+    *,
+    prompt: str | Sequence[str] | None = None,
+    num_captions: int = 1,
+    batch_size: int = 8,
+    num_beams: int = 5,
+    max_new_tokens: int = 40,
+    **generate_kwargs: Any,
+) -> str | list[str] | list[list[str]]:
+    r"""Caption one image or several.
+
+    Args:
+        model: A captioner (the package's class or the one that remote code brought), or the folder or Hub
+            id of a saved one, which is then loaded as `load_captioner` does.
+        images: Paths or PIL images; one, or a list of them.
+        processor: The captioner's processor. By default the one that was saved beside it.
+        prompt: What captions begin with: one text for all images, or a list of one for each. Best without
+            a space at its end, since GPT-2's words bring their own.
+        num_captions: Captions for each image.
+        batch_size: Images that are captioned at a time.
+        num_beams: Beams of the search; 1 is greedy.
+        max_new_tokens: The longest caption, in tokens after the prompt.
+        **generate_kwargs: For `generate`: `do_sample`, `top_p`, `length_penalty` and the like.
+
+    Returns:
+        For a single image its caption, for a list the captions in its order; with `num_captions` above 1,
+        a list for each image, the most likely first. A caption includes its prompt. It has no special
+        tokens and no whitespace at its ends.
+
+    Raises:
+        UnreadableImageError: for the first image that cannot be read. To caption the others all the
+            same, use `iter_captions`.
+        ValueError: for numbers out of range, more captions than beams (unless sampling), prompts that
+            are not one per image, or a captioner without a processor.
+        OSError: if there is no captioner at the given place.
+
+    Example:
+    ```python
+    >>> import ituning_hf
+    >>> ituning_hf.caption("my-captioner", "dog.jpg")  # doctest: +SKIP
+    'a brown dog runs across the grass'
+    >>> model, processor = ituning_hf.load_captioner("my-captioner")  # doctest: +SKIP
+    >>> ituning_hf.caption(model, ["dog.jpg", "bike.jpg"], processor, prompt="a photo of")  # doctest: +SKIP
+    ['a photo of a dog running', 'a photo of a man on a bike']
+
+    ```
+    """
+    if isinstance(model, (str, os.PathLike)):
+        model = _load_model(model)
+    single = isinstance(images, (str, os.PathLike, Image.Image))
+    results = iter_captions(
+        model,
+        processor or _load_processor(model.name_or_path),
+        [images] if single else images,  # type: ignore[arg-type, list-item]
+        prompt=prompt,
+        num_captions=num_captions,
+        batch_size=batch_size,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        **generate_kwargs,
+    )
+    captions: list[Any] = []
+    for result in results:
+        if result.error is not None:
+            raise UnreadableImageError(result.error)
+        captions.append(result.captions if num_captions > 1 else result.captions[0])
+    return captions[0] if single else captions
+
+
+def iter_captions(
+    model: Any,
+    processor: Any,
+    sources: Sequence[ImageSource],
+    *,
+    prompt: str | Sequence[str] | None = None,
+    num_captions: int = 1,
+    batch_size: int = 8,
+    num_beams: int = 5,
+    max_new_tokens: int = 40,
+    **generate_kwargs: Any,
+) -> Iterator[CaptionResult]:
+    """Caption many images, giving the results of each batch as soon as it is done.
+
+    Images are decoded in threads, one batch ahead of the one that is being captioned, so that the device
+    does not wait for files; no more than two batches are held, whatever the number of sources. An image
+    that cannot be read gives a result with its error, and harms no other.
+
+    Args:
+        model: A captioner.
+        processor: Its processor.
+        sources: Paths or PIL images.
+        prompt: As for `caption`, like the arguments that follow it.
+        num_captions: Captions for each image.
+        batch_size: Images that are captioned at a time.
+        num_beams: Beams of the search; 1 is greedy.
+        max_new_tokens: The longest caption, in tokens after the prompt.
+        **generate_kwargs: For `generate`.
+
+    Returns:
+        An iterator over one result for each source, in their order.
+
+    Raises:
+        ValueError: as in `caption`; at the call, before the first image is opened.
+    """
+    options = {
+        "num_return_sequences": num_captions,
+        "num_beams": num_beams,
+        "max_new_tokens": max_new_tokens,
+    }
+    settings = generate_kwargs.get("generation_config", model.generation_config)
+    _check_options(options, batch_size, generate_kwargs.get("do_sample", settings.do_sample))
+    prompts = _one_prompt_per_image(prompt, len(sources))
+    batches = _prepared_batches(processor, sources, prompts, batch_size)
+    return (
+        result
+        for batch in batches
+        for result in _caption_batch(model, processor, batch, options | generate_kwargs)
+    )
+
+
+def load_captioner(
+    model_name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    vision_model: str | os.PathLike[str] | None = None,
+    text_model: str | os.PathLike[str] | None = None,
+) -> tuple[ITuningForCaptioning, ITuningProcessor]:
+    """Load a saved captioner and its processor, ready to caption.
+
+    Args:
+        model_name_or_path: The captioner's folder or Hub id.
+        device: Where it runs. By default CUDA if there is one, then Apple's MPS, then the CPU.
+        dtype: Precision of everything, such as "bfloat16". By default each part keeps that of its file.
+        revision: The captioner's revision on the Hub; the backbones have their own, recorded in it.
+        vision_model: Where the frozen vision encoder has moved to.
+        text_model: Where the frozen language model has moved to.
+
+    Returns:
+        The captioner, in evaluation mode, and its processor.
+
+    Raises:
+        OSError: if the captioner or a backbone is not there.
+        ValueError: if what is there is no captioner or has no processor, a file is damaged, a backbone
+            is another one than it was trained on, or the device cannot be used.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    if vision_model is not None:
+        options["vision_model_name_or_path"] = os.fspath(vision_model)
+    if text_model is not None:
+        options["text_model_name_or_path"] = os.fspath(text_model)
+    model = _load_model(model_name_or_path, device, **options)
+    return model, _load_processor(model_name_or_path, revision)
+
+
+def _load_model(name: str | os.PathLike[str], device: Any = None, **options: Any) -> ITuningForCaptioning:
+    target = _usable_device(device)
+    read_config(name, options.get("revision"))  # says clearly what is wrong with the place
+    model: Any = ITuningForCaptioning.from_pretrained(name, **options)
+    return model.to(target)
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = next((d for d in ("cuda", "mps") if getattr(torch, d).is_available()), "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    # What PyTorch raises for a device that it does not know, was not built for, or does not find.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used ({str(error).split('. ')[0]}): give one that this "
+            "machine has, such as cpu, cuda, cuda:1 or mps, or none to take the best."
+        ) from error
+
+
+def _load_processor(name: str | os.PathLike[str], revision: str | None = None) -> ITuningProcessor:
+    try:
+        processor = ITuningProcessor.from_pretrained(name, revision=revision or "main")
+        # Transformers makes an empty tokenizer where the file of one is missing, and says nothing.
+        if processor.tokenizer.vocab_size == 0:
+            raise ValueError("the tokenizer is empty")
+    except (OSError, ValueError) as error:
+        place = f"in {os.fspath(name)!r}" if os.fspath(name) else "beside a captioner that was never saved"
+        raise ValueError(
+            f"There is no whole processor {place} (processor_config.json, tokenizer files): save it beside "
+            "the captioner, processor.save_pretrained(folder), or give it, caption(model, images, processor)."
+        ) from error
+    return processor
+
+
+def _check_options(options: dict[str, Any], batch_size: int, do_sample: bool | None) -> None:
+    captions, beams = options["num_return_sequences"], options["num_beams"]
+    numbers = {"num_captions": captions, "batch_size": batch_size, "num_beams": beams}
+    for name, value in (numbers | {"max_new_tokens": options["max_new_tokens"]}).items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, expected a positive integer.")
+    if captions > beams and not (do_sample and beams == 1):
+        raise ValueError(
+            f"num_captions is {captions} and num_beams {beams}: a search gives as many captions as it has "
+            "beams, so raise num_beams (or sample: do_sample=True, num_beams=1)."
+        )
+
+
+def _one_prompt_per_image(prompt: str | Sequence[str] | None, num_images: int) -> list[str] | None:
+    if prompt is None:
+        return None
+    prompts = [prompt] * num_images if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != num_images:
+        raise ValueError(
+            f"prompt has {len(prompts)} texts for {num_images} images: give one text for all, or one each."
+        )
+    return prompts
+
+
+@dataclass(frozen=True)
+class _PreparedImage:
+    source: str
+    prompt: str | None
+    pixel_values: torch.Tensor | None = None  # of shape (1, 3, image_size, image_size)
+    error: str | None = None
+
+
+def _prepared_batches(
+    processor: Any, sources: Sequence[ImageSource], prompts: Sequence[str] | None, batch_size: int
+) -> Iterator[list[_PreparedImage]]:
+    """Decode one batch ahead of the one that was asked for."""
+    pool = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="load-image")
+
+    def prepare(i: int) -> _PreparedImage:
+        name = _name(sources[i], i)
+        prompt = prompts[i] if prompts else None
+        try:
+            image = load_image(sources[i])
+        except UnreadableImageError as error:
+            return _PreparedImage(name, prompt, error=str(error))
+        pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
+        return _PreparedImage(name, prompt, pixel_values)
+
+    def submit(start: int) -> list[Any]:
+        return [pool.submit(prepare, i) for i in range(start, min(start + batch_size, len(sources)))]
+
+    try:
+        following = submit(0)
+        for start in range(0, len(sources), batch_size):
+            current, following = following, submit(start + batch_size)
+            yield [future.result() for future in current]
+    finally:  # also where the caller stopped early
+        pool.shutdown(cancel_futures=True)
+
+
+def _name(source: ImageSource, index: int) -> str:
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "") or f"image {index}")
+    return os.fspath(source)
+
+
+def _caption_batch(
+    model: Any, processor: Any, batch: Sequence[_PreparedImage], options: dict[str, Any]
+) -> Iterator[CaptionResult]:
+    readable = [image for image in batch if image.pixel_values is not None]
+    captions = iter(_generate(model, processor, readable, options) if readable else [])
+    for image in batch:
+        own = [] if image.pixel_values is None else next(captions)
+        yield CaptionResult(image.source, own, image.error)
+
+
+def _generate(
+    model: Any, processor: Any, images: Sequence[_PreparedImage], options: dict[str, Any]
+) -> list[list[str]]:
+    """Return the captions of each image."""
+    inputs = {"pixel_values": torch.cat([image.pixel_values for image in images])}  # type: ignore[misc]
+    if images[0].prompt is not None:
+        inputs |= processor(text=[image.prompt for image in images], return_tensors="pt")
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    training = model.training
+    if training:  # captions may be looked at in the midst of it, without its dropout
+        model.eval()
+    try:
+        ids = model.generate(**inputs, **options)
+    finally:
+        if training:
+            model.train()
+    # As they stand: Transformers' clean-up would take out the space before a full stop.
+    texts = processor.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts, n = [text.strip() for text in texts], options["num_return_sequences"]
+    return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+
+__all__ = ["CaptionResult", "caption", "iter_captions", "load_captioner"]

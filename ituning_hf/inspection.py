@@ -1,0 +1,237 @@
+"""What a saved captioner is, read from its small files alone.
+
+No backbone is loaded or looked for, and no code from the captioner's repository is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig
+from transformers import __version__ as transformers_version
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from ._version import __version__
+from .configuration_ituning import ITuningConfig
+from .modeling_ituning import ITuningForCaptioning
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names and PyTorch's
+
+
+def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
+    """Describe a saved captioner.
+
+    Args:
+        model_name_or_path: The captioner's folder or Hub id. Of the latter only the configuration and the
+            adapter are downloaded.
+        revision: The captioner's revision on the Hub.
+
+    Returns:
+        A dictionary that JSON can hold:
+
+        - `name`, `model_type`, `format_version`, `versions` (of what saved it, and of what is installed);
+        - `vision_model`, `text_model`: where each frozen model comes from (`name_or_path`, `revision`,
+          `fingerprint`), its `model_type`, `num_layers`, `hidden_size` and `parameters`;
+        - `adapter`: `hidden_size` (r), `num_heads`, `layers`, `scale`, `dropout`,
+          `vision_feature_layer`, and, from the weights' file, `parameters`, `dtype` and `bytes`;
+        - `parameters`: `trainable`, `frozen` and `total`, tied weights counted once;
+        - `generation`: the default generation settings;
+        - `files`: the size in bytes of each file in the folder (of a Hub id, of those on this machine).
+
+    Raises:
+        OSError: if there is no captioner at that place.
+        ValueError: if what is there is no captioner, or its adapter file is damaged.
+
+    Example:
+    ```python
+    >>> from ituning_hf.inspection import describe
+    >>> describe("my-captioner")["adapter"]["parameters"]  # doctest: +SKIP
+    14178048
+
+    ```
+    """
+    name = os.fspath(model_name_or_path)
+    folder, raw_config = read_config(name, revision)
+    config = ITuningConfig.from_dict(raw_config)
+    adapter = _read_adapter_header(_find(name, SAFE_WEIGHTS_NAME, revision))
+    with torch.device("meta"):  # shapes without memory
+        model = ITuningForCaptioning(config)
+    backbones = {kind: _describe_backbone(kind, config, model) for kind in ("vision", "text")}
+    frozen = sum(backbone["parameters"] for backbone in backbones.values())
+    return {
+        "name": name,
+        "model_type": config.model_type,
+        "format_version": config.format_version,
+        "versions": {
+            "saved_with_transformers": raw_config.get("transformers_version"),
+            "ituning_hf": __version__,
+            "transformers": transformers_version,
+            "torch": str(torch.__version__),
+        },
+        "vision_model": backbones["vision"],
+        "text_model": backbones["text"],
+        "adapter": {
+            "hidden_size": config.adapter_hidden_size,
+            "num_heads": config.adapter_num_heads,
+            "layers": config.adapter_layers,
+            "scale": config.adapter_scale,
+            "dropout": config.adapter_dropout,
+            "vision_feature_layer": config.vision_feature_layer,
+            **adapter,
+        },
+        "parameters": {
+            "trainable": adapter["parameters"],
+            "frozen": frozen,
+            "total": adapter["parameters"] + frozen,
+        },
+        "generation": _generation_settings(name, revision, model),
+        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
+    }
+
+
+def read_config(
+    model_name_or_path: str | os.PathLike[str], revision: str | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Read a captioner's `config.json`.
+
+    Args:
+        model_name_or_path: The captioner's folder or Hub id.
+        revision: The captioner's revision on the Hub.
+
+    Returns:
+        The folder that holds it on this machine, and its contents.
+
+    Raises:
+        OSError: if there is none at that place.
+        ValueError: if it is not a captioner's.
+    """
+    name = os.fspath(model_name_or_path)
+    try:
+        path = _find(name, CONFIG_NAME, revision)
+    except OSError as error:
+        raise OSError(
+            f"There is no captioner at {name!r}: {_what_is_there(name, error)}. Give a folder that a "
+            "captioner was saved to, or its id on the Hub."
+        ) from error
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): copy or download it again.") from error
+    if (model_type := config.get("model_type")) != ITuningConfig.model_type:
+        raise ValueError(
+            f"{name!r} holds a model of type {model_type!r}, expected {ITuningConfig.model_type!r}: give an "
+            "I-Tuning captioner."
+        )
+    return path.parent, config
+
+
+def _find(name: str, filename: str, revision: str | None) -> Path:
+    path = cached_file(name, filename, revision=revision)
+    if path is None:  # Transformers excuses a folder that lacks a config.json, and no other file
+        raise FileNotFoundError(f"no {filename} in {name!r}")
+    return Path(path)
+
+
+def _what_is_there(name: str, error: OSError) -> str:
+    if not os.path.isdir(name):
+        return f"there is no such folder, and as an id on the Hub it gives: {error}"
+    inside = sorted(path.parent.name for path in Path(name).glob(f"*/{CONFIG_NAME}"))
+    return f"the folder has no {CONFIG_NAME}" + (f", but {inside} inside it have" if inside else "")
+
+
+def _read_adapter_header(path: Path) -> dict[str, Any]:
+    """Count an adapter's parameters; the tensors themselves are not read."""
+    parameters, dtypes = 0, set()
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                tensor = file.get_slice(key)
+                parameters += torch.Size(tensor.get_shape()).numel()
+                dtypes.add(tensor.get_dtype())
+    except SafetensorError as error:
+        raise ValueError(
+            f"The adapter file {path} cannot be read ({error}): it is corrupt or was cut short; "
+            "copy or download it again."
+        ) from error
+    dtype = ", ".join(sorted(_DTYPES.get(name, name) for name in dtypes))
+    return {"parameters": parameters, "dtype": dtype, "bytes": os.path.getsize(path)}
+
+
+def _describe_backbone(kind: str, config: ITuningConfig, model: ITuningForCaptioning) -> dict[str, Any]:
+    backbone = getattr(config, f"{kind}_config")
+    weights = getattr(model, f"{kind}_model").named_parameters()  # tied ones once
+    return {
+        "name_or_path": getattr(config, f"{kind}_model_name_or_path"),
+        "revision": getattr(config, f"{kind}_model_revision"),
+        "fingerprint": getattr(config, f"{kind}_model_fingerprint"),
+        "model_type": backbone.model_type,
+        "num_layers": backbone.num_hidden_layers,
+        "hidden_size": backbone.hidden_size,
+        "parameters": sum(weight.numel() for key, weight in weights if ".adapter." not in key),
+    }
+
+
+def _generation_settings(name: str, revision: str | None, model: ITuningForCaptioning) -> dict[str, Any]:
+    path = cached_file(
+        name, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    # Where none was saved, the model makes its own when it is loaded, and it just did.
+    settings = GenerationConfig.from_pretrained(Path(path).parent) if path else model.generation_config
+    return {k: v for k, v in settings.to_diff_dict().items() if k != "transformers_version"}
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """Lay a description out for people to read.
+
+    Args:
+        description: What `describe` returned.
+
+    Returns:
+        Several lines, without a line break at the end.
+    """
+    return "\n".join(f"{label:<16}{text}".rstrip() for label, text in _rows(description))
+
+
+def _rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give a label and a text for each line; the label is empty where the one above goes on."""
+    installed = dict(description["versions"])
+    saved_with = installed.pop("saved_with_transformers")
+    yield "captioner", description["name"]
+    yield "saved with", f"transformers {saved_with}, checkpoint format {description['format_version']}"
+    yield "installed", _join(installed)
+    for kind in ("vision", "text"):
+        backbone = description[f"{kind}_model"]
+        revision = f" at revision {backbone['revision']}" if backbone["revision"] else ""
+        yield f"{kind} model", f"{backbone['name_or_path']}{revision}"
+        shape = f"{backbone['num_layers']} layers of width {backbone['hidden_size']}"
+        yield "", f"{backbone['model_type']}, {shape}"
+        yield "", f"{backbone['parameters']:,} parameters, frozen; fingerprint {backbone['fingerprint']}"
+    yield from _adapter_rows(description)
+    yield "generation", _join(description["generation"])
+    for i, (file, size) in enumerate(description["files"].items()):
+        yield "" if i else "files", f"{size:>13,} bytes  {file}"
+
+
+def _adapter_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    adapter, parameters = description["adapter"], description["parameters"]
+    layers, depth = adapter["layers"], description["text_model"]["num_layers"]
+    where = f"all {depth} layers" if len(layers) == depth else f"layers {layers} of {depth}"
+    yield "adapter", f"in {where}, of width {adapter['hidden_size']} with {adapter['num_heads']} heads"
+    yield "", f"scale {adapter['scale']}, dropout {adapter['dropout']}"
+    yield "", f"reads hidden state {adapter['vision_feature_layer']} of the vision model"
+    yield "", f"{adapter['parameters']:,} parameters in {adapter['dtype']}, {adapter['bytes']:,} bytes"
+    share = parameters["trainable"] / parameters["total"]
+    yield "parameters", f"{parameters['trainable']:,} trainable of {parameters['total']:,} ({share:.2%})"
+
+
+def _join(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+__all__ = ["describe", "format_description", "read_config"]

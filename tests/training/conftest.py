@@ -1,0 +1,80 @@
+"""A small data set of real files, and settings that train on it in seconds."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from transformers import GPT2LMHeadModel
+
+from ituning_hf.training import TrainArguments
+
+COLOURS = ["red", "green", "blue", "white", "black"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder in the imagefolder form: 11 pictures to train on and 3 for validation.
+
+    The captions differ in length and number, so that means over tokens and over rows differ too.
+    """
+    folder = tmp_path / "photos"
+    for split, count in (("train", 11), ("val", 3)):
+        (folder / split).mkdir(parents=True)
+        lines = []
+        for i in range(count):
+            colour = COLOURS[i % len(COLOURS)]
+            Image.new("RGB", (37 + i, 41), colour).save(folder / split / f"{i}.png")
+            captions = [f"a {colour} dog", f"a {colour} bird on the grass" + " in a tree" * (i % 3)]
+            lines.append(json.dumps({"file_name": f"{i}.png", "captions": captions[: 1 + i % 2]}))
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator_state() -> Iterator[None]:
+    """Accelerate keeps its state for a process's life; each test is a process of its own here."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def backbones(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The small backbones, with a language model that can be moved: a fresh one's logits are all alike."""
+    folder = tmp_path_factory.mktemp("training") / "text"
+    shutil.copytree(backbones["text"], folder)
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(20)
+    model.save_pretrained(folder)
+    return backbones | {"text": folder}
+
+
+@pytest.fixture
+def settings(photos: Path, backbones: dict[str, Path], tmp_path: Path) -> Callable[..., TrainArguments]:
+    """Return a function that makes settings for a short run, with changes by keyword."""
+
+    def make(**changes: Any) -> TrainArguments:
+        defaults = {
+            "vision_model": str(backbones["vision"]),
+            "text_model": str(backbones["text"]),
+            "adapter_hidden_size": 21,
+            "adapter_num_heads": 7,
+            "dataset": str(photos),
+            "captions_per_image": 2,
+            "max_caption_tokens": 24,
+            "per_device_train_batch_size": 4,
+            "max_train_steps": 6,
+            "learning_rate": 1e-2,
+            "dataloader_num_workers": 0,
+            "output_dir": str(tmp_path / "run"),
+        }
+        return TrainArguments(**defaults | changes)
+
+    return make

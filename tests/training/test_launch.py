@@ -1,0 +1,68 @@
+"""The scripts as a user starts them: by `accelerate launch`, and on two processes by `torchrun`."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ituning_hf.training import TrainArguments
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train.py"
+Settings = Callable[..., TrainArguments]
+
+
+def flags(args: TrainArguments) -> list[str]:
+    given = {name: value for name, value in args.to_dict().items() if value is not None}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command of this environment elsewhere, and return what it printed."""
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / command[0]), *command[1:]],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_accelerate_launch_trains(settings: Settings, tmp_path: Path):
+    args = settings(max_train_steps=2)
+    printed = run(["accelerate", "launch", "--cpu", str(SCRIPT), *flags(args)], tmp_path)
+    assert "validation loss" in printed
+    assert (Path(args.output_dir) / "best" / "model.safetensors").is_file()
+
+
+def test_two_processes_take_the_steps_of_one(settings: Settings, tmp_path: Path):
+    """Captions differ in length, so that a mean of the processes' means would be another loss."""
+    common = {"max_train_steps": 4, "learning_rate": 1e-3}
+    one = settings(**common, output_dir=str(tmp_path / "one"), per_device_train_batch_size=4)
+    two = settings(**common, output_dir=str(tmp_path / "two"), per_device_train_batch_size=2)
+    run(["accelerate", "launch", "--cpu", str(SCRIPT), *flags(one)], tmp_path)
+    launch = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+    run([*launch, str(SCRIPT), *flags(two), "--mixed_precision", "no"], tmp_path)
+    state = (tmp_path / "two" / "checkpoints" / "step_00000004" / "trainer_state.json").read_text()
+    assert re.search(r'"num_processes": 2\b', state), state
+    ours, theirs = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_the_bare_line_trains_on_the_built_in_scenes(tmp_path: Path):
+    printed = run(["accelerate", "launch", str(SCRIPT)], tmp_path)
+    losses = [float(loss) for loss in re.findall(r"validation loss ([\d.]+)", printed)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert (tmp_path / "outputs" / "captioner" / "best" / "model.safetensors").is_file()

@@ -1,0 +1,271 @@
+"""The loop: what it learns, writes, refuses, and that a resumed run is the same run."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2LMHeadModel
+
+from ituning_hf import ITuningForCaptioning, ITuningProcessor
+from ituning_hf.training import (
+    NonFiniteLossError,
+    TooManyUnreadableError,
+    TrainArguments,
+    make_small_backbones,
+    train,
+)
+
+Settings = Callable[..., TrainArguments]
+
+
+def adapter(run: str | Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(Path(run) / name / "model.safetensors")
+
+
+def log(run: str | Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_adapter(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert list(ours) == list(theirs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_the_validation_loss_falls_and_the_best_captioner_is_kept(settings: Settings):
+    args = settings(num_train_epochs=4, max_train_steps=None)
+    state = train(args)
+    validation = {r["step"]: r["validation_loss"] for r in log(args.output_dir) if "validation_loss" in r}
+    assert list(validation) == [0, 3, 6, 9, 12]  # 11 images in batches of 4
+    assert state.best_loss == min(list(validation.values())[1:]) < 0.75 * validation[0]
+    assert validation[state.best_step] == state.best_loss
+    model = ITuningForCaptioning.from_pretrained(Path(args.output_dir) / "best")
+    assert ITuningProcessor.from_pretrained(Path(args.output_dir) / "best").tokenizer is not None
+    assert model.config.adapter_hidden_size == 21
+
+
+def test_the_loss_before_training_is_the_language_models_own(settings: Settings, backbones: dict[str, Path]):
+    args = settings(max_train_steps=1)
+    train(args)
+    processor = ITuningProcessor.from_pretrained(Path(args.output_dir) / "last")
+    lines = (Path(args.dataset) / "val" / "metadata.jsonl").read_text().splitlines()
+    captions = [json.loads(line)["captions"] for line in lines]
+    batch = processor(captions=[[caption] for group in captions for caption in group])
+    model = GPT2LMHeadModel.from_pretrained(backbones["text"])
+    model.loss_type = "ForCausalLM"
+    with torch.no_grad():
+        expected = float(model(**batch).loss)
+    assert log(args.output_dir)[0]["validation_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_a_run_leaves_behind(settings: Settings):
+    args = settings(max_train_steps=3, checkpointing_steps="2")
+    train(args)
+    folder = Path(args.output_dir)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best",
+        "checkpoints",
+        "last",
+        "log.jsonl",
+        "run.json",
+    ]
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
+        "step_00000002",
+        "step_00000003",
+    ]
+    assert sorted(path.name for path in (folder / "checkpoints" / "step_00000002").iterdir()) == [
+        "adapter.safetensors",
+        "custom_checkpoint_0.pkl",
+        "optimizer.bin",
+        "random_states_0.pkl",
+        "trainer_state.json",
+    ]
+    saved = load_file(folder / "checkpoints" / "step_00000003" / "adapter.safetensors")
+    assert_same_adapter(saved, adapter(folder))
+    assert [record["step"] for record in log(folder) if "loss" in record] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_resumed_run_is_the_same_run(settings: Settings, tmp_path: Path, precision: str):
+    common = {
+        "adapter_dropout": 0.3,
+        "mixed_precision": precision,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+        "dataloader_num_workers": 1,
+        "max_train_steps": 7,
+        "checkpointing_steps": "2",
+    }
+    whole = settings(**common, output_dir=str(tmp_path / "whole"))
+    train(whole)
+    # A run that was killed in its fifth step: its checkpoint is of the fourth, its log is ahead.
+    cut = tmp_path / "cut"
+    shutil.copytree(whole.output_dir, cut)
+    for folder in ("best", "last", "checkpoints/step_00000006", "checkpoints/step_00000007"):
+        shutil.rmtree(cut / folder)
+    four = settings(**common, output_dir=str(tmp_path / "four"))
+    train_until(four, 4)
+    shutil.rmtree(cut / "checkpoints")
+    shutil.copytree(Path(four.output_dir) / "checkpoints", cut / "checkpoints")
+
+    train(settings(**common, output_dir=str(cut), resume_from_checkpoint="latest"))
+    assert_same_adapter(adapter(cut), adapter(whole.output_dir))
+    assert log(cut) == log(whole.output_dir)
+
+
+def train_until(args: TrainArguments, step: int) -> None:
+    """Run as if for all the steps, but stop after `step`, as a killed process does."""
+    from ituning_hf.training.loop import CaptionTrainer
+
+    record = CaptionTrainer._record
+
+    def stopping(self, loss, seconds):
+        if self.state.step == step:
+            raise KeyboardInterrupt
+        record(self, loss, seconds)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CaptionTrainer, "_record", stopping)
+        train(args)
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(settings: Settings, tmp_path: Path):
+    shapes = {"large": (8, 1), "accumulated": (2, 4)}
+    for name, (images, accumulation) in shapes.items():
+        train(
+            settings(
+                output_dir=str(tmp_path / name),
+                per_device_train_batch_size=images,
+                gradient_accumulation_steps=accumulation,
+                max_train_steps=3,
+                learning_rate=1e-3,
+            )
+        )
+    large, accumulated = adapter(tmp_path / "large"), adapter(tmp_path / "accumulated")
+    for name, tensor in large.items():
+        torch.testing.assert_close(accumulated[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_only_the_adapter_is_trained(settings: Settings, backbones: dict[str, Path]):
+    before = {name: load_file(backbones[name] / "model.safetensors") for name in ("vision", "text")}
+    args = settings(max_train_steps=4)
+    train(args)
+    model = ITuningForCaptioning.from_pretrained(Path(args.output_dir) / "last")
+    state = {n.replace(".adapter.", "."): t for n, t in model.text_model.state_dict().items()}
+    for name, tensor in before["text"].items():
+        assert torch.equal(state[name], tensor), name
+    for name, tensor in before["vision"].items():
+        kept = model.vision_model.state_dict()[name.removeprefix("vision_model.")]
+        assert torch.equal(kept, tensor), name
+
+
+def test_training_without_validation(settings: Settings):
+    args = settings(eval_split="none", max_train_steps=2)
+    assert train(args).best_loss is None
+    assert not (Path(args.output_dir) / "best").exists()
+    assert (Path(args.output_dir) / "last").exists()
+
+
+def test_label_smoothing_and_gradient_checkpointing_are_read(settings: Settings, tmp_path: Path):
+    losses = {}
+    for name, changes in {
+        "plain": {},
+        "checkpointed": {"gradient_checkpointing": True},
+        "smoothed": {"label_smoothing": 0.2},
+    }.items():
+        args = settings(output_dir=str(tmp_path / name), max_train_steps=2, **changes)
+        train(args)
+        losses[name] = [record["loss"] for record in log(args.output_dir) if "loss" in record]
+    assert losses["checkpointed"] == pytest.approx(losses["plain"], rel=1e-6)
+    assert abs(losses["smoothed"][0] - losses["plain"][0]) > 0.01
+
+
+def test_a_run_in_another_runs_folder_is_refused(settings: Settings):
+    train(settings(max_train_steps=1))
+    with pytest.raises(FileExistsError, match="holds another run"):
+        train(settings(max_train_steps=1))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoints(settings: Settings):
+    args = settings(learning_rate=1e30, max_grad_norm=0, checkpointing_steps="1", warmup_ratio=0)
+    with pytest.raises(NonFiniteLossError, match=r"The loss is (nan|inf) at step (\d) \(epoch .*\), so training"):
+        train(args)
+    kept = sorted(path.name for path in (Path(args.output_dir) / "checkpoints").iterdir())
+    assert kept[0] == "step_00000001"
+    assert not (Path(args.output_dir) / "last").exists()
+
+
+def test_an_unreadable_image_is_named_and_skipped(
+    settings: Settings, photos: Path, caplog: pytest.LogCaptureFixture
+):
+    (photos / "train" / "5.png").write_bytes(b"not a picture")
+    with caplog.at_level(logging.WARNING):
+        state = train(settings(max_train_steps=3, max_unreadable_share=0.1))
+    assert state.unreadable == 1
+    named = [record.getMessage() for record in caplog.records if "5.png" in record.getMessage()]
+    assert len(named) == 1
+    assert named[0].startswith("skipped: ")
+
+
+def test_too_many_unreadable_images_end_the_run(settings: Settings, photos: Path):
+    for i in (2, 5):
+        (photos / "train" / f"{i}.png").write_bytes(b"not a picture")
+    with pytest.raises(TooManyUnreadableError, match=r"2 of 11 images could not be read, .* allows 1 \(last: .*png"):
+        train(settings(max_train_steps=9, max_unreadable_share=0.1))
+
+
+def test_a_checkpoint_over_other_backbones_is_refused(
+    settings: Settings, backbones: dict[str, Path], tmp_path: Path
+):
+    train(settings(max_train_steps=1))
+    other = tmp_path / "other"
+    shutil.copytree(backbones["text"], other)
+    model = GPT2LMHeadModel.from_pretrained(other)
+    torch.nn.init.constant_(model.transformer.ln_f.weight, 1.25)
+    model.save_pretrained(other)
+    with pytest.raises(ValueError, match="trained over another text model"):
+        train(settings(max_train_steps=1, text_model=str(other), resume_from_checkpoint="latest"))
+
+
+def test_resuming_with_other_settings_is_refused(settings: Settings):
+    train(settings(max_train_steps=1))
+    with pytest.raises(ValueError, match=r"other settings: it had --learning_rate 0\.01, 1 process\(es\)"):
+        train(settings(max_train_steps=1, learning_rate=0.5, resume_from_checkpoint="latest"))
+
+
+def test_captions_longer_than_the_language_model_are_refused(settings: Settings):
+    with pytest.raises(ValueError, match="--max_caption_tokens is 64, and the language model has only 48"):
+        train(settings(max_caption_tokens=64))
+
+
+def test_what_is_printed_before_the_first_step(settings: Settings, capsys: pytest.CaptureFixture):
+    args = settings(max_train_steps=1, max_caption_tokens=9)
+    train(args)
+    printed = capsys.readouterr().out
+    words = ITuningProcessor.from_pretrained(Path(args.output_dir) / "last").tokenizer
+    lines = (Path(args.dataset) / "train" / "metadata.jsonl").read_text().splitlines()
+    captions = [caption for line in lines for caption in json.loads(line)["captions"]]
+    over_long = sum(len(words(caption).input_ids) + 2 > 9 for caption in captions)
+    assert 0 < over_long < len(captions)
+    assert f"Captions   {over_long} are cut at 9 tokens" in printed
+    trainable = 4 * (22 * 21 + 21 + 2 * (15 * 21 + 21) + 21 * 22 + 22)  # q, k and v, out; four layers
+    assert f"Trainable  {trainable:,} of" in printed
+    assert "Images     11 to train on, 3 for validation" in printed
+
+
+def test_small_backbones_are_made_of_the_data(tmp_path: Path, photos: Path):
+    from ituning_hf.data import load_captioned_images
+
+    images = load_captioned_images(photos, "train")
+    steps = {"vision_steps": 2, "text_steps": 2, "batch_size": 5, "image_size": 32}
+    one = make_small_backbones(tmp_path / "one", images, **steps)
+    two = make_small_backbones(tmp_path / "two", images, **steps)
+    model = ITuningForCaptioning.from_vision_text_pretrained(*one)
+    assert (model.config.vision_config.image_size, model.config.text_config.n_layer) == (32, 4)
+    for ours, theirs in zip(one, two, strict=True):  # by seed
+        assert_same_adapter(load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors"))
