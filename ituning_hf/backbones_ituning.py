@@ -187,7 +187,7 @@ def _open_weights(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _open_safetensors(path: str) -> dict[str, Any]:
+def _open_safetensors(path: str | None) -> dict[str, Any]:
     def reader(key: str) -> Any:
         def read(rows: int | None) -> torch.Tensor:
             with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""Captions for images: one call for a few, a generator for many, and loading what both need."""
+"""Captions for images: one call for a few, a generator for many."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import torch
 from PIL import Image
 
 from .data.images import UnreadableImageError, load_image
-from .inspection import read_config
-from .modeling_ituning import ITuningForCaptioning
-from .processing_ituning import ITuningProcessor
+from .saving import load_model, load_processor
 
 ImageSource = str | os.PathLike[str] | Image.Image
 
@@ -89,11 +87,11 @@ def caption(
     ```
     """
     if isinstance(model, (str, os.PathLike)):
-        model = _load_model(model)
+        model = load_model(model)
     single = isinstance(images, (str, os.PathLike, Image.Image))
     results = iter_captions(
         model,
-        processor or _load_processor(model.name_or_path),
+        processor or load_processor(model.name_or_path),
         [images] if single else images,  # type: ignore[arg-type, list-item]
         prompt=prompt,
         num_captions=num_captions,
@@ -159,77 +157,6 @@ def iter_captions(
         for batch in batches
         for result in _caption_batch(model, processor, batch, options | generate_kwargs)
     )
-
-
-def load_captioner(
-    model_name_or_path: str | os.PathLike[str],
-    *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    revision: str | None = None,
-    vision_model: str | os.PathLike[str] | None = None,
-    text_model: str | os.PathLike[str] | None = None,
-) -> tuple[ITuningForCaptioning, ITuningProcessor]:
-    """Load a saved captioner and its processor, ready to caption.
-
-    Args:
-        model_name_or_path: The captioner's folder or Hub id.
-        device: Where it runs. By default CUDA if there is one, then Apple's MPS, then the CPU.
-        dtype: Precision of everything, such as "bfloat16". By default each part keeps that of its file.
-        revision: The captioner's revision on the Hub; the backbones have their own, recorded in it.
-        vision_model: Where the frozen vision encoder has moved to.
-        text_model: Where the frozen language model has moved to.
-
-    Returns:
-        The captioner, in evaluation mode, and its processor.
-
-    Raises:
-        OSError: if the captioner or a backbone is not there.
-        ValueError: if what is there is no captioner or has no processor, a file is damaged, a backbone
-            is another one than it was trained on, or the device cannot be used.
-    """
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
-    if vision_model is not None:
-        options["vision_model_name_or_path"] = os.fspath(vision_model)
-    if text_model is not None:
-        options["text_model_name_or_path"] = os.fspath(text_model)
-    model = _load_model(model_name_or_path, device, **options)
-    return model, _load_processor(model_name_or_path, revision)
-
-
-def _load_model(name: str | os.PathLike[str], device: Any = None, **options: Any) -> ITuningForCaptioning:
-    target = _usable_device(device)
-    read_config(name, options.get("revision"))  # says clearly what is wrong with the place
-    model: Any = ITuningForCaptioning.from_pretrained(name, **options)
-    return model.to(target)
-
-
-def _usable_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        device = next((d for d in ("cuda", "mps") if getattr(torch, d).is_available()), "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    # What PyTorch raises for a device that it does not know, was not built for, or does not find.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used ({str(error).split('. ')[0]}): give one that this "
-            "machine has, such as cpu, cuda, cuda:1 or mps, or none to take the best."
-        ) from error
-
-
-def _load_processor(name: str | os.PathLike[str], revision: str | None = None) -> ITuningProcessor:
-    try:
-        processor = ITuningProcessor.from_pretrained(name, revision=revision or "main")
-        # Transformers makes an empty tokenizer where the file of one is missing, and says nothing.
-        if processor.tokenizer.vocab_size == 0:
-            raise ValueError("the tokenizer is empty")
-    except (OSError, ValueError) as error:
-        place = f"in {os.fspath(name)!r}" if os.fspath(name) else "beside a captioner that was never saved"
-        raise ValueError(
-            f"There is no whole processor {place} (processor_config.json, tokenizer files): save it beside "
-            "the captioner, processor.save_pretrained(folder), or give it, caption(model, images, processor)."
-        ) from error
-    return processor
 
 
 def _check_options(options: dict[str, Any], batch_size: int, do_sample: bool | None) -> None:
@@ -330,4 +257,4 @@ def _generate(
     return [texts[i : i + n] for i in range(0, len(texts), n)]
 
 
-__all__ = ["CaptionResult", "caption", "iter_captions", "load_captioner"]
+__all__ = ["CaptionResult", "caption", "iter_captions"]

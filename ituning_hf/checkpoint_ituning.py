@@ -162,7 +162,9 @@ class ITuningPreTrainedModel(PreTrainedModel):
         revision = resolve_revision(name, revision, **hub)
         hub["force_download"] = force_download
         own = {"revision": revision, "subfolder": subfolder}
-        if not isinstance(config, ITuningConfig):
+        # Any other object is a configuration, though under remote code not of this very class: the file is
+        # then loaded twice, once for AutoConfig and once beside the model's.
+        if config is None or isinstance(config, (str, os.PathLike)):
             config, kwargs = ITuningConfig.from_pretrained(
                 name if config is None else config,
                 return_unused_kwargs=True,

@@ -165,7 +165,8 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _caption(options: argparse.Namespace) -> int:
-    from .captioning import iter_captions, load_captioner
+    from .captioning import iter_captions
+    from .saving import load_captioner
 
     sources = _find_sources(options.images)
     if options.output is not None and options.output.exists() and not options.overwrite:

@@ -79,8 +79,8 @@ class ITuningConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(AutoConfig, model_type="gpt2"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # given as a dictionary or a configuration, and then a configuration
+    text_config: Any = None
     vision_model_name_or_path: str | None = None
     vision_model_revision: str | None = None
     vision_model_fingerprint: str | None = None
@@ -117,6 +117,11 @@ class ITuningConfig(PreTrainedConfig):
         A backbone that is brought from another place than the recorded one does not keep the recorded
         revision: a commit of one repository means nothing in another.
         """
+        if (kind := config_dict.get("model_type", cls.model_type)) != cls.model_type:
+            raise ValueError(
+                f"config.json is a {kind!r} model's, expected {cls.model_type!r}: this is no saved captioner. "
+                "To build one over it, use ITuningForCaptioning.from_vision_text_pretrained(vision, text)."
+            )
         config_dict = dict(config_dict)
         for backbone in ("vision_model", "text_model"):
             if (place := kwargs.get(f"{backbone}_name_or_path")) is not None:

@@ -102,6 +102,18 @@ class ITuningGenerationMixin(GenerationMixin):
         refuse_unsupported(generation_mode, generation_config)
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
+    def _validate_generated_length(
+        self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
+    ) -> None:
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        positions = self.config.text_config.max_position_embeddings
+        if generation_config.max_length - 1 > positions:  # the last token is not read any more
+            raise ValueError(
+                f"A prompt of {input_ids_length} tokens and "
+                f"{generation_config.max_length - input_ids_length} new ones do not fit the language "
+                f"model's {positions} positions: lower max_new_tokens, or shorten the prompt."
+            )
+
 
 def default_generation_config(config: ITuningConfig) -> GenerationConfig:
     """Stop at the end token; finished rows are filled with the padding token."""
@@ -112,7 +124,7 @@ def default_generation_config(config: ITuningConfig) -> GenerationConfig:
         bos_token_id=text.bos_token_id,
         eos_token_id=eos,
         pad_token_id=pad[0] if isinstance(pad, list) else pad,
-        max_new_tokens=DEFAULT_MAX_NEW_TOKENS,
+        max_new_tokens=min(DEFAULT_MAX_NEW_TOKENS, text.max_position_embeddings),
     )
 
 

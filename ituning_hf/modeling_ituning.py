@@ -253,7 +253,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Raises:
             ValueError: for inputs that do not fit one another or the backbones.
         """
-        _check_text(input_ids, labels)
+        _check_text(input_ids, labels, self.config.text_config.max_position_embeddings)
         # Not in the signature: Transformers' Trainer takes every parameter with "label" in its name for
         # labels, misses this one in the batch, and then evaluates without a loss.
         label_smoothing = kwargs.pop("label_smoothing", 0.0)
@@ -352,11 +352,16 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         return torch.stack([attentions[i].to(device) for i in self.config.adapter_layers], dim=1)
 
 
-def _check_text(input_ids: torch.Tensor | None, labels: torch.Tensor | None) -> None:
+def _check_text(input_ids: torch.Tensor | None, labels: torch.Tensor | None, positions: int) -> None:
     if input_ids is None:
         raise ValueError(
             "input_ids is None: give the text rows to score (processor(captions=...) or "
             "processor(text=...)), or call generate(pixel_values=...) for captions."
+        )
+    if input_ids.shape[1] > positions:
+        raise ValueError(
+            f"input_ids has {input_ids.shape[1]} tokens in a row, and the language model has only {positions} "
+            "positions: cut the text (processor(..., max_length=...))."
         )
     if labels is not None and labels.shape != input_ids.shape:
         raise ValueError(

@@ -40,6 +40,15 @@ class ITuningProcessor(ProcessorMixin):
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        # What Transformers loads where torchvision is installed.
+        if type(image_processor).__name__ == "CLIPImageProcessor":
+            image_processor = CLIPImageProcessorPil.from_dict(image_processor.to_dict())
+        if tokenizer is not None and tokenizer.vocab_size == 0:
+            # Transformers makes one where the tokenizer's files are missing, and says nothing.
+            raise ValueError(
+                "The tokenizer is empty: its files (tokenizer.json, or vocab.json and merges.txt) are missing "
+                "where it was loaded from."
+            )
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         super().__init__(image_processor, tokenizer, **kwargs)
@@ -81,6 +90,7 @@ class ITuningProcessor(ProcessorMixin):
                 "Got both text and captions: text is a prompt for generate, captions are training "
                 "targets; give one of them."
             )
+        kwargs.pop("padding", None)  # pipelines ask for it, and rows are always padded
         data: dict[str, Any] = {}
         if images is not None:
             data |= self.image_processor(images=images, return_tensors=return_tensors, **kwargs)
@@ -105,15 +115,19 @@ class ITuningProcessor(ProcessorMixin):
             A list of token ids for each caption.
 
         Raises:
-            ValueError: for an empty caption.
+            ValueError: for an empty caption, or a `max_length` that leaves no room for one.
         """
+        if max_length is not None and max_length < 3:
+            raise ValueError(
+                f"max_length is {max_length}, expected 3 or more: begin token, a token, end token."
+            )
         if not captions:
             return []
         if empty := [i for i, caption in enumerate(captions) if not caption.strip()]:
             raise ValueError(f"captions {empty[:3]} are empty: remove them, or write something.")
         begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         ids = self._tokenize([caption.strip() for caption in captions])
-        room = None if max_length is None else max(max_length - 2, 0)
+        room = None if max_length is None else max_length - 2
         return [[begin, *tokens[:room], end] for tokens in ids]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:

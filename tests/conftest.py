@@ -1,8 +1,7 @@
-"""Small models of the real classes. Their sizes share no factor, so that a swapped axis fails."""
+"""What every test may ask for."""
 
 import os
 from pathlib import Path
-from typing import Any
 
 # Before torch and transformers are imported, here and in the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the network
@@ -10,99 +9,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # on models this small, two threads on busy
 
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2Tokenizer,
-)
+from small_models import ADAPTER, IMAGE_SIZE, randomize_adapters, save_backbones
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
-
-IMAGE_SIZE = 30
-VISION = {
-    "hidden_size": 15,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "image_size": IMAGE_SIZE,
-    "patch_size": 10,
-}
-TEXT = {"n_embd": 22, "n_layer": 4, "n_head": 2, "n_positions": 48}
-ADAPTER = {"adapter_hidden_size": 21, "adapter_num_heads": 7}
-SENTENCES = ["a dog runs on the grass", "two red birds sit in a tree", "a man rides a blue bike"]
-
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of small frozen models: "vision", "clip" (with the same vision part) and "text"."""
-    root = tmp_path_factory.mktemp("backbones")
-    torch.manual_seed(7)
-    clip = CLIPModel(
-        CLIPConfig(
-            vision_config=CLIPVisionConfig(**VISION).to_dict(),
-            text_config=CLIPTextConfig(
-                hidden_size=14, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
-            ).to_dict(),
-        )
-    )
-    clip.save_pretrained(root / "clip")
-    CLIPVisionModel.from_pretrained(root / "clip").save_pretrained(root / "vision")
-    preparation = CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    )
-    for folder in ("clip", "vision"):
-        preparation.save_pretrained(root / folder)
-
-    tokenizer = save_tokenizer(root / "text")
-    config = GPT2Config(
-        **TEXT,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    GPT2LMHeadModel(config).save_pretrained(root / "text")
-    return {name: root / name for name in ("clip", "vision", "text")}
-
-
-def save_tokenizer(folder: Path) -> GPT2Tokenizer:
-    """Make a small GPT-2 tokenizer that knows a few words whole and every byte."""
-    folder.mkdir(parents=True, exist_ok=True)
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        SENTENCES, vocab_size=300, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    bpe.save_model(str(folder))
-    tokenizer = GPT2Tokenizer.from_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def randomize_adapters(model: ITuningForCaptioning, seed: int = 0, std: float = 0.5) -> ITuningForCaptioning:
-    """Give every adapter parameter a value that shows: fresh ones leave the language model as it is."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for adapter in model.adapters().values():
-            for parameter in adapter.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-    return model
-
-
-def make_captioner(backbones: dict[str, Path], **options: Any) -> ITuningForCaptioning:
-    """A captioner with other options, whose captions depend on the image."""
-    return randomize_adapters(
-        ITuningForCaptioning.from_vision_text_pretrained(
-            backbones["vision"], backbones["text"], **ADAPTER | options
-        )
-    )
+    return save_backbones(tmp_path_factory.mktemp("backbones"))
 
 
 @pytest.fixture

@@ -30,7 +30,9 @@ def make_inputs(images: int = IMAGES, k: int = ROWS_PER_IMAGE) -> tuple[torch.Te
     return hidden_states, torch.randn(images, TOKENS, VISION_HIDDEN, generator=generator)
 
 
-def run(adapter: ITuningAdapter, hidden_states: torch.Tensor, memory: torch.Tensor, **options) -> torch.Tensor:
+def run(
+    adapter: ITuningAdapter, hidden_states: torch.Tensor, memory: torch.Tensor, **options
+) -> torch.Tensor:
     return adapter(hidden_states, *adapter.project_visual(memory), **options)
 
 
@@ -56,7 +58,9 @@ def naive_update(adapter: ITuningAdapter, hidden_states: torch.Tensor, memory: t
 
 
 @pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize(("images", "k"), [(1, 1), (1, ROWS_PER_IMAGE), (IMAGES, 1), (IMAGES, ROWS_PER_IMAGE)])
+@pytest.mark.parametrize(
+    ("images", "k"), [(1, 1), (1, ROWS_PER_IMAGE), (IMAGES, 1), (IMAGES, ROWS_PER_IMAGE)]
+)
 def test_follows_the_formula(images: int, k: int, eager: bool):
     adapter, inputs = make_adapter(), make_inputs(images, k)
     expected = naive_update(adapter, *inputs)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_captioner
 from PIL import Image
+from small_models import make_captioner
 from transformers import dynamic_module_utils
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, captioning
-from ituning_hf.captioning import CaptionResult, caption, iter_captions, load_captioner
+from ituning_hf.captioning import CaptionResult, caption, iter_captions
 from ituning_hf.data.images import UnreadableImageError, load_image
+from ituning_hf.saving import load_captioner
 
 SHORT = {"num_beams": 3, "max_new_tokens": 9}
 SAVED_COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -303,7 +304,9 @@ def test_the_best_device_is_taken_unless_one_is_given(saved, monkeypatch):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there(saved, device):
-    with pytest.raises(ValueError, match=f"device '{device}' cannot be used .*: give one that this machine has"):
+    with pytest.raises(
+        ValueError, match=f"device '{device}' cannot be used .*: give one that this machine has"
+    ):
         load_captioner(saved, device=device)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters
 from safetensors.torch import load_file, save_file
+from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters
 from transformers import (
     AutoTokenizer,
     CLIPVisionModel,
@@ -137,7 +137,7 @@ def test_saving_over_backbones_in_memory_warns_and_such_a_captioner_cannot_be_lo
     )
     ITuningForCaptioning(config).save_pretrained(tmp_path)
     assert "backbones were built in memory and are stored nowhere" in caplog.text
-    with pytest.raises(ValueError, match="vision_model_name_or_path=None.*cannot be brought back"):
+    with pytest.raises(ValueError, match=r"vision_model_name_or_path=None.*cannot be brought back"):
         ITuningForCaptioning.from_pretrained(tmp_path)
 
 
@@ -236,7 +236,9 @@ def test_copies_are_whole_and_independent(captioner, again: Callable):
 # --- Devices
 
 SPLIT = {"vision_model": "cpu", "text_model": "cpu"}
-WITHOUT_BLOCKS = {f"text_model.{part}": "cpu" for part in ("transformer.wte", "transformer.wpe", "transformer.ln_f")}
+WITHOUT_BLOCKS = {
+    f"text_model.{part}": "cpu" for part in ("transformer.wte", "transformer.wpe", "transformer.ln_f")
+}
 WITHOUT_BLOCKS |= {"text_model.lm_head": "cpu"}
 
 
@@ -279,7 +281,9 @@ def test_offloaded_backbones_leave_the_adapter_in_memory(
     assert (tmp_path / "again/model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
 
 
-def test_inputs_of_an_adapted_block_go_through_the_hook_of_its_device_map(captioner, backbones: dict[str, Path]):
+def test_inputs_of_an_adapted_block_go_through_the_hook_of_its_device_map(
+    captioner, backbones: dict[str, Path]
+):
     hooks = pytest.importorskip("accelerate.hooks")
     seen = []
 
@@ -334,7 +338,9 @@ def test_only_the_language_model_is_quantised(captioner, saved: Path, tmp_path: 
     found, expected = logits_of(loaded), logits_of(captioner)
     assert 0 < (found - expected).abs().max() < 0.3 * expected.abs().max()
     loaded.train()(torch.zeros(6, 3, IMAGE_SIZE, IMAGE_SIZE), text_rows(), labels=text_rows()).loss.backward()
-    assert all(p.grad.any() for n, p in loaded.named_parameters() if n.endswith("out_proj.weight") and "h." in n)
+    assert all(
+        p.grad.any() for n, p in loaded.named_parameters() if n.endswith("out_proj.weight") and "h." in n
+    )
     loaded.save_pretrained(tmp_path / "again")
     again = ITuningForCaptioning.from_pretrained(tmp_path / "again")
     assert torch.equal(logits_of(again), expected)
@@ -349,7 +355,9 @@ def test_backbones_that_moved_are_named_and_can_be_brought_from_elsewhere(
     model = make_captioner(own_backbones)
     model.save_pretrained(tmp_path / "captioner")
     shutil.move(own_backbones["vision"], tmp_path / "moved")
-    message = r"frozen vision model was not found at vision_model_name_or_path='.*vision'.*If it has moved, give"
+    message = (
+        r"frozen vision model was not found at vision_model_name_or_path='.*vision'.*If it has moved, give"
+    )
     with pytest.raises(OSError, match=message):
         ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
     monkeypatch.chdir(tmp_path)
@@ -388,7 +396,7 @@ def test_other_backbones_are_refused(
     other.save_pretrained(tmp_path / "other")
     wanted, found = fingerprint(part, str(backbones[part])), fingerprint(part, str(tmp_path / "other"))
     assert wanted != found
-    message = rf"{part} model found at {part}_model_name_or_path='.*other' is not .* fingerprint {found}, wanted {wanted}"
+    message = rf"{part}_model_name_or_path='.*other' is not the one .* fingerprint {found}, wanted {wanted}"
     with pytest.raises(ValueError, match=message):
         ITuningForCaptioning.from_pretrained(saved, **{f"{part}_model_name_or_path": tmp_path / "other"})
 
@@ -398,12 +406,16 @@ def test_a_backbone_that_was_replaced_in_its_place_is_refused(own_backbones: dic
     language_model = GPT2LMHeadModel.from_pretrained(own_backbones["text"])
     nudge_one_norm(language_model)
     language_model.save_pretrained(own_backbones["text"])
-    with pytest.raises(ValueError, match="text model found at .* is not the one this adapter was trained on"):
+    with pytest.raises(
+        ValueError, match=r"text model found at .* is not the one this adapter was trained on"
+    ):
         ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
 
 
 def test_a_model_of_another_kind_is_refused(saved: Path, backbones: dict[str, Path]):
-    with pytest.raises(ValueError, match="are not those of a CLIPVisionModel: there is no 'embeddings.patch_emb"):
+    with pytest.raises(
+        ValueError, match=r"are not those of a CLIPVisionModel: there is no 'embeddings\.patch_emb"
+    ):
         ITuningForCaptioning.from_pretrained(saved, vision_model_name_or_path=backbones["text"])
 
 
@@ -439,7 +451,7 @@ def test_a_damaged_backbone_is_named(own_backbones: dict[str, Path], tmp_path: P
     make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
     path = own_backbones["text"] / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(OSError, match="frozen text model is damaged at text_model_name_or_path='.*text'"):
+    with pytest.raises(OSError, match=r"frozen text model is damaged at text_model_name_or_path='.*text'"):
         ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
 
 
@@ -482,7 +494,9 @@ def test_the_fingerprint_does_not_depend_on_the_precision_of_loading(backbones: 
 
 
 def test_the_fingerprint_wants_weights(tmp_path: Path):
-    with pytest.raises(OSError, match="no weights at .*looked for model.safetensors, model.safetensors.index.json"):
+    with pytest.raises(
+        OSError, match=r"no weights at .*looked for model\.safetensors, model\.safetensors\.index"
+    ):
         fingerprint("text", str(tmp_path))
 
 
@@ -508,7 +522,9 @@ def empty(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, truncate_header, scramble, empty])
 def test_a_corrupt_adapter_file_is_refused(saved: Path, damage: Callable):
     damage(saved / "model.safetensors")
-    with pytest.raises(ValueError, match=r"adapter file .*model\.safetensors cannot be read .* corrupt or was cut"):
+    with pytest.raises(
+        ValueError, match=r"adapter file .*model\.safetensors cannot be read .* corrupt or was cut"
+    ):
         ITuningForCaptioning.from_pretrained(saved)
 
 
@@ -525,8 +541,14 @@ def set_to(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str
 MISFITS = [
     (lambda tensors: tensors.pop(A_KEY), rf"1 missing \(first: \['{A_KEY}'\]\)"),
     (lambda tensors: tensors.update(extra=torch.ones(2)), r"1 unexpected \(first: \['extra'\]\)"),
-    (set_to(lambda t: t.T.contiguous()), rf"1 not fitting .*{A_KEY} is \(15, 21\) torch\.float32, wanted \(21, 15\)"),
-    (set_to(lambda t: t.int()), rf"1 not fitting .*{A_KEY} is \(21, 15\) torch\.int32, wanted \(21, 15\) floats"),
+    (
+        set_to(lambda t: t.T.contiguous()),
+        rf"1 not fitting .*{A_KEY} is \(15, 21\) torch\.float32, wanted \(21, 15\)",
+    ),
+    (
+        set_to(lambda t: t.int()),
+        rf"1 not fitting .*{A_KEY} is \(21, 15\) torch\.int32, wanted \(21, 15\) floats",
+    ),
     (
         lambda tensors: tensors.update({A_KEY + "s": tensors.pop(A_KEY)}),
         r"1 missing .*; 1 unexpected .*must come from one and the same save_pretrained",
@@ -598,7 +620,9 @@ def test_backbones_by_hub_id_are_pinned_to_their_commits(hub, backbones: dict[st
     put_in_cache(hub["cache_dir"], "org/gpt2", "c" * 40, tmp_path / "newer")
     loaded = ITuningForCaptioning.from_pretrained(tmp_path / "captioner", **hub)
     assert torch.equal(logits_of(loaded), logits_of(model))
-    with pytest.raises(ValueError, match=f"text_model_name_or_path='org/gpt2' at revision '{'c' * 40}' is not"):
+    with pytest.raises(
+        ValueError, match=f"text_model_name_or_path='org/gpt2' at revision '{'c' * 40}' is not"
+    ):
         ITuningForCaptioning.from_pretrained(tmp_path / "captioner", text_model_revision="c" * 40, **hub)
 
 

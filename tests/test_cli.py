@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_captioner
 from PIL import Image
+from small_models import make_captioner
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -216,8 +216,14 @@ def test_a_terminal_gets_a_progress_bar(saved, photos, capsys, monkeypatch):
         (["photos", "--device", "gpu"], "device 'gpu' cannot be used"),
         (["photos", "--output", "no/such/folder.jsonl"], "No such file or directory: 'no/such/folder.jsonl'"),
         (["photos", "--model", "nowhere"], "There is no captioner at 'nowhere': there is no such folder"),
-        (["photos", "--text-model", "nowhere"], "frozen text model was not found at text_model_name_or_path="),
-        (["photos", "--vision-model", "nowhere"], "frozen vision model was not found at vision_model_name_or"),
+        (
+            ["photos", "--text-model", "nowhere"],
+            "frozen text model was not found at text_model_name_or_path=",
+        ),
+        (
+            ["photos", "--vision-model", "nowhere"],
+            "frozen vision model was not found at vision_model_name_or",
+        ),
         (["photos", "--model", "org/c", "--revision", "v9"], "There is no captioner at 'org/c'"),
     ],
 )
@@ -285,8 +291,18 @@ def test_training_without_its_extra_says_what_to_install(monkeypatch, capsys):
     ("arguments", "code", "stream", "texts"),
     [
         (["--version"], 0, "out", [f"ituning {ituning_hf.__version__}\n"]),
-        (["--help"], 0, "out", ["train a captioner", "caption images", "ituning info", "ITUNING_TRACEBACK=1"]),
-        (["caption", "--help"], 0, "out", ["IMAGE", "--num-captions N", "--output FILE", "Exit code: 0, or 1"]),
+        (
+            ["--help"],
+            0,
+            "out",
+            ["train a captioner", "caption images", "ituning info", "ITUNING_TRACEBACK=1"],
+        ),
+        (
+            ["caption", "--help"],
+            0,
+            "out",
+            ["IMAGE", "--num-captions N", "--output FILE", "Exit code: 0, or 1"],
+        ),
         (["info", "--help"], 0, "out", ["MODEL", "--json", "--revision"]),
         ([], 2, "err", ["the following arguments are required: COMMAND"]),
         (["caption", "a.png"], 2, "err", ["the following arguments are required: --model"]),

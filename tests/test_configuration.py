@@ -146,9 +146,15 @@ def test_refuses_backbones_of_other_kinds():
         ITuningConfig(vision_config=CLIPVisionConfig(**VISION), text_config=BertConfig())
 
 
+def test_refuses_the_configuration_of_another_model(tmp_path: Path):
+    GPT2Config(**TEXT).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json is a 'gpt2' model's, expected 'ituning'"):
+        ITuningConfig.from_pretrained(tmp_path)
+
+
 def test_refuses_a_checkpoint_of_a_newer_format(tmp_path: Path):
     folder = save_with(make_config(), tmp_path, format_version=7)
-    with pytest.raises(ValueError, match="format_version is 7.*saved by a newer ituning_hf"):
+    with pytest.raises(ValueError, match=r"format_version is 7.*saved by a newer ituning_hf"):
         AutoConfig.from_pretrained(folder)
 
 

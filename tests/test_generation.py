@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, make_captioner
+from small_models import IMAGE_SIZE, make_captioner
 from torch import nn
 from transformers import GenerationConfig, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
@@ -24,7 +24,7 @@ ENDS = list(range(100, 200))
 
 
 class ReadsItsImage(nn.Module):
-    """A stock GPT-2's feed-forward network with the adapter's formula beside it, the image repeated per row."""
+    """A stock feed-forward network with the adapter's formula beside it, the image repeated per row."""
 
     def __init__(self, mlp: nn.Module, adapter: ITuningAdapter, memory: torch.Tensor) -> None:
         super().__init__()
@@ -34,7 +34,10 @@ class ReadsItsImage(nn.Module):
         memory = self.memory.repeat_interleave(x.shape[0] // self.memory.shape[0], dim=0)
         split = (self.adapter.num_heads, self.adapter.head_dim)
         query = self.adapter.q_proj(x).unflatten(-1, split)
-        key, value = self.adapter.k_proj(memory).unflatten(-1, split), self.adapter.v_proj(memory).unflatten(-1, split)
+        key, value = (
+            self.adapter.k_proj(memory).unflatten(-1, split),
+            self.adapter.v_proj(memory).unflatten(-1, split),
+        )
         weights = torch.einsum("bthc,bnhc->bhtn", query, key).div(math.sqrt(split[1])).softmax(-1)
         read = torch.einsum("bhtn,bnhc->bthc", weights, value).flatten(2)
         return self.mlp(x) + self.adapter.out_proj(read)
@@ -243,7 +246,9 @@ def test_goes_on_from_a_prompt(captioner, judge, pixel_values, num_beams: int):
 def test_prompts_of_unequal_length_are_as_each_alone(captioner, pixel_values, num_beams: int):
     settings = {"max_new_tokens": 6, "num_beams": num_beams}
     ids, lengths = prompts(), [3, 8, 5]
-    padded = torch.stack([nn.functional.pad(row[:n], (8 - n, 0)) for row, n in zip(ids, lengths, strict=True)])
+    padded = torch.stack(
+        [nn.functional.pad(row[:n], (8 - n, 0)) for row, n in zip(ids, lengths, strict=True)]
+    )
     mask = torch.stack([(torch.arange(8) >= 8 - n).long() for n in lengths])
     together = captioner.generate(
         input_ids=padded, attention_mask=mask, pixel_values=pixel_values, **settings
@@ -409,7 +414,7 @@ def test_refuses_an_assistant(captioner, pixel_values, backbones: dict[str, Path
 
 
 def test_refuses_continuous_batching(captioner):
-    with pytest.raises(NotImplementedError, match="no way to carry the images. Use generate with a batch"):
+    with pytest.raises(NotImplementedError, match=r"no way to carry the images\. Use generate with a batch"):
         captioner.generate_batch([[1, 2]])
 
 
@@ -443,6 +448,13 @@ BAD_INPUT: list[tuple[Callable[[torch.Tensor], dict[str, Any]], str]] = [
 @pytest.mark.parametrize(("make", "message"), BAD_INPUT)
 def test_refuses_input_that_does_not_fit(captioner, pixel_values, make, message: str):
     refuse(captioner, ValueError, message, **make(pixel_values))
+
+
+def test_refuses_more_tokens_than_the_language_model_has_positions_for(captioner, pixel_values):
+    assert captioner.generate(pixel_values=pixel_values, min_new_tokens=48, max_new_tokens=48).shape[1] == 49
+    message = r"A prompt of 8 tokens and 42 new ones do not fit .* 48 positions: lower max_new_tokens"
+    settings = {"pixel_values": pixel_values, "input_ids": prompts(), "max_new_tokens": 42}
+    refuse(captioner, ValueError, message, **settings)
 
 
 def test_refuses_a_misspelt_option(captioner, pixel_values):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import make_captioner
+from small_models import make_captioner
 
 from ituning_hf import ITuningForCaptioning, __version__
 from ituning_hf.inspection import describe, format_description, read_config

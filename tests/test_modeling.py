@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ADAPTER, IMAGE_SIZE, TEXT, VISION, make_captioner, randomize_adapters
+from small_models import ADAPTER, IMAGE_SIZE, TEXT, VISION, make_captioner
 from torch.nn import functional as F
 from transformers import CLIPVisionModel, GPT2LMHeadModel
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -52,7 +52,9 @@ def gradients(model: ITuningForCaptioning, **batch: Any) -> dict[str, torch.Tens
 def assert_all_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], **tolerance: float):
     assert found.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], expected[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 # --- The whole captioner, written out
@@ -548,7 +550,10 @@ def test_visual_attention_is_what_the_adapters_read(backbones: dict[str, Path]):
 
     # Of the lowest layer, from the stock parts.
     block, adapter = model.text_model.transformer.h[0], model.adapters()[0]
-    hidden = model.text_model.transformer.wte(batch["input_ids"]) + model.text_model.transformer.wpe.weight[:LENGTH]
+    hidden = (
+        model.text_model.transformer.wte(batch["input_ids"])
+        + model.text_model.transformer.wpe.weight[:LENGTH]
+    )
     row = 7
     hidden = hidden[row] + naive_self_attention(block.attn, block.ln_1(hidden[row]))
     query = adapter.q_proj(block.ln_2(hidden)).view(LENGTH, heads, -1)
@@ -578,13 +583,20 @@ BAD_INPUT = [
         r"pixel_values has shape \(3, 3, 32, 32\), expected \(num_images, 3, 30, 30\)",
     ),
     ({"pixel_values": torch.zeros(3, 30, 30)}, r"pixel_values has shape \(3, 30, 30\)"),
-    ({"pixel_values": torch.zeros(2, 3, 30, 30)}, "input_ids has 15 rows for 2 images: the rows must be a mul"),
+    (
+        {"pixel_values": torch.zeros(2, 3, 30, 30)},
+        "input_ids has 15 rows for 2 images: the rows must be a mul",
+    ),
     ({"pixel_values": torch.zeros(0, 3, 30, 30)}, r"pixel_values has shape \(0, 3, 30, 30\)"),
     (
         {"pixel_values": None, "visual_features": torch.zeros(0, 10, 15)},
         "input_ids has 15 rows for 0 images",
     ),
     ({"input_ids": None}, r"input_ids is None: give the text rows to score"),
+    (
+        {"input_ids": torch.ones(15, 49)},
+        "input_ids has 49 tokens in a row, and .* only 48 positions: cut the",
+    ),
     ({"labels": torch.zeros(15, 7)}, r"labels has shape \(15, 7\) and input_ids \(15, 8\)"),
     ({"visual_key_values": {}}, "visual_key_values stands in for pixel_values and visual_features"),
 ]

@@ -153,7 +153,7 @@ def _assign_splits(rows: list[_Row], root: Path, seed: int, val_share: float) ->
     lots = {row.file_name: _draw_lot(seed, row.file_name) for row in rows}
     num_val = sum(lot < val_share for lot in lots.values())
     num_val = min(max(num_val, 1), len(rows) - 1)  # neither side is left empty
-    val_names = set(sorted(lots, key=lots.__getitem__)[: max(num_val, 0)])
+    val_names = set(sorted(lots, key=lots.__getitem__)[:num_val])
     return {
         "train": [row for row in rows if row.file_name not in val_names],
         "val": [row for row in rows if row.file_name in val_names],

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers.utils import logging as transformers_logging
@@ -36,6 +37,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def create_accelerator(mixed_precision: str | None) -> Accelerator:
+    """Return an accelerator over all the processes that were launched.
+
+    Under `torchrun` on a machine without a GPU, Accelerate lets each process believe that it is alone,
+    unless it is told to stay on the CPU.
+
+    Raises:
+        RuntimeError: if it still sees fewer processes than there are; each would train on everything and
+            write over the others.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    cpu = launched > 1 and not torch.accelerator.is_available()
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    if accelerator.num_processes != launched:
+        raise RuntimeError(
+            f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: start "
+            "them with `accelerate launch` or `torchrun`."
+        )
+    return accelerator
+
+
 def train(args: TrainArguments) -> TrainState:
     """Train a captioner as the settings say.
 
@@ -51,7 +73,7 @@ def train(args: TrainArguments) -> TrainState:
         NonFiniteLossError: at a NaN or infinite loss.
         TooManyUnreadableError: if too many images cannot be read.
     """
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = create_accelerator(args.mixed_precision)
 
     def report(text: str) -> None:
         accelerator.print(text, flush=True)

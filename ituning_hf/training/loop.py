@@ -22,6 +22,7 @@ from .._version import __version__
 from ..data import CaptionDataset, CaptionedImage, Collator, ImageBatchSampler
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
+from ..saving import save_captioner
 from .arguments import TrainArguments
 from .checkpoints import (
     RUN_FILE,
@@ -209,7 +210,7 @@ class CaptionTrainer:
         self.state.step += 1
         images = math.prod(self.sampler.step_shape)
         self.state.images_seen += images
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         self.progress.step(loss, rate, images / seconds)
         self.progress.log({"step": self.state.step, "loss": loss, "learning_rate": rate})
 
@@ -314,8 +315,7 @@ class CaptionTrainer:
     def _save_captioner(self, name: str) -> None:
         if self.accelerator.is_main_process:
             with atomic_folder(self.output_dir / name) as draft:
-                self.captioner.save_pretrained(draft)
-                self.processor.save_pretrained(draft)
+                save_captioner(self.captioner, self.processor, draft)
         self.accelerator.wait_for_everyone()
 
     def _save_adapter_alone(self, models: list[Any], weights: list[Any], folder: str) -> None:

@@ -23,7 +23,9 @@ def test_without_flags_it_trains_on_the_built_in_scenes():
 
 def test_flags_win_over_the_file(tmp_path: Path):
     config = tmp_path / "run.yaml"
-    config.write_text("learning_rate: 5e-4\nnum_train_epochs: 3\nadapter_layers: [1, 2]\nmax_train_steps: null\n")
+    config.write_text(
+        "learning_rate: 5e-4\nnum_train_epochs: 3\nadapter_layers: [1, 2]\nmax_train_steps: null\n"
+    )
     args = parse_arguments(["--config", str(config), "--num_train_epochs", "7"])
     assert (args.learning_rate, args.num_train_epochs, args.adapter_layers) == (5e-4, 7, [1, 2])
     assert args.max_train_steps is None

@@ -84,5 +84,5 @@ def test_another_runs_folder_is_refused_unless_it_is_resumed(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(PermissionError, match="cannot be written to .*: give a folder that can"):
+    with pytest.raises(PermissionError, match=r"cannot be written to .*: give a folder that can"):
         claim_output_dir(tmp_path / "file" / "run", None)

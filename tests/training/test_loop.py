@@ -129,9 +129,10 @@ def train_until(args: TrainArguments, step: int) -> None:
             raise KeyboardInterrupt
         record(self, loss, seconds)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CaptionTrainer, "_record", stopping)
-        train(args)
+        with pytest.raises(KeyboardInterrupt):
+            train(args)
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(settings: Settings, tmp_path: Path):
@@ -193,7 +194,9 @@ def test_a_run_in_another_runs_folder_is_refused(settings: Settings):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoints(settings: Settings):
     args = settings(learning_rate=1e30, max_grad_norm=0, checkpointing_steps="1", warmup_ratio=0)
-    with pytest.raises(NonFiniteLossError, match=r"The loss is (nan|inf) at step (\d) \(epoch .*\), so training"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"The loss is (nan|inf) at step (\d) \(epoch .*\), so training"
+    ):
         train(args)
     kept = sorted(path.name for path in (Path(args.output_dir) / "checkpoints").iterdir())
     assert kept[0] == "step_00000001"
@@ -215,7 +218,9 @@ def test_an_unreadable_image_is_named_and_skipped(
 def test_too_many_unreadable_images_end_the_run(settings: Settings, photos: Path):
     for i in (2, 5):
         (photos / "train" / f"{i}.png").write_bytes(b"not a picture")
-    with pytest.raises(TooManyUnreadableError, match=r"2 of 11 images could not be read, .* allows 1 \(last: .*png"):
+    with pytest.raises(
+        TooManyUnreadableError, match=r"2 of 11 images could not be read, .* allows 1 \(last: .*png"
+    ):
         train(settings(max_train_steps=9, max_unreadable_share=0.1))
 
 

@@ -1,0 +1,103 @@
+"""A captioner and its processor, to one folder and back."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from .inspection import read_config
+from .modeling_ituning import ITuningForCaptioning
+from .processing_ituning import ITuningProcessor
+
+
+def save_captioner(
+    model: ITuningForCaptioning, processor: ITuningProcessor, folder: str | os.PathLike[str]
+) -> None:
+    """Save the adapter, its processor and the code that loads both where this package is not installed.
+
+    Args:
+        model: The captioner; of its weights the adapter's alone are written.
+        processor: Its processor.
+        folder: Is made if it is not there.
+    """
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def load_captioner(
+    model_name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    vision_model: str | os.PathLike[str] | None = None,
+    text_model: str | os.PathLike[str] | None = None,
+) -> tuple[ITuningForCaptioning, ITuningProcessor]:
+    """Load a saved captioner and its processor, ready to caption.
+
+    Args:
+        model_name_or_path: The captioner's folder or Hub id.
+        device: Where it runs. By default CUDA if there is one, then Apple's MPS, then the CPU.
+        dtype: Precision of everything, such as "bfloat16". By default each part keeps that of its file.
+        revision: The captioner's revision on the Hub; the backbones have their own, recorded in it.
+        vision_model: Where the frozen vision encoder has moved to.
+        text_model: Where the frozen language model has moved to.
+
+    Returns:
+        The captioner, in evaluation mode, and its processor.
+
+    Raises:
+        OSError: if the captioner or a backbone is not there.
+        ValueError: if what is there is no captioner or has no processor, a file is damaged, a backbone
+            is another one than it was trained on, or the device cannot be used.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    if vision_model is not None:
+        options["vision_model_name_or_path"] = os.fspath(vision_model)
+    if text_model is not None:
+        options["text_model_name_or_path"] = os.fspath(text_model)
+    model = load_model(model_name_or_path, device, **options)
+    return model, load_processor(model_name_or_path, revision)
+
+
+def load_model(name: str | os.PathLike[str], device: Any = None, **options: Any) -> ITuningForCaptioning:
+    """Load a saved captioner to a device, None being the best there is; `options` as in `from_pretrained`."""
+    target = _usable_device(device)
+    read_config(name, options.get("revision"))  # says clearly what is wrong with the place
+    model: Any = ITuningForCaptioning.from_pretrained(name, **options)
+    return model.to(target)
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = next((d for d in ("cuda", "mps") if getattr(torch, d).is_available()), "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    # What PyTorch raises for a device that it does not know, was not built for, or does not find.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used ({str(error).split('. ')[0]}): give one that this "
+            "machine has, such as cpu, cuda, cuda:1 or mps, or none to take the best."
+        ) from error
+
+
+def load_processor(name: str | os.PathLike[str], revision: str | None = None) -> ITuningProcessor:
+    """Load the processor that was saved beside a captioner.
+
+    Raises:
+        ValueError: if there is none, or not all of it.
+    """
+    try:
+        processor = ITuningProcessor.from_pretrained(name, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        place = f"in {os.fspath(name)!r}" if os.fspath(name) else "beside a captioner that was never saved"
+        raise ValueError(
+            f"There is no whole processor {place} (processor_config.json, tokenizer files): save it beside "
+            "the captioner, processor.save_pretrained(folder), or give it, caption(model, images, processor)."
+        ) from error
+    return processor
+
+
+__all__ = ["load_captioner", "load_model", "load_processor", "save_captioner"]

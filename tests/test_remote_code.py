@@ -1,0 +1,370 @@
+"""A saved captioner in processes that have neither this package nor its optional dependencies."""
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_models import make_captioner
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    GPT2Tokenizer,
+    pipeline,
+)
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+
+import ituning_hf
+from ituning_hf import ITuningConfig, ITuningForCaptioning, ITuningProcessor
+
+PACKAGE = Path(ituning_hf.__file__).parent
+
+# Hides packages from a fresh process as if they were not installed.
+HIDE = """
+import sys
+
+HIDDEN = {"ituning_hf", "peft", "accelerate", "torchvision", "evaluate", "datasets", "bitsandbytes"}
+
+
+class WithoutHidden:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+
+sys.meta_path[:] = [WithoutHidden(finder) for finder in sys.meta_path]
+for name in HIDDEN:
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    raise SystemExit(f"{name} is not hidden")
+"""
+
+LOAD = """
+import json
+
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+folder, picture, again = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+image = Image.open(picture)
+batch = processor(images=[image, image.rotate(90)])
+found = {
+    "model": f"{type(model).__module__}.{type(model).__qualname__}",
+    "training": model.training,
+    "greedy": model.generate(**batch, max_new_tokens=9).tolist(),
+    "beams": model.generate(**batch, max_new_tokens=9, num_beams=4).tolist(),
+    "prompted": model.generate(**batch, **processor(text=["a dog", "a"]), max_new_tokens=5).tolist(),
+    "text": processor.batch_decode(model.generate(**batch), skip_special_tokens=True),
+}
+"""
+
+ALL_AUTO_CLASSES = """
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, pipeline
+
+other = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+found["other greedy"] = other.generate(**batch, max_new_tokens=9).tolist()
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+loaded = {
+    "image text": other,
+    "config": config,
+    "processor": processor,
+    "image processor": AutoImageProcessor.from_pretrained(folder, trust_remote_code=True),
+    "tokenizer": AutoTokenizer.from_pretrained(folder, trust_remote_code=True),
+}
+found["classes"] = {name: f"{type(x).__module__}.{type(x).__qualname__}" for name, x in loaded.items()}
+found["layers"] = config.adapter_layers
+captioner = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+found["pipeline"] = [captioner(images=image, text="")[0]["generated_text"]]
+for trust in (None, False):
+    try:
+        AutoModel.from_pretrained(folder, trust_remote_code=trust)
+    except ValueError as error:
+        found[f"trust {trust}"] = str(error)
+"""
+
+SAVE = """
+model.save_pretrained(again)
+processor.save_pretrained(again)
+"""
+
+
+def run_fresh(script: str, cwd: Path, *arguments: Path) -> dict[str, Any]:
+    """Run a script in a process of its own and return what it found."""
+    environment = os.environ | {"HF_MODULES_CACHE": str(cwd / "modules")}
+    command = [
+        sys.executable,
+        "-I",
+        "-W",
+        "error",
+        "-c",
+        HIDE + script + "\nprint()\nprint(json.dumps(found))",
+    ]
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, backbones, processor) -> dict[str, Path]:
+    """A saved captioner, and a picture."""
+    root = tmp_path_factory.mktemp("remote")
+    captioner = make_captioner(backbones, adapter_layers=[1, 2, 3])
+    captioner.save_pretrained(root / "captioner")
+    processor.save_pretrained(root / "captioner")
+    pixels = np.random.default_rng(5).integers(0, 256, (45, 61, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "picture.png")
+    names = ("captioner", "picture.png", "again", "once more")
+    return {"root": root} | {name: root / name for name in names}
+
+
+@pytest.fixture(scope="module")
+def expected(folders, processor) -> dict[str, Any]:
+    """What the package itself makes of the picture."""
+    model = ITuningForCaptioning.from_pretrained(folders["captioner"])
+    image = Image.open(folders["picture.png"])
+    batch = processor(images=[image, image.rotate(90)])
+    return {
+        "greedy": model.generate(**batch, max_new_tokens=9).tolist(),
+        "beams": model.generate(**batch, max_new_tokens=9, num_beams=4).tolist(),
+        "prompted": model.generate(**batch, **processor(text=["a dog", "a"]), max_new_tokens=5).tolist(),
+        "text": processor.batch_decode(model.generate(**batch), skip_special_tokens=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def first(folders) -> dict[str, Any]:
+    """What a fresh process finds in the folder; it also saves the captioner again."""
+    script = LOAD + ALL_AUTO_CLASSES + SAVE
+    return run_fresh(script, folders["root"], folders["captioner"], folders["picture.png"], folders["again"])
+
+
+@pytest.fixture(scope="module")
+def second(first, folders) -> dict[str, Any]:
+    """What another fresh process finds in what the first one saved."""
+    return run_fresh(
+        LOAD + SAVE, folders["root"], folders["again"], folders["picture.png"], folders["once more"]
+    )
+
+
+# --- Without the package
+
+
+@pytest.mark.parametrize("process", ["first", "second"])
+def test_captions_are_equal_without_the_package(process: str, expected, request: pytest.FixtureRequest):
+    found = request.getfixturevalue(process)
+    assert {name: found[name] for name in expected} == expected
+    assert expected["greedy"][0] != expected["greedy"][1]
+    assert found["training"] is False
+
+
+@pytest.mark.parametrize("process", ["first", "second"])
+def test_the_class_comes_from_the_folder(process: str, request: pytest.FixtureRequest):
+    name = request.getfixturevalue(process)["model"]
+    assert name.startswith("transformers_modules.")
+    assert name.endswith(".modeling_ituning.ITuningForCaptioning")
+
+
+def test_every_auto_class_works_without_the_package(first, expected):
+    classes = first["classes"]
+    assert classes["image text"] == first["model"]
+    assert classes["config"].endswith(".configuration_ituning.ITuningConfig")
+    assert classes["processor"].endswith(".processing_ituning.ITuningProcessor")
+    assert classes["image processor"].endswith(".CLIPImageProcessorPil")
+    assert classes["tokenizer"].endswith(".GPT2Tokenizer")
+    assert first["layers"] == [1, 2, 3]
+    assert first["other greedy"] == expected["greedy"]
+
+
+def test_the_pipeline_works_without_the_package(first, expected):
+    assert first["pipeline"] == expected["text"][:1]
+
+
+@pytest.mark.parametrize("trust", [None, False])
+def test_code_is_not_run_without_trust(first, trust: bool | None):
+    assert "contains custom code which must be executed" in first[f"trust {trust}"]
+    assert "Please pass the argument `trust_remote_code=True`" in first[f"trust {trust}"]
+
+
+@pytest.mark.parametrize("copy", ["again", "once more"])
+def test_it_saves_itself_file_by_file(second, folders, copy: str):
+    original = {path.name: path.read_bytes() for path in folders["captioner"].iterdir() if path.is_file()}
+    found = {path.name: path.read_bytes() for path in folders[copy].iterdir() if path.is_file()}
+    assert set(found) == set(original)
+    differing = {name for name in found if found[name] != original[name]}
+    assert differing == set()
+
+
+# --- With the package
+
+
+@pytest.mark.parametrize("options", [{}, {"trust_remote_code": True}])
+def test_with_the_package_the_auto_classes_give_its_own(folders, options: dict[str, bool]):
+    folder = folders["captioner"]
+    wanted = [
+        (AutoConfig, ITuningConfig),
+        (AutoModel, ITuningForCaptioning),
+        (AutoModelForImageTextToText, ITuningForCaptioning),
+        (AutoProcessor, ITuningProcessor),
+        (AutoTokenizer, GPT2Tokenizer),
+        (AutoImageProcessor, CLIPImageProcessorPil),
+    ]
+    for auto_class, own in wanted:
+        assert type(auto_class.from_pretrained(folder, **options)) is own
+
+
+def test_the_pipeline_captions_several_images(folders, expected):
+    captioner = pipeline("image-text-to-text", model=str(folders["captioner"]))
+    image = Image.open(folders["picture.png"])
+    outputs = captioner(images=[image, image.rotate(90)], text=["", ""])
+    assert [output["generated_text"] for output in outputs] == expected["text"]
+
+
+# --- What imports what
+
+HUB = {
+    "adapter_ituning",
+    "backbones_ituning",
+    "checkpoint_ituning",
+    "configuration_ituning",
+    "generation_ituning",
+    "gpt2_ituning",
+    "modeling_ituning",
+    "processing_ituning",
+}
+THIRD_PARTY = {"torch", "transformers", "safetensors", "huggingface_hub", "PIL", "numpy"}
+
+
+def test_all_files_of_the_hub_kind_are_known():
+    assert {path.stem for path in PACKAGE.glob("*_ituning.py")} == HUB
+
+
+@pytest.mark.parametrize("name", sorted(HUB))
+def test_hub_files_import_little_and_one_another_flat(name: str):
+    path = PACKAGE / f"{name}.py"
+    assert set(get_imports(path)) - THIRD_PARTY <= sys.stdlib_module_names
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1
+            assert node.module in HUB
+
+
+def test_transformers_copies_every_file_that_the_model_needs(folders):
+    needed = {Path(path).stem for path in get_relative_import_files(PACKAGE / "modeling_ituning.py")}
+    assert needed | {"modeling_ituning", "processing_ituning"} == HUB
+    assert {path.stem for path in folders["captioner"].glob("*.py")} == HUB
+
+
+# Each module imports only from its own line and those above it; what is not named stands in the library's.
+LAYERS = [
+    ("_version", "adapter_ituning", "configuration_ituning", "processing_ituning"),
+    ("gpt2_ituning", "backbones_ituning", "checkpoint_ituning", "generation_ituning"),
+    ("modeling_ituning",),
+    ("data",),
+    ("training", "evaluation", "tuner", "visualization", "captioning", "inspection"),
+    ("__init__",),
+    ("cli",),
+]
+LIBRARY = 4
+
+
+def is_for_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports_of(path: Path) -> set[str]:
+    """The package's modules that a file imports at any time, by their dotted names within the package."""
+    package = ["ituning_hf", *path.relative_to(PACKAGE).parts[:-1]]
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    found: set[str] = set()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            found |= {name if importable(name) else module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif not is_for_type_checking(node):
+            pending += ast.iter_child_nodes(node)
+    return {
+        name.removeprefix("ituning_hf").removeprefix(".")
+        for name in found
+        if name.split(".")[0] == "ituning_hf"
+    }
+
+
+def importable(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def module_name(path: Path) -> str:
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix(".__init__").removesuffix("__init__")
+
+
+def graph() -> dict[str, set[str]]:
+    return {module_name(path): imports_of(path) for path in PACKAGE.rglob("*.py")}
+
+
+def layer_of(module: str) -> int:
+    top = module.split(".")[0] or "__init__"
+    return next((i for i, names in enumerate(LAYERS) if top in names), LIBRARY)
+
+
+def test_imports_run_one_way():
+    for module, imported in graph().items():
+        above = {name for name in imported if layer_of(name) > layer_of(module)}
+        assert not above, f"{module} imports {above}"
+
+
+def test_imports_run_in_no_circle():
+    # A package's own submodules are its parts, so what imports a package imports what that imports.
+    assert list(TopologicalSorter(graph()).static_order())
+
+
+def test_the_graph_of_imports_is_read_right():
+    found = graph()
+    assert found["modeling_ituning"] == {
+        "adapter_ituning",
+        "checkpoint_ituning",
+        "configuration_ituning",
+        "generation_ituning",
+        "gpt2_ituning",
+    }
+    assert found[""] >= {"_version", "modeling_ituning"}
+    assert importlib.util.find_spec("ituning_hf.data") is not None
+    assert "data.images" in found["data"]
