@@ -96,7 +96,7 @@ class ITuningAdapter(nn.Module):
         # Transformers initialises what does not carry this mark, by the decoder's rules: out_proj
         # would no longer be zero.
         for module in self.modules():
-            module._is_hf_initialized = True
+            module._is_hf_initialized = True  # type: ignore[assignment]
 
     def project_visual(self, visual_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Project the visual memory once for all rows and all steps.

@@ -22,6 +22,14 @@ AUTO_MAP = {
     "AutoModel": "modeling_ituning.ITuningForCaptioning",
     "AutoModelForImageTextToText": "modeling_ituning.ITuningForCaptioning",
 }
+ADAPTER_OPTIONS = (
+    "adapter_hidden_size",
+    "adapter_num_heads",
+    "adapter_scale",
+    "adapter_layers",
+    "adapter_dropout",
+    "vision_feature_layer",
+)
 # What the Auto classes and pipelines pass to every model, and this one has no use for.
 _PASSED_BY_CALLERS = frozenset(
     {
@@ -78,13 +86,16 @@ class ITuningPreTrainedModel(PreTrainedModel):
             ValueError: for one out of its range, or a backbone that is incomplete or of another kind.
             OSError: for a backbone that is not there.
         """
-        known = ("adapter_hidden_size", "adapter_num_heads", "adapter_scale", "adapter_layers")
-        known += ("adapter_dropout", "vision_feature_layer")
-        if unknown := sorted(set(adapter_options) - set(known)):
-            raise TypeError(f"unknown adapter option(s) {unknown}; expected some of {list(known)}.")
-        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        if unknown := sorted(set(adapter_options) - set(ADAPTER_OPTIONS)):
+            raise TypeError(f"unknown adapter option(s) {unknown}; expected some of {list(ADAPTER_OPTIONS)}.")
+        hub: dict[str, Any] = {
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
         load = {"attn_implementation": attn_implementation} | ({} if dtype is None else {"dtype": dtype})
-        models, recorded = {}, {}
+        models: dict[str, PreTrainedModel] = {}
+        recorded: dict[str, str | None] = {}
         for kind, name, revision in (
             ("vision", vision, vision_revision),
             ("text", text, text_revision),
@@ -111,7 +122,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        config: ITuningConfig | str | os.PathLike[str] | None = None,
+        config: Any = None,
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
@@ -130,7 +141,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: The adapter's folder or Hub id.
-            config: In place of the adapter's own configuration.
+            config: A configuration, or its place, instead of the adapter's own.
             dtype: Precision of everything, such as `torch.bfloat16` or "bfloat16". By default each part
                 keeps that of its file.
             device_map: A device, "auto", or a dictionary from module names to devices.
@@ -158,10 +169,14 @@ class ITuningPreTrainedModel(PreTrainedModel):
             TypeError: for a keyword that does not exist.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        hub: dict[str, Any] = {
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
         revision = resolve_revision(name, revision, **hub)
         hub["force_download"] = force_download
-        own = {"revision": revision, "subfolder": subfolder}
+        own: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
         # Any other object is a configuration, though under remote code not of this very class: the file is
         # then loaded twice, once for AutoConfig and once beside the model's.
         if config is None or isinstance(config, (str, os.PathLike)):

@@ -119,8 +119,8 @@ class ITuningConfig(PreTrainedConfig):
         """
         if (kind := config_dict.get("model_type", cls.model_type)) != cls.model_type:
             raise ValueError(
-                f"config.json is a {kind!r} model's, expected {cls.model_type!r}: this is no saved captioner. "
-                "To build one over it, use ITuningForCaptioning.from_vision_text_pretrained(vision, text)."
+                f"config.json is a {kind!r} model's, expected {cls.model_type!r}: this is no saved "
+                "captioner. To build one over it, use ITuningForCaptioning.from_vision_text_pretrained(vision, text)."
             )
         config_dict = dict(config_dict)
         for backbone in ("vision_model", "text_model"):
@@ -206,14 +206,15 @@ def _resolve_layers(layers: list[int], depth: int) -> list[int]:
 
 
 def _check_adapter(config: ITuningConfig) -> None:
-    for name in ("adapter_hidden_size", "adapter_num_heads"):
-        value = getattr(config, name)
+    width: Any = config.adapter_hidden_size
+    heads: Any = config.adapter_num_heads
+    for name, value in (("adapter_hidden_size", width), ("adapter_num_heads", heads)):
         if not _is_int(value) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected a positive integer.")
-    if config.adapter_hidden_size % config.adapter_num_heads:
+    if width % heads:
         raise ValueError(
-            f"adapter_hidden_size is {config.adapter_hidden_size}, which adapter_num_heads "
-            f"({config.adapter_num_heads}) does not divide: change one of them."
+            f"adapter_hidden_size is {width}, which adapter_num_heads ({heads}) does not divide: change one "
+            "of them."
         )
     if not _is_finite(config.adapter_scale):
         raise ValueError(f"adapter_scale is {config.adapter_scale!r}, expected a finite number.")

@@ -129,6 +129,11 @@ def default_generation_config(config: ITuningConfig) -> GenerationConfig:
 
 
 def check_rows(input_ids: torch.Tensor, visual_key_values: VisualKeyValues) -> None:
+    """Refuse text rows that cannot be divided among the images evenly.
+
+    Raises:
+        ValueError: with both numbers.
+    """
     rows, images = input_ids.shape[0], next(iter(visual_key_values.values()))[0].shape[0]
     if rows == 0 or images == 0 or rows % images:
         raise ValueError(

@@ -94,7 +94,7 @@ class ITuningGPT2Block(GPT2Block):
         return output + self.adapter(hidden_states, key, value, eager=eager)
 
 
-def decoder_blocks(text_model: nn.Module) -> nn.ModuleList:
+def decoder_blocks(text_model: Any) -> nn.ModuleList:
     """Return the layers of a `GPT2LMHeadModel`, bottom first."""
     return text_model.transformer.h
 

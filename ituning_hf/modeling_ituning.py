@@ -253,7 +253,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Raises:
             ValueError: for inputs that do not fit one another or the backbones.
         """
-        _check_text(input_ids, labels, self.config.text_config.max_position_embeddings)
+        input_ids = _check_text(input_ids, labels, self.config.text_config.max_position_embeddings)
         # Not in the signature: Transformers' Trainer takes every parameter with "label" in its name for
         # labels, misses this one in the batch, and then evaluates without a loss.
         label_smoothing = kwargs.pop("label_smoothing", 0.0)
@@ -299,14 +299,14 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         self, pixel_values: torch.Tensor | None, visual_features: torch.Tensor | None
     ) -> torch.Tensor:
         """Return the visual memory, of shape (num_images, N, d_v), from the one input that is given."""
-        if (pixel_values is None) == (visual_features is None):
+        if pixel_values is not None and visual_features is None:
+            return self.get_image_features(pixel_values)
+        if visual_features is None or pixel_values is not None:
             given = "neither" if pixel_values is None else "both"
             raise ValueError(
                 f"Got {given} of pixel_values and visual_features: give images, or the features that "
                 "get_image_features returned for them."
             )
-        if visual_features is None:
-            return self.get_image_features(pixel_values)
         width = self.config.vision_config.hidden_size
         if visual_features.ndim != 3 or visual_features.shape[-1] != width:
             raise ValueError(
@@ -352,7 +352,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         return torch.stack([attentions[i].to(device) for i in self.config.adapter_layers], dim=1)
 
 
-def _check_text(input_ids: torch.Tensor | None, labels: torch.Tensor | None, positions: int) -> None:
+def _check_text(input_ids: torch.Tensor | None, labels: torch.Tensor | None, positions: int) -> torch.Tensor:
     if input_ids is None:
         raise ValueError(
             "input_ids is None: give the text rows to score (processor(captions=...) or "
@@ -360,14 +360,15 @@ def _check_text(input_ids: torch.Tensor | None, labels: torch.Tensor | None, pos
         )
     if input_ids.shape[1] > positions:
         raise ValueError(
-            f"input_ids has {input_ids.shape[1]} tokens in a row, and the language model has only {positions} "
-            "positions: cut the text (processor(..., max_length=...))."
+            f"input_ids has {input_ids.shape[1]} tokens in a row, and the language model has only "
+            f"{positions} positions: cut the text (processor(..., max_length=...))."
         )
     if labels is not None and labels.shape != input_ids.shape:
         raise ValueError(
             f"labels has shape {tuple(labels.shape)} and input_ids {tuple(input_ids.shape)}: they must be "
             "equal (the shift by one is made here)."
         )
+    return input_ids
 
 
 def _caption_loss(

@@ -46,8 +46,8 @@ class ITuningProcessor(ProcessorMixin):
         if tokenizer is not None and tokenizer.vocab_size == 0:
             # Transformers makes one where the tokenizer's files are missing, and says nothing.
             raise ValueError(
-                "The tokenizer is empty: its files (tokenizer.json, or vocab.json and merges.txt) are missing "
-                "where it was loaded from."
+                "The tokenizer is empty: its files (tokenizer.json, or vocab.json and merges.txt) are "
+                "missing where it was loaded from."
             )
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
