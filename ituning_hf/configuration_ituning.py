@@ -120,7 +120,7 @@ class ITuningConfig(PreTrainedConfig):
         if (kind := config_dict.get("model_type", cls.model_type)) != cls.model_type:
             raise ValueError(
                 f"config.json is a {kind!r} model's, expected {cls.model_type!r}: this is no saved "
-                "captioner. To build one over it, use ITuningForCaptioning.from_vision_text_pretrained(vision, text)."
+                "captioner. ITuningForCaptioning.from_vision_text_pretrained builds one over two backbones."
             )
         config_dict = dict(config_dict)
         for backbone in ("vision_model", "text_model"):

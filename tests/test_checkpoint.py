@@ -583,6 +583,15 @@ def test_a_field_of_the_configuration_can_be_replaced(saved: Path):
     assert ITuningForCaptioning.from_pretrained(saved, adapter_dropout=0.5).adapters()[0].dropout.p == 0.5
 
 
+def test_another_configuration_may_be_given(captioner, saved: Path):
+    config = ITuningConfig.from_pretrained(saved, adapter_scale=3.0)
+    loaded = ITuningForCaptioning.from_pretrained(saved, config=config)
+    assert loaded.config is config
+    assert loaded.adapters()[0].scale == 3.0
+    same = ITuningForCaptioning.from_pretrained(saved, config=saved / "config.json")
+    assert torch.equal(logits_of(same), logits_of(captioner))
+
+
 # --- By Hub id, from the cache
 
 

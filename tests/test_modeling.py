@@ -234,6 +234,8 @@ def test_training_changes_every_adapter_and_not_one_bit_of_the_backbones(caption
 def test_backbone_dropout_is_off_while_training(captioner, language_model):
     batch = make_batch()
     assert captioner.config.text_config.resid_pdrop == 0.1
+    for layer in captioner.vision_model.encoder.layers:
+        layer.self_attn.dropout = 0.5
     evaluated = captioner(**batch).loss
     captioner.train()
     assert torch.equal(captioner(**batch).loss, evaluated)

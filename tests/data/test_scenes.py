@@ -1,5 +1,5 @@
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -56,6 +56,15 @@ def test_objects_lie_apart_inside_the_frame_and_are_not_alike() -> None:
             reach = RADII[a.size] + RADII[b.size]
             assert max(abs(a.x - b.x), abs(a.y - b.y)) > reach
             assert (a.shape, a.colour, a.size) != (b.shape, b.colour, b.size)
+
+
+def test_objects_lie_clearly_apart_along_one_axis_only() -> None:
+    for scene in SCENES:
+        if len(scene.objects) > 1:
+            columns, rows = (sorted(getattr(item, axis) for item in scene.objects) for axis in "xy")
+            gaps = [max(b - a for a, b in pairwise(places)) for places in (columns, rows)]
+            assert min(gaps) < 0.4
+            assert max(gaps) > 0.42
 
 
 @pytest.mark.parametrize("image_size", [30, 64, 97])
