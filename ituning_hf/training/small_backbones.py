@@ -1,7 +1,9 @@
 """Small backbones of the real classes, for when no pretrained ones are at hand.
 
-A CLIP is trained contrastively on the images and their captions, a GPT-2 on the captions alone. Minutes
-on a CPU make them good enough to see the whole method at work; they are no match for pretrained weights.
+A CLIP is trained contrastively on the images and their captions. A GPT-2 is trained on the captions alone,
+run together into long documents: like the real one it has read text and has never been told that a caption
+ends. Minutes on a CPU make both good enough to see the whole method at work; they are no match for
+pretrained weights.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from .checkpoints import atomic_folder
 Report = Callable[[str], None]
 END_TOKEN = "<|endoftext|>"
 MAX_TOKENS = 40
+WINDOW = 24  # tokens of running text that the language model reads at a time
+CAPTIONS_PER_DOCUMENT = 60
 WIDTH, LAYERS, HEADS = 128, 4, 4
 
 
@@ -120,12 +124,28 @@ def _train_language_model(
     model = GPT2LMHeadModel(config).train()
     model.loss_type = "ForCausalLM"  # its class name tells Transformers nothing of its loss
 
-    def loss(chosen: np.ndarray) -> torch.Tensor:
-        batch = _captions_batch(processor, [captions[i] for i in chosen])
-        return model(**batch).loss
+    text = _running_text(processor, captions, rng)
 
-    _optimize(model, loss, len(captions), steps, batch_size, rng)
+    def loss(chosen: np.ndarray) -> torch.Tensor:
+        windows = torch.stack([text[start : start + WINDOW] for start in chosen])
+        return model(input_ids=windows, labels=windows).loss
+
+    _optimize(model, loss, len(text) - WINDOW + 1, steps, batch_size, rng)
     return model.eval()
+
+
+def _running_text(
+    processor: ITuningProcessor, captions: Sequence[str], rng: np.random.Generator
+) -> torch.Tensor:
+    """Return the captions' tokens, shuffled and run together, with a begin token for each document."""
+    tokens: list[int] = []
+    for position, index in enumerate(rng.permutation(len(captions))):
+        begin, *caption, _ = processor.encode_captions([captions[index]])[0]
+        if position % CAPTIONS_PER_DOCUMENT == 0:
+            tokens.append(begin)
+        tokens += caption
+    tokens += [processor.tokenizer.eos_token_id] * WINDOW  # at least one window, however few captions
+    return torch.tensor(tokens)
 
 
 def _train_clip(
