@@ -10,7 +10,7 @@
 
 import sys
 
-from ituning_hf.training.cli import main
+from ituning_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

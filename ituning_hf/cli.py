@@ -81,12 +81,19 @@ def _run(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> int:
     try:
+        from .training import TrainingError
         from .training.cli import main as train
     except ModuleNotFoundError as error:
         if error.name not in ("accelerate", "yaml"):
             raise
         raise OSError(f"training needs {error.name}: pip install 'ituning_hf[train]'") from error
-    return train(arguments)
+    try:
+        return train(arguments)
+    except TrainingError as error:  # the run was sound when it began
+        if os.environ.get("ITUNING_TRACEBACK"):
+            raise
+        print("ituning: error:", error, file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

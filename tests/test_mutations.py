@@ -111,4 +111,5 @@ def test_a_fault_makes_a_test_fail(copy: Path, name: str):
     path.write_text(source.replace(there, instead))
     done = run_tests(copy)
     assert done.returncode == 1, done.stdout  # 1: tests failed; others: pytest could not run them
-    print(f"{name}: {done.stdout.splitlines()[-2]}")  # noqa: T201 (the table of a run by hand)
+    failed = next(line for line in done.stdout.splitlines() if line.startswith("FAILED"))
+    print(f"{name}: {failed}")  # noqa: T201 (the table of a run by hand)

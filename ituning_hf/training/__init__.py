@@ -2,7 +2,8 @@
 
 from .arguments import TrainArguments, parse_arguments
 from .cli import train
-from .loop import CaptionTrainer, NonFiniteLossError, TooManyUnreadableError, TrainState
+from .errors import NonFiniteLossError, TooManyUnreadableError, TrainingError
+from .loop import CaptionTrainer, TrainState
 from .small_backbones import make_small_backbones
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "TooManyUnreadableError",
     "TrainArguments",
     "TrainState",
+    "TrainingError",
     "make_small_backbones",
     "parse_arguments",
     "train",

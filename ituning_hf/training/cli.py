@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from .arguments import TrainArguments, parse_arguments
 from .checkpoints import claim_output_dir
+from .errors import TrainingError
 from .loop import CaptionTrainer, TrainState
 from .setup import describe_run, load_data, load_model
 
@@ -44,14 +45,14 @@ def create_accelerator(mixed_precision: str | None) -> Accelerator:
     unless it is told to stay on the CPU.
 
     Raises:
-        RuntimeError: if it still sees fewer processes than there are; each would train on everything and
+        TrainingError: if it still sees fewer processes than there are; each would train on everything and
             write over the others.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     cpu = launched > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
     if accelerator.num_processes != launched:
-        raise RuntimeError(
+        raise TrainingError(
             f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: start "
             "them with `accelerate launch` or `torchrun`."
         )

@@ -35,6 +35,7 @@ from .checkpoints import (
     remove_old_checkpoints,
     write_json,
 )
+from .errors import NonFiniteLossError, TooManyUnreadableError
 from .optimization import create_optimizer, create_schedule
 from .progress import Progress
 from .setup import TrainingData
@@ -47,14 +48,6 @@ KEPT_CHECKPOINTS = 2
 _FREE_SETTINGS = frozenset(
     {"output_dir", "resume_from_checkpoint", "dataloader_num_workers", "checkpointing_steps"}
 )
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite."""
-
-
-class TooManyUnreadableError(RuntimeError):
-    """More of the images cannot be read than the run allows."""
 
 
 @dataclass

@@ -22,8 +22,8 @@ def flags(args: TrainArguments) -> list[str]:
     return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
-def run(command: list[str], folder: Path) -> str:
-    """Run a command of this environment elsewhere, and return what it printed."""
+def run(command: list[str], folder: Path, expect: int = 0) -> str:
+    """Run a command of this environment elsewhere, and return what it printed, errors last."""
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [str(Path(sys.executable).parent / command[0]), *command[1:]],
@@ -34,8 +34,8 @@ def run(command: list[str], folder: Path) -> str:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + (done.stderr if expect else "")
 
 
 def test_accelerate_launch_trains(settings: Settings, tmp_path: Path):
@@ -58,6 +58,21 @@ def test_two_processes_take_the_steps_of_one(settings: Settings, tmp_path: Path)
     ours, theirs = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two"))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"dataset": "nowhere"}, 2, "ituning: error: no data set at 'nowhere': give 'scenes', the path"),
+        ({"learning_rate": 1e30, "max_grad_norm": 0.0}, 1, "ituning: error: The loss is nan at step"),
+    ],
+)
+def test_what_goes_wrong_is_told_in_one_line(
+    settings: Settings, tmp_path: Path, change: dict, code: int, message: str
+):
+    printed = run(["ituning", "train", *flags(settings(**change))], tmp_path, expect=code)
+    assert message in printed.splitlines()[-1]
+    assert "Traceback" not in printed
 
 
 @pytest.mark.slow

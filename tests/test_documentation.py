@@ -1,0 +1,53 @@
+"""What the README and the docstrings show must run."""
+
+import doctest
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ituning_hf import cli
+from ituning_hf.training import parse_arguments
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+MODULES = ["adapter_ituning", "configuration_ituning", "modeling_ituning", "processing_ituning", "captioning"]
+
+
+def commands(program: str) -> list[list[str]]:
+    """Return the README's command lines of a program, without the program."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [shlex.split(part)[len(program.split()) :] for part in parts if part.startswith(program)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str):
+    module = importlib.import_module(f"ituning_hf.{name}")
+    results = doctest.testmod(module)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_the_readmes_training_commands_are_understood():
+    lines = commands("accelerate launch examples/train.py")
+    assert [] in lines  # bare
+    assert len(lines) >= 2
+    for line in lines:
+        parse_arguments(line)
+
+
+def test_the_readmes_other_commands_are_understood():
+    lines = commands("ituning")
+    assert {line[0] for line in lines} == {"caption", "info"}
+    for line in lines:
+        cli._parser().parse_args(line)
+
+
+def test_the_readme_names_every_module():
+    package = Path(cli.__file__).parent
+    for path in package.iterdir():
+        if path.suffix == ".py" and not path.name.startswith("_"):
+            assert path.name in README, path.name
