@@ -30,7 +30,8 @@ ADAPTER_OPTIONS = (
     "adapter_dropout",
     "vision_feature_layer",
 )
-# What the Auto classes and pipelines pass to every model, and this one has no use for.
+# What the Auto classes, pipelines and old habit pass to every model, and this one has no use for: it is
+# always loaded lazily, and always from safetensors.
 _PASSED_BY_CALLERS = frozenset(
     {
         "trust_remote_code",
@@ -39,6 +40,8 @@ _PASSED_BY_CALLERS = frozenset(
         "_from_auto",
         "_from_pipeline",
         "tqdm_class",
+        "low_cpu_mem_usage",
+        "use_safetensors",
     }
 )
 
@@ -187,8 +190,11 @@ class ITuningPreTrainedModel(PreTrainedModel):
                 **hub,
                 **kwargs,
             )
+        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype  # its name until Transformers 5
         if unknown := sorted(set(kwargs) - _PASSED_BY_CALLERS):
             raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
+        # The Auto classes put it into the configuration that they hand over.
+        attn_implementation = attn_implementation or config._attn_implementation
 
         tensors = load_adapter_file(name, **own, **hub)  # small, so a bad one is found before long work
         maps = split_device_map(device_map)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters
 from transformers import (
+    AutoModel,
     AutoTokenizer,
     CLIPVisionModel,
     GenerationConfig,
@@ -219,6 +220,15 @@ def test_eager_attention_reaches_every_part(captioner, saved: Path, backbones: d
         layers = [layer.self_attn for layer in model.vision_model.encoder.layers]
         holders = [model, model.vision_model, model.text_model, *blocks, *layers]
         assert {holder.config._attn_implementation for holder in holders} == {"eager"}
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_auto_classes_hand_on_what_they_are_given(saved, name: str):
+    options = {name: torch.bfloat16, "attn_implementation": "eager", "low_cpu_mem_usage": True}
+    model = AutoModel.from_pretrained(saved, **options)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    for holder in (model, model.vision_model, model.text_model):
+        assert holder.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
