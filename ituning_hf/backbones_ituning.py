@@ -9,22 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionModel, GPT2LMHeadModel, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 from .configuration_ituning import ITuningConfig
 
-_TORCH_WEIGHTS_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_NORM = re.compile(r"norm|(^|\.)ln_")
-_EMBEDDING_ROWS = 8
+# Buffers and tied copies, which some ways of saving write and others do not.
+_NOT_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|position_ids|lm_head\.weight)$")
+_ROWS = 8
+_Reader = Callable[[], tuple[list[int], torch.Tensor]]
 
 
 # For each backbone: its class, the prefix its weights may carry on disk, and its first embedding.
@@ -60,7 +63,9 @@ def load_backbone(kind: str, config: ITuningConfig, **kwargs: Any) -> PreTrained
             "create captioners with ITuningForCaptioning.from_vision_text_pretrained(vision, text)."
         )
     where = f"{kind}_model_name_or_path={name!r}" + (f" at revision {revision!r}" if revision else "")
-    with _naming_the_backbone(kind, where):
+    moved = f"If it has moved, give its place: from_pretrained(..., {kind}_model_name_or_path=...)."
+    with _naming_the_backbone(kind, where, moved):
+        _check_place(name)
         found = fingerprint(kind, name, revision=revision, **_hub_kwargs(kwargs))
     if found != expected:
         raise ValueError(
@@ -100,11 +105,23 @@ def load_pretrained_backbone(kind: str, name: str, **kwargs: Any) -> PreTrainedM
     return model
 
 
-def fingerprint(kind: str, name: str, **hub_kwargs: Any) -> str:
-    """Hash a backbone's norms and the first rows of its embedding, as they are stored on disk.
+def load_backbone_config(kind: str, name: str, **hub_kwargs: Any) -> Any:
+    """Load a backbone's configuration alone; of a full CLIP, its vision part's.
 
-    It is cheap (no other weight is read), and does not change with the precision or the quantisation that
-    the backbone is later loaded in, nor between a full CLIP and its vision part saved alone.
+    Raises:
+        OSError: if it is not there.
+    """
+    with _naming_the_backbone(kind, repr(name)):
+        _check_place(name)
+        return _BACKBONES[kind][0].config_class.from_pretrained(name, **hub_kwargs)
+
+
+def fingerprint(kind: str, name: str, **hub_kwargs: Any) -> str:
+    """Hash the first rows of every weight of a backbone, as they are stored on disk.
+
+    It is cheap (a small part of the file is read), and does not change with the precision or the
+    quantisation that the backbone is later loaded in, nor between a full CLIP and its vision part saved
+    alone.
 
     Args:
         kind: "vision" or "text".
@@ -118,22 +135,21 @@ def fingerprint(kind: str, name: str, **hub_kwargs: Any) -> str:
         OSError: if there are no weights at that place.
         ValueError: if the weights are not those of such a model.
     """
-    _, prefix, embedding = _BACKBONES[kind]
-    digest, seen = hashlib.sha256(), 0
+    model_class, prefix, embedding = _BACKBONES[kind]
     weights = _open_weights(name, hub_kwargs)
     prefixed = {key.removeprefix(prefix): key for key in weights if key.startswith(prefix)}
     own = prefixed or {key: key for key in weights}
-    for key in sorted(own):
-        if key == embedding or _NORM.search(key):
-            tensor = weights[own[key]](_EMBEDDING_ROWS if key == embedding else None)
-            digest.update(key.encode() + str(tuple(tensor.shape)).encode())
-            digest.update(tensor.to(torch.float32).contiguous().numpy().tobytes())
-            seen += 1
-    if seen < 2 or embedding not in own:
+    if embedding not in own:
         raise ValueError(
-            f"The weights at {name!r} are not those of a {_BACKBONES[kind][0].__name__}: "
-            f"there is no {embedding!r} among their {len(weights)} tensors."
+            f"The weights at {name!r} are not those of a {model_class.__name__}: there is no {embedding!r} "
+            f"among their {len(weights)} tensors."
         )
+    digest = hashlib.sha256()
+    for key in sorted(own):
+        if not _NOT_WEIGHTS.search(key):
+            shape, rows = weights[own[key]]()
+            digest.update(f"{key} {shape}".encode())
+            digest.update(rows.to(torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -166,8 +182,8 @@ def split_device_map(device_map: Any) -> dict[str, Any]:
     return maps
 
 
-def _open_weights(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Map each tensor's name to a function of how many rows of it to read (None: all)."""
+def _open_weights(name: str, hub_kwargs: dict[str, Any]) -> dict[str, _Reader]:
+    """Map each tensor's name to a function that reads its shape and first rows."""
 
     def find(filename: str) -> str | None:
         return cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
@@ -177,26 +193,28 @@ def _open_weights(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
     if (path := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
         with open(path, encoding="utf-8") as file:
             shards = sorted(set(json.load(file)["weight_map"].values()))
-        return {k: v for shard in shards for k, v in _open_safetensors(find(shard)).items()}
-    if (path := find(_TORCH_WEIGHTS_NAMES[0])) is not None:
+        return {key: read for shard in shards for key, read in _open_safetensors(find(shard)).items()}
+    if (path := find(WEIGHTS_NAME)) is not None:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: lambda rows, tensor=tensor: tensor[:rows] for key, tensor in state.items()}
-    raise OSError(
-        f"no weights at {name!r}: looked for {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} and "
-        f"{_TORCH_WEIGHTS_NAMES[0]}."
-    )
+        return {key: partial(_first_rows, tensor) for key, tensor in state.items()}
+    raise OSError(f"no {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} or {WEIGHTS_NAME} at {name!r}.")
 
 
-def _open_safetensors(path: str | None) -> dict[str, Any]:
-    def reader(key: str) -> Any:
-        def read(rows: int | None) -> torch.Tensor:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(key) if rows is None else file.get_slice(key)[:rows]
+def _open_safetensors(path: str | None) -> dict[str, _Reader]:
+    file = safe_open(path, framework="pt")
+    return {key: partial(_first_rows, file.get_slice(key)) for key in file.keys()}  # noqa: SIM118
 
-        return read
 
-    with safe_open(path, framework="pt") as file:
-        return {key: reader(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+def _first_rows(tensor: Any) -> tuple[list[int], torch.Tensor]:
+    """Read the shape and a few rows of a tensor, or of one on disk; a single number has no rows."""
+    shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else tensor.get_shape()
+    return shape, tensor[:_ROWS] if shape else tensor[...]
+
+
+def _check_place(name: str) -> None:
+    """Tell a missing local folder from an id on the Hub, before the Hub is asked for it."""
+    if os.path.isabs(name) and not os.path.isdir(name):
+        raise OSError("there is no such folder.")
 
 
 def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -224,16 +242,13 @@ def _without_load_report() -> Iterator[None]:
 
 
 @contextmanager
-def _naming_the_backbone(kind: str, where: str) -> Iterator[None]:
+def _naming_the_backbone(kind: str, where: str, advice: str = "") -> Iterator[None]:
     """Say which backbone it was when one is not found or not readable."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         problem = "was not found" if isinstance(error, OSError) else "is damaged"
-        raise OSError(
-            f"The captioner's frozen {kind} model {problem} at {where}: {error} If it has moved, give "
-            f"its place with from_pretrained(..., {kind}_model_name_or_path=...)."
-        ) from error
+        raise OSError(f"The frozen {kind} model {problem} at {where}: {error} {advice}".rstrip()) from error
 
 
 __all__ = ["fingerprint", "load_backbone"]

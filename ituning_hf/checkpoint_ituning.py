@@ -9,10 +9,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
-from .backbones_ituning import fingerprint, load_backbone, load_pretrained_backbone, split_device_map
+from .backbones_ituning import (
+    fingerprint,
+    load_backbone,
+    load_backbone_config,
+    load_pretrained_backbone,
+    split_device_map,
+)
 from .configuration_ituning import ITuningConfig, as_recorded_path
 
 logger = logging.get_logger(__name__)
@@ -96,28 +102,25 @@ class ITuningPreTrainedModel(PreTrainedModel):
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
         }
-        load = {"attn_implementation": attn_implementation} | ({} if dtype is None else {"dtype": dtype})
-        models: dict[str, PreTrainedModel] = {}
-        recorded: dict[str, str | None] = {}
-        for kind, name, revision in (
-            ("vision", vision, vision_revision),
-            ("text", text, text_revision),
-        ):
-            name = as_recorded_path(name)
-            revision = resolve_revision(name, revision, **hub)
+        load: dict[str, Any] = {"attn_implementation": attn_implementation}
+        load |= {} if dtype is None else {"dtype": dtype}
+        places: dict[str, dict[str, Any]] = {}
+        recorded: dict[str, Any] = {}
+        for kind, name, revision in (("vision", vision, vision_revision), ("text", text, text_revision)):
+            place = as_recorded_path(name)
+            revision = resolve_revision(place, revision, **hub)
             commit = getattr(revision, "resolved", revision)
-            models[kind] = load_pretrained_backbone(kind, name, revision=revision, **hub, **load)
+            places[kind] = {"name": place, "revision": commit}
             recorded |= {
-                f"{kind}_model_name_or_path": name,
+                f"{kind}_config": load_backbone_config(kind, place, revision=commit, **hub).to_dict(),
+                f"{kind}_model_name_or_path": place,
                 f"{kind}_model_revision": commit,
-                f"{kind}_model_fingerprint": fingerprint(kind, name, revision=commit, **hub),
+                f"{kind}_model_fingerprint": fingerprint(kind, place, revision=commit, **hub),
             }
-        config = ITuningConfig(
-            vision_config=models["vision"].config.to_dict(),
-            text_config=models["text"].config.to_dict(),
-            **recorded,
-            **adapter_options,
-        )
+        config = ITuningConfig(**recorded, **adapter_options)  # refuses bad options before weights are read
+        models = {
+            kind: load_pretrained_backbone(kind, **place, **hub, **load) for kind, place in places.items()
+        }
         return cls(config, models["vision"], models["text"]).eval()
 
     @classmethod
@@ -177,6 +180,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
         }
+        old_name = kwargs.pop("torch_dtype", None)  # dtype's until Transformers 5
+        dtype = old_name if dtype is None else dtype
         revision = resolve_revision(name, revision, **hub)
         hub["force_download"] = force_download
         own: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
@@ -190,7 +195,6 @@ class ITuningPreTrainedModel(PreTrainedModel):
                 **hub,
                 **kwargs,
             )
-        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype  # its name until Transformers 5
         if unknown := sorted(set(kwargs) - _PASSED_BY_CALLERS):
             raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
         # The Auto classes put it into the configuration that they hand over.
@@ -231,10 +235,9 @@ class ITuningPreTrainedModel(PreTrainedModel):
         if generation_config is not None:
             self.generation_config = generation_config
             return
-        try:
+        optional = {"_raise_exceptions_for_missing_entries": False}
+        if cached_file(name, GENERATION_CONFIG_NAME, **kwargs, **optional) is not None:
             self.generation_config = GenerationConfig.from_pretrained(name, **kwargs)
-        except OSError:
-            logger.info(f"{name} has no generation_config.json; using the default generation settings.")
 
     def save_pretrained(
         self,
@@ -297,12 +300,15 @@ def check_adapter_tensors(
         for key in expected
         if key in found and (found[key].shape != expected[key].shape or not found[key].is_floating_point())
     ]
+    broken = [key for key in found if not found[key].isfinite().all()]
     problems = [
         f"{len(keys)} {what} (first: {keys[:3]})"
         for what, keys in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("not fitting", misfits),
+            ("not finite", broken),
+            ("not finite", broken),
         )
         if keys
     ]

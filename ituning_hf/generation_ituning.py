@@ -73,10 +73,12 @@ class ITuningGenerationMixin(GenerationMixin):
         check_rows(input_ids, visual_key_values)
         past = kwargs.get("past_key_values")
         if past is None or past.get_seq_length() == 0:
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            begin = (generation_config or self.generation_config).bos_token_id
-            begin = self.generation_config.bos_token_id if begin is None else begin
-            input_ids, attention_mask = with_begin_token(input_ids, mask, begin)
+            begin, pad = self._begin_and_padding_token(generation_config)
+            if attention_mask is None:
+                attention_mask = mask_of_padding(input_ids, begin, pad)
+            input_ids, attention_mask = with_begin_token(input_ids, attention_mask, begin)
+        if kwargs.get("max_length", getattr(generation_config, "max_length", None)) is not None:
+            kwargs.setdefault("max_new_tokens", getattr(generation_config, "max_new_tokens", None))
         return super().generate(
             input_ids,
             generation_config=generation_config,
@@ -84,6 +86,13 @@ class ITuningGenerationMixin(GenerationMixin):
             visual_key_values=visual_key_values,
             **kwargs,
         )
+
+    def _begin_and_padding_token(self, generation_config: GenerationConfig | None) -> tuple[int, int]:
+        """Return the tokens that a caller's configuration names, or the captioner's own."""
+        own = self.generation_config
+        given = generation_config or own
+        begin = own.bos_token_id if given.bos_token_id is None else given.bos_token_id
+        return begin, own.pad_token_id if given.pad_token_id is None else given.pad_token_id
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse continuous batching.
@@ -160,6 +169,26 @@ def refuse_unsupported(generation_mode: GenerationMode, generation_config: Any) 
             f"guidance_scale={generation_config.guidance_scale} is not supported: Transformers computes "
             "the unguided branch by calling the model without an image. Leave guidance_scale unset."
         )
+
+
+def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: int) -> torch.Tensor:
+    """Take the padding tokens that a prompt begins with for padding.
+
+    Where the begin token serves as padding, as in GPT-2, the last of them is the begin token.
+
+    Args:
+        input_ids: Left-padded prompts, of shape (rows, T).
+        bos_token_id: The begin token.
+        pad_token_id: The padding token.
+
+    Returns:
+        1 at tokens and 0 at padding, of shape (rows, T).
+    """
+    leading = (input_ids == pad_token_id).long().cumprod(dim=1)
+    if pad_token_id == bos_token_id:
+        after = torch.cat([leading[:, 1:], torch.zeros_like(leading[:, :1])], dim=1)
+        leading = leading * after
+    return 1 - leading
 
 
 def with_begin_token(

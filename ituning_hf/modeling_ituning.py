@@ -253,7 +253,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Raises:
             ValueError: for inputs that do not fit one another or the backbones.
         """
-        input_ids = _check_text(input_ids, labels, self.config.text_config.max_position_embeddings)
+        input_ids = _check_text(
+            input_ids, attention_mask, labels, self.config.text_config.max_position_embeddings
+        )
         # Not in the signature: Transformers' Trainer takes every parameter with "label" in its name for
         # labels, misses this one in the batch, and then evaluates without a loss.
         label_smoothing = kwargs.pop("label_smoothing", 0.0)
@@ -266,6 +268,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
         if self.training and torch.is_grad_enabled():  # recomputation would write the cache a second time
+            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+                raise ValueError("A cache cannot be gone on from in training: call model.eval() first.")
             use_cache, past_key_values = False, None
         elif use_cache is None:
             use_cache = False if labels is not None else self.config.text_config.use_cache
@@ -352,16 +356,28 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         return torch.stack([attentions[i].to(device) for i in self.config.adapter_layers], dim=1)
 
 
-def _check_text(input_ids: torch.Tensor | None, labels: torch.Tensor | None, positions: int) -> torch.Tensor:
+def _check_text(
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    positions: int,
+) -> torch.Tensor:
     if input_ids is None:
         raise ValueError(
             "input_ids is None: give the text rows to score (processor(captions=...) or "
             "processor(text=...)), or call generate(pixel_values=...) for captions."
         )
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, expected (rows, tokens).")
+    if attention_mask is not None and attention_mask.shape[0] != input_ids.shape[0]:
+        raise ValueError(
+            f"attention_mask has {attention_mask.shape[0]} rows and input_ids {input_ids.shape[0]}: give as "
+            "many."
+        )
     if input_ids.shape[1] > positions:
         raise ValueError(
             f"input_ids has {input_ids.shape[1]} tokens in a row, and the language model has only "
-            f"{positions} positions: cut the text (processor(..., max_length=...))."
+            f"{positions} positions: cut the text."
         )
     if labels is not None and labels.shape != input_ids.shape:
         raise ValueError(

@@ -19,7 +19,8 @@ class ITuningProcessor(ProcessorMixin):
     r"""Prepare images, prompts and target captions for an [`ITuningForCaptioning`] model.
 
     Images go through the PIL image processor, always: torchvision's resizing gives slightly other pixels,
-    and a captioner should not depend on what else is installed.
+    and a captioner should not depend on what else is installed. They are taken as they are; turn those that a
+    camera marked as rotated upright first (`PIL.ImageOps.exif_transpose`, or `ituning_hf.data.load_image`).
 
     Args:
         image_processor (`CLIPImageProcessorPil`): Prepares images.
@@ -91,6 +92,10 @@ class ITuningProcessor(ProcessorMixin):
                 "targets; give one of them."
             )
         kwargs.pop("padding", None)  # pipelines ask for it, and rows are always padded
+        if kwargs and images is None:
+            raise TypeError(f"{sorted(kwargs)} are for images, of which none are given.")
+        if max_length is not None and captions is None:
+            raise ValueError(f"max_length={max_length} is for captions, of which none are given.")
         data: dict[str, Any] = {}
         if images is not None:
             data |= self.image_processor(images=images, return_tensors=return_tensors, **kwargs)

@@ -451,7 +451,7 @@ def test_an_incomplete_backbone_is_refused(
 
     rewrite(own_backbones[part] / "model.safetensors", spoil)
     message = rf"{part} model at '.*{part}' lacks 1 of its weights, or has them in other shapes.*{key}"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="is not the one this adapter was trained on"):
         ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
     with pytest.raises(ValueError, match=message):
         make_captioner(own_backbones)
@@ -505,7 +505,7 @@ def test_the_fingerprint_does_not_depend_on_the_precision_of_loading(backbones: 
 
 def test_the_fingerprint_wants_weights(tmp_path: Path):
     with pytest.raises(
-        OSError, match=r"no weights at .*looked for model\.safetensors, model\.safetensors\.index"
+        OSError, match=r"no model\.safetensors, model\.safetensors\.index\.json or pytorch_model\.bin at"
     ):
         fingerprint("text", str(tmp_path))
 
