@@ -19,6 +19,7 @@ ImageSource = str | os.PathLike[str] | Image.Image
 # Decoding lets go of Python's lock, so a few threads keep ahead of generation. Each holds one image in
 # full size; what waits for its batch is already cut to the encoder's.
 LOADER_THREADS = 4
+DEFAULT_NUM_BEAMS = 5
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def caption(
     prompt: str | Sequence[str] | None = None,
     num_captions: int = 1,
     batch_size: int = 8,
-    num_beams: int = 5,
-    max_new_tokens: int = 40,
+    num_beams: int | None = None,
+    max_new_tokens: int | None = None,
     **generate_kwargs: Any,
 ) -> str | list[str] | list[list[str]]:
     r"""Caption one image or several.
@@ -59,8 +60,9 @@ def caption(
             a space at its end, since GPT-2's words bring their own.
         num_captions: Captions for each image.
         batch_size: Images that are captioned at a time.
-        num_beams: Beams of the search; 1 is greedy.
-        max_new_tokens: The longest caption, in tokens after the prompt.
+        num_beams: Beams of the search; 1 is greedy. By default what the captioner's own settings say, and
+            5 where they ask for no search.
+        max_new_tokens: The longest caption, in tokens after the prompt; by default the captioner's own.
         **generate_kwargs: For `generate`: `do_sample`, `top_p`, `length_penalty` and the like.
 
     Returns:
@@ -116,8 +118,8 @@ def iter_captions(
     prompt: str | Sequence[str] | None = None,
     num_captions: int = 1,
     batch_size: int = 8,
-    num_beams: int = 5,
-    max_new_tokens: int = 40,
+    num_beams: int | None = None,
+    max_new_tokens: int | None = None,
     **generate_kwargs: Any,
 ) -> Iterator[CaptionResult]:
     """Caption many images, giving the results of each batch as soon as it is done.
@@ -133,8 +135,9 @@ def iter_captions(
         prompt: As for `caption`, like the arguments that follow it.
         num_captions: Captions for each image.
         batch_size: Images that are captioned at a time.
-        num_beams: Beams of the search; 1 is greedy.
-        max_new_tokens: The longest caption, in tokens after the prompt.
+        num_beams: Beams of the search; 1 is greedy. By default what the captioner's own settings say, and
+            5 where they ask for no search.
+        max_new_tokens: The longest caption, in tokens after the prompt; by default the captioner's own.
         **generate_kwargs: For `generate`.
 
     Returns:
@@ -143,13 +146,8 @@ def iter_captions(
     Raises:
         ValueError: as in `caption`; at the call, before the first image is opened.
     """
-    options = {
-        "num_return_sequences": num_captions,
-        "num_beams": num_beams,
-        "max_new_tokens": max_new_tokens,
-    }
-    settings = generate_kwargs.get("generation_config", model.generation_config)
-    _check_options(options, batch_size, generate_kwargs.get("do_sample", settings.do_sample))
+    options = _search_options(model, num_captions, num_beams, max_new_tokens, generate_kwargs)
+    _require_positive(batch_size=batch_size, **options)
     prompts = _one_prompt_per_image(prompt, len(sources))
     batches = _prepared_batches(processor, sources, prompts, batch_size)
     return (
@@ -159,17 +157,36 @@ def iter_captions(
     )
 
 
-def _check_options(options: dict[str, Any], batch_size: int, do_sample: bool | None) -> None:
-    captions, beams = options["num_return_sequences"], options["num_beams"]
-    numbers = {"num_captions": captions, "batch_size": batch_size, "num_beams": beams}
-    for name, value in (numbers | {"max_new_tokens": options["max_new_tokens"]}).items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, expected a positive integer.")
-    if captions > beams and not (do_sample and beams == 1):
+def _search_options(
+    model: Any,
+    num_captions: int,
+    num_beams: int | None,
+    max_new_tokens: int | None,
+    generate_kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """Settle what a caller left open by the generation settings, the given or the captioner's own."""
+    given = generate_kwargs.get("generation_config")
+    settings = given or model.generation_config
+    sampling = generate_kwargs.get("do_sample", settings.do_sample)
+    if num_beams is None:
+        own = settings.num_beams or 1
+        num_beams = own if own > 1 or sampling or given is not None else DEFAULT_NUM_BEAMS
+    if num_captions > num_beams and not (sampling and num_beams == 1):
         raise ValueError(
-            f"num_captions is {captions} and num_beams {beams}: a search gives as many captions as it has "
-            "beams, so raise num_beams (or sample: do_sample=True, num_beams=1)."
+            f"num_captions is {num_captions} and num_beams {num_beams}: a search gives as many captions as "
+            "it has beams, so raise num_beams (or sample: do_sample=True, num_beams=1)."
         )
+    options = {"num_return_sequences": num_captions, "num_beams": num_beams}
+    return options if max_new_tokens is None else options | {"max_new_tokens": max_new_tokens}
+
+
+def _require_positive(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"{name.replace('num_return_sequences', 'num_captions')} is {value!r}, expected a positive "
+                "integer."
+            )
 
 
 def _one_prompt_per_image(prompt: str | Sequence[str] | None, num_images: int) -> list[str] | None:

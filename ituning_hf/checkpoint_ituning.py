@@ -200,7 +200,9 @@ class ITuningPreTrainedModel(PreTrainedModel):
         # The Auto classes put it into the configuration that they hand over.
         attn_implementation = attn_implementation or config._attn_implementation
 
-        tensors = load_adapter_file(name, **own, **hub)  # small, so a bad one is found before long work
+        tensors = read_adapter_file(
+            cached_file(name, SAFE_WEIGHTS_NAME, **own, **hub)
+        )  # small, so a bad one is found before long work
         maps = split_device_map(device_map)
         load = {"attn_implementation": attn_implementation} | ({} if dtype is None else {"dtype": dtype})
         vision = load_backbone("vision", config, device_map=maps["vision"], **hub, **load)
@@ -267,14 +269,12 @@ class ITuningPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, state_dict=adapter, **kwargs)
 
 
-def load_adapter_file(name: str, subfolder: str, **hub_kwargs: Any) -> dict[str, torch.Tensor]:
-    """Read a captioner's `model.safetensors`.
+def read_adapter_file(path: str) -> dict[str, torch.Tensor]:
+    """Read an adapter's safetensors file.
 
     Raises:
-        OSError: if it is not there.
-        ValueError: if it is not a whole safetensors file.
+        ValueError: if it is not whole.
     """
-    path = cached_file(name, SAFE_WEIGHTS_NAME, subfolder=subfolder, **hub_kwargs)
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)

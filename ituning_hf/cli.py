@@ -81,7 +81,6 @@ def _run(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> int:
     try:
-        from .training import TrainingError
         from .training.cli import main as train
     except ModuleNotFoundError as error:
         if error.name not in ("accelerate", "yaml"):
@@ -89,8 +88,10 @@ def _train(arguments: list[str]) -> int:
         raise OSError(f"training needs {error.name}: pip install 'ituning_hf[train]'") from error
     try:
         return train(arguments)
-    except TrainingError as error:  # the run was sound when it began
-        if os.environ.get("ITUNING_TRACEBACK"):
+    except RuntimeError as error:
+        from .training.errors import TrainingError  # a run that was sound when it began
+
+        if not isinstance(error, TrainingError) or os.environ.get("ITUNING_TRACEBACK"):
             raise
         print("ituning: error:", error, file=sys.stderr)
         return 1
@@ -138,11 +139,13 @@ def _add_caption_command(commands: Any) -> None:
     add("--revision", help="its revision on the Hub")
     add("--vision-model", help="where its frozen vision encoder has moved to")
     add("--text-model", help="where its frozen language model has moved to")
-    add("--num-beams", type=int, default=5, metavar="N", help="beams of the search (%(default)s)")
-    add("--max-new-tokens", type=int, default=40, metavar="N", help="the longest caption (%(default)s)")
-    add("--num-captions", type=int, default=1, metavar="N", help="captions for each image (%(default)s)")
+    add("--num-beams", type=_positive, metavar="N", help="beams of the search (the captioner's own, or 5)")
+    add("--max-new-tokens", type=_positive, metavar="N", help="the longest caption (the captioner's own)")
+    add(
+        "--num-captions", type=_positive, default=1, metavar="N", help="captions for each image (%(default)s)"
+    )
     add("--prompt", metavar="TEXT", help="what every caption begins with")
-    add("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
+    add("--batch-size", type=_positive, default=8, metavar="N", help="images at a time (%(default)s)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best (%(default)s)")
     add(
         "--dtype",
@@ -178,6 +181,8 @@ def _caption(options: argparse.Namespace) -> int:
     sources = _find_sources(options.images)
     if options.output is not None and options.output.exists() and not options.overwrite:
         raise FileExistsError(f"{options.output} exists: give another --output, or --overwrite to replace it")
+    if options.output is not None and not options.output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--output {options.output}: there is no folder {options.output.parent}")
     model, processor = load_captioner(
         options.model,
         device=None if options.device == "auto" else options.device,
@@ -199,6 +204,13 @@ def _caption(options: argparse.Namespace) -> int:
     with _open_output(options.output, options.overwrite) as output:
         unreadable = _write_results(results, len(sources), output)
     return 1 if unreadable else 0
+
+
+def _positive(text: str) -> int:
+    """Read a positive number, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
 
 
 def _find_sources(arguments: Sequence[str]) -> list[str]:

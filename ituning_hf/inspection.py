@@ -52,7 +52,7 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     ```python
     >>> from ituning_hf.inspection import describe
     >>> describe("my-captioner")["adapter"]["parameters"]  # doctest: +SKIP
-    14178048
+    14178816
 
     ```
     """

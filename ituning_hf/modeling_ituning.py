@@ -55,7 +55,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     >>> text = GPT2Config(n_embd=20, n_layer=3, n_head=5, vocab_size=97, n_positions=32,
     ...                   bos_token_id=96, eos_token_id=96)
     >>> model = ITuningForCaptioning(ITuningConfig(vision_config=vision, text_config=text)).eval()
-    >>> model.generate(pixel_values=torch.rand(2, 3, 30, 30), max_new_tokens=4).shape
+    >>> images = torch.rand(2, 3, 30, 30)
+    >>> model.generate(pixel_values=images, min_new_tokens=4, max_new_tokens=4).shape
     torch.Size([2, 5])
 
     ```

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from small_models import make_captioner
-from transformers import dynamic_module_utils
+from transformers import GenerationConfig, dynamic_module_utils
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, captioning
 from ituning_hf.captioning import CaptionResult, caption, iter_captions
@@ -343,3 +343,15 @@ def test_what_is_no_captioner_is_said_so(backbones, tmp_path):
         caption(backbones["text"], "photo.png")
     with pytest.raises(OSError, match=f"There is no captioner at '{tmp_path}{os.sep}none'"):
         caption(tmp_path / "none", "photo.png")
+
+
+def test_generation_settings_are_heard(captioner, processor, photographs, monkeypatch):
+    asked = []
+    generate = captioner.generate
+    monkeypatch.setattr(captioner, "generate", lambda **options: asked.append(options) or generate(**options))
+    caption(captioner, photographs[0], processor)
+    caption(captioner, photographs[0], processor, generation_config=GenerationConfig(max_new_tokens=3))
+    captioner.generation_config.num_beams = 2
+    caption(captioner, photographs[0], processor)
+    assert [options["num_beams"] for options in asked] == [5, 1, 2]
+    assert not any("max_new_tokens" in options for options in asked)

@@ -668,3 +668,30 @@ def test_a_hub_id_that_is_not_in_the_cache_is_named(hub):
 
 def test_the_tokenizer_of_a_backbone_in_the_cache_is_found(hub):
     assert AutoTokenizer.from_pretrained("org/gpt2", **hub).bos_token_id == 0
+
+
+@pytest.mark.parametrize("key", ["transformer.h.0.mlp.c_fc.weight", "transformer.h.3.attn.c_proj.bias"])
+def test_a_change_of_any_weight_is_noticed(own_backbones: dict[str, Path], tmp_path: Path, key: str):
+    make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
+    rewrite(own_backbones["text"] / "model.safetensors", lambda tensors: tensors[key].mul_(1.01).add_(1e-4))
+    with pytest.raises(
+        ValueError, match=r"text model found at .* is not the one this adapter was trained on"
+    ):
+        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+
+
+def test_an_adapter_that_is_not_finite_is_refused(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "copy")
+    rewrite(
+        tmp_path / "copy" / "model.safetensors",
+        lambda tensors: next(iter(tensors.values())).fill_(float("nan")),
+    )
+    with pytest.raises(ValueError, match=r"does not fit its configuration: 1 not finite"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "copy")
+
+
+def test_damaged_generation_settings_are_not_passed_over(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "copy")
+    (tmp_path / "copy" / "generation_config.json").write_text("{")
+    with pytest.raises(OSError, match="generation_config"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "copy")

@@ -212,9 +212,8 @@ def test_a_terminal_gets_a_progress_bar(saved, photos, capsys, monkeypatch):
         (["photos/b.png", "empty"], "no images: 'empty' gave nothing, expected images in that folder"),
         (["-"], "no images: '-' gave nothing, expected paths on standard input, one a line"),
         (["photos", "--num-captions", "4"], "num_captions is 4 and num_beams 3"),
-        (["photos", "--batch-size", "0"], "batch_size is 0, expected a positive integer"),
         (["photos", "--device", "gpu"], "device 'gpu' cannot be used"),
-        (["photos", "--output", "no/such/folder.jsonl"], "No such file or directory: 'no/such/folder.jsonl'"),
+        (["photos", "--output", "no/such/folder.jsonl"], "there is no folder no/such"),
         (["photos", "--model", "nowhere"], "There is no captioner at 'nowhere': there is no such folder"),
         (
             ["photos", "--text-model", "nowhere"],
@@ -343,3 +342,9 @@ def test_a_reader_that_has_gone_ends_it_quietly(saved):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=100)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_number_that_is_none_is_refused_before_the_model_is_loaded(capsys):
+    with pytest.raises(SystemExit):
+        main(["caption", "photo.jpg", "--model", "nowhere", "--num-beams", "0"])
+    assert "argument --num-beams: '0' is no positive whole number" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.adapter_ituning import ITuningAdapter
-from ituning_hf.generation_ituning import positions_from_mask, with_begin_token
+from ituning_hf.generation_ituning import mask_of_padding, positions_from_mask, with_begin_token
 
 IMAGES, BOS, PAD = 3, 0, 299
 # Any of these tokens ends a caption, so that captions and beams end at different lengths.
@@ -465,3 +465,35 @@ def test_half_precision_generates(backbones: dict[str, Path], pixel_values):
     model = make_captioner(backbones).to(torch.bfloat16)
     captions = model.generate(pixel_values=pixel_values.bfloat16(), max_new_tokens=5, num_beams=3)
     assert captions.shape == (IMAGES, 6)
+
+
+@pytest.mark.parametrize("through", ["keyword", "configuration"])
+def test_max_length_counts_the_whole_sequence(captioner, pixel_values, through: str):
+    if through == "keyword":
+        ids = captioner.generate(pixel_values=pixel_values, max_length=6, min_length=6)
+    else:
+        config = GenerationConfig(max_length=6, min_length=6)
+        ids = captioner.generate(pixel_values=pixel_values, generation_config=config)
+    assert ids.shape == (3, 6)
+
+
+def test_padded_prompts_need_no_mask(captioner, processor, pixel_values):
+    prompts = processor(text=["a", "two red birds", ""])
+    assert (prompts["attention_mask"] == 0).any()
+    expected = captioner.generate(pixel_values=pixel_values, **prompts, max_new_tokens=6)
+    ids = captioner.generate(pixel_values=pixel_values, input_ids=prompts["input_ids"], max_new_tokens=6)
+    assert torch.equal(ids, expected)
+
+
+@pytest.mark.parametrize(
+    ("pad", "expected"),
+    [
+        (9, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]),  # the begin token serves as padding
+        (8, [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]),
+    ],
+)
+def test_which_leading_tokens_are_padding(pad: int, expected: list[list[int]]):
+    ids = torch.tensor([[9, 9, 9, 4], [8, 9, 9, 9], [9, 9, 9, 9]])
+    if pad == 9:
+        ids[1] = torch.tensor([9, 4, 9, 9])
+    assert mask_of_padding(ids, bos_token_id=9, pad_token_id=pad).tolist() == expected

@@ -680,3 +680,24 @@ def test_transformers_trainer_evaluates_and_saves_the_adapter_alone(captioner, t
     loaded = ITuningForCaptioning.from_pretrained(tmp_path)
     assert torch.equal(loaded(**batch).loss, captioner(**batch).loss)
     assert (tmp_path / "model.safetensors").stat().st_size < 40_000
+
+
+def test_a_cache_is_not_dropped_in_silence_while_training(captioner, pixel_values):
+    ids = torch.tensor([[1, 2, 3]] * 3)
+    past = captioner(pixel_values=pixel_values, input_ids=ids, use_cache=True).past_key_values
+    captioner.train()
+    with pytest.raises(ValueError, match="A cache cannot be gone on from in training"):
+        captioner(pixel_values=pixel_values, input_ids=ids, past_key_values=past)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_ids": torch.tensor([1, 2, 3])}, r"input_ids has shape \(3,\), expected \(rows, tokens\)"),
+        ({"attention_mask": torch.ones(1, 2).long()}, "attention_mask has 1 rows and input_ids 3"),
+    ],
+)
+def test_refuses_text_of_another_shape(captioner, pixel_values, changes: dict, message: str):
+    inputs = {"input_ids": torch.tensor([[1, 2]] * 3), "attention_mask": None} | changes
+    with pytest.raises(ValueError, match=message):
+        captioner(pixel_values=pixel_values, **inputs)

@@ -272,3 +272,10 @@ def test_the_end_token_written_out_is_text_to_gpt2s_tokenizer(real_processor):
     (ids,) = real_processor.encode_captions(["a<|endoftext|>"])
     assert ids[0] == ids[-1] == 50_256
     assert 50_256 not in ids[1:-1]
+
+
+def test_refuses_options_for_what_is_not_there(processor):
+    with pytest.raises(ValueError, match="max_length=4 is for captions, of which none are given"):
+        processor(text="a big red dog", max_length=4)
+    with pytest.raises(TypeError, match=r"\['truncatoin'\] are for images, of which none are given"):
+        processor(text="a dog", truncatoin=3)

@@ -3,8 +3,9 @@
 from .arguments import TrainArguments, parse_arguments
 from .cli import train
 from .errors import NonFiniteLossError, TooManyUnreadableError, TrainingError
-from .loop import CaptionTrainer, TrainState
+from .loop import CaptionTrainer
 from .small_backbones import make_small_backbones
+from .state import TrainState
 
 __all__ = [
     "CaptionTrainer",

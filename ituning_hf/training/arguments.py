@@ -160,7 +160,12 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: if it is not a mapping, or has keys that are no settings.
         FileNotFoundError: if it is not there.
     """
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--config {path}: there is no such file.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected settings as 'name: value'.")
     names = {f.name: f for f in dataclasses.fields(TrainArguments)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,31 +54,40 @@ def write_json(path: Path, content: Any) -> None:
     draft.replace(path)
 
 
-def claim_output_dir(output_dir: Path, resume_from: str | None) -> None:
+def claim_output_dir(output_dir: Path, resume_from: str | None, settings: dict[str, Any]) -> None:
     """Make the run's folder, and refuse one that holds another run.
 
     Raises:
-        FileExistsError: if a run is there already and is not the one to be resumed.
+        FileExistsError: if a run is there already and is not to be resumed.
+        FileNotFoundError, ValueError: if the checkpoint to resume from is not there, or another run's.
         PermissionError: if nothing can be written there.
     """
-    if any((output_dir / name).exists() for name in (CHECKPOINTS, "best", "last")):
-        inside = resume_from == "latest" or (
-            resume_from is not None and output_dir.resolve() in Path(resume_from).resolve().parents
-        )
-        if not inside:
-            raise FileExistsError(
-                f"--output_dir {output_dir} holds another run: give another folder, or go on with that "
-                "run by --resume_from_checkpoint latest."
+    if resume_from is not None:
+        checkpoint = find_checkpoint(output_dir, resume_from)
+        if output_dir.resolve() not in checkpoint.resolve().parents:
+            raise ValueError(
+                f"--resume_from_checkpoint {resume_from} lies outside --output_dir {output_dir}: give the "
+                "folder of the run that the checkpoint belongs to."
             )
+    elif (output_dir / RUN_FILE).exists():
+        raise FileExistsError(
+            f"--output_dir {output_dir} holds another run: give another folder, remove that one, or go on "
+            "with the run by --resume_from_checkpoint latest."
+        )
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        if resume_from is None:
+            write_json(output_dir / RUN_FILE, {"settings": settings})
     except OSError as error:
         raise PermissionError(
             f"--output_dir {output_dir} cannot be written to ({error.strerror}): give a folder that can."
         ) from error
+
+
+def release_output_dir(output_dir: Path) -> None:
+    """Give the folder of a run that failed before it had anything to show free again."""
+    if not any((output_dir / name).exists() for name in (CHECKPOINTS, "best", "last")):
+        (output_dir / RUN_FILE).unlink(missing_ok=True)
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -120,8 +128,3 @@ def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
     for folder in list_checkpoints(output_dir)[:-keep]:
         shutil.rmtree(folder)
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint's own state: its step, best loss, settings and backbones."""
-    return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
 from .arguments import TrainArguments, parse_arguments
-from .checkpoints import claim_output_dir
+from .checkpoints import claim_output_dir, release_output_dir
 from .errors import TrainingError
-from .loop import CaptionTrainer, TrainState
+from .loop import CaptionTrainer
 from .setup import describe_run, load_data, load_model
+from .state import TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,20 +81,34 @@ def train(args: TrainArguments) -> TrainState:
         accelerator.print(text, flush=True)
 
     output_dir = Path(args.output_dir)
-    if accelerator.is_main_process:
-        claim_output_dir(output_dir, args.resume_from_checkpoint)
-    accelerator.wait_for_everyone()
     data = load_data(args)
-    set_seed(args.seed)  # the adapters' first weights: the same on every process
-    model, processor = load_model(args, data, accelerator, report)
-    for line in describe_run(model, processor, data, args):
-        report(line)
-    trainer = CaptionTrainer(args, model, processor, data, accelerator)
-    state = trainer.train()
+    if accelerator.is_main_process:
+        claim_output_dir(output_dir, args.resume_from_checkpoint, args.to_dict())
     accelerator.wait_for_everyone()
-    if state.best_loss is not None:
-        reached = f"validation loss {state.best_loss:.4f}, step {state.best_step}"
-        report(f"Best       {output_dir / 'best'}  ({reached})")
-    report(f"Last       {output_dir / 'last'}  (step {state.step})")
+    try:
+        set_seed(args.seed)  # the adapters' first weights: the same on every process
+        model, processor = load_model(args, data, accelerator, report)
+        for line in describe_run(model, processor, data, args):
+            report(line)
+        trainer = CaptionTrainer(args, model, processor, data, accelerator)
+        state = trainer.train()
+    except BaseException:
+        if accelerator.is_main_process:
+            release_output_dir(output_dir)
+        raise
+    for line in describe_result(trainer, output_dir):
+        report(line)
     accelerator.end_training()
     return state
+
+
+def describe_result(trainer: CaptionTrainer, output_dir: Path) -> list[str]:
+    """Say what came of a run, a line each; every process must call it."""
+    state, lines = trainer.state, []
+    unreadable = len(set(gather_object(sorted(trainer.named))))
+    if unreadable:
+        lines.append(f"Skipped    {unreadable:,} images that could not be read")
+    if state.best_loss is not None:
+        reached = f"validation loss {state.best_loss:.4f}, step {state.best_step}"
+        lines.append(f"Best       {output_dir / 'best'}  ({reached})")
+    return [*lines, f"Last       {output_dir / 'last'}  (step {state.step})"]

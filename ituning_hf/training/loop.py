@@ -8,17 +8,18 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .._version import __version__
+from ..checkpoint_ituning import check_adapter_tensors, read_adapter_file
 from ..data import CaptionDataset, CaptionedImage, Collator, ImageBatchSampler
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
@@ -31,7 +32,6 @@ from .checkpoints import (
     checkpoint_folder,
     draft_of,
     find_checkpoint,
-    read_state,
     remove_old_checkpoints,
     write_json,
 )
@@ -39,34 +39,12 @@ from .errors import NonFiniteLossError, TooManyUnreadableError
 from .optimization import create_optimizer, create_schedule
 from .progress import Progress
 from .setup import TrainingData
+from .state import TrainState, check_same_run, read_state, run_identity
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter.safetensors"
 KEPT_CHECKPOINTS = 2
-# What a resumed run may change without becoming another run.
-_FREE_SETTINGS = frozenset(
-    {"output_dir", "resume_from_checkpoint", "dataloader_num_workers", "checkpointing_steps"}
-)
-
-
-@dataclass
-class TrainState:
-    """What of a run's progress is not in the model, the optimizer or the random states.
-
-    Args:
-        step: Optimizer steps taken.
-        images_seen: Images trained on, repetitions counted.
-        unreadable: Images of this epoch that could not be read.
-        best_loss: The lowest validation loss, None before the first.
-        best_step: The step it was reached at.
-    """
-
-    step: int = 0
-    images_seen: int = 0
-    unreadable: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
 
 
 class CaptionTrainer:
@@ -95,6 +73,8 @@ class CaptionTrainer:
         self.output_dir = Path(args.output_dir)
         self.captioner = model
         self.state = TrainState()
+        self.identity = run_identity(args, model, accelerator)
+        self.named: set[str] = set()  # images that could not be read, each named once
         self.sampler = self._sampler(data.train, args.gradient_accumulation_steps, shuffle=True)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
@@ -124,7 +104,7 @@ class CaptionTrainer:
         if self.args.resume_from_checkpoint is not None:
             self._resume(find_checkpoint(self.output_dir, self.args.resume_from_checkpoint))
         elif self.accelerator.is_main_process:
-            write_json(self.output_dir / RUN_FILE, self._identity())
+            write_json(self.output_dir / RUN_FILE, self.identity)
         self.progress = Progress(
             self.output_dir / "log.jsonl",
             self.total_steps,
@@ -132,9 +112,10 @@ class CaptionTrainer:
             self.accelerator.is_main_process,
         )
         try:
-            if self.state.step == 0 and self.data.evaluation:
-                self._report_validation(self.evaluate(), "before training")
-            self._train_steps()
+            with logging_redirect_tqdm():  # a warning goes above the bar, not into it
+                if self.state.step == 0 and self.data.evaluation:
+                    self._report_validation(self.evaluate(), "before training")
+                self._train_steps()
             self._save_captioner("last")
         finally:
             self.progress.close()
@@ -148,8 +129,9 @@ class CaptionTrainer:
                 self.state.unreadable = 0
             started = time.perf_counter()
             batches = list(itertools.islice(steps, self.args.gradient_accumulation_steps))
+            rate = float(self.schedule.get_last_lr()[0])
             loss = self._optimizer_step(batches)
-            self._record(loss, time.perf_counter() - started)
+            self._record(loss, rate, time.perf_counter() - started)
             epoch_ends = self.state.step % self.steps_per_epoch == 0
             run_ends = self.state.step == self.total_steps
             if self.data.evaluation and (epoch_ends or run_ends):
@@ -171,10 +153,12 @@ class CaptionTrainer:
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
         mean = float(self.accelerator.reduce(total, "sum"))
-        if not math.isfinite(mean):
-            self._stop_at_non_finite(mean)
-        if self.args.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(self.captioner.parameters(), self.args.max_grad_norm)
+        self._require_finite("loss", mean, self.state.step + 1)
+        norm = self.accelerator.clip_grad_norm_(
+            self.captioner.parameters(), self.args.max_grad_norm or math.inf
+        )
+        if self.accelerator.scaler is None:  # fp16's scaler skips such a step and goes on
+            self._require_finite("gradient's norm", float(norm), self.state.step + 1)
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:  # by fp16's scaler, at an overflow
             self.schedule.step()
@@ -184,36 +168,42 @@ class CaptionTrainer:
     def _count(self, batches: list[dict[str, Any]]) -> int:
         """Count the step's label tokens over all processes, and keep account of unreadable images."""
         problems = [text for batch in batches for text in batch.pop("unreadable")]
-        for text in problems:
-            logger.warning("skipped: %s", text)
+        self._name(problems)
         items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
         counts = torch.tensor([items, len(problems)], device=self.accelerator.device)
         items, unreadable = self.accelerator.reduce(counts, "sum").tolist()
         self.state.unreadable += unreadable
-        allowed = self.args.max_unreadable_share * len(self.data.train)
-        if self.state.unreadable > allowed:
-            raise TooManyUnreadableError(
-                f"{self.state.unreadable} of {len(self.data.train)} images could not be read, and "
-                f"--max_unreadable_share {self.args.max_unreadable_share} allows {int(allowed)} "
-                f"(last: {(problems or ['on another process'])[-1]}). Mend or remove them, or raise it."
-            )
+        self._limit_unreadable(self.state.unreadable, self.data.train)
         return max(items, 1)
 
-    def _record(self, loss: float, seconds: float) -> None:
+    def _name(self, problems: list[str]) -> None:
+        """Name each image that could not be read, once."""
+        for text in problems:
+            if text not in self.named:
+                self.named.add(text)
+                logger.warning("skipped: %s", text)
+
+    def _limit_unreadable(self, unreadable: int, images: list[CaptionedImage]) -> None:
+        allowed = int(self.args.max_unreadable_share * len(images))
+        if unreadable > allowed or unreadable == len(images):
+            raise TooManyUnreadableError(
+                f"{unreadable} of {len(images)} images could not be read, and --max_unreadable_share "
+                f"{self.args.max_unreadable_share} allows {allowed} (one of them: "
+                f"{min(self.named, default='on another process')}). Mend or remove them, or raise it."
+            )
+
+    def _record(self, loss: float, rate: float, seconds: float) -> None:
         self.state.step += 1
-        images = math.prod(self.sampler.step_shape)
-        self.state.images_seen += images
-        rate = float(self.schedule.get_last_lr()[0])
-        self.progress.step(loss, rate, images / seconds)
+        self.progress.step(loss, rate, math.prod(self.sampler.step_shape) / seconds)
         self.progress.log({"step": self.state.step, "loss": loss, "learning_rate": rate})
 
-    def _stop_at_non_finite(self, loss: float) -> None:
-        step = self.state.step + 1
-        raise NonFiniteLossError(
-            f"The loss is {loss} at step {step} (epoch {step / self.steps_per_epoch:.2f}), so training "
-            f"stops; the checkpoints in {self.output_dir} are as they were before. Try a lower "
-            "--learning_rate, or --mixed_precision bf16 instead of fp16."
-        )
+    def _require_finite(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"The {what} is {value} at step {step} (epoch {step / self.steps_per_epoch:.2f}), so "
+                f"training stops; the checkpoints in {self.output_dir} are as they were before. Try a lower "
+                "--learning_rate, or --mixed_precision bf16 instead of fp16."
+            )
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -223,17 +213,19 @@ class CaptionTrainer:
         batches = list(itertools.islice(sampler, sampler.steps_per_epoch))
         most = max(len(image.captions) for image in self.data.evaluation)
         captions = min(most, self.args.captions_per_image)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         for batch in self._loader(self.data.evaluation, batches, captions):
-            for text in batch.pop("unreadable"):
-                logger.warning("skipped in validation: %s", text)
+            problems = batch.pop("unreadable")
+            self._name(problems)
             batch = send_to_device(batch, self.accelerator.device)
             items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             loss = self.model(**batch, num_items_in_batch=1).loss
-            sums += torch.stack([loss.double(), items.double()])
-        total, items = self.accelerator.reduce(sums, "sum").tolist()
+            sums += torch.stack([loss.double(), items.double(), items.new_tensor(len(problems)).double()])
+        total, items, unreadable = self.accelerator.reduce(sums, "sum").tolist()
+        self._limit_unreadable(int(unreadable), self.data.evaluation)
+        self._require_finite("validation loss", total / items, self.state.step)
         self.captioner.train()
-        return total / max(items, 1)
+        return total / items
 
     def _validate(self) -> None:
         loss = self.evaluate()
@@ -280,18 +272,6 @@ class CaptionTrainer:
         for batch in self._loader(self.data.train, sampler, self.args.captions_per_image):
             yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
-    def _identity(self) -> dict[str, Any]:
-        """What makes this run this run; a checkpoint must agree with it to be resumed."""
-        config = self.captioner.config
-        settings = {k: v for k, v in self.args.to_dict().items() if k not in _FREE_SETTINGS}
-        return {
-            "settings": settings,
-            "num_processes": self.accelerator.num_processes,
-            "vision_model_fingerprint": config.vision_model_fingerprint,
-            "text_model_fingerprint": config.text_model_fingerprint,
-            "ituning_hf": __version__,
-        }
-
     def _checkpoint_is_due(self, epoch_ends: bool) -> bool:
         every = self.args.checkpointing_steps
         return epoch_ends if every == "epoch" else self.state.step % int(every) == 0
@@ -301,7 +281,7 @@ class CaptionTrainer:
         with _shared_draft(self.accelerator, target) as draft:
             self.accelerator.save_state(str(draft))
             if self.accelerator.is_main_process:
-                write_json(draft / STATE_FILE, {"state": asdict(self.state)} | self._identity())
+                write_json(draft / STATE_FILE, {"state": asdict(self.state)} | self.identity)
         if self.accelerator.is_main_process:
             remove_old_checkpoints(self.output_dir, KEPT_CHECKPOINTS)
 
@@ -318,25 +298,14 @@ class CaptionTrainer:
 
     def _load_adapter_alone(self, models: list[Any], folder: str) -> None:
         models.clear()
-        self.captioner.load_state_dict(load_file(Path(folder) / ADAPTER_FILE), strict=False)
+        file = Path(folder) / ADAPTER_FILE
+        tensors = read_adapter_file(str(file))
+        check_adapter_tensors(tensors, self.captioner.adapter_state_dict(), str(file))
+        self.captioner.load_state_dict(tensors, strict=False)
 
     def _resume(self, checkpoint: Path) -> None:
-        saved, own = read_state(checkpoint), self._identity()
-        for kind in ("vision", "text"):
-            key = f"{kind}_model_fingerprint"
-            if saved[key] != own[key]:
-                raise ValueError(
-                    f"{checkpoint} was trained over another {kind} model (fingerprint {saved[key]}, this "
-                    f"run's is {own[key]}): give the same --{kind}_model."
-                )
-        changed = [k for k, v in own["settings"].items() if saved["settings"].get(k) != v]
-        if changed or saved["num_processes"] != own["num_processes"]:
-            differences = [f"--{k} {saved['settings'].get(k)!r}" for k in changed]
-            differences += [f"{saved['num_processes']} process(es)"]
-            raise ValueError(
-                f"{checkpoint} belongs to a run with other settings: it had {', '.join(differences)}. "
-                "Resume with the same, or start anew without --resume_from_checkpoint."
-            )
+        saved = read_state(checkpoint)
+        check_same_run(saved, self.identity, checkpoint)
         self.accelerator.load_state(str(checkpoint))
         self.state = TrainState(**saved["state"])
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ..checkpoint_ituning import ADAPTER_OPTIONS
+from ..configuration_ituning import ITuningConfig
 from ..data import CaptionedImage, count_over_long, load_captioned_images
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import ITuningProcessor
 from .arguments import TrainArguments
-from .small_backbones import make_small_backbones
+from .small_backbones import make_small_backbones, small_text_config, small_vision_config
 
 Report = Callable[[str], None]
 
@@ -46,7 +48,10 @@ def load_data(args: TrainArguments) -> TrainingData:
     train = load("train", args.num_scenes)
     if args.eval_split == "none":
         return TrainingData(train, [])
-    return TrainingData(train, load(args.eval_split, max(1, args.num_scenes // 10)))
+    try:
+        return TrainingData(train, load(args.eval_split, max(1, args.num_scenes // 10)))
+    except ValueError as error:
+        raise ValueError(f"{error}. To train without validation, give --eval_split none.") from error
 
 
 def load_model(
@@ -58,19 +63,13 @@ def load_model(
         OSError: for a backbone that is not there.
         ValueError: for one that cannot be used, or adapter settings that do not fit it.
     """
+    options = {name: getattr(args, name) for name in ADAPTER_OPTIONS}
     vision, text = args.vision_model, args.text_model
     if vision is None or text is None:
+        shapes = {"vision_config": small_vision_config(), "text_config": small_text_config()}
+        _check_positions(ITuningConfig(**shapes, **options), args)  # before the minutes that follow
         vision, text = _small_backbones(args, data, accelerator, report)
-    model = ITuningForCaptioning.from_vision_text_pretrained(
-        vision,
-        text,
-        adapter_hidden_size=args.adapter_hidden_size,
-        adapter_num_heads=args.adapter_num_heads,
-        adapter_layers=args.adapter_layers,
-        adapter_scale=args.adapter_scale,
-        adapter_dropout=args.adapter_dropout,
-        vision_feature_layer=args.vision_feature_layer,
-    )
+    model = ITuningForCaptioning.from_vision_text_pretrained(vision, text, **options)
     processor = ITuningProcessor.from_vision_text_pretrained(vision, text)
     _check_fit(model, processor, args)
     if args.gradient_checkpointing:
@@ -92,12 +91,17 @@ def _small_backbones(
 
 
 def _check_fit(model: ITuningForCaptioning, processor: ITuningProcessor, args: TrainArguments) -> None:
-    vocabulary, positions = model.config.text_config.vocab_size, model.config.text_config.n_positions
+    vocabulary = model.config.text_config.vocab_size
     if len(processor.tokenizer) > vocabulary:
         raise ValueError(
             f"The tokenizer of {args.text_model} has {len(processor.tokenizer)} tokens, and its language "
             f"model only {vocabulary}: they do not belong together."
         )
+    _check_positions(model.config, args)
+
+
+def _check_positions(config: ITuningConfig, args: TrainArguments) -> None:
+    positions = config.text_config.max_position_embeddings
     if args.max_caption_tokens > positions:
         raise ValueError(
             f"--max_caption_tokens is {args.max_caption_tokens}, and the language model has only "

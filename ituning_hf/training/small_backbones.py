@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,22 @@ def make_small_backbones(
     return vision, text
 
 
+def small_vision_config(**options: Any) -> CLIPVisionConfig:
+    """Return the shape of the small encoder."""
+    return CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        **options,
+    )
+
+
+def small_text_config(**options: Any) -> GPT2Config:
+    """Return the shape of the small language model."""
+    return GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=128, **options)
+
+
 def _train_tokenizer(captions: Sequence[str], folder: Path) -> GPT2Tokenizer:
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(captions, vocab_size=1024, special_tokens=[END_TOKEN], show_progress=False)
@@ -112,14 +129,8 @@ def _train_language_model(
     rng: np.random.Generator,
 ) -> GPT2LMHeadModel:
     words = processor.tokenizer
-    config = GPT2Config(
-        n_embd=WIDTH,
-        n_layer=LAYERS,
-        n_head=HEADS,
-        n_positions=128,
-        vocab_size=len(words),
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
+    config = small_text_config(
+        vocab_size=len(words), bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id
     )
     model = GPT2LMHeadModel(config).train()
     model.loss_type = "ForCausalLM"  # its class name tells Transformers nothing of its loss
@@ -157,10 +168,11 @@ def _train_clip(
     rng: np.random.Generator,
 ) -> CLIPVisionModel:
     words, size = processor.tokenizer, processor.image_processor.crop_size["height"]
-    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS}
-    vision = CLIPVisionConfig(**shape, num_attention_heads=HEADS, image_size=size, patch_size=patch_size)
+    vision = small_vision_config(image_size=size, patch_size=patch_size)
     text = CLIPTextConfig(
-        **shape | {"num_hidden_layers": 2},
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=2,
         num_attention_heads=HEADS,
         vocab_size=len(words),
         max_position_embeddings=MAX_TOKENS,

@@ -36,6 +36,7 @@ def test_flags_win_over_the_file(tmp_path: Path):
     [
         ("learning_rat: 1", r"unknown setting\(s\) \['learning_rat'\]; known are"),
         ("- learning_rate", "holds a list, expected settings as 'name: value'"),
+        ("a: [1,", "is not YAML: while parsing"),
         ("num_scenes: many", "num_scenes is 'many', expected int"),
         ("num_scenes: 1.5", r"num_scenes is 1\.5, expected int"),
         ("gradient_checkpointing: 1", "gradient_checkpointing is 1, expected bool"),

@@ -1,5 +1,6 @@
 """Folders of a run: whole or not there, and nobody else's."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ituning_hf.training.checkpoints import (
     claim_output_dir,
     find_checkpoint,
     list_checkpoints,
+    release_output_dir,
     remove_old_checkpoints,
 )
 
@@ -78,16 +80,31 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path):
 
 
 def test_another_runs_folder_is_refused_unless_it_is_resumed(tmp_path: Path):
-    folder = checkpoint(tmp_path / "run", 5)
+    run, other = tmp_path / "run", checkpoint(tmp_path / "other", 5)
+    claim_output_dir(run, None, {"seed": 7})
     with pytest.raises(FileExistsError, match="holds another run: give another folder"):
-        claim_output_dir(tmp_path / "run", None)
+        claim_output_dir(run, None, {})
+    with pytest.raises(FileNotFoundError, match="latest: there is no checkpoint in"):
+        claim_output_dir(run, "latest", {})
+    with pytest.raises(ValueError, match="lies outside --output_dir"):
+        claim_output_dir(run, str(other), {})
+    folder = checkpoint(run, 5)
+    claim_output_dir(run, "latest", {})
+    claim_output_dir(run, str(folder), {})
+    assert json.loads((run / "run.json").read_text()) == {"settings": {"seed": 7}}
+
+
+def test_a_run_that_failed_at_once_gives_its_folder_free(tmp_path: Path):
+    claim_output_dir(tmp_path, None, {})
+    release_output_dir(tmp_path)
+    claim_output_dir(tmp_path, None, {})
+    checkpoint(tmp_path, 5)
+    release_output_dir(tmp_path)
     with pytest.raises(FileExistsError, match="holds another run"):
-        claim_output_dir(tmp_path / "run", str(tmp_path / "other" / "checkpoints" / "step_00000005"))
-    claim_output_dir(tmp_path / "run", "latest")
-    claim_output_dir(tmp_path / "run", str(folder))
+        claim_output_dir(tmp_path, None, {})
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(PermissionError, match=r"cannot be written to .*: give a folder that can"):
-        claim_output_dir(tmp_path / "file" / "run", None)
+        claim_output_dir(tmp_path / "file" / "run", None, {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
@@ -124,10 +124,10 @@ def train_until(args: TrainArguments, step: int) -> None:
 
     record = CaptionTrainer._record
 
-    def stopping(self, loss, seconds):
+    def stopping(self, *arguments):
         if self.state.step == step:
             raise KeyboardInterrupt
-        record(self, loss, seconds)
+        record(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CaptionTrainer, "_record", stopping)
@@ -219,9 +219,60 @@ def test_too_many_unreadable_images_end_the_run(settings: Settings, photos: Path
     for i in (2, 5):
         (photos / "train" / f"{i}.png").write_bytes(b"not a picture")
     with pytest.raises(
-        TooManyUnreadableError, match=r"2 of 11 images could not be read, .* allows 1 \(last: .*png"
+        TooManyUnreadableError, match=r"2 of 11 images could not be read, .* allows 1 \(one of them: .*2\.png"
     ):
         train(settings(max_train_steps=9, max_unreadable_share=0.1))
+
+
+def test_a_validation_split_that_cannot_be_read_ends_the_run(settings: Settings, photos: Path):
+    for path in (photos / "val").glob("*.png"):
+        path.write_bytes(b"not a picture")
+    with pytest.raises(TooManyUnreadableError, match=r"3 of 3 images could not be read, .* allows 3"):
+        train(settings(max_train_steps=1, max_unreadable_share=1.0))
+
+
+def test_a_last_step_that_ruins_the_adapter_saves_nothing(settings: Settings):
+    args = settings(max_train_steps=1, learning_rate=1e30, warmup_ratio=0.0)
+    with pytest.raises(NonFiniteLossError, match="The validation loss is nan at step 1"):
+        train(args)
+    assert not (Path(args.output_dir) / "best").exists()
+    train(settings(max_train_steps=1))  # the folder is free again
+
+
+@pytest.mark.parametrize("damage", ["incomplete", "truncated", "state"])
+def test_a_damaged_checkpoint_is_refused(settings: Settings, damage: str):
+    args = settings(max_train_steps=1)
+    train(args)
+    folder = Path(args.output_dir) / "checkpoints" / "step_00000001"
+    file = folder / "adapter.safetensors"
+    if damage == "incomplete":
+        tensors = load_file(file)
+        save_file({name: tensors[name] for name in list(tensors)[:-1]}, file)
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        (folder / "trainer_state.json").write_text("{")
+    message = {
+        "incomplete": "does not fit its configuration: 1 missing",
+        "truncated": "cannot be read .* corrupt or was cut short",
+        "state": r"trainer_state\.json is damaged .*: resume from another checkpoint",
+    }[damage]
+    with pytest.raises(ValueError, match=message):
+        train(settings(max_train_steps=1, resume_from_checkpoint="latest"))
+
+
+def test_adapter_settings_are_checked_before_small_backbones_are_made(photos: Path, tmp_path: Path):
+    small = {"dataset": str(photos), "output_dir": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match=r"adapter_layers holds \[99\]"):
+        train(TrainArguments(**small, adapter_layers=[99]))
+    with pytest.raises(ValueError, match="--max_caption_tokens is 500, and the language model has only 128"):
+        train(TrainArguments(**small, max_caption_tokens=500))
+    assert not (tmp_path / "run" / "backbones").exists()
+
+
+def test_a_data_set_without_validation_says_what_to_do(settings: Settings):
+    with pytest.raises(ValueError, match="To train without validation, give --eval_split none"):
+        train(settings(eval_split="test"))
 
 
 def test_a_checkpoint_over_other_backbones_is_refused(

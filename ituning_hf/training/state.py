@@ -1,0 +1,108 @@
+"""How far a run has come, what makes it this run, and whether a checkpoint belongs to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from .._version import __version__
+from ..modeling_ituning import ITuningForCaptioning
+from .arguments import TrainArguments
+from .checkpoints import STATE_FILE
+
+# What a resumed run may change without becoming another run. The backbones are known by fingerprint.
+_FREE_SETTINGS = frozenset(
+    {
+        "output_dir",
+        "resume_from_checkpoint",
+        "dataloader_num_workers",
+        "checkpointing_steps",
+        "vision_model",
+        "text_model",
+    }
+)
+
+
+@dataclass
+class TrainState:
+    """What of a run's progress is not in the model, the optimizer or the random states.
+
+    Args:
+        step: Optimizer steps taken.
+        unreadable: Images of this epoch that could not be read.
+        best_loss: The lowest validation loss, None before the first.
+        best_step: The step it was reached at.
+    """
+
+    step: int = 0
+    unreadable: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+
+
+def run_identity(
+    args: TrainArguments, model: ITuningForCaptioning, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Return what makes a run this run; a checkpoint must agree with it to be resumed."""
+    settings = {name: value for name, value in args.to_dict().items() if name not in _FREE_SETTINGS}
+    settings["mixed_precision"] = accelerator.mixed_precision  # `accelerate config` may have chosen it
+    for name in ("dataset", "image_root"):
+        if settings[name] is not None and os.path.exists(settings[name]):
+            settings[name] = os.path.abspath(settings[name])
+    return {
+        "settings": settings,
+        "num_processes": accelerator.num_processes,
+        "vision_model_fingerprint": model.config.vision_model_fingerprint,
+        "text_model_fingerprint": model.config.text_model_fingerprint,
+        "ituning_hf": __version__,
+    }
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read a checkpoint's own state: its progress and its run's identity.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{checkpoint / STATE_FILE} is damaged ({error}): resume from another checkpoint."
+        ) from error
+
+
+def check_same_run(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse a checkpoint of other backbones or other settings.
+
+    Args:
+        saved: The checkpoint's state.
+        own: This run's identity.
+        checkpoint: Its folder, for the message.
+
+    Raises:
+        ValueError: with what differs.
+    """
+    for kind in ("vision", "text"):
+        key = f"{kind}_model_fingerprint"
+        if saved[key] != own[key]:
+            raise ValueError(
+                f"{checkpoint} was trained over another {kind} model (fingerprint {saved[key]}, this run's "
+                f"is {own[key]}): give the same --{kind}_model."
+            )
+    had = [
+        f"--{name} {saved['settings'].get(name)!r}"
+        for name, value in own["settings"].items()
+        if saved["settings"].get(name) != value
+    ]
+    if had or saved["num_processes"] != own["num_processes"]:
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings: it had "
+            f"{', '.join([*had, str(saved['num_processes']) + ' process(es)'])}. Resume with the same, or "
+            "start anew without --resume_from_checkpoint."
+        )
