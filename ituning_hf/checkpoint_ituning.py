@@ -200,9 +200,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         # The Auto classes put it into the configuration that they hand over.
         attn_implementation = attn_implementation or config._attn_implementation
 
-        tensors = read_adapter_file(
-            cached_file(name, SAFE_WEIGHTS_NAME, **own, **hub)
-        )  # small, so a bad one is found before long work
+        # First, because it is small: a bad one is found before long work.
+        tensors = read_adapter_file(cached_file(name, SAFE_WEIGHTS_NAME, **own, **hub))
         maps = split_device_map(device_map)
         load = {"attn_implementation": attn_implementation} | ({} if dtype is None else {"dtype": dtype})
         vision = load_backbone("vision", config, device_map=maps["vision"], **hub, **load)
