@@ -209,7 +209,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
             load["quantization_config"] = quantization_config
         text = load_backbone("text", config, device_map=maps["text"], **hub, **load)
         model = cls(config, vision, text)
-        model._load_adapter(tensors, name, dtype)
+        model.load_adapter_state_dict(tensors, name, dtype)
         model._load_generation_config(generation_config, name, **own, **hub)
         model.name_or_path = config.name_or_path = name
         model.eval()
@@ -217,17 +217,26 @@ class ITuningPreTrainedModel(PreTrainedModel):
         info |= {"mismatched_keys": set(), "error_msgs": []}
         return (model, info) if output_loading_info else model
 
-    def _load_adapter(
-        self, tensors: dict[str, torch.Tensor], name: str, dtype: str | torch.dtype | None
+    def load_adapter_state_dict(
+        self, tensors: Mapping[str, torch.Tensor], name: str, dtype: str | torch.dtype | None = None
     ) -> None:
-        """Put an adapter file's tensors in place, in their own precision or in `dtype`."""
+        """Put the tensors that `adapter_state_dict` gave in place: all of them, and nothing else.
+
+        Args:
+            tensors: The adapter's weights under their full names.
+            name: Where they come from, for the message.
+            dtype: The precision they get; their own by default.
+
+        Raises:
+            ValueError: if they are not exactly this captioner's.
+        """
         expected = self.adapter_state_dict()
         check_adapter_tensors(tensors, expected, name)
         if isinstance(dtype, str):
             dtype = None if dtype == "auto" else getattr(torch, dtype)
         for i, adapter in self.adapters().items():
-            prefix = next(key for key in expected if f".{i}.adapter." in key).split("adapter.")[0]
-            adapter.to(dtype or tensors[f"{prefix}adapter.q_proj.weight"].dtype)
+            own = next(tensor for key, tensor in tensors.items() if f".{i}.adapter." in key)
+            adapter.to(dtype or own.dtype)
         self.load_state_dict(tensors, strict=False)
 
     def _load_generation_config(
@@ -306,7 +315,6 @@ def check_adapter_tensors(
             ("missing", missing),
             ("unexpected", unexpected),
             ("not fitting", misfits),
-            ("not finite", broken),
             ("not finite", broken),
         )
         if keys

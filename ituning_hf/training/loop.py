@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..checkpoint_ituning import check_adapter_tensors, read_adapter_file
+from ..checkpoint_ituning import read_adapter_file
 from ..data import CaptionDataset, CaptionedImage, Collator, ImageBatchSampler
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
@@ -299,9 +299,7 @@ class CaptionTrainer:
     def _load_adapter_alone(self, models: list[Any], folder: str) -> None:
         models.clear()
         file = Path(folder) / ADAPTER_FILE
-        tensors = read_adapter_file(str(file))
-        check_adapter_tensors(tensors, self.captioner.adapter_state_dict(), str(file))
-        self.captioner.load_state_dict(tensors, strict=False)
+        self.captioner.load_adapter_state_dict(read_adapter_file(str(file)), str(file))
 
     def _resume(self, checkpoint: Path) -> None:
         saved = read_state(checkpoint)
