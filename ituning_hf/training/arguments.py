@@ -14,10 +14,17 @@ from transformers import HfArgumentParser
 
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
 PRECISIONS = ("no", "bf16", "fp16")
+AUGMENTATIONS = ("crop", "flip", "color")
+TRACKERS = ("tensorboard", "trackio", "wandb")
+BEST_METRICS = ("loss", "bleu_4", "rouge_l", "cider")
 
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
+
+
+def _list_option(text: str) -> Any:
+    return field(default_factory=list, metadata={"help": text})
 
 
 @dataclass
@@ -55,6 +62,19 @@ class TrainArguments:
     num_scenes: int = _option(1000, "How many scenes to train on, with --dataset scenes.")
     captions_per_image: int = _option(5, "Captions of each image in a batch; the rest wait for other epochs.")
     max_caption_tokens: int = _option(64, "Captions are cut at so many tokens, begin and end token included.")
+    image_column: str | None = _option(
+        None, "Column of images in a CSV, Parquet or `datasets` data set. Default: found by its usual names."
+    )
+    caption_column: str | None = _option(
+        None,
+        "Column of captions in a CSV, Parquet or `datasets` data set. Default: found by its usual names.",
+    )
+    val_share: float = _option(
+        0.1, "Share of the images that become the val split, by seed, where the data set has no splits."
+    )
+    augmentation: list[str] = _list_option(
+        f"Random changes of the images, any of: {', '.join(AUGMENTATIONS)}."
+    )
     max_unreadable_share: float = _option(
         0.05, "Give up when more than this share of the images cannot be read."
     )
@@ -78,13 +98,37 @@ class TrainArguments:
     gradient_checkpointing: bool = _option(False, "Recompute activations: less memory, slower steps.")
     seed: int = _option(0, "Of everything random.")
 
+    # Validation
+    eval_steps: str = _option("epoch", "Validate every so many optimizer steps, or each 'epoch'.")
+    eval_caption_images: int = _option(
+        0, "Validation images to caption for BLEU, ROUGE-L and CIDEr at each validation; 0 for none."
+    )
+    num_sample_captions: int = _option(
+        4, "Validation images, always the same, whose captions are shown at each validation."
+    )
+    metric_for_best_model: str = _option(
+        "loss",
+        f"What the best captioner is best at: {', '.join(BEST_METRICS)}; all but loss are of captions.",
+    )
+    early_stopping_patience: int | None = _option(
+        None, "Stop after so many validations in a row without a better one. Default: never."
+    )
+    early_stopping_threshold: float = _option(
+        0.0, "How much better a validation must be to count as better for early stopping."
+    )
+
     # The run
     output_dir: str = _option("outputs/captioner", "Where the run is written; must not hold another run.")
     checkpointing_steps: str = _option(
         "epoch", "Save a checkpoint to resume from every so many optimizer steps, or each 'epoch'."
     )
+    max_checkpoints: int = _option(2, "Checkpoints kept, the newest ones.")
     resume_from_checkpoint: str | None = _option(
         None, "A checkpoint's folder, or 'latest' for the newest one in --output_dir."
+    )
+    report_to: list[str] = _list_option(f"Trackers to report to, any of: {', '.join(TRACKERS)}.")
+    dry_run: bool = _option(
+        False, "Build everything, take one batch, print shapes, memory and the planned steps, and stop."
     )
 
     def __post_init__(self) -> None:
