@@ -19,6 +19,9 @@ _RELATIONS = {
 }
 
 
+SIDES = (*_RELATIONS["x"][2:], *_RELATIONS["y"][2:], "in the middle")
+
+
 def describe_scene(scene: Scene, n: int) -> tuple[str, ...]:
     """Describe a scene in n differently worded sentences.
 
@@ -42,9 +45,20 @@ def describe_scene(scene: Scene, n: int) -> tuple[str, ...]:
     return tuple(f"{sentence}." for sentence in sentences[:n])
 
 
+def place_objects(scene: Scene) -> list[tuple[SceneObject, str]]:
+    """Say of each object where in the scene it is, in one of `SIDES`."""
+    if len(scene.objects) == 1:
+        return [(scene.objects[0], _side_of_one(scene.objects[0]))]
+    axis, groups = _split_at_widest_gap(scene.objects)
+    return [(item, side) for group, side in zip(groups, _RELATIONS[axis][2:], strict=True) for item in group]
+
+
+def _side_of_one(item: SceneObject) -> str:
+    return "on the left" if item.x < 0.4 else "on the right" if item.x > 0.6 else "in the middle"
+
+
 def _describe_one(item: SceneObject, background: str) -> list[str]:
-    phrase = _noun_phrase(item, with_size=False)
-    side = "on the left" if item.x < 0.4 else "on the right" if item.x > 0.6 else "in the middle"
+    phrase, side = noun_phrase(item, with_size=False), _side_of_one(item)
     return [
         f"{phrase} {side}",
         f"{phrase} on a {background} background",
@@ -58,7 +72,7 @@ def _describe_one(item: SceneObject, background: str) -> list[str]:
 def _describe_groups(objects: Sequence[SceneObject], background: str, with_size: bool) -> list[str]:
     axis, groups = _split_at_widest_gap(objects)
     before, after, first_side, second_side = _RELATIONS[axis]
-    phrases = [[_noun_phrase(item, with_size) for item in group] for group in groups]
+    phrases = [[noun_phrase(item, with_size) for item in group] for group in groups]
     first, second = map(_enumerate, phrases)
     everything = _enumerate(phrases[0] + phrases[1])
     return [
@@ -92,7 +106,8 @@ def _split_at_widest_gap(
     return axis, (first, second)
 
 
-def _noun_phrase(item: SceneObject, with_size: bool) -> str:
+def noun_phrase(item: SceneObject, with_size: bool) -> str:
+    """Name an object with its article: "an orange star", "a large orange star"."""
     words = ([item.size] if with_size else []) + [item.colour, item.shape]
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article, *words])

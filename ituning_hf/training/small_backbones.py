@@ -63,8 +63,8 @@ def make_small_backbones(
             on the captions.
         image_size: Of the encoder, in pixels.
         patch_size: Of the encoder, in pixels.
-        vision_steps: Optimizer steps of the CLIP.
-        text_steps: Optimizer steps of the GPT-2.
+        vision_steps: Optimizer steps of the CLIP; 0 leaves it untrained.
+        text_steps: Optimizer steps of the GPT-2; 0 leaves it untrained.
         batch_size: Images, or captions, in a step.
         seed: Of the weights and the order.
         report: Is told what is being done.
@@ -77,13 +77,17 @@ def make_small_backbones(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
     captions = [caption for image in images for caption in image.captions]
-    words = _load_tokenizer(tokenizer) if tokenizer is not None else _train_tokenizer(captions, Path(folder))
+    words = (
+        _load_tokenizer(tokenizer)
+        if tokenizer is not None
+        else train_tokenizer(captions, Path(folder) / "tokenizer")
+    )
     processor = ITuningProcessor(preparation, words)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         rng = np.random.default_rng(seed)
         report(f"  a GPT-2 on {len(captions)} captions alone, {text_steps} steps ...")
-        language_model = _train_language_model(processor, captions, text_steps, batch_size, rng)
+        language_model = train_language_model(processor, captions, text_steps, batch_size, rng)
         report(f"  a CLIP on {len(images)} images and their captions, {vision_steps} steps ...")
         encoder = _train_clip(processor, images, patch_size, vision_steps, batch_size, rng)
     for target, parts in ((vision, (encoder, preparation)), (text, (language_model, words))):
@@ -109,25 +113,45 @@ def small_text_config(**options: Any) -> GPT2Config:
     return GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=128, **options)
 
 
-def _train_tokenizer(captions: Sequence[str], folder: Path) -> GPT2Tokenizer:
+def train_tokenizer(captions: Sequence[str], folder: Path) -> GPT2Tokenizer:
+    """Train a small GPT-2 tokenizer on captions.
+
+    Args:
+        captions: To learn from.
+        folder: Gets its `vocab.json` and `merges.txt`.
+    """
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(captions, vocab_size=1024, special_tokens=[END_TOKEN], show_progress=False)
-    with atomic_folder(folder / "tokenizer") as draft:
+    with atomic_folder(folder) as draft:
         bpe.save_model(str(draft))
-    return _load_tokenizer(folder / "tokenizer")
+    return _load_tokenizer(folder)
 
 
 def _load_tokenizer(folder: str | os.PathLike[str]) -> GPT2Tokenizer:
     return GPT2Tokenizer.from_pretrained(os.fspath(folder))
 
 
-def _train_language_model(
+def train_language_model(
     processor: ITuningProcessor,
     captions: Sequence[str],
     steps: int,
     batch_size: int,
     rng: np.random.Generator,
+    report: Report = lambda text: None,
 ) -> GPT2LMHeadModel:
+    """Train a small GPT-2 on captions that are run together into documents.
+
+    Args:
+        processor: Its tokenizer decides.
+        captions: To learn from.
+        steps: Optimizer steps; 0 leaves it untrained.
+        batch_size: Windows of the text in a step.
+        rng: Of the order.
+        report: Is told the loss now and then.
+
+    Returns:
+        The language model, in evaluation mode.
+    """
     words = processor.tokenizer
     config = small_text_config(
         vocab_size=len(words), bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id
@@ -141,7 +165,7 @@ def _train_language_model(
         windows = torch.stack([text[start : start + WINDOW] for start in chosen])
         return model(input_ids=windows, labels=windows).loss
 
-    _optimize(model, loss, len(text) - WINDOW + 1, steps, batch_size, rng)
+    optimize(model, loss, len(text) - WINDOW + 1, steps, batch_size, rng, report)
     return model.eval()
 
 
@@ -167,6 +191,21 @@ def _train_clip(
     batch_size: int,
     rng: np.random.Generator,
 ) -> CLIPVisionModel:
+    config = small_clip_config(processor, patch_size)
+    model = CLIPModel(config).train()
+    pixels = PixelCache(processor, images)
+
+    def loss(chosen: np.ndarray) -> torch.Tensor:
+        captions = [str(rng.choice(images[i].captions)) for i in chosen]
+        texts = clip_text_inputs(processor, captions)
+        return model(**texts, pixel_values=pixels[chosen], return_loss=True).loss
+
+    optimize(model, loss, len(images), steps, min(batch_size, len(images)), rng)
+    return vision_encoder_of(model)
+
+
+def small_clip_config(processor: ITuningProcessor, patch_size: int) -> CLIPConfig:
+    """Return the shape of a small CLIP for this processor's images and tokens."""
     words, size = processor.tokenizer, processor.image_processor.crop_size["height"]
     vision = small_vision_config(image_size=size, patch_size=patch_size)
     text = CLIPTextConfig(
@@ -180,24 +219,28 @@ def _train_clip(
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    config = CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=WIDTH)
-    model = CLIPModel(config).train()
-    pixels = _Pixels(processor, images)
+    return CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=WIDTH)
 
-    def loss(chosen: np.ndarray) -> torch.Tensor:
-        captions = [str(rng.choice(images[i].captions)) for i in chosen]
-        batch = _captions_batch(processor, captions)
-        # GPT-2's begin token is its end token, and CLIP reads a caption's meaning off the first end token.
-        ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:]
-        return model(input_ids=ids, attention_mask=mask, pixel_values=pixels[chosen], return_loss=True).loss
 
-    _optimize(model, loss, len(images), steps, min(batch_size, len(images)), rng)
-    encoder = CLIPVisionModel(vision)
+def clip_text_inputs(processor: ITuningProcessor, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Tokenize for a CLIP's text tower: each caption and its end token, (captions, T).
+
+    GPT-2's begin token is left out: it is the end token too, and CLIP reads a text's meaning off the first.
+    """
+    encoded = [processor.encode_captions(captions, max_length=MAX_TOKENS)]
+    words = processor.tokenizer
+    rows = caption_rows(encoded, words.bos_token_id, words.pad_token_id)
+    return {name: torch.tensor(rows[name])[:, 1:] for name in ("input_ids", "attention_mask")}
+
+
+def vision_encoder_of(model: CLIPModel) -> CLIPVisionModel:
+    """Return a trained CLIP's vision encoder on its own, in evaluation mode."""
+    encoder = CLIPVisionModel(model.config.vision_config)
     encoder.load_state_dict(model.vision_model.state_dict())
     return encoder.eval()
 
 
-class _Pixels:
+class PixelCache:
     """The images' pixels, prepared at most once each; what cannot be read is grey."""
 
     def __init__(self, processor: ITuningProcessor, images: Sequence[CaptionedImage]) -> None:
@@ -218,30 +261,40 @@ class _Pixels:
         return self.prepared[index].to(torch.float32)
 
 
-def _captions_batch(processor: ITuningProcessor, captions: Sequence[str]) -> dict[str, torch.Tensor]:
-    encoded = [processor.encode_captions(captions, max_length=MAX_TOKENS)]
-    words = processor.tokenizer
-    rows = caption_rows(encoded, words.bos_token_id, words.pad_token_id)
-    return {name: torch.tensor(row) for name, row in rows.items()}
-
-
-def _optimize(
+def optimize(
     model: torch.nn.Module,
     loss: Callable[[np.ndarray], torch.Tensor],
     num_samples: int,
     steps: int,
     batch_size: int,
     rng: np.random.Generator,
+    report: Report = lambda text: None,
 ) -> None:
-    """Minimise a loss over shuffled batches of sample indices, with warm-up and cosine decay."""
+    """Minimise a loss by AdamW with warm-up and cosine decay.
+
+    Args:
+        model: What is trained, all of it.
+        loss: Of a batch, given the indices of its samples.
+        num_samples: How many samples there are.
+        steps: Optimizer steps.
+        batch_size: Samples in a step.
+        rng: Of the order.
+        report: Is told the loss of every hundredth step.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps, pct_start=0.1)
-    for _, chosen in zip(range(steps), _batches(num_samples, batch_size, rng), strict=False):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1e-3, total_steps=max(steps, 1), pct_start=0.1
+    )
+    batches = _batches(num_samples, batch_size, rng)
+    for step, chosen in zip(range(1, steps + 1), batches, strict=False):
         optimizer.zero_grad()
-        loss(chosen).backward()
+        value = loss(chosen)
+        value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        if step % 100 == 0:
+            report(f"  step {step}, loss {float(value):.4f}")
 
 
 def _batches(num_samples: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
