@@ -112,7 +112,7 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
     files: dict[str, list[str]] = {}
     for file in sorted(path.rglob("*.parquet")):
         words = re.split(r"[^a-z]+", file.relative_to(path).as_posix().lower())
-        split = next((word for word in reversed(words) if word in SPLIT_NAMES), "train")
+        split = next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
         files.setdefault(split, []).append(glob.escape(str(file)))
     return files
 

@@ -93,7 +93,7 @@ def _undecoded(table: Any, column: str, where: str) -> Any:
 
     try:
         return table.select_columns([column]).cast_column(column, Image(decode=False))
-    except (TypeError, ValueError) as error:  # Arrow's errors are among them
+    except (NotImplementedError, TypeError, ValueError) as error:  # Arrow's errors are among them
         raise ValueError(
             f"{where}: column {column!r} is of type {table.features[column]}, and neither images nor "
             "file names: name another one with image_column"
