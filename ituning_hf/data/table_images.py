@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .images import load_image
@@ -85,7 +85,8 @@ def read_images(
     sources = [_locate(images, column, *at, where, root) for at in enumerate(cells)]
     firsts = _find_firsts(cells, sources)
     for cell, source, first in zip(cells, sources, firsts, strict=True):
-        yield (f"{part}[{first}]" if cell.size is not None else str(cell.path)), source
+        inside = isinstance(source, TableImage)
+        yield f"{part}[{first}]" if inside else PurePosixPath(str(cell.path)).as_posix(), source
 
 
 def _undecoded(table: Any, column: str, where: str) -> Any:

@@ -159,7 +159,7 @@ def test_rows_of_the_same_image_are_joined(tmp_path: Path) -> None:
 def test_file_names(tmp_path: Path) -> None:
     save_image(tmp_path / "photos" / "a.png", (9, 8, 7))
     data = datasets.Dataset.from_dict(
-        {"path": ["a.png", "a.png"], "caption": ["a", "b"], "split": ["val"] * 2}
+        {"path": ["a.png", "./a.png"], "caption": ["a", "b"], "split": ["val"] * 2}
     )
     path = write(tmp_path / "photos" / "a.parquet", data)
     (record,) = load_captioned_images(path, "val")
