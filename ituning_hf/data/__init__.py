@@ -1,5 +1,8 @@
 """Captioned images: reading them, drawing them, ordering them, batching them."""
 
+from .augmentation import AUGMENTATIONS, augment
+from .coco import read_coco_captions
+from .csv_files import read_csv
 from .dataset import (
     CaptionDataset,
     CaptionItem,
@@ -7,15 +10,17 @@ from .dataset import (
     Collator,
     count_over_long,
 )
+from .hf_datasets import read_hf_dataset
 from .imagefolder import read_imagefolder
 from .images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
 from .karpathy import read_karpathy
 from .loading import load_captioned_images
-from .records import CaptionedImage, check_images_exist, clean_caption
+from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption
 from .sampler import ImageBatchSampler, SampleKey
 from .scenes import Scene, SceneObject, make_scene, read_scenes
 
 __all__ = [
+    "AUGMENTATIONS",
     "IMAGE_SUFFIXES",
     "CaptionDataset",
     "CaptionItem",
@@ -23,10 +28,12 @@ __all__ = [
     "CaptionedImage",
     "Collator",
     "ImageBatchSampler",
+    "ImageSource",
     "SampleKey",
     "Scene",
     "SceneObject",
     "UnreadableImageError",
+    "augment",
     "check_images_exist",
     "clean_caption",
     "count_over_long",
@@ -34,6 +41,9 @@ __all__ = [
     "load_captioned_images",
     "load_image",
     "make_scene",
+    "read_coco_captions",
+    "read_csv",
+    "read_hf_dataset",
     "read_imagefolder",
     "read_karpathy",
     "read_scenes",

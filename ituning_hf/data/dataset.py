@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..processing_ituning import caption_rows
+from .augmentation import augment, check_augmentation
 from .images import UnreadableImageError
 from .records import CaptionedImage
 from .sampler import SampleKey
@@ -53,7 +54,7 @@ class CaptionItem(TypedDict):
 
 
 class CaptionDataset(Dataset[CaptionItem]):
-    """Images with up to k of their captions, chosen anew in every epoch.
+    """Images with up to k of their captions, chosen (and the image augmented) anew in every epoch.
 
     Everything is a pure function of the key and the arguments, so that a resumed run sees what
     the interrupted one would have seen. No global random state is read or changed.
@@ -63,10 +64,12 @@ class CaptionDataset(Dataset[CaptionItem]):
         processor: Turns images and captions into numbers.
         captions_per_image: k, the most captions taken of an image.
         max_caption_tokens: Longer captions are cut; begin and end token count.
-        seed: Of the choice of captions; 0 or more.
+        seed: Of the choice of captions and of the augmentation; 0 or more.
+        augmentation: Names of random changes of the images, for training only; see `augment`.
 
     Raises:
-        ValueError: `captions_per_image` is below 1 or `max_caption_tokens` below 3.
+        ValueError: `captions_per_image` is below 1, `max_caption_tokens` below 3, or an
+            augmentation unknown.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class CaptionDataset(Dataset[CaptionItem]):
         captions_per_image: int,
         max_caption_tokens: int,
         seed: int,
+        augmentation: Sequence[str] = (),
     ) -> None:
+        check_augmentation(augmentation)
         if captions_per_image < 1:
             raise ValueError(f"captions_per_image must be at least 1, got {captions_per_image}")
         if max_caption_tokens < 3:
@@ -89,6 +94,7 @@ class CaptionDataset(Dataset[CaptionItem]):
         self.captions_per_image = captions_per_image
         self.max_caption_tokens = max_caption_tokens
         self.seed = seed
+        self.augmentation = tuple(augmentation)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -102,6 +108,7 @@ class CaptionDataset(Dataset[CaptionItem]):
         except UnreadableImageError as error:  # one broken file must not end a long run
             item["unreadable"] = str(error)
             return item
+        image = augment(image, self.augmentation, self.seed, key.epoch, key.index)
         item["pixel_values"] = _to_pixel_values(self.processor, image)
         item["captions"] = self.processor.encode_captions(
             self._choose_captions(key), max_length=self.max_caption_tokens

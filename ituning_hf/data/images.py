@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,7 +28,7 @@ class UnreadableImageError(ValueError):
     """An image that cannot be read; the one-line text says which, why, and what to do."""
 
 
-def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
+def load_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
     """Decode an image into upright 8-bit RGB.
 
     The EXIF orientation is applied. Transparent pixels are composited over white. Of an animation,
@@ -36,13 +38,14 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     Safe to call from several threads.
 
     Args:
-        source: A file's path, or an image that is already open (it is left open).
+        source: A file's path, a file's bytes, or an image that is already open (it is left open).
+        name: What messages call the image; by default its path.
 
     Returns:
         A new, fully decoded image of mode "RGB", of the source's size once upright.
 
     Raises:
-        UnreadableImageError: The path is missing, a folder, empty, no image, cut short, or has
+        UnreadableImageError: The file is missing, a folder, empty, no image, cut short, or has
             more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     try:
@@ -50,13 +53,14 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
             return _to_rgb(_upright(source))
         # By file and not by name: of a file whose name it knows, Pillow 13 maps uncompressed data
         # into memory, and scrambles TIFFs that are stored on their side.
-        with open(source, "rb") as file, Image.open(file) as image:
+        with _open(source) as file, Image.open(file) as image:
             _refuse_bomb(image)
             return _to_rgb(_upright(image))
     # Decoders raise whatever their parser trips over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        name = _name(source)
-        raise UnreadableImageError(f"cannot read {name}: {_explain(error, name)}") from error
+        raise UnreadableImageError(
+            f"cannot read {name or _name(source)}: {_explain(error, source)}"
+        ) from error
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -78,6 +82,10 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
+
+
+def _open(source: str | os.PathLike[str] | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
 def _refuse_bomb(image: Image.Image) -> None:
@@ -114,13 +122,13 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint((values - black) * scale).astype(np.uint8))
 
 
-def _name(source: str | os.PathLike[str] | Image.Image) -> str:
-    if isinstance(source, Image.Image):
+def _name(source: str | os.PathLike[str] | bytes | Image.Image) -> str:
+    if isinstance(source, Image.Image | bytes):
         return str(getattr(source, "filename", "") or "the given image")
     return os.fspath(source)
 
 
-def _explain(error: Exception, name: str) -> str:
+def _explain(error: Exception, source: str | os.PathLike[str] | bytes | Image.Image) -> str:
     """Say in one line what was found and what to do about it."""
     match error:
         case FileNotFoundError():
@@ -132,10 +140,16 @@ def _explain(error: Exception, name: str) -> str:
                 f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a decompression bomb; "
                 "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
             )
-        case UnidentifiedImageError() if os.path.getsize(name) == 0:
+        case UnidentifiedImageError() if _is_empty(source):
             return "the file is empty (0 bytes); copy it again from where it came, or remove it"
         case UnidentifiedImageError():
             return "it is of no image format that Pillow knows; convert it to PNG, or remove it"
         case _:
             reason = " ".join(str(error).split()) or type(error).__name__
             return f"it does not decode ({reason}); copy it again from where it came, or remove it"
+
+
+def _is_empty(source: str | os.PathLike[str] | bytes | Image.Image) -> bool:
+    if isinstance(source, str | os.PathLike):
+        return os.path.getsize(source) == 0
+    return source == b""

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .images import load_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .scenes import Scene
+
+class ImageSource(Protocol):
+    """Where an image that is no file of its own comes from; it can be pickled."""
+
+    def load(self) -> Image.Image:
+        """Make the image, upright RGB.
+
+        Raises:
+            UnreadableImageError: There is something wrong with its data.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,25 +29,25 @@ class CaptionedImage:
     """An image and its captions; pixels are read only when asked for.
 
     Args:
-        name: Unique within the data set: the file's path below the image root, or the scene's
-            number.
+        name: Unique within the data set: the file's path below the image root, or the number of
+            the scene or row.
         captions: At least one, cleaned by `clean_caption`, none of them empty.
-        source: A file to decode, or a scene to draw.
+        source: A file to decode, or whatever else the image comes from.
     """
 
     name: str
     captions: tuple[str, ...]
-    source: Path | Scene
+    source: Path | ImageSource
 
     def load(self) -> Image.Image:
         """Read the image as upright RGB.
 
         Raises:
-            UnreadableImageError: The file does not decode; see `load_image`.
+            UnreadableImageError: It does not decode; see `load_image`.
         """
         if isinstance(self.source, Path):
             return load_image(self.source)
-        return self.source.render()
+        return self.source.load()
 
 
 def clean_caption(text: str) -> str:

@@ -121,6 +121,10 @@ class Scene:
             draw.polygon(points, fill=COLOURS[item.colour])
         return image.reduce(_SUPERSAMPLING)
 
+    def load(self) -> Image.Image:
+        """Draw the scene at the usual size, as the image of a data set."""
+        return self.render()
+
     def captions(self, n: int = 5) -> tuple[str, ...]:
         """Say what is to be seen in n different sentences; see `describe_scene`."""
         return describe_scene(self, n)

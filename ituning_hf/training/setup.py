@@ -42,7 +42,14 @@ def load_data(args: TrainArguments) -> TrainingData:
 
     def load(split: str, num_scenes: int) -> list[CaptionedImage]:
         return load_captioned_images(
-            args.dataset, split, image_root=args.image_root, seed=args.seed, num_scenes=num_scenes
+            args.dataset,
+            split,
+            image_root=args.image_root,
+            seed=args.seed,
+            num_scenes=num_scenes,
+            image_column=args.image_column,
+            caption_column=args.caption_column,
+            val_share=args.val_share,
         )
 
     train = load("train", args.num_scenes)

@@ -1,11 +1,12 @@
 """What the data tests share: a processor with countable tokens, and real photographs if at hand."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
@@ -44,6 +45,15 @@ def write_json(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Keeps what `datasets` converts below tmp_path, and its progress bars away."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    yield tmp_path / "cache"
+    datasets.enable_progress_bars()
 
 
 @pytest.fixture(scope="session")

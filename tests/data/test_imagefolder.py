@@ -176,5 +176,6 @@ def test_images_without_captions_make_one_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("val_share", [0, 1, -0.1])
 def test_val_share_is_a_share(tmp_path: Path, val_share: float) -> None:
+    write_metadata(tmp_path, GOOD)
     with pytest.raises(ValueError, match=f"val_share must lie between 0 and 1, got {val_share}"):
         read_imagefolder(tmp_path, "train", val_share=val_share)

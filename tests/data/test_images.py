@@ -283,3 +283,18 @@ def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
 def test_finding_needs_a_folder(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
         find_images(tmp_path / "nowhere")
+
+
+def test_decodes_bytes_under_a_given_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(path)
+    assert load_image(path.read_bytes()).tobytes() == load_image(path).tobytes()
+    for content, problem in [
+        (b"", r"the file is empty \(0 bytes\)"),
+        (b"x", "it is of no image format"),
+        (path.read_bytes()[:45], "it does not decode"),
+    ]:
+        with pytest.raises(UnreadableImageError, match=rf"^cannot read row 7: {problem}"):
+            load_image(content, name="row 7")
+        with pytest.raises(UnreadableImageError, match=r"^cannot read the given image: "):
+            load_image(content)

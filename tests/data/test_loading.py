@@ -1,11 +1,20 @@
+import csv
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 
-from ituning_hf.data import load_captioned_images, read_imagefolder, read_karpathy, read_scenes
+from ituning_hf.data import (
+    CaptionedImage,
+    load_captioned_images,
+    read_coco_captions,
+    read_imagefolder,
+    read_karpathy,
+    read_scenes,
+)
 
 from .conftest import save_image
 
@@ -49,26 +58,138 @@ def test_karpathy_with_an_image_root(write_json: Callable[..., Path], tmp_path: 
         load_captioned_images(path, "train", image_root=tmp_path / "photos")
 
 
-@pytest.mark.parametrize("dataset", ["coco", "missing.json", "notes.txt"])
+@pytest.mark.parametrize("dataset", ["coco", "missing.json", "notes.md"])
 def test_anything_else_is_answered_with_what_is_accepted(tmp_path: Path, dataset: str) -> None:
-    (tmp_path / "notes.txt").touch()
-    message = "notes.txt|coco|missing.json"
+    (tmp_path / "notes.md").touch()
     message = (
-        rf"no data set at '.*({message})': give 'scenes', the path of a Karpathy \.json file, or a folder"
+        r"no data set at '.*(notes\.md|coco|missing\.json)': give 'scenes', the path of a Karpathy or COCO "
     )
     with pytest.raises(ValueError, match=message):
         load_captioned_images(tmp_path / dataset, "train")
 
 
-def test_an_image_root_that_nothing_reads_is_refused(tmp_path: Path) -> None:
-    for dataset in ("scenes", str(tmp_path)):
+@pytest.mark.parametrize(
+    "dataset", ["data/captions.csv", "data/pets.parquet", "data/captions.json", "photos/"]
+)
+def test_the_hub_is_not_asked_for_files(dataset: str) -> None:
+    with pytest.raises(ValueError, match=rf"^no data set at '{dataset}': give 'scenes'"):
+        load_captioned_images(dataset, "train")
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.TSV", "captions.txt"])
+def test_text_tables(tmp_path: Path, name: str) -> None:
+    save_image(tmp_path / "images" / "a.png")
+    (tmp_path / name).write_text("photo,image,alt,split\n,a.png,a dog,val\n")
+    records = load_captioned_images(
+        tmp_path / name, "val", image_root=tmp_path / "images", image_column="image", caption_column="alt"
+    )
+    assert [(r.name, r.captions) for r in records] == [("a.png", ("a dog",))]
+    with pytest.raises(
+        FileNotFoundError, match=r"^1 of 1 images are missing \(.*a\.png\); image_root must be"
+    ):
+        load_captioned_images(tmp_path / name, "val", caption_column="alt")
+
+
+def test_coco_is_told_by_its_content(tmp_path: Path) -> None:
+    rows = [{"id": i, "file_name": save_image(tmp_path / f"{i}.png").name} for i in range(30)]
+    path = tmp_path / "captions.json"
+    path.write_text(
+        json.dumps({"images": rows, "annotations": [{"image_id": i, "caption": "a"} for i in range(30)]})
+    )
+    expected = read_coco_captions(path, tmp_path, "val", seed=1, val_share=0.5)
+    assert load_captioned_images(path, "val", image_root=tmp_path, seed=1, val_share=0.5) == expected
+    (tmp_path / "3.png").unlink()
+    split = next(
+        s for s in ("train", "val") if "3.png" in [r.name for r in read_coco_captions(path, None, s)]
+    )
+    with pytest.raises(FileNotFoundError, match=r"^1 of \d+ images are missing \(.*3\.png\)"):
+        load_captioned_images(path, split)
+
+
+def test_metadata_decides_what_a_folder_is(tmp_path: Path) -> None:
+    save_image(tmp_path / "train" / "a.png")
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a"}')
+    for other in ("pets.parquet", "dataset_info.json"):
+        (tmp_path / other).touch()
+    assert load_captioned_images(tmp_path, "train") == read_imagefolder(tmp_path, "train")
+
+
+OPTIONS = {"image_root": "photos", "image_column": "image", "caption_column": "text", "val_share": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        ("the built-in scenes", ["image_root", "image_column", "caption_column", "val_share"]),
+        ("a Karpathy file", ["image_column", "caption_column", "val_share"]),
+        ("a COCO captions file", ["image_column", "caption_column"]),
+        ("a folder with metadata.jsonl", ["image_root", "image_column", "caption_column"]),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(tmp_path: Path, kind: str, refused: list[str]) -> None:
+    dataset = tmp_path / "a.json"
+    if kind.endswith("file"):
+        dataset.write_text(
+            json.dumps({"images": [], "annotations": []} if "COCO" in kind else {"images": []})
+        )
+    given = {"the built-in scenes": "scenes", "a folder with metadata.jsonl": str(tmp_path)}.get(
+        kind, dataset
+    )
+    for option in refused:
         with pytest.raises(
-            ValueError, match=rf"image_root goes with a Karpathy \.json file, not with '{dataset}'"
+            ValueError, match=rf"^{option}: of no use with {kind} \('{given}'\); leave it out$"
         ):
-            load_captioned_images(dataset, "train", image_root=tmp_path)
+            load_captioned_images(given, "train", **{option: OPTIONS[option]})
+    with pytest.raises(ValueError, match=f"^{' and '.join(refused)}: of no use"):
+        load_captioned_images(given, "train", **OPTIONS)
 
 
 def test_real_photographs(flickr8k_mini: Path) -> None:
     records = load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", "val")
     assert len(records) == 113
     assert records[0].load().mode == "RGB"
+
+
+def test_the_same_photographs_in_every_form(
+    flickr8k_mini: Path, tmp_path: Path, datasets_cache: Path
+) -> None:
+    images = flickr8k_mini / "images"
+    wanted = {
+        split: load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", split)
+        for split in ("train", "val")
+    }
+    for split, records in wanted.items():
+        _write_coco(tmp_path / f"captions_{split}2017.json", records)
+    splits = [(split, record) for split, records in wanted.items() for record in records]
+    rows = [(record.name, text, split) for split, record in splits for text in record.captions]
+    with (tmp_path / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption", "split"), *rows])
+    names, texts, column = map(list, zip(*rows, strict=True))
+    table = datasets.Dataset.from_dict({"image": names, "caption": texts, "split": column})
+    table.to_parquet(tmp_path / "captions.parquet")
+    for name in ("captions_train2017.json", "captions.csv", "captions.parquet"):
+        for split, records in wanted.items():
+            assert load_captioned_images(tmp_path / name, split, image_root=images) == records
+
+
+def test_the_same_photographs_inside_parquet(
+    flickr8k_mini: Path, tmp_path: Path, datasets_cache: Path
+) -> None:
+    wanted = load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", "val")[:20]
+    rows = [(str(record.source), text) for record in wanted for text in record.captions]
+    images, texts = map(list, zip(*rows, strict=True))
+    table = datasets.Dataset.from_dict({"image": images, "text": texts})
+    (tmp_path / "photos").mkdir()
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "photos" / "val.parquet")
+    records = load_captioned_images(tmp_path / "photos", "val")
+    assert [record.captions for record in records] == [record.captions for record in wanted]
+    for record, original in zip(records, wanted, strict=True):
+        assert record.load().tobytes() == original.load().tobytes()
+
+
+def _write_coco(path: Path, records: list[CaptionedImage]) -> None:
+    images = [{"id": i, "file_name": record.name} for i, record in enumerate(records)]
+    annotations = [
+        {"image_id": i, "caption": text} for i, record in enumerate(records) for text in record.captions
+    ]
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))

@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def test_loads_a_file(tmp_path: Path) -> None:
 def test_loads_a_scene() -> None:
     scene = make_scene(0, 5)
     assert CaptionedImage("scene", ("a",), scene).load().tobytes() == scene.render().tobytes()
+
+
+def test_records_are_pickled(tmp_path: Path) -> None:
+    for source in (tmp_path / "a.png", make_scene(0, 5)):
+        record = CaptionedImage("a", ("a",), source)
+        assert pickle.loads(pickle.dumps(record)) == record
 
 
 def test_missing_images_make_one_error(tmp_path: Path) -> None:
