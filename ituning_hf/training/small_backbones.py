@@ -63,8 +63,8 @@ def make_small_backbones(
             on the captions.
         image_size: Of the encoder, in pixels.
         patch_size: Of the encoder, in pixels.
-        vision_steps: Optimizer steps of the CLIP.
-        text_steps: Optimizer steps of the GPT-2.
+        vision_steps: Optimizer steps of the CLIP; 0 leaves it untrained.
+        text_steps: Optimizer steps of the GPT-2; 0 leaves it untrained.
         batch_size: Images, or captions, in a step.
         seed: Of the weights and the order.
         report: Is told what is being done.
@@ -235,7 +235,9 @@ def _optimize(
 ) -> None:
     """Minimise a loss over shuffled batches of sample indices, with warm-up and cosine decay."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1e-3, total_steps=max(steps, 1), pct_start=0.1
+    )
     for _, chosen in zip(range(steps), _batches(num_samples, batch_size, rng), strict=False):
         optimizer.zero_grad()
         loss(chosen).backward()
