@@ -114,7 +114,7 @@ class DataArguments:
         BETWEEN_0_AND_1,
     )
     captions_per_image: int = option(
-        5, "captions of each image in a batch; where it has more, they take turns by epoch", AT_LEAST_ONE
+        5, "captions of each image in a batch; of more, each epoch draws so many", AT_LEAST_ONE
     )
     max_caption_tokens: int = option(64, "tokens a caption is cut at, begin and end included", CAPTION_LENGTH)
     augmentation: list[str] = option(

@@ -84,10 +84,9 @@ def test_flags_win_over_the_file(tmp_path: Path):
 
 
 def test_the_file_is_read_by_the_settings_types_and_not_by_yamls(tmp_path: Path):
-    content = (
-        "mixed_precision: no\neval_split: none\noutput_dir: 2024\neval_steps: 50\nreport_to: tensorboard\n"
-    )
-    args = parse_arguments(write(tmp_path, content + "augmentation: [crop, flip]\nvision_model: ~\n"))
+    words = "mixed_precision: no\neval_split: none\noutput_dir: 2024\neval_steps: 50\nvision_model: ~\n"
+    lists = "report_to: tensorboard\naugmentation: [crop, flip]\n"
+    args = parse_arguments(write(tmp_path, words + lists))
     assert (args.mixed_precision, args.eval_split, args.output_dir) == ("no", "none", "2024")
     assert (args.eval_steps, args.report_to, args.augmentation) == ("50", ["tensorboard"], ["crop", "flip"])
     assert args.vision_model is None

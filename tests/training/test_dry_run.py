@@ -63,9 +63,8 @@ def test_it_says_what_the_run_would_do(settings: Settings, capsys, nothing_writt
     assert "\nTrainable  6,556 of" in text
     assert "\nPlan       2 steps in an epoch, 6 in all (3 epochs)\n" in text
     assert "\nValidate   3 times on 3 images, and once before training\n" in text
-    assert (
-        "\nCheckpoint 3 times, each about 76.83 KiB; the newest 2 are kept\n" in text
-    )  # 3 x 4 x 6,556 bytes
+    # 6,556 weights and two moments of each, 4 bytes all of them
+    assert "\nCheckpoint 3 times, each about 76.83 KiB; the newest 2 are kept\n" in text
     assert re.search(r"^Time +\d+\.\d\d s for this first step, without warm-up; ", text, flags=re.MULTILINE)
     megabytes = float(re.search(r"^Memory +([\d.]+) MiB resident", text, flags=re.MULTILINE)[1])
     assert 100 < megabytes < 20_000
@@ -86,12 +85,9 @@ def test_the_plan_is_what_the_run_does(settings: Settings, capsys):
     assert said(capsys, "Checkpoint").startswith("3 times")
     args = settings(**changes)
     train(args)
-    out = Path(args.output_dir)
-    assert [folder.name for folder in sorted((out / "checkpoints").iterdir())] == [
-        "step_00000006",
-        "step_00000007",
-    ]
-    size = sum(path.stat().st_size for path in (out / "checkpoints" / "step_00000007").iterdir())
+    folders = sorted((Path(args.output_dir) / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == ["step_00000006", "step_00000007"]
+    size = sum(path.stat().st_size for path in folders[-1].iterdir())
     # beside the weights and moments: random states, the schedule, names
     assert 3 * 4 * 6556 < size < 3 * 4 * 6556 + 64 * 1024
 
@@ -150,14 +146,9 @@ def test_without_backbones_it_takes_untrained_small_ones(capsys, nothing_written
 
 def test_two_processes_print_once(settings: Settings, tmp_path: Path):
     args = settings()
-    given = {
-        name: value
-        for name, value in args.to_dict().items()
-        if value not in (None, [], False) and value != getattr(TrainArguments(), name)
-    }
-    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    (tmp_path / "run.yaml").write_text(json.dumps(args.to_dict()))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "ituning_hf.cli", "train", "--dry_run", *flags]
+    command += ["-m", "ituning_hf.cli", "train", "--dry_run", "--config", "run.yaml"]
     done = subprocess.run(
         command,
         cwd=tmp_path,
@@ -182,8 +173,9 @@ def test_two_processes_print_once(settings: Settings, tmp_path: Path):
         ("3", 0, 7, 3),
         ("3", 6, 7, 1),
         ("100", 0, 7, 1),
-    ]
-    + [("1", 0, 7, 7), ("3", 7, 7, 0)],
+        ("1", 0, 7, 7),
+        ("3", 7, 7, 0),
+    ],
 )
 def test_how_often_something_falls_due(every: str, start: int, total: int, expected: int):
     """Steps of the loop, counted: each that `every` divides, and the last."""
