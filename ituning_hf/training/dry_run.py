@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 import tempfile
 import time
@@ -13,9 +14,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
-from ..processing_ituning import IGNORE_INDEX
+from ..modeling_ituning import ITuningForCaptioning
+from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
 from .checkpoints import RUN_FILE, find_checkpoint
 from .loop import CaptionTrainer
@@ -45,13 +47,11 @@ def dry_run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, 
     """
     report("Dry run: one optimizer step; nothing is written.")
     planned = replace(args, dry_run=False)  # a checkpoint is compared with the settings of the run itself
-    with tempfile.TemporaryDirectory() as folder:
-        set_seed(args.seed)
-        with_backbones = planned
-        if args.vision_model is None and args.resume_from_checkpoint is None:
-            vision, text = make_small_backbones(folder, data.train, vision_steps=0, text_steps=0)
-            with_backbones = replace(planned, vision_model=str(vision), text_model=str(text))
-        model, processor = load_model(with_backbones, data, accelerator, report)
+    set_seed(args.seed)
+    if args.vision_model is None and args.resume_from_checkpoint is None:
+        model, processor = _load_over_untrained_backbones(planned, data, accelerator, report)
+    else:
+        model, processor = load_model(planned, data, accelerator, report)
     for line in describe_run(model, processor, data, args):
         report(line)
     trainer = CaptionTrainer(planned, model, processor, data, accelerator)
@@ -61,6 +61,21 @@ def dry_run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, 
         report(line)
     accelerator.end_training()
     return trainer.state
+
+
+def _load_over_untrained_backbones(
+    args: TrainArguments, data: TrainingData, accelerator: Accelerator, report: Report
+) -> tuple[ITuningForCaptioning, ITuningProcessor]:
+    """Build the captioner over small backbones of the run's shapes, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as own_folder:
+        folder = broadcast_object_list([own_folder])[0]  # of several processes, only the first can save
+        if accelerator.is_main_process:
+            make_small_backbones(folder, data.train, vision_steps=0, text_steps=0)
+        accelerator.wait_for_everyone()
+        vision, text = (os.path.join(folder, part) for part in ("vision", "text"))
+        loaded = load_model(replace(args, vision_model=vision, text_model=text), data, accelerator, report)
+        accelerator.wait_for_everyone()
+    return loaded
 
 
 def _describe_step(trainer: CaptionTrainer) -> list[str]:
