@@ -1,7 +1,8 @@
 """Training of the adapters, on Accelerate."""
 
-from .arguments import TrainArguments, parse_arguments
+from .arguments import TrainArguments
 from .cli import train
+from .command_line import parse_arguments
 from .errors import NonFiniteLossError, TooManyUnreadableError, TrainingError
 from .loop import CaptionTrainer
 from .small_backbones import make_small_backbones

@@ -13,9 +13,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
-from .arguments import TrainArguments, parse_arguments
+from .arguments import TrainArguments
 from .checkpoints import claim_output_dir, release_output_dir
+from .command_line import parse_arguments
+from .dry_run import dry_run
 from .errors import TrainingError
+from .launching import refuse_unsupported_launch
 from .loop import CaptionTrainer
 from .setup import describe_run, load_data, load_model
 from .state import TrainState
@@ -46,9 +49,11 @@ def create_accelerator(mixed_precision: str | None) -> Accelerator:
     unless it is told to stay on the CPU.
 
     Raises:
+        ValueError: if it was launched for something that the training loop does not do.
         TrainingError: if it still sees fewer processes than there are; each would train on everything and
             write over the others.
     """
+    refuse_unsupported_launch(os.environ)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     cpu = launched > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
@@ -82,6 +87,8 @@ def train(args: TrainArguments) -> TrainState:
 
     output_dir = Path(args.output_dir)
     data = load_data(args)
+    if args.dry_run:
+        return dry_run(args, data, accelerator, report)
     if accelerator.is_main_process:
         claim_output_dir(output_dir, args.resume_from_checkpoint, args.to_dict())
     accelerator.wait_for_everyone()

@@ -125,8 +125,11 @@ def describe_run(
     total = sum(p.numel() for p in model.parameters())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     config = model.config
+    backbones = f"{config.vision_model_name_or_path} + {config.text_model_name_or_path} (frozen)"
+    if args.dry_run and args.vision_model is None and args.resume_from_checkpoint is None:
+        backbones = "small ones, untrained here; the run would train them first"
     lines = [
-        f"Backbones  {config.vision_model_name_or_path} + {config.text_model_name_or_path} (frozen)",
+        f"Backbones  {backbones}",
         f"Adapter    r = {config.adapter_hidden_size}, {config.adapter_num_heads} heads, in "
         f"{len(config.adapter_layers)} of {config.text_config.num_hidden_layers} layers",
         f"Trainable  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), "

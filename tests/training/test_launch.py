@@ -18,8 +18,10 @@ Settings = Callable[..., TrainArguments]
 
 
 def flags(args: TrainArguments) -> list[str]:
+    """Write settings as a command line; an empty list is a word there."""
     given = {name: value for name, value in args.to_dict().items() if value is not None}
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    texts = {name: "none" if value == [] else str(value) for name, value in given.items()}
+    return [part for name, text in texts.items() for part in (f"--{name}", text)]
 
 
 def run(command: list[str], folder: Path, expect: int = 0) -> str:
