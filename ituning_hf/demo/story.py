@@ -18,7 +18,7 @@ from ..processing_ituning import ITuningProcessor
 from ..saving import load_captioner
 from ..training import TrainArguments, TrainingData, train
 from ..training.checkpoints import write_json
-from ..training.memory import peak_memory
+from ..training.memory import format_bytes, peak_resident_memory
 from .page import write_page
 from .scenes import UNSEEN_PAIRS, compose_scenes
 from .scoring import Scores, named_objects, score_captions
@@ -135,7 +135,7 @@ def run_demo(
         same_in_fresh_process=same,
         adapter_bytes=(folder / "best" / "model.safetensors").stat().st_size,
         seconds=time.perf_counter() - started,
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=peak_resident_memory(),
     )
     write_json(folder / "demo.json", asdict(result))
     write_page(folder / "index.html", result, held_out[:NUM_PICTURES], unseen[:NUM_PICTURES])
@@ -235,8 +235,8 @@ def _summary(result: DemoResult, folder: Path) -> list[str]:
         f"{'':<26}{'colours and shapes':>20}{'everything right':>20}",
         *shares,
         "",
-        f"Time        {result.seconds:.0f} s, at most {result.peak_memory_bytes / 2**20:,.0f} MiB",
-        f"Adapters    {folder / 'best'}  ({result.adapter_bytes / 2**20:.1f} MiB)",
+        f"Time        {result.seconds:.0f} s, at most {format_bytes(result.peak_memory_bytes)} of memory",
+        f"Adapters    {folder / 'best'}  ({format_bytes(result.adapter_bytes)})",
         f"Look at     {folder / 'index.html'}",
         f"Use it      python use_it.py best scenes/*.png   (in {folder})",
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
 from .checkpoints import RUN_FILE, find_checkpoint
 from .loop import CaptionTrainer
+from .memory import format_bytes, peak_resident_memory
 from .setup import TrainingData, describe_run, load_model
 from .small_backbones import make_small_backbones
 from .state import TrainState
@@ -128,20 +128,8 @@ def _peak_memory(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         here, what = torch.cuda.max_memory_allocated(accelerator.device), "allocated on a GPU at its peak"
     else:
-        here, what = _peak_resident(), "resident at a process's peak, Python and libraries included"
+        here, what = peak_resident_memory(), "resident at a process's peak, Python and libraries included"
     return f"{format_bytes(max(gather_object([here])))} {what}"
-
-
-def _peak_resident() -> int:
-    """Return the most memory that this process had resident, in bytes."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _describe_plan(trainer: CaptionTrainer) -> list[str]:
@@ -193,11 +181,3 @@ def count_due(every: str, start: int, total: int, steps_per_epoch: int) -> int:
 def checkpoint_bytes(trainer: CaptionTrainer) -> int:
     """Estimate a checkpoint's size on disk: the adapters' fp32 weights and AdamW's two moments of each."""
     return 3 * sum(4 * tensor.numel() for tensor in trainer.captioner.adapter_state_dict().values())
-
-
-def format_bytes(count: int) -> str:
-    """Write a number of bytes in the unit that suits it."""
-    size, units = float(count), ["bytes", "KiB", "MiB", "GiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.4g} {units[0]}"
