@@ -126,8 +126,8 @@ def _add_demo_command(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="train and try a captioner of drawn scenes, in minutes, with nothing to download",
-        description="Train adapters between two small frozen models on drawn scenes, caption scenes that they "
-        "have not seen, save the captioner and load it again. Minutes on two CPU cores; no network.",
+        description="Train adapters between two small frozen models on drawn scenes, caption scenes that "
+        "they have not seen, save the captioner and load it again. Minutes on two CPU cores; no network.",
     )
     parser.add_argument(
         "--output-dir", type=Path, default=Path("ituning-demo"), metavar="FOLDER", help="(%(default)s)"

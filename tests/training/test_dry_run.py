@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ituning_hf.training import TrainArguments, train
-from ituning_hf.training.dry_run import count_due, format_bytes
+from ituning_hf.training.dry_run import count_due
+from ituning_hf.training.memory import format_bytes
 
 Settings = Callable[..., TrainArguments]
 
