@@ -64,6 +64,7 @@ class CaptionDataset(Dataset[CaptionItem]):
         captions_per_image: k, the most captions taken of an image.
         max_caption_tokens: Longer captions are cut; begin and end token count.
         seed: Of the choice of captions; 0 or more.
+        augmentation: Random changes of the images.
 
     Raises:
         ValueError: `captions_per_image` is below 1 or `max_caption_tokens` below 3.
@@ -76,6 +77,7 @@ class CaptionDataset(Dataset[CaptionItem]):
         captions_per_image: int,
         max_caption_tokens: int,
         seed: int,
+        augmentation: Sequence[str] = (),
     ) -> None:
         if captions_per_image < 1:
             raise ValueError(f"captions_per_image must be at least 1, got {captions_per_image}")
@@ -89,6 +91,7 @@ class CaptionDataset(Dataset[CaptionItem]):
         self.captions_per_image = captions_per_image
         self.max_caption_tokens = max_caption_tokens
         self.seed = seed
+        self.augmentation = augmentation
 
     def __len__(self) -> int:
         return len(self.records)

@@ -42,8 +42,8 @@ def test_the_validation_loss_falls_and_the_best_captioner_is_kept(settings: Sett
     state = train(args)
     validation = {r["step"]: r["validation_loss"] for r in log(args.output_dir) if "validation_loss" in r}
     assert list(validation) == [0, 3, 6, 9, 12]  # 11 images in batches of 4
-    assert state.best_loss == min(list(validation.values())[1:]) < 0.75 * validation[0]
-    assert validation[state.best_step] == state.best_loss
+    assert state.best_metric == min(list(validation.values())[1:]) < 0.75 * validation[0]
+    assert validation[state.best_step] == state.best_metric
     model = ITuningForCaptioning.from_pretrained(Path(args.output_dir) / "best")
     assert ITuningProcessor.from_pretrained(Path(args.output_dir) / "best").tokenizer is not None
     assert model.config.adapter_hidden_size == 21
@@ -167,7 +167,7 @@ def test_only_the_adapter_is_trained(settings: Settings, backbones: dict[str, Pa
 
 def test_training_without_validation(settings: Settings):
     args = settings(eval_split="none", max_train_steps=2)
-    assert train(args).best_loss is None
+    assert train(args).best_metric is None
     assert not (Path(args.output_dir) / "best").exists()
     assert (Path(args.output_dir) / "last").exists()
 
