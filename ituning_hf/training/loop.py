@@ -212,8 +212,7 @@ class CaptionTrainer:
 
     def _report(self, validation: Validation, when: str) -> None:
         step, scores = self.state.step, validation.scores
-        for line in validation.lines(f"step {step}, {when}"):
-            self.progress.say(line)
+        self.progress.say("\n".join(validation.lines(f"step {step}, {when}")))
         record = {"step": step} | {f"validation_{name}": value for name, value in scores.items()}
         self.progress.log(record | ({"samples": validation.samples} if validation.samples else {}))
         self.trackers.log({f"validation/{name}": value for name, value in scores.items()}, step)

@@ -47,15 +47,15 @@ class Trackers:
         if not args.report_to or not accelerator.is_main_process:
             return
         output_dir = Path(args.output_dir)
-        name = f"{output_dir.resolve().name}-{_run_id(output_dir)}"
+        name, config = f"{output_dir.resolve().name}-{_run_id(output_dir)}", _flat(args.to_dict())
         accelerator.init_trackers(
             PROJECT,
-            # TensorBoard would add a second set of settings beside the first.
-            config=None if step else _flat(args.to_dict()),
+            # Trackio forgets them when it goes on, and TensorBoard would add a second set beside the first.
+            config=None if step else config,
             init_kwargs={
-                # Hides what an interrupted run wrote after its checkpoint.
+                # Hides the numbers that an interrupted run wrote after its checkpoint.
                 "tensorboard": {"purge_step": step + 1 if step else None},
-                "trackio": {"name": name, "resume": "allow"},
+                "trackio": {"name": name, "resume": "allow", "config": config},
                 "wandb": {"id": name, "name": name, "resume": "allow", "dir": str(output_dir)},
             },
         )
