@@ -104,13 +104,13 @@ class CaptionTrainer:
             self._resume(find_checkpoint(self.output_dir, self.args.resume_from_checkpoint))
         elif self.accelerator.is_main_process:
             write_json(self.output_dir / RUN_FILE, self.identity)
+        self.trackers = Trackers(self.args, self.accelerator, self.state.step)
         self.progress = Progress(
             self.output_dir / "log.jsonl",
             self.total_steps,
             self.state.step,
             self.accelerator.is_main_process,
         )
-        self.trackers = Trackers(self.args, self.accelerator, self.state.step)
         try:
             with logging_redirect_tqdm():  # a warning goes above the bar, not into it
                 if self.state.step == 0 and self.data.evaluation:
