@@ -1,8 +1,10 @@
 """Small models of the real classes. Their sizes share no factor, so that a swapped axis fails."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from ituning_hf import ITuningForCaptioning
+from ituning_hf.training import CaptionTrainer, TrainArguments, train
 
 IMAGE_SIZE = 30
 VISION = {
@@ -99,3 +102,29 @@ def make_captioner(backbones: dict[str, Path], **options: Any) -> ITuningForCapt
             backbones["vision"], backbones["text"], **ADAPTER | options
         )
     )
+
+
+def read_log(run: str | Path) -> list[dict]:
+    """The records of a run's log."""
+    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+
+
+def validation_scores(run: str | Path, name: str) -> dict[int, float]:
+    """What each validation found, by step."""
+    key = f"validation_{name}"
+    return {record["step"]: record[key] for record in read_log(run) if key in record}
+
+
+def train_until(args: TrainArguments, step: int) -> None:
+    """Run as if for all the steps, but stop after `step`, as a killed process does."""
+    record = CaptionTrainer._record
+
+    def stopping(self: CaptionTrainer, *arguments: Any) -> None:
+        if self.state.step == step:
+            raise KeyboardInterrupt
+        record(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CaptionTrainer, "_record", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(args)

@@ -22,6 +22,8 @@ from .launching import refuse_unsupported_launch
 from .loop import CaptionTrainer
 from .setup import describe_run, load_data, load_model
 from .state import TrainState
+from .tracking import require_trackers
+from .validation import SCORE_NAMES, require_scorers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def create_accelerator(mixed_precision: str | None) -> Accelerator:
+def create_accelerator(args: TrainArguments) -> Accelerator:
     """Return an accelerator over all the processes that were launched.
 
     Under `torchrun` on a machine without a GPU, Accelerate lets each process believe that it is alone,
@@ -56,7 +58,12 @@ def create_accelerator(mixed_precision: str | None) -> Accelerator:
     refuse_unsupported_launch(os.environ)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     cpu = launched > 1 and not torch.accelerator.is_available()
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=cpu,
+        log_with=args.report_to or None,
+        project_dir=os.path.join(args.output_dir, "tensorboard"),
+    )
     if accelerator.num_processes != launched:
         raise TrainingError(
             f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: start "
@@ -72,7 +79,7 @@ def train(args: TrainArguments) -> TrainState:
         args: The settings.
 
     Returns:
-        How far it came and the best validation loss; the captioners are in `args.output_dir`, "best" and
+        How far it came and the best validation; the captioners are in `args.output_dir`, "best" and
         "last".
 
     Raises:
@@ -80,7 +87,10 @@ def train(args: TrainArguments) -> TrainState:
         NonFiniteLossError: at a NaN or infinite loss.
         TooManyUnreadableError: if too many images cannot be read.
     """
-    accelerator = create_accelerator(args.mixed_precision)
+    require_trackers(args.report_to)
+    if args.eval_caption_images:
+        require_scorers()
+    accelerator = create_accelerator(args)
 
     def report(text: str) -> None:
         accelerator.print(text, flush=True)
@@ -112,10 +122,11 @@ def train(args: TrainArguments) -> TrainState:
 def describe_result(trainer: CaptionTrainer, output_dir: Path) -> list[str]:
     """Say what came of a run, a line each; every process must call it."""
     state, lines = trainer.state, []
-    unreadable = len(set(gather_object(sorted(trainer.named))))
+    unreadable = len(set(gather_object(sorted(trainer.skipped.problems))))
     if unreadable:
         lines.append(f"Skipped    {unreadable:,} images that could not be read")
-    if state.best_loss is not None:
-        reached = f"validation loss {state.best_loss:.4f}, step {state.best_step}"
+    if state.best_metric is not None:
+        metric = SCORE_NAMES[trainer.args.metric_for_best_model]
+        reached = f"validation {metric} {state.best_metric:.4f}, step {state.best_step}"
         lines.append(f"Best       {output_dir / 'best'}  ({reached})")
     return [*lines, f"Last       {output_dir / 'last'}  (step {state.step})"]

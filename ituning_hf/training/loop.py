@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -16,15 +15,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..checkpoint_ituning import read_adapter_file
-from ..data import CaptionDataset, CaptionedImage, Collator, ImageBatchSampler
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from ..saving import save_captioner
 from .arguments import TrainArguments
+from .batches import BatchMaker, SkippedImages
 from .checkpoints import (
     RUN_FILE,
     STATE_FILE,
@@ -35,16 +33,15 @@ from .checkpoints import (
     remove_old_checkpoints,
     write_json,
 )
-from .errors import NonFiniteLossError, TooManyUnreadableError
+from .errors import NonFiniteLossError
 from .optimization import create_optimizer, create_schedule
 from .progress import Progress
 from .setup import TrainingData
 from .state import TrainState, check_same_run, read_state, run_identity
-
-logger = logging.getLogger(__name__)
+from .tracking import Trackers
+from .validation import SCORE_NAMES, Validation, Validator
 
 ADAPTER_FILE = "adapter.safetensors"
-KEPT_CHECKPOINTS = 2
 
 
 class CaptionTrainer:
@@ -74,8 +71,9 @@ class CaptionTrainer:
         self.captioner = model
         self.state = TrainState()
         self.identity = run_identity(args, model, accelerator)
-        self.named: set[str] = set()  # images that could not be read, each named once
-        self.sampler = self._sampler(data.train, args.gradient_accumulation_steps, shuffle=True)
+        self.skipped = SkippedImages(args.max_unreadable_share)
+        self.batches = BatchMaker(args, processor, accelerator)
+        self.sampler = self.batches.sampler(data.train, args.gradient_accumulation_steps)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
         optimizer = create_optimizer(model, args.learning_rate, args.weight_decay)
@@ -84,6 +82,7 @@ class CaptionTrainer:
             optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.validator = Validator(args, self.model, processor, data.evaluation, accelerator, self.skipped)
         accelerator.register_for_checkpointing(self.schedule)
         accelerator.register_save_state_pre_hook(self._save_adapter_alone)
         accelerator.register_load_state_pre_hook(self._load_adapter_alone)
@@ -93,7 +92,7 @@ class CaptionTrainer:
         """Run to the end, from the start or from the checkpoint that the settings name.
 
         Returns:
-            How far it came and the best validation loss. The captioners are in `output_dir`: "best" and
+            How far it came and the best validation. The captioners are in `output_dir`: "best" and
             "last".
 
         Raises:
@@ -105,6 +104,7 @@ class CaptionTrainer:
             self._resume(find_checkpoint(self.output_dir, self.args.resume_from_checkpoint))
         elif self.accelerator.is_main_process:
             write_json(self.output_dir / RUN_FILE, self.identity)
+        self.trackers = Trackers(self.args, self.accelerator, self.state.step)
         self.progress = Progress(
             self.output_dir / "log.jsonl",
             self.total_steps,
@@ -114,8 +114,10 @@ class CaptionTrainer:
         try:
             with logging_redirect_tqdm():  # a warning goes above the bar, not into it
                 if self.state.step == 0 and self.data.evaluation:
-                    self._report_validation(self.evaluate(), "before training")
+                    self._report(self._run_validation(), "before training")
                 self._train_steps()
+                if self._out_of_patience() and self.state.step < self.total_steps:
+                    self._say_why_early()
             self._save_captioner("last")
         finally:
             self.progress.close()
@@ -124,7 +126,7 @@ class CaptionTrainer:
     def _train_steps(self) -> None:
         self.captioner.train()
         steps = self._micro_batches()
-        while self.state.step < self.total_steps:
+        while self.state.step < self.total_steps and not self._out_of_patience():
             if self.state.step % self.steps_per_epoch == 0:
                 self.state.unreadable = 0
             started = time.perf_counter()
@@ -132,11 +134,10 @@ class CaptionTrainer:
             rate = float(self.schedule.get_last_lr()[0])
             loss = self._optimizer_step(batches)
             self._record(loss, rate, time.perf_counter() - started)
-            epoch_ends = self.state.step % self.steps_per_epoch == 0
             run_ends = self.state.step == self.total_steps
-            if self.data.evaluation and (epoch_ends or run_ends):
+            if self.data.evaluation and (self._is_due(self.args.eval_steps) or run_ends):
                 self._validate()
-            if self._checkpoint_is_due(epoch_ends) or run_ends:
+            if self._is_due(self.args.checkpointing_steps) or run_ends or self._out_of_patience():
                 self._save_checkpoint()
 
     def _optimizer_step(self, batches: list[dict[str, Any]]) -> float:
@@ -168,34 +169,21 @@ class CaptionTrainer:
     def _count(self, batches: list[dict[str, Any]]) -> int:
         """Count the step's label tokens over all processes, and keep account of unreadable images."""
         problems = [text for batch in batches for text in batch.pop("unreadable")]
-        self._name(problems)
+        self.skipped.name(problems)
         items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
         counts = torch.tensor([items, len(problems)], device=self.accelerator.device)
         items, unreadable = self.accelerator.reduce(counts, "sum").tolist()
         self.state.unreadable += unreadable
-        self._limit_unreadable(self.state.unreadable, self.data.train)
+        self.skipped.limit(self.state.unreadable, self.data.train)
         return max(items, 1)
-
-    def _name(self, problems: list[str]) -> None:
-        """Name each image that could not be read, once."""
-        for text in problems:
-            if text not in self.named:
-                self.named.add(text)
-                logger.warning("skipped: %s", text)
-
-    def _limit_unreadable(self, unreadable: int, images: list[CaptionedImage]) -> None:
-        allowed = int(self.args.max_unreadable_share * len(images))
-        if unreadable > allowed or unreadable == len(images):
-            raise TooManyUnreadableError(
-                f"{unreadable} of {len(images)} images could not be read, and --max_unreadable_share "
-                f"{self.args.max_unreadable_share} allows {allowed} (one of them: "
-                f"{min(self.named, default='on another process')}). Mend or remove them, or raise it."
-            )
 
     def _record(self, loss: float, rate: float, seconds: float) -> None:
         self.state.step += 1
-        self.progress.step(loss, rate, math.prod(self.sampler.step_shape) / seconds)
+        speed = math.prod(self.sampler.step_shape) / seconds
+        self.progress.step(loss, rate, speed)
         self.progress.log({"step": self.state.step, "loss": loss, "learning_rate": rate})
+        values = {"train/loss": loss, "train/learning_rate": rate, "train/images_per_second": speed}
+        self.trackers.log(values, self.state.step)
 
     def _require_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -205,76 +193,52 @@ class CaptionTrainer:
                 "--learning_rate, or --mixed_precision bf16 instead of fp16."
             )
 
-    @torch.no_grad()
-    def evaluate(self) -> float:
-        """Return the mean loss of the validation captions' tokens, without label smoothing."""
-        self.captioner.eval()
-        sampler = self._sampler(self.data.evaluation, 1, shuffle=False)
-        batches = list(itertools.islice(sampler, sampler.steps_per_epoch))
-        most = max(len(image.captions) for image in self.data.evaluation)
-        captions = min(most, self.args.captions_per_image)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
-        for batch in self._loader(self.data.evaluation, batches, captions):
-            problems = batch.pop("unreadable")
-            self._name(problems)
-            batch = send_to_device(batch, self.accelerator.device)
-            items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-            loss = self.model(**batch, num_items_in_batch=1).loss
-            sums += torch.stack([loss.double(), items.double(), items.new_tensor(len(problems)).double()])
-        total, items, unreadable = self.accelerator.reduce(sums, "sum").tolist()
-        self._limit_unreadable(int(unreadable), self.data.evaluation)
-        self._require_finite("validation loss", total / items, self.state.step)
-        self.captioner.train()
-        return total / items
+    def _run_validation(self) -> Validation:
+        validation = self.validator.run()
+        self._require_finite("validation loss", validation.scores["loss"], self.state.step)
+        return validation
 
     def _validate(self) -> None:
-        loss = self.evaluate()
-        is_best = self.state.best_loss is None or loss < self.state.best_loss
+        """Validate after an optimizer step; keep the captioner if it is the best so far."""
+        validation = self._run_validation()
+        metric = self.args.metric_for_best_model
+        is_best = self.state.take_validation(
+            validation.scores[metric], metric == "loss", self.args.early_stopping_threshold
+        )
         if is_best:
-            self.state.best_loss, self.state.best_step = loss, self.state.step
             self._save_captioner("best")
         epoch = self.state.step / self.steps_per_epoch
-        self._report_validation(loss, f"epoch {epoch:.4g}" + (", the best so far" if is_best else ""))
+        self._report(validation, f"epoch {epoch:.4g}" + (", the best so far" if is_best else ""))
 
-    def _report_validation(self, loss: float, when: str) -> None:
-        self.progress.say(f"validation loss {loss:.4f}  (step {self.state.step}, {when})")
-        self.progress.log({"step": self.state.step, "validation_loss": loss})
+    def _report(self, validation: Validation, when: str) -> None:
+        step, scores = self.state.step, validation.scores
+        self.progress.say("\n".join(validation.lines(f"step {step}, {when}")))
+        record = {"step": step} | {f"validation_{name}": value for name, value in scores.items()}
+        self.progress.log(record | ({"samples": validation.samples} if validation.samples else {}))
+        self.trackers.log({f"validation/{name}": value for name, value in scores.items()}, step)
+        self.trackers.log_samples(validation.samples, step)
 
-    def _sampler(
-        self, images: list[CaptionedImage], accumulation_steps: int, shuffle: bool, start_step: int = 0
-    ) -> ImageBatchSampler:
-        return ImageBatchSampler(
-            num_images=len(images),
-            per_device_batch_size=self.args.per_device_train_batch_size,
-            gradient_accumulation_steps=accumulation_steps,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-            seed=self.args.seed,
-            shuffle=shuffle,
-            start_step=start_step,
-        )
+    def _out_of_patience(self) -> bool:
+        patience = self.args.early_stopping_patience
+        return patience is not None and self.state.validations_without_better >= patience
 
-    def _loader(self, images: list[CaptionedImage], batches: Any, captions: int) -> DataLoader:
-        return DataLoader(
-            CaptionDataset(images, self.processor, captions, self.args.max_caption_tokens, self.args.seed),
-            batch_sampler=batches,
-            collate_fn=Collator(self.processor, captions),
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            # Its own, so that making a loader (a resumed run makes one more) draws nothing from the
-            # generator that dropout uses.
-            generator=torch.Generator(),
+    def _say_why_early(self) -> None:
+        metric = SCORE_NAMES[self.args.metric_for_best_model]
+        self.progress.say(
+            f"stopped early: no better {metric} in {self.state.validations_without_better} validations"
         )
 
     def _micro_batches(self) -> Iterator[dict[str, Any]]:
         """Yield this process's batches from the current step on, endlessly."""
-        sampler = self._sampler(self.data.train, self.args.gradient_accumulation_steps, True, self.state.step)
-        for batch in self._loader(self.data.train, sampler, self.args.captions_per_image):
+        images, args = self.data.train, self.args
+        sampler = self.batches.sampler(images, args.gradient_accumulation_steps, True, self.state.step)
+        for batch in self.batches.loader(images, sampler, args.captions_per_image, args.augmentation):
             yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
-    def _checkpoint_is_due(self, epoch_ends: bool) -> bool:
-        every = self.args.checkpointing_steps
-        return epoch_ends if every == "epoch" else self.state.step % int(every) == 0
+    def _is_due(self, every: str) -> bool:
+        """Tell whether what is done each epoch, or every so many steps, is to be done after this step."""
+        period = self.steps_per_epoch if every == "epoch" else int(every)
+        return self.state.step % period == 0
 
     def _save_checkpoint(self) -> None:
         target = checkpoint_folder(self.output_dir, self.state.step)
@@ -283,7 +247,7 @@ class CaptionTrainer:
             if self.accelerator.is_main_process:
                 write_json(draft / STATE_FILE, {"state": asdict(self.state)} | self.identity)
         if self.accelerator.is_main_process:
-            remove_old_checkpoints(self.output_dir, KEPT_CHECKPOINTS)
+            remove_old_checkpoints(self.output_dir, self.args.max_checkpoints)
 
     def _save_captioner(self, name: str) -> None:
         if self.accelerator.is_main_process:

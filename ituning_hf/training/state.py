@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ _FREE_SETTINGS = frozenset(
         "checkpointing_steps",
         "vision_model",
         "text_model",
+        "max_checkpoints",
+        "report_to",
+        "dry_run",
     }
 )
 
@@ -35,14 +39,34 @@ class TrainState:
     Args:
         step: Optimizer steps taken.
         unreadable: Images of this epoch that could not be read.
-        best_loss: The lowest validation loss, None before the first.
+        best_metric: The best validation's `--metric_for_best_model`, None before the first validation.
         best_step: The step it was reached at.
+        validations_without_better: How many came since the last one that counted as better.
     """
 
     step: int = 0
     unreadable: int = 0
-    best_loss: float | None = None
+    best_metric: float | None = None
     best_step: int | None = None
+    validations_without_better: int = 0
+
+    def take_validation(self, value: float, lower_is_better: bool, threshold: float) -> bool:
+        """Take account of a validation after the current step.
+
+        Args:
+            value: What it found.
+            lower_is_better: Whether that is a loss.
+            threshold: It must be better than the best before by more than this to count as better.
+
+        Returns:
+            Whether it is the best so far, by however little.
+        """
+        best = self.best_metric
+        gain = math.inf if best is None else best - value if lower_is_better else value - best
+        self.validations_without_better = 0 if gain > threshold else self.validations_without_better + 1
+        if gain > 0:
+            self.best_metric, self.best_step = value, self.step
+        return gain > 0
 
 
 def run_identity(

@@ -41,7 +41,7 @@ def test_an_adapter_trained_on_photographs_captions_others(tmp_path: Path):
     state = train(args)
     assert state.step == 2 * math.ceil(762 / 16)
     first = (tmp_path / "run" / "log.jsonl").read_text().splitlines()[0]
-    assert state.best_loss < json.loads(first)["validation_loss"] - 0.12
+    assert state.best_metric < json.loads(first)["validation_loss"] - 0.12
 
     folder = tmp_path / "run" / "best"
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)

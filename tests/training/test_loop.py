@@ -1,14 +1,18 @@
 """The loop: what it learns, writes, refuses, and that a resumed run is the same run."""
 
+import itertools
 import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from small_models import read_log, train_until, validation_scores
 from transformers import GPT2LMHeadModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
@@ -16,19 +20,17 @@ from ituning_hf.training import (
     NonFiniteLossError,
     TooManyUnreadableError,
     TrainArguments,
+    TrainState,
     make_small_backbones,
     train,
 )
+from ituning_hf.training.cli import create_accelerator
 
 Settings = Callable[..., TrainArguments]
 
 
 def adapter(run: str | Path, name: str = "last") -> dict[str, torch.Tensor]:
     return load_file(Path(run) / name / "model.safetensors")
-
-
-def log(run: str | Path) -> list[dict]:
-    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
 
 
 def assert_same_adapter(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -40,10 +42,10 @@ def assert_same_adapter(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
 def test_the_validation_loss_falls_and_the_best_captioner_is_kept(settings: Settings):
     args = settings(num_train_epochs=4, max_train_steps=None)
     state = train(args)
-    validation = {r["step"]: r["validation_loss"] for r in log(args.output_dir) if "validation_loss" in r}
+    validation = validation_scores(args.output_dir, "loss")
     assert list(validation) == [0, 3, 6, 9, 12]  # 11 images in batches of 4
-    assert state.best_loss == min(list(validation.values())[1:]) < 0.75 * validation[0]
-    assert validation[state.best_step] == state.best_loss
+    assert state.best_metric == min(list(validation.values())[1:]) < 0.75 * validation[0]
+    assert validation[state.best_step] == state.best_metric
     model = ITuningForCaptioning.from_pretrained(Path(args.output_dir) / "best")
     assert ITuningProcessor.from_pretrained(Path(args.output_dir) / "best").tokenizer is not None
     assert model.config.adapter_hidden_size == 21
@@ -60,7 +62,7 @@ def test_the_loss_before_training_is_the_language_models_own(settings: Settings,
     model.loss_type = "ForCausalLM"
     with torch.no_grad():
         expected = float(model(**batch).loss)
-    assert log(args.output_dir)[0]["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    assert read_log(args.output_dir)[0]["validation_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_a_run_leaves_behind(settings: Settings):
@@ -87,52 +89,74 @@ def test_what_a_run_leaves_behind(settings: Settings):
     ]
     saved = load_file(folder / "checkpoints" / "step_00000003" / "adapter.safetensors")
     assert_same_adapter(saved, adapter(folder))
-    assert [record["step"] for record in log(folder) if "loss" in record] == [1, 2, 3]
+    assert [record["step"] for record in read_log(folder) if "loss" in record] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_resumed_run_is_the_same_run(settings: Settings, tmp_path: Path, precision: str):
+    assert_resumed_is_the_same(settings, tmp_path, mixed_precision=precision, early_stopping_patience=7)
+
+
+def test_a_run_resumed_after_it_ran_out_of_patience_is_the_same_run(settings: Settings, tmp_path: Path):
+    patience = {"early_stopping_patience": 2, "early_stopping_threshold": 1.0}
+    assert assert_resumed_is_the_same(settings, tmp_path, **patience).step == 6
+
+
+def test_a_resumed_run_goes_on_with_the_gradients_scale(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As fp16 has it on CUDA: an overflow skips a step, and when the next one comes hangs on the scale."""
+    scales = []
+
+    def with_scaler(args: TrainArguments) -> Accelerator:
+        accelerator = create_accelerator(args)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=1)
+        update = accelerator.scaler.update
+
+        def watched() -> None:
+            update()
+            scales.append(accelerator.scaler.get_scale())
+
+        accelerator.scaler.update = watched
+        return accelerator
+
+    monkeypatch.setattr("ituning_hf.training.cli.create_accelerator", with_scaler)
+    assert_resumed_is_the_same(settings, tmp_path)
+    whole, resumed = scales[:7], scales[-3:]
+    assert resumed == whole[-3:]
+    assert any(later < earlier for earlier, later in itertools.pairwise(whole))  # some steps were skipped
+    assert any(later > earlier for earlier, later in itertools.pairwise(whole))
+
+
+def assert_resumed_is_the_same(settings: Settings, tmp_path: Path, **changes: Any) -> TrainState:
+    """Train in one go, and again with an interruption; return where both end."""
     common = {
         "adapter_dropout": 0.3,
-        "mixed_precision": precision,
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 2,
         "dataloader_num_workers": 1,
         "max_train_steps": 7,
         "checkpointing_steps": "2",
-    }
+        "eval_steps": "2",
+        "eval_caption_images": 2,
+        "metric_for_best_model": "rouge_l",
+    } | changes
     whole = settings(**common, output_dir=str(tmp_path / "whole"))
-    train(whole)
+    state = train(whole)
     # A run that was killed in its fifth step: its checkpoint is of the fourth, its log is ahead.
     cut = tmp_path / "cut"
     shutil.copytree(whole.output_dir, cut)
-    for folder in ("best", "last", "checkpoints/step_00000006", "checkpoints/step_00000007"):
-        shutil.rmtree(cut / folder)
+    for name in ("best", "last", "checkpoints"):
+        shutil.rmtree(cut / name)
     four = settings(**common, output_dir=str(tmp_path / "four"))
     train_until(four, 4)
-    shutil.rmtree(cut / "checkpoints")
     shutil.copytree(Path(four.output_dir) / "checkpoints", cut / "checkpoints")
 
-    train(settings(**common, output_dir=str(cut), resume_from_checkpoint="latest"))
+    assert train(settings(**common, output_dir=str(cut), resume_from_checkpoint="latest")) == state
     assert_same_adapter(adapter(cut), adapter(whole.output_dir))
-    assert log(cut) == log(whole.output_dir)
-
-
-def train_until(args: TrainArguments, step: int) -> None:
-    """Run as if for all the steps, but stop after `step`, as a killed process does."""
-    from ituning_hf.training.loop import CaptionTrainer
-
-    record = CaptionTrainer._record
-
-    def stopping(self, *arguments):
-        if self.state.step == step:
-            raise KeyboardInterrupt
-        record(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CaptionTrainer, "_record", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(args)
+    assert read_log(cut) == read_log(whole.output_dir)
+    assert "validation_rouge_l" in read_log(cut)[-1]
+    return state
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(settings: Settings, tmp_path: Path):
@@ -167,7 +191,7 @@ def test_only_the_adapter_is_trained(settings: Settings, backbones: dict[str, Pa
 
 def test_training_without_validation(settings: Settings):
     args = settings(eval_split="none", max_train_steps=2)
-    assert train(args).best_loss is None
+    assert train(args).best_metric is None
     assert not (Path(args.output_dir) / "best").exists()
     assert (Path(args.output_dir) / "last").exists()
 
@@ -181,7 +205,7 @@ def test_label_smoothing_and_gradient_checkpointing_are_read(settings: Settings,
     }.items():
         args = settings(output_dir=str(tmp_path / name), max_train_steps=2, **changes)
         train(args)
-        losses[name] = [record["loss"] for record in log(args.output_dir) if "loss" in record]
+        losses[name] = [record["loss"] for record in read_log(args.output_dir) if "loss" in record]
     assert losses["checkpointed"] == pytest.approx(losses["plain"], rel=1e-6)
     assert abs(losses["smoothed"][0] - losses["plain"][0]) > 0.01
 

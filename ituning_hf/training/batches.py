@@ -1,0 +1,123 @@
+"""What a run reads: its batches, and an account of the images that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from ..data import CaptionDataset, CaptionedImage, Collator, ImageBatchSampler, SampleKey
+from ..processing_ituning import ITuningProcessor
+from .arguments import TrainArguments
+from .errors import TooManyUnreadableError
+
+logger = logging.getLogger(__name__)
+
+
+class BatchMaker:
+    """Makes a run's samplers and loaders, for training and for validation.
+
+    Args:
+        args: The settings.
+        processor: The captioner's processor.
+        accelerator: Says how many processes share the images.
+    """
+
+    def __init__(self, args: TrainArguments, processor: ITuningProcessor, accelerator: Accelerator) -> None:
+        self.args, self.processor, self.accelerator = args, processor, accelerator
+
+    def sampler(
+        self,
+        images: Sequence[CaptionedImage],
+        accumulation_steps: int = 1,
+        shuffle: bool = False,
+        start_step: int = 0,
+    ) -> ImageBatchSampler:
+        """Return what divides the images among the processes, in an order by seed or in their own."""
+        return ImageBatchSampler(
+            num_images=len(images),
+            per_device_batch_size=self.args.per_device_train_batch_size,
+            gradient_accumulation_steps=accumulation_steps,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+            seed=self.args.seed,
+            shuffle=shuffle,
+            start_step=start_step,
+        )
+
+    def loader(
+        self,
+        images: Sequence[CaptionedImage],
+        batches: Iterable[list[SampleKey]],
+        captions_per_image: int,
+        augmentation: Sequence[str] = (),
+        collate: Any = None,
+    ) -> DataLoader:
+        """Return what reads batches of images.
+
+        Args:
+            images: What the keys count in.
+            batches: The keys of each batch.
+            captions_per_image: The most captions taken of an image.
+            augmentation: Random changes of the images, in training.
+            collate: Makes a batch of items; by default the tensors that the captioner takes.
+        """
+        dataset = CaptionDataset(
+            images,
+            self.processor,
+            captions_per_image,
+            self.args.max_caption_tokens,
+            self.args.seed,
+            augmentation=augmentation,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate or Collator(self.processor, captions_per_image),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # Its own, so that making a loader (a resumed run makes one more) draws nothing from the
+            # generator that dropout uses.
+            generator=torch.Generator(),
+        )
+
+
+class SkippedImages:
+    """The images that this process could not read, each named once.
+
+    Args:
+        max_share: Of a split's images that may be unreadable.
+    """
+
+    def __init__(self, max_share: float) -> None:
+        self.max_share = max_share
+        self.problems: set[str] = set()
+
+    def name(self, problems: Iterable[str]) -> None:
+        """Warn of each image that was not named before."""
+        for text in problems:
+            if text not in self.problems:
+                self.problems.add(text)
+                logger.warning("skipped: %s", text)
+
+    def limit(self, unreadable: int, images: Sequence[CaptionedImage]) -> None:
+        """Refuse to go on with too few of the images.
+
+        Args:
+            unreadable: How many of them no process could read.
+            images: All of the split.
+
+        Raises:
+            TooManyUnreadableError: if that is more than allowed, or all of them.
+        """
+        allowed = int(self.max_share * len(images))
+        if unreadable > allowed or unreadable == len(images):
+            raise TooManyUnreadableError(
+                f"{unreadable} of {len(images)} images could not be read, and --max_unreadable_share "
+                f"{self.max_share} allows {allowed} (one of them: "
+                f"{min(self.problems, default='on another process')}). Mend or remove them, or raise it."
+            )

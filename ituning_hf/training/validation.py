@@ -1,0 +1,177 @@
+"""How good a captioner is on the validation split: its loss, its captions, and their scores."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+
+from ..data import CaptionedImage, SampleKey
+from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
+from .arguments import TrainArguments
+from .batches import BatchMaker, SkippedImages
+
+SCORE_NAMES = {
+    "loss": "loss",
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found.
+
+    Args:
+        scores: "loss", the mean over the label tokens of the whole split, without label smoothing; with
+            captions to score also the other keys of `SCORE_NAMES`.
+        num_scored: Images whose captions were scored.
+        samples: The sample images' captions, by image name.
+    """
+
+    scores: dict[str, float]
+    num_scored: int
+    samples: dict[str, str]
+
+    def lines(self, when: str) -> list[str]:
+        """Say it for people; `when` says when it was."""
+        lines = [f"validation loss {self.scores['loss']:.4f}  ({when})"]
+        if self.num_scored:
+            scores = [f"{SCORE_NAMES[key]} {self.scores[key]:.4f}" for key in self.scores if key != "loss"]
+            lines.append(f"  captions of {self.num_scored:,} validation images: {', '.join(scores)}")
+        width = max(map(len, self.samples), default=0) + 1
+        return lines + [f"  {name + ':':<{width}} {' '.join(s.split())}" for name, s in self.samples.items()]
+
+
+class Validator:
+    """Validates a captioner in the midst of its training; every process must take part.
+
+    Args:
+        args: The settings.
+        model: The captioner as Accelerate prepared it.
+        processor: Its processor.
+        images: The validation split.
+        accelerator: Where and in what precision.
+        skipped: Gets to know the images that cannot be read.
+    """
+
+    def __init__(
+        self,
+        args: TrainArguments,
+        model: torch.nn.Module,
+        processor: ITuningProcessor,
+        images: Sequence[CaptionedImage],
+        accelerator: Accelerator,
+        skipped: SkippedImages,
+    ) -> None:
+        self.args, self.model, self.processor, self.images = args, model, processor, images
+        self.accelerator, self.skipped = accelerator, skipped
+        self.captioner = accelerator.unwrap_model(model)
+        self.batches = BatchMaker(args, processor, accelerator)
+
+    def run(self) -> Validation:
+        """Compute the loss, and the captions that the settings ask for.
+
+        The captions are of the first images that can be read, so of the same ones at each validation.
+
+        Returns:
+            The same on every process, and for any number of processes.
+
+        Raises:
+            TooManyUnreadableError: if more images are unreadable than allowed.
+        """
+        self.captioner.eval()
+        scores = {"loss": self._loss()}
+        captions = self._first_captions(max(self.args.eval_caption_images, self.args.num_sample_captions))
+        self.captioner.train()
+        indices = list(captions)
+        scored = indices[: self.args.eval_caption_images]
+        if scored:
+            scores |= self._score({index: captions[index] for index in scored})
+        samples = {self.images[i].name: captions[i] for i in indices[: self.args.num_sample_captions]}
+        return Validation(scores, len(scored), samples)
+
+    @torch.no_grad()
+    def _loss(self) -> float:
+        sampler = self.batches.sampler(self.images)
+        batches = itertools.islice(sampler, sampler.steps_per_epoch)
+        captions = min(max(len(image.captions) for image in self.images), self.args.captions_per_image)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
+        for batch in self.batches.loader(self.images, list(batches), captions):
+            problems = batch.pop("unreadable")
+            self.skipped.name(problems)
+            batch = send_to_device(batch, self.accelerator.device)
+            items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+            loss = self.model(**batch, num_items_in_batch=1).loss
+            sums += torch.stack([loss.double(), items.double(), items.new_tensor(len(problems)).double()])
+        total, items, unreadable = self.accelerator.reduce(sums, "sum").tolist()
+        self.skipped.limit(int(unreadable), self.images)
+        return total / items
+
+    def _first_captions(self, wanted: int) -> dict[int, str]:
+        """Caption the first `wanted` images that can be read; return the captions by image index."""
+        captions: dict[int, str] = {}
+        following = 0
+        while len(captions) < wanted and following < len(self.images):
+            chosen = range(len(self.images))[following : following + wanted - len(captions)]
+            captions |= self._captions(chosen)
+            following = chosen.stop
+        return captions
+
+    def _captions(self, chosen: range) -> dict[int, str]:
+        """Caption those of the chosen images that can be read, each on one process."""
+        own = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = self.args.per_device_train_batch_size
+        keys = [SampleKey(0, index, padding=False) for index in own]
+        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+        captions: list[tuple[int, str]] = []
+        for items in self.batches.loader(self.images, batches, 1, collate=list):
+            self.skipped.name(item["unreadable"] for item in items if item["unreadable"] is not None)
+            if readable := [item for item in items if item["pixel_values"] is not None]:
+                texts = self._generate(torch.stack([item["pixel_values"] for item in readable]))
+                captions += zip((item["index"] for item in readable), texts, strict=True)
+        return dict(sorted(gather_object(captions)))
+
+    def _generate(self, pixel_values: torch.Tensor) -> list[str]:
+        with self.accelerator.autocast():
+            ids = self.captioner.generate(
+                pixel_values=pixel_values.to(self.accelerator.device),
+                num_beams=1,
+                max_new_tokens=self.args.max_caption_tokens - 1,  # and the begin token
+            )
+        texts = self.processor.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [text.strip() for text in texts]
+
+    def _score(self, captions: dict[int, str]) -> dict[str, float]:
+        scores: list[dict[str, float]] = [{}]
+        if self.accelerator.is_main_process:
+            from ..evaluation import compute_caption_metrics  # of an extra that a run may do without
+
+            references = [list(self.images[index].captions) for index in captions]
+            found = compute_caption_metrics(list(captions.values()), references, java=False)
+            scores = [{key: float(found[key]) for key in SCORE_NAMES if key != "loss"}]
+        # One process's word for all, since what is best decides on what they all do next.
+        return broadcast_object_list(scores)[0]
+
+
+def require_scorers() -> None:
+    """Make sure, before long work, that captions can be scored.
+
+    Raises:
+        ValueError: if the scorers are not installed, with the command that installs them.
+    """
+    try:
+        import pycocoevalcap  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "--eval_caption_images needs the caption scorers, and they are not installed: run "
+            "pip install 'ituning_hf[eval]', or give --eval_caption_images 0."
+        ) from error
