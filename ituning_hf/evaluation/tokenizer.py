@@ -58,201 +58,28 @@ _SPELLINGS = {
 
 # Words that keep a full stop; those that do so with a capital, being other words without one;
 # those that do so before a number; words that begin a sentence, before which initials lose theirs.
-_ABBREVIATIONS = [
-    "adj",
-    "adm",
-    "adv",
-    "al",
-    "ala",
-    "alex",
-    "apr",
-    "ariz",
-    "assn",
-    "assoc",
-    "asst",
-    "atty",
-    "aug",
-    "ave",
-    "bhd",
-    "bldg",
-    "blvd",
-    "brig",
-    "bros",
-    "calif",
-    "capt",
-    "cf",
-    "cie",
-    "cmdr",
-    "co",
-    "col",
-    "colo",
-    "comdr",
-    "conn",
-    "corp",
-    "cos",
-    "cpl",
-    "ct",
-    "dak",
-    "dec",
-    "dept",
-    "det",
-    "dr",
-    "drs",
-    "elec",
-    "ens",
-    "esq",
-    "est",
-    "etc",
-    "ext",
-    "feb",
-    "fla",
-    "fri",
-    "ft",
-    "ga",
-    "gen",
-    "gov",
-    "govs",
-    "hon",
-    "inc",
-    "ind",
-    "insp",
-    "intl",
-    "invt",
-    "jan",
-    "jos",
-    "jr",
-    "jul",
-    "jun",
-    "kan",
-    "kans",
-    "ky",
-    "lt",
-    "ltd",
-    "maj",
-    "mar",
-    "md",
-    "messrs",
-    "mfg",
-    "mich",
-    "minn",
-    "mlle",
-    "mme",
-    "mo",
-    "mon",
-    "mont",
-    "mr",
-    "mrs",
-    "ms",
-    "msgr",
-    "mt",
-    "mtg",
-    "natl",
-    "neb",
-    "nev",
-    "nov",
-    "oct",
-    "okla",
-    "penn",
-    "pfc",
-    "ph",
-    "plc",
-    "ppte",
-    "ppty",
-    "pres",
-    "prof",
-    "profs",
-    "pte",
-    "ptes",
-    "pty",
-    "ptys",
-    "pvt",
-    "rd",
-    "rep",
-    "reps",
-    "rev",
-    "rt",
-    "sen",
-    "sens",
-    "sep",
-    "sept",
-    "seq",
-    "sfc",
-    "sgt",
-    "spc",
-    "sq",
-    "sr",
-    "st",
-    "ste",
-    "supt",
-    "sys",
-    "tel",
-    "tenn",
-    "thu",
-    "thurs",
-    "treas",
-    "tue",
-    "tues",
-    "univ",
-    "va",
-    "vs",
-    "vt",
-    "wed",
-    "wis",
-    "wisc",
-    "wm",
-    "wyo",
-]
-_CAPITALIZED = ["Ark", "Az", "Del", "Ill", "La", "Mass", "Miss", "Ore", "Pa", "Tex", "Wash"]
-_BEFORE_NUMBERS = ["art", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop"]
-_SENTENCE_STARTS = [
-    "A",
-    "About",
-    "According",
-    "After",
-    "An",
-    "As",
-    "At",
-    "But",
-    "Earlier",
-    "He",
-    "Her",
-    "Here",
-    "However",
-    "If",
-    "In",
-    "It",
-    "Last",
-    "Many",
-    "More",
-    "Now",
-    "Once",
-    "One",
-    "Other",
-    "Our",
-    "She",
-    "Since",
-    "So",
-    "Some",
-    "Such",
-    "That",
-    "The",
-    "Their",
-    "Then",
-    "There",
-    "These",
-    "They",
-    "This",
-    "We",
-    "What",
-    "When",
-    "While",
-    "Yet",
-    "You",
-]
+_ABBREVIATIONS = """
+    adj adm adv al ala alex apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif
+    capt cf cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq
+    est etc ext feb fla fri ft ga gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan
+    kans ky lt ltd maj mar md messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl
+    neb nev nov oct okla penn pfc ph plc ppte ppty pres prof profs pte ptes pty ptys pvt rd rep
+    reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas
+    tue tues univ va vs vt wed wis wisc wm wyo"""
+_CAPITALIZED = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
+_BEFORE_NUMBERS = "art ca fig figs no nos op pp prop"
+_SENTENCE_STARTS = """
+    A About According After An As At But Earlier He Her Here However If In It Last Many More Now
+    Once One Other Our She Since So Some Such That The Their Then There These They This We What
+    When While Yet You"""
 
 
-def _either(words: list[str]) -> str:
-    return "|".join(f"{word}|{word.upper()}" for word in words)
+def _any_case(words: str) -> str:
+    return f"(?i:{'|'.join(words.split())})"
+
+
+def _capitalized(words: str) -> str:
+    return "|".join(f"{word}|{word.upper()}" for word in words.split())
 
 
 _LETTERS = (
@@ -270,8 +97,8 @@ _CLITIC = "(?:[sSmMdD]|ll|LL|re|RE|ve|VE)"
 # O'Neil, l'eau: apostrophes that do not part a word
 _PART = rf"(?:[dDlLoO]{_Q}[A-Za-z0-9]{{2,}}|{_A}+)"
 _NAME = rf"(?:[dDlLoO]{_Q}[A-Za-z0-9]{{2,}}|[nN]{_Q}[A-Za-z]{{2,}}|[A-HJ-XZ]{_Q}[A-Za-z]{{2,}})"
-_ABBREVIATION = rf"(?:(?i:{'|'.join(_ABBREVIATIONS)})|{_either(_CAPITALIZED)})\."
-_NEW_SENTENCE = rf"\s+(?:{_either(_SENTENCE_STARTS)})(?:\s|$)|\s*$"
+_ABBREVIATION = rf"(?:{_any_case(_ABBREVIATIONS)}|{_capitalized(_CAPITALIZED)})\."
+_NEW_SENTENCE = rf"\s+(?:{_capitalized(_SENTENCE_STARTS)})(?:\s|$)|\s*$"
 
 # The token is the group that matched, if any, and else the whole match.
 _RULES = [
@@ -297,7 +124,7 @@ _RULES = [
     r"[A-Z]+(?:&[A-Z]+)+",
     rf"([A-Za-z])\.(?:{_NEW_SENTENCE})",
     rf"[A-Za-z](?:\.[A-Za-z])*\.|[pP]h\.[dD]\.|{_ABBREVIATION}",
-    rf"(?i:{'|'.join(_BEFORE_NUMBERS)})\.(?=\s*\d)|((?:{_WORD}|{_A}+)(?:-{_A}+)*\.)[,;:、]",
+    rf"{_any_case(_BEFORE_NUMBERS)}\.(?=\s*\d)|((?:{_WORD}|{_A}+)(?:-{_A}+)*\.)[,;:、]",
     # numbers, telephone numbers, money
     rf"[-+]?{_NUMBER}",
     rf"(?:\d{{1,4}}[- ])?{_FRACTION}",
