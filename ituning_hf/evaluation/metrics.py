@@ -1,0 +1,123 @@
+"""The caption metrics of the COCO benchmark, by its official scorers."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from .java import Java, find_java, meteor, spice, spice_can_run, tokenize_with_java
+from .tokenizer import tokenize_caption
+
+
+def compute_caption_metrics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], java: bool | None = None
+) -> dict[str, float]:
+    """Score one caption of each image against what people wrote about it.
+
+    Args:
+        predictions: A caption for each image; it may be empty, and then scores 0.
+        references: The captions of each image by people, in the order of `predictions`; one or
+            more for each, not the same number for all.
+        java: True demands Java, and False does without: the Python tokenizer, and neither METEOR
+            nor SPICE. None takes Java where it is found.
+
+    Returns:
+        `bleu_1` to `bleu_4` and `rouge_l` (0 to 1) and `cider` (0 to 10; good captioners reach
+        1.2, often printed as 120). CIDEr weighs words by how rare they are among the images'
+        references: with one image every weight, and so the score, is 0. With Java also `meteor`
+        (0 to 1), and `spice` (0 to 1) where its models are installed and Java is 8 to 11.
+
+    Raises:
+        TypeError: Something other than lists of strings.
+        ValueError: No images, other numbers of predictions and references, an image without
+            references, or not one word in all the references.
+        ImportError: The scorers are not installed.
+        RuntimeError: Java is demanded and not found, or its programs fail.
+
+    Example:
+        >>> scores = compute_caption_metrics(
+        ...     ["a dog runs", "two cats sleep"],
+        ...     [["a dog runs on grass", "A running dog."], ["Two cats are asleep."]],
+        ...     java=False,
+        ... )
+        >>> print(*(f"{name} {score:.3f}" for name, score in scores.items()))
+        bleu_1 0.705 bleu_2 0.669 bleu_3 0.574 bleu_4 0.020 rouge_l 0.665 cider 2.849
+    """
+    _check(predictions, references)
+    scorers = [_official("bleu.bleu", "Bleu")(4), _official("rouge.rouge", "Rouge")()]
+    scorers.append(_official("cider.cider", "Cider")())
+    runtime = _choose_java(java)
+    tokenized_predictions, tokenized_references = _tokenize(predictions, references, runtime)
+    if not any(caption for captions in tokenized_references.values() for caption in captions):
+        raise ValueError("the references hold no word, only spaces and punctuation; CIDEr needs one")
+
+    bleu, rouge, cider = scorers
+    scores, _ = bleu.compute_score(tokenized_references, tokenized_predictions, verbose=0)
+    metrics = {f"bleu_{n}": float(score) for n, score in enumerate(scores, start=1)}
+    metrics["rouge_l"] = float(rouge.compute_score(tokenized_references, tokenized_predictions)[0])
+    metrics["cider"] = float(cider.compute_score(tokenized_references, tokenized_predictions)[0])
+    if runtime is not None:
+        metrics["meteor"] = meteor(tokenized_references, tokenized_predictions, runtime)
+        if spice_can_run(runtime):
+            metrics["spice"] = spice(tokenized_references, tokenized_predictions)
+    return metrics
+
+
+def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    if isinstance(predictions, str) or isinstance(references, str):
+        raise TypeError("predictions and references must be lists, one item for each image; got one string")
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"there are {len(predictions)} predictions and references for {len(references)} images; "
+            "give one prediction and one list of references for each image"
+        )
+    if len(predictions) == 0:
+        raise ValueError("there is no prediction to score; give at least one")
+    for index, (prediction, captions) in enumerate(zip(predictions, references, strict=True)):
+        if not isinstance(prediction, str):
+            raise TypeError(f"predictions[{index}] must be a string, got {prediction!r}")
+        if isinstance(captions, str):
+            raise TypeError(f"references[{index}] must be a list of strings, got the string {captions!r}")
+        if len(captions) == 0:
+            raise ValueError(f"references[{index}] is empty; leave out images that nobody has described")
+        for caption in captions:
+            if not isinstance(caption, str):
+                raise TypeError(f"references[{index}] must hold strings only, got {caption!r}")
+
+
+def _official(module: str, name: str) -> Any:
+    try:
+        return getattr(import_module(f"pycocoevalcap.{module}"), name)
+    except ImportError as error:
+        raise ImportError(
+            "the caption metrics need pycocoevalcap; install it with: pip install 'ituning_hf[eval]'"
+        ) from error
+
+
+def _choose_java(java: bool | None) -> Java | None:
+    if java is False:
+        return None
+    runtime = find_java()
+    if runtime is None and java:
+        raise RuntimeError(
+            "java=True, but no working `java` is on the PATH; install a Java runtime, "
+            "or pass java=False for the metrics that need none"
+        )
+    return runtime
+
+
+def _tokenize(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], java: Java | None
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """Give the scorers their form: image number to captions, one of them where it is the prediction."""
+
+    def tokenize(captions: Sequence[str]) -> list[str]:
+        if java is None:
+            return [tokenize_caption(caption) for caption in captions]
+        return tokenize_with_java(captions, java)
+
+    tokenized_predictions = {index: [caption] for index, caption in enumerate(tokenize(predictions))}
+    flat = iter(tokenize([caption for captions in references for caption in captions]))
+    tokenized_references = {
+        index: [next(flat) for _ in captions] for index, captions in enumerate(references)
+    }
+    return tokenized_predictions, tokenized_references
