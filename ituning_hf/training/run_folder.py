@@ -101,7 +101,7 @@ def _starting_point(output_dir: Path, resume_from: str | None) -> Path | None:
     if resume_from == "latest" and not list_checkpoints(output_dir):
         if (output_dir / "last").exists():
             raise FileExistsError(
-                f"--output_dir {output_dir} holds a finished run without its checkpoints: there is nothing to "
+                f"--output_dir {output_dir} holds a finished run without checkpoints: there is nothing to "
                 "resume. Give another folder, or remove that one."
             )
         return None
