@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from small_models import SHARED_DATA
-from transformers import CLIPImageProcessorPil, GPT2LMHeadModel, GPT2Tokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, GPT2LMHeadModel, GPT2Tokenizer
 
 from ituning_hf.training.small_backbones import small_text_config
 
@@ -29,7 +29,8 @@ pytestmark = [
 
 
 def tutorial_commands() -> list[str]:
-    section = README.read_text(encoding="utf-8").split("## Train on your own photographs")[1].split("\n## ")[0]
+    text = README.read_text(encoding="utf-8")
+    section = text.split("## Train on your own photographs")[1].split("\n## ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, flags=re.S)
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
@@ -57,14 +58,12 @@ def cache_as_downloaded(hub: Path, name: str, parts: list) -> None:
 @pytest.fixture
 def workplace(tmp_path: Path, backbones: dict[str, Path]) -> Path:
     """A folder with `photos/` and `new/`, and a Hub cache with the backbones that the tutorial names."""
-    from transformers import CLIPModel
-
     make_photos(tmp_path / "photos")
     (tmp_path / "new").mkdir()
     for photo in sorted((tmp_path / "photos").glob("*.jpg"))[:3]:
         shutil.copy(photo, tmp_path / "new")
     hub = tmp_path / "cache" / "hub"
-    clip = [CLIPModel.from_pretrained(backbones["clip"]), CLIPImageProcessorPil.from_pretrained(backbones["clip"])]
+    clip = [kind.from_pretrained(backbones["clip"]) for kind in (CLIPModel, CLIPImageProcessorPil)]
     words = GPT2Tokenizer.from_pretrained(str(SHARED_DATA / "gpt2-tokenizer"))
     text = GPT2LMHeadModel(
         small_text_config(vocab_size=50257, bos_token_id=50256, eos_token_id=50256, n_positions=128)
@@ -88,7 +87,7 @@ def test_the_tutorial_as_it_is_written(workplace: Path):
             shlex.split(command), cwd=workplace, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, command + done.stdout + done.stderr
-        print(f"$ {command}\n{done.stdout}")
+        sys.stdout.write(f"$ {command}\n{done.stdout}")
     captions = [json.loads(line) for line in (workplace / "captions.jsonl").read_text().splitlines()]
     assert [Path(line["image"]).name for line in captions] == [
         path.name for path in sorted((workplace / "new").iterdir())

@@ -3,17 +3,20 @@
 from .arguments import TrainArguments
 from .cli import train
 from .command_line import parse_arguments
-from .errors import NonFiniteLossError, TooManyUnreadableError, TrainingError
+from .errors import NonFiniteLossError, RunStopped, TooManyUnreadableError, TrainingError
 from .loop import CaptionTrainer
+from .setup import TrainingData
 from .small_backbones import make_small_backbones
 from .state import TrainState
 
 __all__ = [
     "CaptionTrainer",
     "NonFiniteLossError",
+    "RunStopped",
     "TooManyUnreadableError",
     "TrainArguments",
     "TrainState",
+    "TrainingData",
     "TrainingError",
     "make_small_backbones",
     "parse_arguments",

@@ -14,6 +14,7 @@ from ..data import CaptionDataset, CaptionedImage, Collator, ImageBatchSampler, 
 from ..processing_ituning import ITuningProcessor
 from .arguments import TrainArguments
 from .errors import TooManyUnreadableError
+from .signals import ignore_stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class BatchMaker:
             collate_fn=collate or Collator(self.processor, captions_per_image),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            worker_init_fn=ignore_stop_signals,
             # Its own, so that making a loader (a resumed run makes one more) draws nothing from the
             # generator that dropout uses.
             generator=torch.Generator(),

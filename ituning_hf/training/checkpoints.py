@@ -1,93 +1,122 @@
-"""Folders of a run: written whole or not at all, found again, and never written over another run's."""
+"""A run's folders on disk: written whole and for good or not at all, and found again.
+
+A draft's name starts with a dot and ends in ".partial"; whatever a killed process left of one is rubbish.
+A folder that is replaced is called ".NAME.old" between two renames; without a NAME beside it, it is the
+whole old folder, and gets its name back.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from .errors import TrainingError
+
 RUN_FILE = "run.json"
+LOG_FILE = "log.jsonl"
 STATE_FILE = "trainer_state.json"
 CHECKPOINTS = "checkpoints"
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to write in that takes the target's place only when everything is in it.
+    """Give a folder to write in that takes the target's place only when everything in it is on disk.
 
     A crash, a full disk or an error leaves what was there before untouched.
 
     Args:
         target: The folder to write or to replace.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = draft_of(target)
-    old = target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():  # a crash fell between the two renames below
-        old.rename(target)
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    draft.mkdir()
+    draft = open_draft(target)
     try:
         yield draft
+        put_in_place(target)
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        discard_draft(target)
         raise
-    if target.exists():
-        target.rename(old)
-    draft.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def draft_of(target: Path) -> Path:
-    """Return the folder that `atomic_folder` gives to write in."""
+    """Return where a file or folder is written before it gets its name."""
     return target.with_name(f".{target.name}.partial")
+
+
+def open_draft(target: Path) -> Path:
+    """Make the folder to write in, an empty one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    discard_draft(target)
+    draft = draft_of(target)
+    draft.mkdir()
+    return draft
+
+
+def put_in_place(target: Path) -> None:
+    """Give the draft the target's name, once all that is in it is on disk."""
+    draft, old = draft_of(target), _old_of(target)
+    for path in (*draft.rglob("*"), draft):
+        sync(path)
+    if target.exists():
+        target.rename(old)
+    draft.rename(target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def discard_draft(target: Path) -> None:
+    """Remove what an interrupted writing left, and give a folder that it had moved aside its name back."""
+    old = _old_of(target)
+    if old.exists() and not target.exists():  # the interruption fell between the two renames
+        old.rename(target)
+    for leftover in (draft_of(target), old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_folder(target: Path) -> None:
+    """Delete a folder so that no half of it is ever taken for a whole one."""
+    draft = draft_of(target)
+    target.rename(draft)
+    shutil.rmtree(draft)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that is never seen half-written."""
-    draft = path.with_name(f".{path.name}.partial")
+    draft = draft_of(path)
     draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    sync(draft)
     draft.replace(path)
+    sync(path.parent)
 
 
-def claim_output_dir(output_dir: Path, resume_from: str | None, settings: dict[str, Any]) -> None:
-    """Make the run's folder, and refuse one that holds another run.
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say what could not be written and why, in place of the many errors that libraries have for it.
+
+    Args:
+        target: The file or folder; named if the error does not name a file itself.
 
     Raises:
-        FileExistsError: if a run is there already and is not to be resumed.
-        FileNotFoundError, ValueError: if the checkpoint to resume from is not there, or another run's.
-        PermissionError: if nothing can be written there.
+        TrainingError: for a disk that is full, a folder that may not be written to, and the like.
     """
-    if resume_from is not None:
-        checkpoint = find_checkpoint(output_dir, resume_from)
-        if output_dir.resolve() not in checkpoint.resolve().parents:
-            raise ValueError(
-                f"--resume_from_checkpoint {resume_from} lies outside --output_dir {output_dir}: give the "
-                "folder of the run that the checkpoint belongs to."
-            )
-    elif (output_dir / RUN_FILE).exists():
-        raise FileExistsError(
-            f"--output_dir {output_dir} holds another run: give another folder, remove that one, or go on "
-            "with the run by --resume_from_checkpoint latest."
-        )
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if resume_from is None:
-            write_json(output_dir / RUN_FILE, {"settings": settings})
-    except OSError as error:
-        raise PermissionError(
-            f"--output_dir {output_dir} cannot be written to ({error.strerror}): give a folder that can."
+        yield
+    except TrainingError:
+        raise
+    # PyTorch's writer knows only RuntimeError, and safetensors has an error of its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        place = getattr(error, "filename", None) or target
+        raise TrainingError(
+            f"{place} could not be written ({reason}). The checkpoints written before are intact: make room "
+            "or mend the folder's permissions, and go on by the same command with "
+            "--resume_from_checkpoint latest."
         ) from error
-
-
-def release_output_dir(output_dir: Path) -> None:
-    """Give the folder of a run that failed before it had anything to show free again."""
-    if not any((output_dir / name).exists() for name in (CHECKPOINTS, "best", "last")):
-        (output_dir / RUN_FILE).unlink(missing_ok=True)
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -127,4 +156,34 @@ def find_checkpoint(output_dir: Path, resume_from: str) -> Path:
 def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
     for folder in list_checkpoints(output_dir)[:-keep]:
-        shutil.rmtree(folder)
+        remove_folder(folder)
+
+
+def is_complete(output_dir: Path, checkpoint: Path) -> bool:
+    """Return whether a run that would go on from a checkpoint has nothing left to do."""
+    newest = list_checkpoints(output_dir)[-1]
+    return (output_dir / "last").exists() and checkpoint.resolve() == newest.resolve()
+
+
+def rewind(output_dir: Path, checkpoint: Path) -> None:
+    """Delete what a run made after the checkpoint that it goes on from: it makes all of it again."""
+    if (output_dir / "last").exists():
+        remove_folder(output_dir / "last")
+    for folder in reversed(list_checkpoints(output_dir)):
+        if folder.name > checkpoint.name:
+            remove_folder(folder)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk itself."""
+    if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _old_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
-from .checkpoints import RUN_FILE, find_checkpoint
 from .loop import CaptionTrainer
 from .memory import format_bytes, peak_resident_memory
+from .run_folder import find_starting_point
 from .setup import TrainingData, describe_run, load_model
+from .signals import StopRequest
 from .small_backbones import make_small_backbones
 from .state import TrainState
 
@@ -46,21 +48,33 @@ def dry_run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, 
         ValueError, OSError: as the run itself would.
     """
     report("Dry run: one optimizer step; nothing is written.")
-    planned = replace(args, dry_run=False)  # a checkpoint is compared with the settings of the run itself
+    checkpoint, output = _starting_point(args)
+    # A checkpoint is compared with the settings of the run itself.
+    planned = replace(args, dry_run=False, resume_from_checkpoint=checkpoint)
     set_seed(args.seed)
-    if args.vision_model is None and args.resume_from_checkpoint is None:
+    if args.vision_model is None and checkpoint is None:
         model, processor = _load_over_untrained_backbones(planned, data, accelerator, report)
     else:
         model, processor = load_model(planned, data, accelerator, report)
     for line in describe_run(model, processor, data, args):
         report(line)
-    trainer = CaptionTrainer(planned, model, processor, data, accelerator)
-    if planned.resume_from_checkpoint is not None:
-        trainer._resume(find_checkpoint(trainer.output_dir, planned.resume_from_checkpoint))
-    for line in (*_describe_step(trainer), *_describe_plan(trainer), *_describe_output(trainer)):
+    trainer = CaptionTrainer(planned, model, processor, data, accelerator, StopRequest())
+    if checkpoint is not None:
+        trainer.restore(Path(checkpoint))
+    for line in (*_describe_step(trainer), *_describe_plan(trainer), output):
         report(line)
     accelerator.end_training()
     return trainer.state
+
+
+def _starting_point(args: TrainArguments) -> tuple[str | None, str]:
+    """Return the checkpoint that the run would begin with, and a line on where it would be written."""
+    folder = Path(args.output_dir)
+    try:
+        checkpoint = find_starting_point(folder, args.resume_from_checkpoint)
+    except FileExistsError as error:
+        return None, f"Output     training would be refused: {error}"
+    return None if checkpoint is None else str(checkpoint), f"Output     {folder}"
 
 
 def _load_over_untrained_backbones(
@@ -153,14 +167,6 @@ def _describe_plan(trainer: CaptionTrainer) -> list[str]:
         *lines,
         f"Checkpoint {count:,} times, each about {size}; the newest {args.max_checkpoints} are kept",
     ]
-
-
-def _describe_output(trainer: CaptionTrainer) -> list[str]:
-    """Say where the run would be written, and whether it would be refused."""
-    folder = trainer.output_dir
-    if trainer.args.resume_from_checkpoint is None and (folder / RUN_FILE).exists():
-        return [f"Output     {folder} holds another run: training would be refused there"]
-    return [f"Output     {folder}"]
 
 
 def count_due(every: str, start: int, total: int, steps_per_epoch: int) -> int:

@@ -1,5 +1,7 @@
 """What ends a run that had begun; what was wrong before is a ValueError or an OSError."""
 
+import signal
+
 
 class TrainingError(RuntimeError):
     """A run cannot go on; its checkpoints are whole."""
@@ -11,3 +13,32 @@ class NonFiniteLossError(TrainingError):
 
 class TooManyUnreadableError(TrainingError):
     """More of the images cannot be read than the run allows."""
+
+
+class OtherProcessError(TrainingError):
+    """Another process of this run failed, and tells why; this one ends with it.
+
+    Args:
+        text: The other process's message.
+        exit_code: What the other process ends with, so that both end alike.
+    """
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class RunStopped(KeyboardInterrupt):
+    """A signal ended the run; like any interruption, no `except Exception` of a library may swallow it.
+
+    Args:
+        signum: The signal.
+        when: Where the run stands, such as "after step 7".
+    """
+
+    def __init__(self, signum: int, when: str) -> None:
+        name = signal.Signals(signum).name
+        super().__init__(
+            f"stopped by {name} {when}: go on by the same command with --resume_from_checkpoint latest"
+        )
+        self.exit_code = 128 + signum  # as the shell says it

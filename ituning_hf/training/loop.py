@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import broadcast_object_list, send_to_device, set_seed
 from safetensors.torch import save_file
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -24,19 +25,25 @@ from ..saving import save_captioner
 from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages
 from .checkpoints import (
+    CHECKPOINTS,
+    LOG_FILE,
     RUN_FILE,
     STATE_FILE,
-    atomic_folder,
     checkpoint_folder,
-    draft_of,
     find_checkpoint,
+    is_complete,
     remove_old_checkpoints,
+    rewind,
+    sync,
     write_json,
+    writing,
 )
-from .errors import NonFiniteLossError
+from .errors import NonFiniteLossError, RunStopped
 from .optimization import create_optimizer, create_schedule
+from .processes import one_fate, shared_folder
 from .progress import Progress
 from .setup import TrainingData
+from .signals import StopRequest
 from .state import TrainState, check_same_run, read_state, run_identity
 from .tracking import Trackers
 from .validation import SCORE_NAMES, Validation, Validator
@@ -56,6 +63,7 @@ class CaptionTrainer:
         processor: Its processor; saved beside every captioner.
         data: What to train and validate on.
         accelerator: Where and in what precision.
+        stop: Whether a signal asked the run to end.
     """
 
     def __init__(
@@ -65,10 +73,11 @@ class CaptionTrainer:
         processor: ITuningProcessor,
         data: TrainingData,
         accelerator: Accelerator,
+        stop: StopRequest,
     ) -> None:
         self.args, self.processor, self.data, self.accelerator = args, processor, data, accelerator
         self.output_dir = Path(args.output_dir)
-        self.captioner = model
+        self.captioner, self.stop = model, stop
         self.state = TrainState()
         self.identity = run_identity(args, model, accelerator)
         self.skipped = SkippedImages(args.max_unreadable_share)
@@ -98,15 +107,21 @@ class CaptionTrainer:
         Raises:
             NonFiniteLossError: at a NaN or infinite loss; the last checkpoint is whole.
             TooManyUnreadableError: if more images are unreadable than allowed.
+            TrainingError: if a checkpoint, a captioner or the log cannot be written.
+            RunStopped: after a signal, when the checkpoint is saved.
             ValueError: if the checkpoint is of other settings or other backbones.
         """
         if self.args.resume_from_checkpoint is not None:
-            self._resume(find_checkpoint(self.output_dir, self.args.resume_from_checkpoint))
+            checkpoint = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
+            self.restore(checkpoint)
+            if self._is_complete(checkpoint):
+                self.accelerator.print("This run is complete: there is nothing left to do.", flush=True)
+                return self.state
         elif self.accelerator.is_main_process:
             write_json(self.output_dir / RUN_FILE, self.identity)
         self.trackers = Trackers(self.args, self.accelerator, self.state.step)
         self.progress = Progress(
-            self.output_dir / "log.jsonl",
+            self.output_dir / LOG_FILE,
             self.total_steps,
             self.state.step,
             self.accelerator.is_main_process,
@@ -125,12 +140,15 @@ class CaptionTrainer:
 
     def _train_steps(self) -> None:
         self.captioner.train()
+        self.stop.deferred, self.saved_step = True, self.state.step
         steps = self._micro_batches()
         while self.state.step < self.total_steps and not self._out_of_patience():
             if self.state.step % self.steps_per_epoch == 0:
                 self.state.unreadable = 0
             started = time.perf_counter()
-            batches = list(itertools.islice(steps, self.args.gradient_accumulation_steps))
+            # After a signal there is no next step: `_count` tells the other processes.
+            micro_batches = 0 if self.stop.signum else self.args.gradient_accumulation_steps
+            batches = list(itertools.islice(steps, micro_batches))
             rate = float(self.schedule.get_last_lr()[0])
             loss = self._optimizer_step(batches)
             self._record(loss, rate, time.perf_counter() - started)
@@ -167,12 +185,18 @@ class CaptionTrainer:
         return mean
 
     def _count(self, batches: list[dict[str, Any]]) -> int:
-        """Count the step's label tokens over all processes, and keep account of unreadable images."""
+        """Count the step's label tokens over all processes, and keep account of unreadable images.
+
+        Whether a signal asked any of them to end goes the same way, so that all end at the same step.
+        """
         problems = [text for batch in batches for text in batch.pop("unreadable")]
         self.skipped.name(problems)
         items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
-        counts = torch.tensor([items, len(problems)], device=self.accelerator.device)
-        items, unreadable = self.accelerator.reduce(counts, "sum").tolist()
+        counts = [items, len(problems), int(self.stop.signum is not None)]
+        summed = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), "sum")
+        items, unreadable, stopped = summed.tolist()
+        if stopped:
+            self._stop_early()
         self.state.unreadable += unreadable
         self.skipped.limit(self.state.unreadable, self.data.train)
         return max(items, 1)
@@ -240,20 +264,30 @@ class CaptionTrainer:
         period = self.steps_per_epoch if every == "epoch" else int(every)
         return self.state.step % period == 0
 
+    def _stop_early(self) -> NoReturn:
+        if self.state.step > self.saved_step:
+            self._save_checkpoint()
+        # Where the signal reached another process alone, it was no Ctrl-C, which a terminal sends to all.
+        when = f"after step {self.state.step} of {self.total_steps}"
+        raise RunStopped(self.stop.signum or signal.SIGTERM, when)
+
     def _save_checkpoint(self) -> None:
         target = checkpoint_folder(self.output_dir, self.state.step)
-        with _shared_draft(self.accelerator, target) as draft:
+        main = self.accelerator.is_main_process
+        with shared_folder(self.accelerator, target) as draft:
             self.accelerator.save_state(str(draft))
-            if self.accelerator.is_main_process:
+            if main:
+                sync(self.output_dir / LOG_FILE)  # a resumed run keeps its lines up to the checkpoint
                 write_json(draft / STATE_FILE, {"state": asdict(self.state)} | self.identity)
-        if self.accelerator.is_main_process:
-            remove_old_checkpoints(self.output_dir, self.args.max_checkpoints)
+        self.saved_step = self.state.step
+        with one_fate(self.accelerator), writing(self.output_dir / CHECKPOINTS):
+            if main:
+                remove_old_checkpoints(self.output_dir, self.args.max_checkpoints)
 
     def _save_captioner(self, name: str) -> None:
-        if self.accelerator.is_main_process:
-            with atomic_folder(self.output_dir / name) as draft:
+        with shared_folder(self.accelerator, self.output_dir / name) as draft:
+            if self.accelerator.is_main_process:
                 save_captioner(self.captioner, self.processor, draft)
-        self.accelerator.wait_for_everyone()
 
     def _save_adapter_alone(self, models: list[Any], weights: list[Any], folder: str) -> None:
         weights.clear()  # they hold the frozen backbones
@@ -265,22 +299,21 @@ class CaptionTrainer:
         file = Path(folder) / ADAPTER_FILE
         self.captioner.load_adapter_state_dict(read_adapter_file(str(file)), str(file))
 
-    def _resume(self, checkpoint: Path) -> None:
+    def restore(self, checkpoint: Path) -> None:
+        """Go back to a checkpoint, in memory alone.
+
+        Raises:
+            ValueError: if it is damaged, or of other settings or other backbones.
+        """
         saved = read_state(checkpoint)
         check_same_run(saved, self.identity, checkpoint)
         self.accelerator.load_state(str(checkpoint))
         self.state = TrainState(**saved["state"])
 
-
-@contextmanager
-def _shared_draft(accelerator: Accelerator, target: Path) -> Iterator[Path]:
-    """Let all processes write into one `atomic_folder`, which the main process makes and puts in place."""
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-        yield draft_of(target)
-        accelerator.wait_for_everyone()
-        return
-    with atomic_folder(target) as draft:
-        accelerator.wait_for_everyone()
-        yield draft
-        accelerator.wait_for_everyone()
+    def _is_complete(self, checkpoint: Path) -> bool:
+        """Tell whether the run had nothing left to do there; if it had, clear away what is done again."""
+        complete = broadcast_object_list([is_complete(self.output_dir, checkpoint)])[0]
+        with one_fate(self.accelerator), writing(self.output_dir):
+            if self.accelerator.is_main_process and not complete:
+                rewind(self.output_dir, checkpoint)
+        return complete

@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .checkpoints import writing
+
 
 class Progress:
     """The main process's screen and log; the other processes' do nothing.
@@ -26,7 +28,7 @@ class Progress:
         if not enabled:
             return
         _keep_up_to(log_file, first_step)
-        self._log = log_file.open("a", encoding="utf-8")
+        self._log_file = log_file
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, desc="training"
         )
@@ -47,14 +49,14 @@ class Progress:
     def log(self, record: dict[str, Any]) -> None:
         """Add a record to the log, at once on disk for whoever follows it."""
         if self.enabled:
-            self._log.write(json.dumps(record) + "\n")
-            self._log.flush()
+            # Opened for each line: of a full disk, a file that stays open would complain again when closed.
+            with writing(self._log_file), self._log_file.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
-        """End the bar and the log."""
+        """End the bar."""
         if self.enabled:
             self._bar.close()
-            self._log.close()
 
 
 def _keep_up_to(log_file: Path, step: int) -> None:

@@ -14,6 +14,7 @@ from ..data import CaptionedImage, count_over_long, load_captioned_images
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import ITuningProcessor
 from .arguments import TrainArguments
+from .processes import one_fate
 from .small_backbones import make_small_backbones, small_text_config, small_vision_config
 
 Report = Callable[[str], None]
@@ -90,10 +91,10 @@ def _small_backbones(
     """Make them at the start of a run; a resumed one finds them beside its checkpoints."""
     folder = Path(args.output_dir) / "backbones"
     vision, text = folder / "vision", folder / "text"
-    if args.resume_from_checkpoint is None and accelerator.is_main_process:
-        report("No --vision_model and --text_model: making small ones of the training data first.")
-        make_small_backbones(folder, data.train, seed=args.seed, report=report)
-    accelerator.wait_for_everyone()
+    with one_fate(accelerator):
+        if args.resume_from_checkpoint is None and accelerator.is_main_process:
+            report("No --vision_model and --text_model: making small ones of the training data first.")
+            make_small_backbones(folder, data.train, seed=args.seed, report=report)
     return str(vision), str(text)
 
 

@@ -70,6 +70,7 @@ def test_what_a_run_leaves_behind(settings: Settings):
     train(args)
     folder = Path(args.output_dir)
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "best",
         "checkpoints",
         "last",

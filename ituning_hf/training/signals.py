@@ -1,0 +1,76 @@
+"""SIGTERM and Ctrl-C: the first one ends a run in good order, a second Ctrl-C at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from .errors import RunStopped
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A terminal sends Ctrl-C to every process, and torchrun passes its own on to its workers: one press is two
+# signals to them, a moment apart.
+SAME_PRESS_SECONDS = 1.0
+_NOTICE = b"\nituning: finishing the step and saving a checkpoint; Ctrl-C once more ends at once\n"
+
+
+class StopRequest:
+    """Whether a signal asked the run to end.
+
+    Attributes:
+        signum: The first signal, None before it.
+        deferred: False while there is nothing to save: the signal then raises `RunStopped` where it finds
+            the program. When True it is only noted, and the loop asks between its steps.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.deferred = False
+        self._pid = os.getpid()
+        self._since = 0.0
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Note a signal, as a handler of the main thread.
+
+        Raises:
+            RunStopped: at the first one, unless it is deferred.
+            KeyboardInterrupt: at a second Ctrl-C.
+        """
+        if os.getpid() != self._pid:  # a process forked from this one, which tells it when to end
+            return
+        if self.signum is None:
+            self.signum, self._since = signum, time.monotonic()
+            if not self.deferred:
+                raise RunStopped(signum, "before the first step")
+            os.write(2, _NOTICE)  # not print, which the signal may have interrupted
+        elif signum == signal.SIGINT and time.monotonic() - self._since > SAME_PRESS_SECONDS:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and Ctrl-C into a request, until the block ends; only in the main thread."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+        yield request
+        return
+    previous = {signum: signal.signal(signum, request.handle) for signum in STOP_SIGNALS}
+    try:
+        yield request
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def ignore_stop_signals(worker_id: int) -> None:
+    """Let a data loader's worker live on when a signal goes to the whole process group.
+
+    The training process still needs its images to finish the step, and tells it when to end.
+    """
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)

@@ -1,0 +1,104 @@
+"""SIGTERM and Ctrl-C end a run in good order, with a checkpoint; and leave nothing behind in the process."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from runner import Run, contents
+
+from ituning_hf.training import TrainArguments, signals
+from ituning_hf.training.errors import RunStopped
+from ituning_hf.training.signals import stop_on_signals
+
+Settings = Callable[..., TrainArguments]
+LONG = {"max_train_steps": 100_000, "eval_split": "none", "checkpointing_steps": "100000"}
+AGAIN = "go on by the same command with --resume_from_checkpoint latest"
+
+
+def send(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+    time.sleep(0)  # a bytecode at which the handler can run
+
+
+def test_a_signal_before_the_first_step_ends_the_run_where_it_is():
+    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = signal.getsignal(signum)
+        message = f"stopped by {signum.name} before the first step: {AGAIN}"
+        with pytest.raises(RunStopped, match=message) as stopped, stop_on_signals():
+            send(signum)
+        assert stopped.value.exit_code == code
+        assert signal.getsignal(signum) == before
+
+
+def test_a_deferred_signal_is_noted_and_a_second_ctrl_c_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    with stop_on_signals() as stop:
+        stop.deferred = True
+        send(signal.SIGINT)
+        send(signal.SIGINT)  # the same press of the keys, passed on by a launcher
+        send(signal.SIGTERM)
+        assert stop.signum == signal.SIGINT
+        assert capfd.readouterr().err.count("finishing the step and saving a checkpoint") == 1
+        monkeypatch.setattr(signals, "SAME_PRESS_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt) as interrupted:
+            send(signal.SIGINT)
+        assert not isinstance(interrupted.value, RunStopped)
+
+
+def test_other_threads_get_no_handlers():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def use() -> None:
+        with stop_on_signals() as stop:
+            seen.append((signal.getsignal(signal.SIGTERM), stop.signum))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen == [(before, None)]
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "workers", "group"),
+    [(signal.SIGTERM, 143, 0, False), (signal.SIGINT, 130, 1, True)],
+)
+def test_a_signal_saves_a_checkpoint_that_the_run_goes_on_from(
+    settings: Settings, signum: signal.Signals, code: int, workers: int, group: bool
+):
+    """To the whole group, as a terminal sends it, the signal reaches the data loader's workers too."""
+    args = settings(**LONG, dataloader_num_workers=workers)
+    run = Run(args)
+    run.wait_for_step(3)
+    run.signal(signum, group)
+    assert run.end() == code, run.printed
+    step = int(run.printed.rsplit("after step ", 1)[1].split()[0])
+    assert step >= 3
+    message = f"ituning: stopped by {signum.name} after step {step} of 100000: {AGAIN}"
+    assert message in run.printed.splitlines()
+    assert "Traceback" not in run.printed
+    files = contents(Path(args.output_dir))
+    assert {name.split("/")[1] for name in files if name.startswith("checkpoints/")} == {f"step_{step:08d}"}
+    assert files["log.jsonl"].count(b"\n") == step
+
+
+def test_a_signal_while_the_data_is_made_ready_ends_the_run(photos: Path, tmp_path: Path):
+    """Making small backbones takes minutes, and there is nothing to save."""
+    args = TrainArguments(dataset=str(photos), output_dir=str(tmp_path / "run"))
+    run = Run(args)
+    run.wait_for("a CLIP on 11 images")
+    started = time.monotonic()
+    run.signal(signal.SIGTERM)
+    assert run.end() == 143, run.printed
+    assert time.monotonic() - started < 20
+    assert f"ituning: stopped by SIGTERM before the first step: {AGAIN}" in run.printed.splitlines()
+    assert "Traceback" not in run.printed
+    assert sorted(contents(args.output_dir)) == [
+        ".lock",
+        "backbones/tokenizer/merges.txt",
+        "backbones/tokenizer/vocab.json",
+    ]
