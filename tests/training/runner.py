@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,14 +19,15 @@ from typing import Any
 from ituning_hf.cli import main
 from ituning_hf.training import TrainArguments
 
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train.py"
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
+_CONTEXT.set_forkserver_preload(["ituning_hf.training", "ituning_hf.captioning"])
 _FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
 def flags(args: TrainArguments) -> list[str]:
     """Return the command line of some settings."""
-    given = {name: value for name, value in args.to_dict().items() if value not in (None, [], False)}
+    given = {name: value for name, value in args.to_dict().items() if value is not None and value != []}
     return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
@@ -61,13 +63,14 @@ class Run:
 
     def wait_for(self, text: str) -> None:
         """Wait until it has printed a text."""
-        self._wait(lambda: text in self.printed)
+        self.wait_until(lambda: text in self.printed)
 
     def wait_for_step(self, step: int) -> None:
         """Wait until its log has so many lines; without validation, the optimizer steps taken."""
-        self._wait(lambda: self.log_file.exists() and self.log_file.read_bytes().count(b"\n") >= step)
+        self.wait_until(lambda: self.log_file.exists() and self.log_file.read_bytes().count(b"\n") >= step)
 
-    def _wait(self, holds: Callable[[], bool], timeout: float = 300) -> None:
+    def wait_until(self, holds: Callable[[], bool], timeout: float = 300) -> None:
+        """Wait until something is true."""
         end = time.monotonic() + timeout
         while not holds():
             assert self.process.is_alive() or holds(), self.printed
@@ -116,6 +119,19 @@ def _train(arguments: list[str], folder: str, kill_at: int | None, file_limit: i
     code = main(["train", *arguments])
     sys.stdout.write(f"file operations: {count}\n")
     sys.exit(code)
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """Start a command of this environment as a process of its own."""
+    program = str(Path(sys.executable).parent / command[0])
+    variables = os.environ | {"PYTHONWARNINGS": "ignore"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([program, *command[1:]], env=variables, **pipes)
+
+
+def torchrun(args: TrainArguments) -> subprocess.Popen[str]:
+    """Start a run on two processes."""
+    return start(["torchrun", "--standalone", "--nproc_per_node", "2", str(SCRIPT), *flags(args)])
 
 
 def contents(folder: str | Path) -> dict[str, bytes]:

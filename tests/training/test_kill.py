@@ -1,6 +1,5 @@
 """A run that is killed at any point, and goes on by the same command, is the run that was never killed."""
 
-import os
 import random
 import signal
 import subprocess
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runner import Run, contents, flags
+from runner import Run, contents, flags, start, torchrun
 
 from ituning_hf.training import TrainArguments
 from ituning_hf.training.checkpoints import list_checkpoints
 
 Settings = Callable[..., TrainArguments]
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train.py"
 SIGKILL = -signal.SIGKILL
 
 # 11 images: an epoch is 3 steps of 4 images. Checkpoints fall between validations as well as upon them.
@@ -76,8 +74,7 @@ def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path
     killed = start(["ituning", "train", *flags(cut)])
     wait_for_lines(killed, cut, 4)
     kill(killed)
-    done = start(["ituning", "train", *flags(cut)])
-    assert done.wait(300) == 0
+    complete(start(["ituning", "train", *flags(cut)]))
     assert differences(cut, whole) == []
 
     finished = contents(cut.output_dir)
@@ -90,6 +87,7 @@ def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path
 def test_random_kill_points(settings: Settings, tmp_path: Path, setup: str, capsys: pytest.CaptureFixture):
     """Half of the kills fall between operations on files, half at any time of the run's life."""
     rng = random.Random(setup)
+    finish(make(settings, tmp_path, setup, "first"))  # what all runs import is imported by the first
     whole = make(settings, tmp_path, setup, "whole")
     started = time.monotonic()
     operations = finish(whole).file_operations
@@ -115,26 +113,49 @@ def test_random_kill_points(settings: Settings, tmp_path: Path, setup: str, caps
 
 
 @pytest.mark.stress
+def test_small_backbones_left_half_made_are_made_again(photos: Path, tmp_path: Path):
+    def args(name: str) -> TrainArguments:
+        common = {"dataset": str(photos), "max_train_steps": 2, "resume_from_checkpoint": "latest"}
+        return TrainArguments(**common, output_dir=str(tmp_path / name))
+
+    finish(args("whole"))
+    killed = Run(args("cut"))
+    killed.wait_until(lambda: (tmp_path / "cut" / "backbones" / ".vision.partial").exists())
+    killed.signal(signal.SIGKILL, group=True)
+    assert killed.end() == SIGKILL
+    finish(args("cut"))
+    ours, theirs = (contents(tmp_path / name / "backbones") for name in ("cut", "whole"))
+    assert ours == theirs
+    assert adapters(args("cut")) == adapters(args("whole"))
+
+
+@pytest.mark.stress
 @pytest.mark.parametrize("victim", ["all", "rank 0", "rank 1"])
 def test_random_kill_points_of_two_processes(
     settings: Settings, tmp_path: Path, victim: str, capsys: pytest.CaptureFixture
 ):
     whole, cut = (make(settings, tmp_path, "2 processes", name) for name in ("whole", "cut"))
-    assert start(torchrun(whole)).wait(900) == 0
+    complete(torchrun(whole))
     lines = random.randint(1, 9)
-    killed = start(torchrun(cut))
+    killed = torchrun(cut)
     wait_for_lines(killed, cut, lines)
     time.sleep(random.uniform(0, 0.3))
     if victim == "all":
         kill(killed)
     else:
         kill_rank(killed, victim[-1])
-        assert killed.wait(300) == 1  # torchrun ends the other one
+        killed.communicate(timeout=300)
+        assert killed.returncode == 1  # torchrun ended the other one
     step = last_step(cut)
-    assert start(torchrun(cut)).wait(900) == 0
+    complete(torchrun(cut))
     failed = differences(cut, whole)
     report(capsys, "2 processes", [f"{victim}, log line {lines}, step {step}"], failed)
     assert not failed
+
+
+def adapters(args: TrainArguments) -> dict[str, bytes]:
+    """Return the saved adapters; beside them stands the place of the backbones."""
+    return {n: b for n, b in contents(args.output_dir).items() if n.endswith("model.safetensors")}
 
 
 def report(capsys: pytest.CaptureFixture, setup: str, kills: list[str], failed: list[str]) -> None:
@@ -143,36 +164,30 @@ def report(capsys: pytest.CaptureFixture, setup: str, kills: list[str], failed: 
         sys.stdout.write(f"\n| {setup} | {len(kills)} | {'; '.join(kills)} | {equal} |")
 
 
-def torchrun(args: TrainArguments) -> list[str]:
-    return ["torchrun", "--standalone", "--nproc_per_node", "2", str(SCRIPT), *flags(args)]
+def complete(process: subprocess.Popen[str]) -> None:
+    printed = process.communicate(timeout=900)
+    assert process.returncode == 0, printed
 
 
-def start(command: list[str]) -> subprocess.Popen:
-    """Start a command of this environment; what it prints is of no interest here."""
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    program = str(Path(sys.executable).parent / command[0])
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([program, *command[1:]], env=environment, **quiet)
-
-
-def wait_for_lines(process: subprocess.Popen, args: TrainArguments, lines: int) -> None:
+def wait_for_lines(process: subprocess.Popen[str], args: TrainArguments, lines: int) -> None:
     log = Path(args.output_dir) / "log.jsonl"
     while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
         assert process.poll() is None, "the run ended before it was killed"
         time.sleep(0.005)
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: subprocess.Popen[str]) -> None:
     """Kill a command with all its processes; torchrun's are in sessions of their own."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
         member.suspend()  # none may see another one's end and act on it
     for member in family:
         member.kill()
-    assert process.wait(60) == SIGKILL
+    process.communicate(timeout=60)
+    assert process.returncode == SIGKILL
 
 
-def kill_rank(process: subprocess.Popen, rank: str) -> None:
+def kill_rank(process: subprocess.Popen[str], rank: str) -> None:
     workers = psutil.Process(process.pid).children()
     next(worker for worker in workers if worker.environ().get("RANK") == rank).kill()
 

@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C end a run in good order, with a checkpoint; and leave nothing behind in the process."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runner import Run, contents
+from runner import Run, contents, torchrun
 
 from ituning_hf.training import TrainArguments, signals
 from ituning_hf.training.errors import RunStopped
@@ -90,7 +91,7 @@ def test_a_signal_while_the_data_is_made_ready_ends_the_run(photos: Path, tmp_pa
     """Making small backbones takes minutes, and there is nothing to save."""
     args = TrainArguments(dataset=str(photos), output_dir=str(tmp_path / "run"))
     run = Run(args)
-    run.wait_for("a CLIP on 11 images")
+    run.wait_for("a GPT-2 on ")
     started = time.monotonic()
     run.signal(signal.SIGTERM)
     assert run.end() == 143, run.printed
@@ -102,3 +103,26 @@ def test_a_signal_while_the_data_is_made_ready_ends_the_run(photos: Path, tmp_pa
         "backbones/tokenizer/merges.txt",
         "backbones/tokenizer/vocab.json",
     ]
+
+
+def test_two_processes_stop_at_one_step_and_fail_with_one_message(settings: Settings, tmp_path: Path):
+    """torchrun passes SIGTERM on; and a folder that is refused, by one process, ends both."""
+    args = settings(**LONG, per_device_train_batch_size=2)
+    log = Path(args.output_dir) / "log.jsonl"
+    running = torchrun(args)
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    printed = running.communicate(timeout=300)[1]
+    stopped = re.findall(rf"^ituning: stopped by SIGTERM after step (\d+) of 100000: {AGAIN}$", printed, re.M)
+    assert len(stopped) == 1, printed
+    folder = Path(args.output_dir) / "checkpoints" / f"step_{int(stopped[0]):08d}"
+    assert {f"random_states_{rank}.pkl" for rank in (0, 1)} <= set(contents(folder))
+
+    refused = torchrun(args)
+    printed = refused.communicate(timeout=300)[1]
+    assert refused.returncode == 1  # torchrun's own, whatever its processes ended with
+    assert printed.count("ituning: error: --output_dir") == 1, printed
+    assert "holds another run" in printed
+    assert len(re.findall(r"exitcode *: 2 ", printed)) == 2, printed
