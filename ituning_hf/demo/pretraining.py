@@ -1,4 +1,4 @@
-"""Makes the demo's two backbones from nothing; `examples/pretrain_demo_backbones.py` runs it.
+"""Makes the demo's two backbones from nothing; `examples/pretrain_scene_backbones.py` runs it.
 
 The GPT-2 reads captions. The CLIP learns which phrases of captions are true of a picture, by contrast with
 those that are not. A phrase is compared with each patch, and the best-matching patches count (as in FILIP,

@@ -19,12 +19,12 @@ from ..saving import load_captioner
 from ..training import TrainArguments, TrainingData, train
 from ..training.checkpoints import write_json
 from ..training.memory import format_bytes, peak_resident_memory
+from ..training.setup import SCENE_BACKBONES
 from .page import write_page
 from .scenes import UNSEEN_PAIRS, compose_scenes
 from .scoring import Scores, named_objects, score_captions
 
 Report = Callable[[str], None]
-BACKBONES = Path(__file__).parent / "backbones"
 SCRIPT = Path(__file__).parent / "use_it.py"
 NUM_VALIDATION = 100
 NUM_SHOWN = 6  # captions of each kind in the table
@@ -108,7 +108,7 @@ def run_demo(
     scenes = compose_scenes(seed, num_train, NUM_VALIDATION, num_test)
 
     report(_heading(1, "Two frozen models, shipped with the package"))
-    report(_BACKBONES_TEXT)
+    report(_SCENE_BACKBONES_TEXT)
     alone = _caption(*_untrained(), scenes.held_out)
     report(f"Asked alone, the language model says of every picture: {alone[0].caption!r}")
 
@@ -146,8 +146,6 @@ def run_demo(
 
 def _settings(folder: Path, seed: int, train_steps: int) -> TrainArguments:
     return TrainArguments(
-        vision_model=str(BACKBONES / "vision"),
-        text_model=str(BACKBONES / "text"),
         captions_per_image=1,
         max_caption_tokens=32,
         max_train_steps=train_steps,
@@ -165,7 +163,7 @@ def _settings(folder: Path, seed: int, train_steps: int) -> TrainArguments:
 
 def _untrained() -> tuple[ITuningForCaptioning, ITuningProcessor]:
     """Return a captioner whose adapters do nothing yet: the language model alone."""
-    parts = BACKBONES / "vision", BACKBONES / "text"
+    parts = SCENE_BACKBONES / "vision", SCENE_BACKBONES / "text"
     return (
         ITuningForCaptioning.from_vision_text_pretrained(*parts),
         ITuningProcessor.from_vision_text_pretrained(*parts),
@@ -242,7 +240,7 @@ def _summary(result: DemoResult, folder: Path) -> list[str]:
     ]
 
 
-_BACKBONES_TEXT = """\
+_SCENE_BACKBONES_TEXT = """\
 A CLIP vision encoder that was trained on scenes and phrases, and a GPT-2 that has read captions and never
 seen a picture. Neither changes from here on."""
 

@@ -23,7 +23,7 @@ from .launching import refuse_unsupported_launch
 from .loop import CaptionTrainer
 from .processes import one_fate
 from .run_folder import claim_output_dir
-from .setup import TrainingData, describe_run, load_data, load_model
+from .setup import TrainingData, describe_run, load_data, load_model, with_backbones
 from .signals import stop_on_signals
 from .state import TrainState
 from .tracking import require_trackers
@@ -125,6 +125,7 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     require_trackers(args.report_to)
     if args.eval_caption_images:
         require_scorers()
+    args = with_backbones(args)
     accelerator = create_accelerator(args)
 
     def report(text: str) -> None:

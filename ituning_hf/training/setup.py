@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -18,6 +18,9 @@ from .processes import one_fate
 from .small_backbones import make_small_backbones, small_text_config, small_vision_config
 
 Report = Callable[[str], None]
+
+# Pretrained on drawn scenes, and shipped; `examples/pretrain_scene_backbones.py` makes them.
+SCENE_BACKBONES = Path(__file__).resolve().parents[1] / "scene_backbones"
 
 
 @dataclass
@@ -60,6 +63,14 @@ def load_data(args: TrainArguments) -> TrainingData:
         return TrainingData(train, load(args.eval_split, max(1, args.num_scenes // 10)))
     except ValueError as error:
         raise ValueError(f"{error}. To train without validation, give --eval_split none.") from error
+
+
+def with_backbones(args: TrainArguments) -> TrainArguments:
+    """Name the shipped backbones where the built-in scenes are trained on and no others are given."""
+    if args.dataset != "scenes" or args.vision_model is not None:
+        return args
+    vision, text = (str(SCENE_BACKBONES / kind) for kind in ("vision", "text"))
+    return replace(args, vision_model=vision, text_model=text)
 
 
 def load_model(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.demo import DemoResult, run_demo
-from ituning_hf.demo.story import BACKBONES
+from ituning_hf.training.setup import SCENE_BACKBONES
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_the_saved_captioner_says_the_same_in_a_process_of_its_own(demo):
 def test_only_the_adapter_is_in_the_captioners_folder(demo):
     _, folder, _ = demo
     model = ITuningForCaptioning.from_pretrained(folder / "best")
-    assert model.config.vision_model_name_or_path == str(BACKBONES / "vision")
-    shipped = (BACKBONES / "text" / "model.safetensors").stat().st_size
+    assert model.config.vision_model_name_or_path == str(SCENE_BACKBONES / "vision")
+    shipped = (SCENE_BACKBONES / "text" / "model.safetensors").stat().st_size
     assert (folder / "best" / "model.safetensors").stat().st_size < shipped / 2
 
 
@@ -76,7 +76,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
 
 
 def test_the_shipped_backbones_are_small():
-    files = [path for path in BACKBONES.rglob("*") if path.is_file()]
+    files = [path for path in SCENE_BACKBONES.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8 * 2**20
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
 

@@ -96,11 +96,12 @@ def test_the_plan_is_what_the_run_does(settings: Settings, capsys):
 def test_another_run_in_the_folder_is_reported_and_left_alone(settings: Settings, capsys, nothing_written):
     args = settings(dry_run=True)
     out = Path(args.output_dir)
-    out.mkdir()
+    (out / "last").mkdir(parents=True)
     (out / "run.json").write_text("{}")
     nothing_written(start=True)
     train(args)
-    assert said(capsys, "Output") == f"{out} holds another run: training would be refused there"
+    refusal = f"training would be refused: --output_dir {out} holds another run: give another folder"
+    assert said(capsys, "Output").startswith(refusal)
     assert nothing_written()
 
 
@@ -129,15 +130,22 @@ def test_a_checkpoint_of_other_settings_is_refused(settings: Settings):
         train(settings(max_train_steps=2, seed=5, dry_run=True, resume_from_checkpoint="latest"))
 
 
-def test_a_checkpoint_that_is_not_there_is_named(settings: Settings, nothing_written):
-    with pytest.raises(FileNotFoundError, match="--resume_from_checkpoint latest: there is no checkpoint"):
-        train(settings(dry_run=True, resume_from_checkpoint="latest"))
+def test_before_the_first_checkpoint_it_begins_where_the_run_would(settings: Settings, nothing_written):
+    assert train(settings(dry_run=True, resume_from_checkpoint="latest")).step == 0
     assert nothing_written()
 
 
-def test_without_backbones_it_takes_untrained_small_ones(capsys, nothing_written, tmp_path: Path):
+def test_a_checkpoint_that_is_not_there_is_named(settings: Settings, nothing_written):
+    with pytest.raises(FileNotFoundError, match="--resume_from_checkpoint elsewhere is no checkpoint"):
+        train(settings(dry_run=True, resume_from_checkpoint="elsewhere"))
+    assert nothing_written()
+
+
+def test_without_backbones_it_takes_untrained_small_ones(
+    capsys, nothing_written, photos: Path, tmp_path: Path
+):
     out = str(tmp_path / "run")
-    train(TrainArguments(num_scenes=12, output_dir=out, dataloader_num_workers=0, dry_run=True))
+    train(TrainArguments(dataset=str(photos), output_dir=out, dataloader_num_workers=0, dry_run=True))
     assert nothing_written()
     text = capsys.readouterr().out
     assert "\nBackbones  small ones, untrained here; the run would train them first\n" in text
@@ -145,10 +153,11 @@ def test_without_backbones_it_takes_untrained_small_ones(capsys, nothing_written
     assert "steps ..." not in text
 
 
-def test_two_processes_print_once(tmp_path: Path):
+def test_two_processes_print_once(photos: Path, tmp_path: Path):
     """Without backbones, since of several processes only one can save those it makes."""
     args = TrainArguments(
-        num_scenes=12,
+        dataset=str(photos),
+        captions_per_image=2,
         per_device_train_batch_size=4,
         dataloader_num_workers=0,
         output_dir=str(tmp_path / "run"),
@@ -167,7 +176,7 @@ def test_two_processes_print_once(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Dry run:") == 1
-    assert "\nStep       8 images, 40 captions, " in done.stdout
+    assert "\nStep       8 images, " in done.stdout
     assert "\n           1 x 2 x 4 (batches x processes x images of a batch)\n" in done.stdout
     assert not Path(args.output_dir).exists()
 

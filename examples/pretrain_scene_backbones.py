@@ -1,6 +1,6 @@
-"""Make the two small backbones that `ituning demo` ships: an hour on one CPU core, the same each time.
+"""Make the two small backbones that this package ships for drawn scenes: half an hour on one CPU core.
 
-    python examples/pretrain_demo_backbones.py ituning_hf/demo/backbones
+    python examples/pretrain_scene_backbones.py ituning_hf/scene_backbones
 
 They are in the package already; this is how they came about.
 """
