@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from runner import Run, contents, torchrun
 
@@ -105,21 +106,35 @@ def test_a_signal_while_the_data_is_made_ready_ends_the_run(photos: Path, tmp_pa
     ]
 
 
-def test_two_processes_stop_at_one_step_and_fail_with_one_message(settings: Settings, tmp_path: Path):
-    """torchrun passes SIGTERM on; and a folder that is refused, by one process, ends both."""
-    args = settings(**LONG, per_device_train_batch_size=2)
+def stop_two_processes(args: TrainArguments, rank: str | None) -> None:
+    """Send SIGTERM to torchrun, or to one of its processes alone; both must have saved the same step."""
     log = Path(args.output_dir) / "log.jsonl"
     running = torchrun(args)
     while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
         assert running.poll() is None, running.communicate()
         time.sleep(0.05)
-    running.send_signal(signal.SIGTERM)
+    family = psutil.Process(running.pid)
+    chosen = (
+        [child for child in family.children() if child.environ().get("RANK") == rank] if rank else [family]
+    )
+    chosen[0].terminate()
     printed = running.communicate(timeout=300)[1]
     stopped = re.findall(rf"^ituning: stopped by SIGTERM after step (\d+) of 100000: {AGAIN}$", printed, re.M)
     assert len(stopped) == 1, printed
     folder = Path(args.output_dir) / "checkpoints" / f"step_{int(stopped[0]):08d}"
     assert {f"random_states_{rank}.pkl" for rank in (0, 1)} <= set(contents(folder))
 
+
+@pytest.mark.stress
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_signal_to_one_process_alone_stops_both(settings: Settings, rank: str):
+    stop_two_processes(settings(**LONG, per_device_train_batch_size=2), rank)
+
+
+def test_two_processes_stop_at_one_step_and_fail_with_one_message(settings: Settings):
+    """torchrun passes SIGTERM on; and a folder that is refused, by one process, ends both."""
+    args = settings(**LONG, per_device_train_batch_size=2)
+    stop_two_processes(args, None)
     refused = torchrun(args)
     printed = refused.communicate(timeout=300)[1]
     assert refused.returncode == 1  # torchrun's own, whatever its processes ended with
