@@ -65,7 +65,8 @@ def test_the_page_shows_each_picture_with_its_caption(demo):
     pictures = sorted((folder / "scenes").glob("*.png"))
     assert len(pictures) == 48
     assert all(f'src="scenes/{picture.name}"' in page for picture in pictures)
-    assert Image.open(pictures[0]).size == (64, 64)
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (64, 64)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):

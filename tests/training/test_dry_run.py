@@ -142,7 +142,7 @@ def test_a_checkpoint_that_is_not_there_is_named(settings: Settings, nothing_wri
 
 
 def test_without_backbones_it_takes_untrained_small_ones(
-    capsys, nothing_written, photos: Path, tmp_path: Path
+    photos: Path, capsys, nothing_written, tmp_path: Path
 ):
     out = str(tmp_path / "run")
     train(TrainArguments(dataset=str(photos), output_dir=out, dataloader_num_workers=0, dry_run=True))

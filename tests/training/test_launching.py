@@ -47,7 +47,7 @@ def test_what_accelerate_says_of_a_plain_launch_is_fine(monkeypatch):
     refuse_unsupported_launch(environment)
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    assert create_accelerator(None).num_processes == 1
+    assert create_accelerator(TrainArguments()).num_processes == 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
