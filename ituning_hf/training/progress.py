@@ -13,6 +13,9 @@ from tqdm import tqdm
 from .checkpoints import writing
 
 
+LOG_FILE_SECONDS = 60  # between two lines of the bar where nobody watches it
+
+
 class Progress:
     """The main process's screen and log; the other processes' do nothing.
 
@@ -30,7 +33,12 @@ class Progress:
         _keep_up_to(log_file, first_step)
         self._log_file = log_file
         self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, desc="training"
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            desc="training",
+            mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS,
         )
 
     def step(self, loss: float, learning_rate: float, images_per_second: float) -> None:
