@@ -30,7 +30,7 @@ pytestmark = [
 
 def tutorial_commands() -> list[str]:
     text = README.read_text(encoding="utf-8")
-    section = text.split("## Train on your own photographs")[1].split("\n## ")[0]
+    section = text.split("## Train on your own photographs")[1].split("\n### ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, flags=re.S)
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from ..captioning import iter_captions
 from ..data import CaptionedImage
@@ -110,7 +111,7 @@ def run_demo(
     report(_heading(1, "Two frozen models, shipped with the package"))
     report(_SCENE_BACKBONES_TEXT)
     alone = _caption(*_untrained(), scenes.held_out)
-    report(f"Asked alone, the language model says of every picture: {alone[0].caption!r}")
+    report(f"Asked alone, the language model says of every picture:\n  {shorten(alone[0].caption, 100)}")
 
     report(_heading(2, f"Training adapters between them on {num_train:,} scenes, and nothing else"))
     report(_PAIRS_TEXT.format(pairs=", ".join(" ".join(pair) for pair in sorted(UNSEEN_PAIRS))))

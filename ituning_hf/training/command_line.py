@@ -56,7 +56,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a file of settings: YAML, or JSON, which is YAML too.
+    """Read a file of settings: YAML, or JSON, which is YAML too; a run's `run.json` gives that run's.
 
     Raises:
         ValueError: if it is not a mapping, has a key twice or one that is no setting, or a value that is
@@ -75,6 +75,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         kind = "list" if isinstance(content, list) else "text"
         raise ValueError(f"--config {path} holds a {kind}, expected settings as 'name: value'.")
     kinds = kinds_of(TrainArguments)
+    if isinstance(content.get("settings"), dict):
+        content = content["settings"]
     for name in content:
         if name not in kinds:
             raise ValueError(f"--config {path}: {name!r} is no setting{_nearest(name, kinds, '')}")

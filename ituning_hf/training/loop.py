@@ -44,7 +44,7 @@ from .processes import one_fate, shared_folder
 from .progress import Progress
 from .setup import TrainingData
 from .signals import StopRequest
-from .state import TrainState, check_same_run, read_state, run_identity
+from .state import TrainState, check_same_run, read_state, run_identity, run_record
 from .tracking import Trackers
 from .validation import SCORE_NAMES, Validation, Validator
 
@@ -118,8 +118,9 @@ class CaptionTrainer:
                 self.accelerator.print("This run is complete: there is nothing left to do.", flush=True)
                 return self.state
         elif self.accelerator.is_main_process:
-            write_json(self.output_dir / RUN_FILE, self.identity)
-        self.trackers = Trackers(self.args, self.accelerator, self.state.step)
+            write_json(self.output_dir / RUN_FILE, run_record(self.args, self.identity))
+        with one_fate(self.accelerator):
+            self.trackers = Trackers(self.args, self.accelerator, self.state.step)
         self.progress = Progress(
             self.output_dir / LOG_FILE,
             self.total_steps,

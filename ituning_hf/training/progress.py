@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from .checkpoints import writing
 
-
 LOG_FILE_SECONDS = 60  # between two lines of the bar where nobody watches it
 
 

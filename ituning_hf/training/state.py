@@ -87,6 +87,18 @@ def run_identity(
     }
 
 
+def run_record(args: TrainArguments, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what `run.json` says: the identity, and every setting that another run could be made from.
+
+    Args:
+        args: The settings.
+        identity: What `run_identity` gave.
+    """
+    place = ("output_dir", "resume_from_checkpoint", "dry_run")
+    settings = {name: value for name, value in args.to_dict().items() if name not in place}
+    return identity | {"settings": settings | identity["settings"]}
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Read a checkpoint's own state: its progress and its run's identity.
 

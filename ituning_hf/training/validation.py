@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,9 @@ from ..data import CaptionedImage, SampleKey
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages
+from .processes import one_fate
+
+SHOWN_CHARACTERS = 110  # of a sample caption
 
 SCORE_NAMES = {
     "loss": "loss",
@@ -48,7 +52,9 @@ class Validation:
             scores = [f"{SCORE_NAMES[key]} {self.scores[key]:.4f}" for key in self.scores if key != "loss"]
             lines.append(f"  captions of {self.num_scored:,} validation images: {', '.join(scores)}")
         width = max(map(len, self.samples), default=0) + 1
-        return lines + [f"  {name + ':':<{width}} {' '.join(s.split())}" for name, s in self.samples.items()]
+        # Untrained, a captioner may ramble on; the log has all that it said.
+        samples = {name: shorten(text, SHOWN_CHARACTERS) for name, text in self.samples.items()}
+        return lines + [f"  {name + ':':<{width}} {text}" for name, text in samples.items()]
 
 
 class Validator:
@@ -152,14 +158,18 @@ class Validator:
 
     def _score(self, captions: dict[int, str]) -> dict[str, float]:
         scores: list[dict[str, float]] = [{}]
-        if self.accelerator.is_main_process:
-            from ..evaluation import compute_caption_metrics  # of an extra that a run may do without
-
-            references = [list(self.images[index].captions) for index in captions]
-            found = compute_caption_metrics(list(captions.values()), references, java=False)
-            scores = [{key: float(found[key]) for key in SCORE_NAMES if key != "loss"}]
+        with one_fate(self.accelerator):
+            if self.accelerator.is_main_process:
+                scores = [self._scores_of(captions)]
         # One process's word for all, since what is best decides on what they all do next.
         return broadcast_object_list(scores)[0]
+
+    def _scores_of(self, captions: dict[int, str]) -> dict[str, float]:
+        from ..evaluation import compute_caption_metrics  # of an extra that a run may do without
+
+        references = [list(self.images[index].captions) for index in captions]
+        found = compute_caption_metrics(list(captions.values()), references, java=False)
+        return {key: float(found[key]) for key in SCORE_NAMES if key != "loss"}
 
 
 def require_scorers() -> None:

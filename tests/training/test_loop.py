@@ -22,6 +22,7 @@ from ituning_hf.training import (
     TrainArguments,
     TrainState,
     make_small_backbones,
+    parse_arguments,
     train,
 )
 from ituning_hf.training.cli import create_accelerator
@@ -350,3 +351,13 @@ def test_small_backbones_are_made_of_the_data(tmp_path: Path, photos: Path):
     assert (model.config.vision_config.image_size, model.config.text_config.n_layer) == (32, 4)
     for ours, theirs in zip(one, two, strict=True):  # by seed
         assert_same_adapter(load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors"))
+
+
+def test_a_run_can_be_made_again_from_what_it_wrote_of_itself(settings: Settings, tmp_path: Path):
+    args = settings(max_train_steps=2, adapter_layers=[1, 3], report_to=[])
+    train(args)
+    again = tmp_path / "again"
+    run = str(Path(args.output_dir) / "run.json")
+    train(parse_arguments(["--config", run, "--output_dir", str(again)]))
+    assert_same_adapter(adapter(again), adapter(args.output_dir))
+    assert read_log(again) == read_log(args.output_dir)
