@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 from small_models import SHARED_DATA
-from transformers import CLIPImageProcessorPil, CLIPModel, GPT2LMHeadModel, GPT2Tokenizer
 
-from ituning_hf.training.small_backbones import small_text_config
+from ituning_hf.data import load_captioned_images
+from ituning_hf.training import make_small_backbones
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 PHOTOS = SHARED_DATA / "flickr8k-mini"
 NUM_PHOTOS = int(os.environ.get("TUTORIAL_PHOTOS", "60"))
+BACKBONE_STEPS = 60
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,30 +47,31 @@ def make_photos(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
-def cache_as_downloaded(hub: Path, name: str, parts: list) -> None:
+def cache_as_downloaded(hub: Path, name: str, folder: Path) -> None:
     repository = hub / f"models--{name.replace('/', '--')}"
     commit = "0123456789abcdef0123456789abcdef01234567"
-    for part in parts:
-        part.save_pretrained(repository / "snapshots" / commit)
+    shutil.copytree(folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, backbones: dict[str, Path]) -> Path:
+def workplace(tmp_path: Path) -> Path:
     """A folder with `photos/` and `new/`, and a Hub cache with the backbones that the tutorial names."""
     make_photos(tmp_path / "photos")
     (tmp_path / "new").mkdir()
     for photo in sorted((tmp_path / "photos").glob("*.jpg"))[:3]:
         shutil.copy(photo, tmp_path / "new")
-    hub = tmp_path / "cache" / "hub"
-    clip = [kind.from_pretrained(backbones["clip"]) for kind in (CLIPModel, CLIPImageProcessorPil)]
-    words = GPT2Tokenizer.from_pretrained(str(SHARED_DATA / "gpt2-tokenizer"))
-    text = GPT2LMHeadModel(
-        small_text_config(vocab_size=50257, bos_token_id=50256, eos_token_id=50256, n_positions=128)
+    vision, text = make_small_backbones(
+        tmp_path / "made",
+        load_captioned_images(tmp_path / "photos", "train"),
+        tokenizer=SHARED_DATA / "gpt2-tokenizer",
+        vision_steps=BACKBONE_STEPS,
+        text_steps=BACKBONE_STEPS,
     )
-    cache_as_downloaded(hub, "openai/clip-vit-base-patch16", clip)
-    cache_as_downloaded(hub, "gpt2", [text, words])
+    hub = tmp_path / "cache" / "hub"
+    cache_as_downloaded(hub, "openai/clip-vit-base-patch16", vision)
+    cache_as_downloaded(hub, "gpt2", text)
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -73,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if int(os.environ.get("RANK", "0")) == 0:
             print("ituning:", stopped, file=sys.stderr)  # noqa: T201
         return stopped.exit_code
+    finally:
+        # A process that ends with its group still open may be aborted by it, and its exit code lost.
+        PartialState().destroy_process_group()
     return 0
 
 

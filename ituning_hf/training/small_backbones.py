@@ -294,7 +294,7 @@ def optimize(
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            report(f"  step {step}, loss {float(value):.4f}")
+            report(f"  step {step}, loss {value.item():.4f}")
 
 
 def _batches(num_samples: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
