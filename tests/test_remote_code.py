@@ -292,6 +292,7 @@ LAYERS = [
     ("modeling_ituning",),
     ("data",),
     ("training", "evaluation", "tuner", "visualization", "captioning", "inspection"),
+    ("demo",),
     ("__init__",),
     ("cli",),
 ]

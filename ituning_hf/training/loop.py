@@ -8,47 +8,29 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, send_to_device, set_seed
-from safetensors.torch import save_file
+from accelerate.utils import send_to_device, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..checkpoint_ituning import read_adapter_file
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
-from ..saving import save_captioner
 from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages
-from .checkpoints import (
-    CHECKPOINTS,
-    LOG_FILE,
-    RUN_FILE,
-    STATE_FILE,
-    checkpoint_folder,
-    find_checkpoint,
-    is_complete,
-    remove_old_checkpoints,
-    rewind,
-    sync,
-    write_json,
-    writing,
-)
+from .checkpoints import LOG_FILE, RUN_FILE, find_checkpoint, write_json
 from .errors import NonFiniteLossError, RunStopped
 from .optimization import create_optimizer, create_schedule
-from .processes import one_fate, shared_folder
+from .processes import one_fate
 from .progress import Progress
+from .run_store import RunStore
 from .setup import TrainingData
 from .signals import StopRequest
-from .state import TrainState, check_same_run, read_state, run_identity, run_record
+from .state import TrainState, run_identity, run_record
 from .tracking import Trackers
 from .validation import SCORE_NAMES, Validation, Validator
-
-ADAPTER_FILE = "adapter.safetensors"
 
 
 class CaptionTrainer:
@@ -93,8 +75,7 @@ class CaptionTrainer:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.validator = Validator(args, self.model, processor, data.evaluation, accelerator, self.skipped)
         accelerator.register_for_checkpointing(self.schedule)
-        accelerator.register_save_state_pre_hook(self._save_adapter_alone)
-        accelerator.register_load_state_pre_hook(self._load_adapter_alone)
+        self.store = RunStore(self.output_dir, model, processor, accelerator, self.identity)
         set_seed(args.seed + accelerator.process_index)  # dropout; everything else has seeds of its own
 
     def train(self) -> TrainState:
@@ -114,7 +95,7 @@ class CaptionTrainer:
         if self.args.resume_from_checkpoint is not None:
             checkpoint = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
             self.restore(checkpoint)
-            if self._is_complete(checkpoint):
+            if not self.store.rewind(checkpoint):
                 self.accelerator.print("This run is complete: there is nothing left to do.", flush=True)
                 return self.state
         elif self.accelerator.is_main_process:
@@ -134,7 +115,7 @@ class CaptionTrainer:
                 self._train_steps()
                 if self._out_of_patience() and self.state.step < self.total_steps:
                     self._say_why_early()
-            self._save_captioner("last")
+            self.store.save_captioner("last")
         finally:
             self.progress.close()
         return self.state
@@ -231,7 +212,7 @@ class CaptionTrainer:
             validation.scores[metric], metric == "loss", self.args.early_stopping_threshold
         )
         if is_best:
-            self._save_captioner("best")
+            self.store.save_captioner("best")
         epoch = self.state.step / self.steps_per_epoch
         self._report(validation, f"epoch {epoch:.4g}" + (", the best so far" if is_best else ""))
 
@@ -273,48 +254,9 @@ class CaptionTrainer:
         raise RunStopped(self.stop.signum or signal.SIGTERM, when)
 
     def _save_checkpoint(self) -> None:
-        target = checkpoint_folder(self.output_dir, self.state.step)
-        main = self.accelerator.is_main_process
-        with shared_folder(self.accelerator, target) as draft:
-            self.accelerator.save_state(str(draft))
-            if main:
-                sync(self.output_dir / LOG_FILE)  # a resumed run keeps its lines up to the checkpoint
-                write_json(draft / STATE_FILE, {"state": asdict(self.state)} | self.identity)
+        self.store.save_checkpoint(self.state, self.args.max_checkpoints)
         self.saved_step = self.state.step
-        with one_fate(self.accelerator), writing(self.output_dir / CHECKPOINTS):
-            if main:
-                remove_old_checkpoints(self.output_dir, self.args.max_checkpoints)
-
-    def _save_captioner(self, name: str) -> None:
-        with shared_folder(self.accelerator, self.output_dir / name) as draft:
-            if self.accelerator.is_main_process:
-                save_captioner(self.captioner, self.processor, draft)
-
-    def _save_adapter_alone(self, models: list[Any], weights: list[Any], folder: str) -> None:
-        weights.clear()  # they hold the frozen backbones
-        if self.accelerator.is_main_process:
-            save_file(self.captioner.adapter_state_dict(), Path(folder) / ADAPTER_FILE)
-
-    def _load_adapter_alone(self, models: list[Any], folder: str) -> None:
-        models.clear()
-        file = Path(folder) / ADAPTER_FILE
-        self.captioner.load_adapter_state_dict(read_adapter_file(str(file)), str(file))
 
     def restore(self, checkpoint: Path) -> None:
-        """Go back to a checkpoint, in memory alone.
-
-        Raises:
-            ValueError: if it is damaged, or of other settings or other backbones.
-        """
-        saved = read_state(checkpoint)
-        check_same_run(saved, self.identity, checkpoint)
-        self.accelerator.load_state(str(checkpoint))
-        self.state = TrainState(**saved["state"])
-
-    def _is_complete(self, checkpoint: Path) -> bool:
-        """Tell whether the run had nothing left to do there; if it had, clear away what is done again."""
-        complete = broadcast_object_list([is_complete(self.output_dir, checkpoint)])[0]
-        with one_fate(self.accelerator), writing(self.output_dir):
-            if self.accelerator.is_main_process and not complete:
-                rewind(self.output_dir, checkpoint)
-        return complete
+        """Go back to a checkpoint, in memory alone; errors as `RunStore.restore`."""
+        self.state = self.store.restore(checkpoint)

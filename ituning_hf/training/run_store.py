@@ -1,0 +1,115 @@
+"""What a run keeps on disk: captioners to use, and checkpoints to go on from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
+
+from ..checkpoint_ituning import read_adapter_file
+from ..modeling_ituning import ITuningForCaptioning
+from ..processing_ituning import ITuningProcessor
+from ..saving import save_captioner
+from .checkpoints import (
+    CHECKPOINTS,
+    LOG_FILE,
+    STATE_FILE,
+    checkpoint_folder,
+    is_complete,
+    remove_old_checkpoints,
+    rewind,
+    sync,
+    write_json,
+    writing,
+)
+from .processes import one_fate, shared_folder
+from .state import TrainState, check_same_run, read_state
+
+ADAPTER_FILE = "adapter.safetensors"
+
+
+class RunStore:
+    """Saves a run's captioners and checkpoints, and goes back to one; every process must take part.
+
+    A checkpoint holds the adapter, the optimizer, the schedule, the gradient scaler, each process's random
+    states and the run's progress; of the frozen weights the fingerprints alone.
+
+    Args:
+        output_dir: The run's folder.
+        model: The captioner.
+        processor: Its processor; saved beside every captioner.
+        accelerator: Has the optimizer prepared and the schedule registered.
+        identity: What a checkpoint must agree with, as `run_identity` gives it.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        model: ITuningForCaptioning,
+        processor: ITuningProcessor,
+        accelerator: Accelerator,
+        identity: dict[str, Any],
+    ) -> None:
+        self.output_dir, self.captioner, self.processor = output_dir, model, processor
+        self.accelerator, self.identity = accelerator, identity
+        accelerator.register_save_state_pre_hook(self._save_adapter_alone)
+        accelerator.register_load_state_pre_hook(self._load_adapter_alone)
+
+    def save_checkpoint(self, state: TrainState, max_checkpoints: int) -> None:
+        """Write a checkpoint, then delete all but the newest.
+
+        Raises:
+            TrainingError: if it cannot be written; those before are whole.
+        """
+        main = self.accelerator.is_main_process
+        with shared_folder(self.accelerator, checkpoint_folder(self.output_dir, state.step)) as draft:
+            self.accelerator.save_state(str(draft))
+            if main:
+                sync(self.output_dir / LOG_FILE)  # a resumed run keeps its lines up to the checkpoint
+                write_json(draft / STATE_FILE, {"state": asdict(state)} | self.identity)
+        with one_fate(self.accelerator), writing(self.output_dir / CHECKPOINTS):
+            if main:
+                remove_old_checkpoints(self.output_dir, max_checkpoints)
+
+    def save_captioner(self, name: str) -> None:
+        """Write a captioner, in place of the one of that name."""
+        with shared_folder(self.accelerator, self.output_dir / name) as draft:
+            if self.accelerator.is_main_process:
+                save_captioner(self.captioner, self.processor, draft)
+
+    def restore(self, checkpoint: Path) -> TrainState:
+        """Go back to a checkpoint, in memory alone.
+
+        Raises:
+            ValueError: if it is damaged, or of other settings or other backbones.
+        """
+        saved = read_state(checkpoint)
+        check_same_run(saved, self.identity, checkpoint)
+        self.accelerator.load_state(str(checkpoint))
+        return TrainState(**saved["state"])
+
+    def rewind(self, checkpoint: Path) -> bool:
+        """Clear away what a run did after a checkpoint, since it does that again.
+
+        Returns:
+            False, with nothing touched, if the run had nothing left to do there.
+        """
+        complete = broadcast_object_list([is_complete(self.output_dir, checkpoint)])[0]
+        with one_fate(self.accelerator), writing(self.output_dir):
+            if self.accelerator.is_main_process and not complete:
+                rewind(self.output_dir, checkpoint)
+        return not complete
+
+    def _save_adapter_alone(self, models: list[Any], weights: list[Any], folder: str) -> None:
+        weights.clear()  # they hold the frozen backbones
+        if self.accelerator.is_main_process:
+            save_file(self.captioner.adapter_state_dict(), Path(folder) / ADAPTER_FILE)
+
+    def _load_adapter_alone(self, models: list[Any], folder: str) -> None:
+        models.clear()
+        file = Path(folder) / ADAPTER_FILE
+        self.captioner.load_adapter_state_dict(read_adapter_file(str(file)), str(file))
