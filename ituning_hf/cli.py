@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its arguments; those of the process by default.
 
     Returns:
-        The exit code: 0, or 1 where an image could not be read, 2 for a mistake of the user's, 130
-        after Ctrl-C, 141 when whoever read the output has gone.
+        The exit code: 0, or 1 where an image could not be read or training failed on its way, 2 for a
+        mistake of the user's, 130 after Ctrl-C, 141 when whoever read the output has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -64,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (OSError, ValueError) as error:
-        if os.environ.get("ITUNING_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("ITUNING_TRACEBACK") or not _is_foreseen(error):
             raise
         print("ituning: error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RuntimeError) else 2
     return code
 
 
@@ -81,21 +81,18 @@ def _run(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    try:
-        from .training.cli import main as train
-    except ModuleNotFoundError as error:
-        if error.name not in ("accelerate", "yaml"):
-            raise
-        raise OSError(f"training needs {error.name}: pip install 'ituning_hf[train]'") from error
-    try:
-        return train(arguments)
-    except RuntimeError as error:
+    from .training.cli import main as train
+
+    return train(arguments)
+
+
+def _is_foreseen(error: Exception) -> bool:
+    """Tell whether an error is told well by its own message; a traceback is for faults of ours."""
+    if isinstance(error, RuntimeError):
         from .training.errors import TrainingError  # a run that was sound when it began
 
-        if not isinstance(error, TrainingError) or os.environ.get("ITUNING_TRACEBACK"):
-            raise
-        print("ituning: error:", error, file=sys.stderr)
-        return 1
+        return isinstance(error, TrainingError)
+    return isinstance(error, (OSError, ValueError)) or type(error) is ImportError  # not a missing module
 
 
 def _parser() -> argparse.ArgumentParser:
