@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   ituning demo
-  ituning train --dataset captions.json --image_root photos --output_dir my-captioner
+  ituning train --dataset photos/ --vision_model openai/clip-vit-base-patch16 --text_model gpt2 \\
+      --output_dir my-captioner
   ituning caption photos/ --model my-captioner/best --output captions.jsonl
   ituning info my-captioner/best
 
@@ -54,12 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistake of the user's, 130 after Ctrl-C, 141 when whoever read the output has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not know every letter of a caption or a name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(arguments)
-        sys.stdout.flush()  # here, where a reader that has gone can still be met
-    except KeyboardInterrupt:
-        print("ituning: interrupted", file=sys.stderr)
-        return 130
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()  # here, where a reader that has gone can still be met
+    except KeyboardInterrupt as stopped:
+        print("ituning:", str(stopped) or "interrupted", file=sys.stderr)
+        return getattr(stopped, "exit_code", 130)
     except BrokenPipeError:  # ituning ... | head
         # Python flushes once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -127,7 +132,12 @@ def _add_demo_command(commands: Any) -> None:
         "they have not seen, save the captioner and load it again. Minutes on two CPU cores; no network.",
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("ituning-demo"), metavar="FOLDER", help="(%(default)s)"
+        "--output-dir",
+        "--output_dir",
+        type=Path,
+        default=Path("ituning-demo"),
+        metavar="FOLDER",
+        help="gets the captioner, the pictures and a page that shows them (%(default)s)",
     )
     parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="another run (%(default)s)")
     parser.set_defaults(run=_demo)
@@ -278,8 +288,6 @@ def _write_results(results: Iterable[CaptionResult], total: int, output: IO[str]
     """Write each result as soon as it is there, and return how many images could not be read."""
     from tqdm import tqdm
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter of a file's name
-        sys.stdout.reconfigure(errors="backslashreplace")
     unreadable = 0
     with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
         for result in results:

@@ -343,3 +343,12 @@ def test_a_number_that_is_none_is_refused_before_the_model_is_loaded(capsys):
     with pytest.raises(SystemExit):
         main(["caption", "photo.jpg", "--model", "nowhere", "--num-beams", "0"])
     assert "argument --num-beams: '0' is no positive whole number" in capsys.readouterr().err
+
+
+def test_what_a_terminal_cannot_show_ends_nothing(tmp_path: Path):
+    code = "from ituning_hf.cli import main; import sys; sys.exit(main(['info', 'nowhere \U0001f600']))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "UnicodeEncodeError" not in done.stderr
+    assert "\\U0001f600" in done.stderr

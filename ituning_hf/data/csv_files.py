@@ -60,7 +60,7 @@ def _read_rows(
     columns = [name.strip() for name in header]
     image = columns.index(find_column(columns, image_column, IMAGE_COLUMNS, "image_column", path))
     caption = columns.index(find_column(columns, caption_column, CAPTION_COLUMNS, "caption_column", path))
-    split = columns.index("split") if "split" in columns else None
+    split = next((i for i, name in enumerate(columns) if name.lower() == "split"), None)
     for where, fields in table:
         if len(fields) > len(columns):
             raise ValueError(

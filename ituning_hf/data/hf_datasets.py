@@ -154,8 +154,8 @@ def _to_rows(
     table: Any, images: Iterable[_NamedSource], caption_column: str, given: str | None, where: str
 ) -> Iterator[tuple[str, Row]]:
     captions = read_column(table, caption_column)
-    has_splits = given is None and "split" in table.column_names
-    splits = read_column(table, "split") if has_splits else [given] * len(table)
+    own = next((name for name in table.column_names if name.lower() == "split"), None)
+    splits = [given] * len(table) if given is not None or own is None else read_column(table, own)
     for position, ((name, source), texts, split) in enumerate(zip(images, captions, splits, strict=True)):
         at = f"{where}[{position}]"
         yield at, Row(name, _parse_captions(texts, caption_column, at), source, parse_split(split, at))

@@ -60,7 +60,10 @@ def _find_split_folders(root: Path) -> dict[str, Path]:
     found = [name for name in SPLIT_NAMES if (root / name / METADATA_NAME).is_file()]
     in_root = (root / METADATA_NAME).is_file()
     if not found and not in_root:
-        raise FileNotFoundError(f"{root} has no {METADATA_NAME}, nor have its split folders")
+        raise FileNotFoundError(
+            f"{root} has no {METADATA_NAME}, nor have its split folders: write one, with a line for each "
+            f'image, like {{"file_name": "dog.jpg", "captions": ["a dog runs"]}}'
+        )
     folders = {SPLIT_NAMES[name]: root / name for name in found}
     if (found and in_root) or len(folders) < len(found):
         places = ", ".join(["."] * in_root + found)

@@ -51,8 +51,11 @@ class CaptionedImage:
 
 
 def clean_caption(text: str) -> str:
-    """Turn each run of white space, line breaks included, into one space, and strip the ends."""
-    return " ".join(text.split())
+    """Turn each run of white space, line breaks included, into one space, and strip the ends.
+
+    Half a surrogate pair, which JSON can hold and no tokenizer takes, becomes a question mark.
+    """
+    return " ".join(text.encode("utf-8", errors="replace").decode("utf-8").split())
 
 
 def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
@@ -91,8 +94,8 @@ def check_images_exist(records: Sequence[CaptionedImage]) -> None:
     ]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(records)} images are missing ({_first_names(missing)}); "
-            "image_root must be the folder that the data set's file names are relative to"
+            f"{len(missing)} of the split's {len(records)} images are missing ({_first_names(missing)}): "
+            "mend their names in the data set, or give the folder that they are relative to as image_root"
         )
 
 

@@ -71,7 +71,8 @@ def parse_file_name(value: Any, where: str, key: str, absolute: bool = False) ->
         raise ValueError(f"{where}: {key!r} must be a file's name, got {value!r}")
     if "://" in value:
         raise ValueError(f"{where}: {key!r} is a URL, {value!r}: download the images and name their files")
-    # A data set from elsewhere must not read files outside its folder, on any system.
+    # A folder from elsewhere must not read files outside of itself, on any system. Tables that people make
+    # of their own files hold whole paths.
     is_absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).anchor != ""
     leads_out = ".." in PureWindowsPath(value).parts  # a Windows path splits at / and at \
     if (is_absolute and not absolute) or (leads_out and not is_absolute):

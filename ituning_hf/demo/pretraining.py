@@ -24,6 +24,7 @@ from ..data.scenes import COLOURS, RADII, SHAPES
 from ..processing_ituning import ITuningProcessor
 from ..training.checkpoints import atomic_folder
 from ..training.small_backbones import (
+    WINDOW,
     PixelCache,
     Report,
     clip_text_inputs,
@@ -73,7 +74,9 @@ def pretrain_backbones(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     report(f"a GPT-2 on {len(captions):,} captions, {text_steps} steps")
-    language_model = train_language_model(processor, captions, text_steps, TEXT_BATCH, rng, report)
+    language_model = train_language_model(
+        processor, captions, text_steps, TEXT_BATCH, rng, report, num_end_tokens=WINDOW
+    )
     report(f"a CLIP on {len(scenes):,} scenes, {vision_steps} steps")
     encoder = train_vision_encoder(processor, scenes, vision_steps, rng, report)
     for target, parts in ((vision, (encoder, preparation)), (text, (language_model, words))):

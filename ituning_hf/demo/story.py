@@ -18,7 +18,7 @@ from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import ITuningProcessor
 from ..saving import load_captioner
 from ..training import TrainArguments, TrainingData, train
-from ..training.checkpoints import write_json
+from ..training.checkpoints import RUN_FILE, write_json
 from ..training.memory import format_bytes, peak_resident_memory
 from ..training.setup import SCENE_BACKBONES
 from .page import write_page
@@ -27,6 +27,7 @@ from .scoring import Scores, named_objects, score_captions
 
 Report = Callable[[str], None]
 SCRIPT = Path(__file__).parent / "use_it.py"
+RESULT_FILE = "demo.json"
 NUM_VALIDATION = 100
 NUM_SHOWN = 6  # captions of each kind in the table
 NUM_PICTURES = 24  # of each kind on the page
@@ -101,11 +102,13 @@ def run_demo(
         report: Is told the story, line by line.
 
     Raises:
-        FileExistsError: if there is something in `output_dir` already.
+        ValueError: for a seed or a number of steps out of range.
+        FileExistsError: if `output_dir` holds anything but a demo that was interrupted, which goes on.
+        PermissionError: if nothing can be written there.
     """
     started, folder = time.perf_counter(), Path(output_dir)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: remove it, or give another --output-dir.")
+    settings = _settings(folder, seed, train_steps)
+    _make_room(folder)
     scenes = compose_scenes(seed, num_train, NUM_VALIDATION, num_test)
 
     report(_heading(1, "Two frozen models, shipped with the package"))
@@ -115,7 +118,7 @@ def run_demo(
 
     report(_heading(2, f"Training adapters between them on {num_train:,} scenes, and nothing else"))
     report(_PAIRS_TEXT.format(pairs=", ".join(" ".join(pair) for pair in sorted(UNSEEN_PAIRS))))
-    train(_settings(folder, seed, train_steps), TrainingData(scenes.train, scenes.validation))
+    train(settings, TrainingData(scenes.train, scenes.validation))
 
     report(_heading(3, f"Captioning {2 * num_test} scenes that it was not trained on"))
     captioner = load_captioner(folder / "best", device="cpu")
@@ -138,15 +141,32 @@ def run_demo(
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_resident_memory(),
     )
-    write_json(folder / "demo.json", asdict(result))
+    write_json(folder / RESULT_FILE, asdict(result))
     write_page(folder / "index.html", result, held_out[:NUM_PICTURES], unseen[:NUM_PICTURES])
     for line in _summary(result, folder):
         report(line)
     return result
 
 
+def _make_room(folder: Path) -> None:
+    """Make the folder; refuse one that holds something else, or that cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()  # the run's own
+    except OSError as error:
+        raise PermissionError(
+            f"--output-dir {folder} cannot be written to ({error.strerror}): give a folder that can."
+        ) from error
+    there = {path.name for path in folder.iterdir()} - {".lock"}
+    if (folder / RESULT_FILE).exists() or (there and not (folder / RUN_FILE).exists()):
+        what = "holds a finished demo" if RESULT_FILE in there else "is not empty"
+        raise FileExistsError(f"--output-dir {folder} {what}: remove it, or give another folder.")
+
+
 def _settings(folder: Path, seed: int, train_steps: int) -> TrainArguments:
     return TrainArguments(
+        vision_model=str(SCENE_BACKBONES / "vision"),
+        text_model=str(SCENE_BACKBONES / "text"),
         captions_per_image=1,
         max_caption_tokens=32,
         max_train_steps=train_steps,
@@ -159,6 +179,7 @@ def _settings(folder: Path, seed: int, train_steps: int) -> TrainArguments:
         num_sample_captions=3,
         seed=seed,
         output_dir=str(folder),
+        resume_from_checkpoint="latest",  # an interrupted demo goes on
     )
 
 
@@ -187,7 +208,7 @@ def _score(scenes: Sequence[CaptionedScene]) -> Scores:
 
 
 def _draw(folder: Path, scenes: Sequence[CaptionedImage]) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for scene in scenes:
         scene.load().save(folder / f"{scene.name}.png")
 
@@ -234,7 +255,8 @@ def _summary(result: DemoResult, folder: Path) -> list[str]:
         f"{'':<26}{'colours and shapes':>20}{'everything right':>20}",
         *shares,
         "",
-        f"Time        {result.seconds:.0f} s, at most {format_bytes(result.peak_memory_bytes)} of memory",
+        f"Time        {result.seconds:.0f} s",
+        f"Memory      {format_bytes(result.peak_memory_bytes)} at most in this process",
         f"Adapters    {folder / 'best'}  ({format_bytes(result.adapter_bytes)})",
         f"Look at     {folder / 'index.html'}",
         f"Use it      python use_it.py best scenes/*.png   (in {folder})",
@@ -246,6 +268,6 @@ A CLIP vision encoder that was trained on scenes and phrases, and a GPT-2 that h
 seen a picture. Neither changes from here on."""
 
 _PAIRS_TEXT = """\
-None of these pairs is in them, so that what is new can be told from what is remembered:
+These pairs are in none of them. The frozen models have met them, the adapters never do:
 {pairs}
 """

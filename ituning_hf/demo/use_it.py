@@ -11,6 +11,8 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 folder, *paths = sys.argv[1:]
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -248,6 +249,8 @@ class RunArguments:
     )
 
 
+_PATHS = {"vision_model", "text_model", "dataset", "image_root", "output_dir", "resume_from_checkpoint"}
+
 # The order in which the help shows them.
 SECTIONS = (ModelArguments, DataArguments, OptimizationArguments, ValidationArguments, RunArguments)
 
@@ -269,6 +272,8 @@ class TrainArguments(
         for declared in dataclasses.fields(self):
             kind = kinds[declared.name]
             value = kind.adapt(getattr(self, declared.name))
+            if declared.name in _PATHS and isinstance(value, str):
+                value = os.path.expanduser(value)  # no shell has seen a YAML file
             if declared.metadata["rule"] is EVERY and type(value) is int:
                 value = str(value)
             setattr(self, declared.name, value)

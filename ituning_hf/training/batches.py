@@ -57,6 +57,7 @@ class BatchMaker:
         captions_per_image: int,
         augmentation: Sequence[str] = (),
         collate: Any = None,
+        num_workers: int | None = None,
     ) -> DataLoader:
         """Return what reads batches of images.
 
@@ -66,6 +67,7 @@ class BatchMaker:
             captions_per_image: The most captions taken of an image.
             augmentation: Random changes of the images, in training.
             collate: Makes a batch of items; by default the tensors that the captioner takes.
+            num_workers: Processes that read; by default as the settings say.
         """
         dataset = CaptionDataset(
             images,
@@ -79,7 +81,7 @@ class BatchMaker:
             dataset,
             batch_sampler=batches,
             collate_fn=collate or Collator(self.processor, captions_per_image),
-            num_workers=self.args.dataloader_num_workers,
+            num_workers=self.args.dataloader_num_workers if num_workers is None else num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=ignore_stop_signals,
             # Its own, so that making a loader (a resumed run makes one more) draws nothing from the
@@ -117,9 +119,14 @@ class SkippedImages:
             TooManyUnreadableError: if that is more than allowed, or all of them.
         """
         allowed = int(self.max_share * len(images))
-        if unreadable > allowed or unreadable == len(images):
+        if unreadable == len(images):
+            raise TooManyUnreadableError(
+                f"none of the {unreadable} images could be read (one of them: "
+                f"{min(self.problems, default='on another process')}): mend them."
+            )
+        if unreadable > allowed:
             raise TooManyUnreadableError(
                 f"{unreadable} of {len(images)} images could not be read, and --max_unreadable_share "
                 f"{self.max_share} allows {allowed} (one of them: "
-                f"{min(self.problems, default='on another process')}). Mend or remove them, or raise it."
+                f"{min(self.problems, default='on another process')}). Mend them, or raise it."
             )

@@ -60,8 +60,12 @@ def open_draft(target: Path) -> Path:
 def put_in_place(target: Path) -> None:
     """Give the draft the target's name, once all that is in it is on disk."""
     draft, old = draft_of(target), _old_of(target)
-    for path in (*draft.rglob("*"), draft):
+    readable = draft.stat().st_mode & 0o666
+    for path in draft.rglob("*"):
+        if path.is_file():
+            path.chmod(readable)  # safetensors lets nobody else read its files
         sync(path)
+    sync(draft)
     if target.exists():
         target.rename(old)
     draft.rename(target)
@@ -88,7 +92,9 @@ def remove_folder(target: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that is never seen half-written."""
     draft = draft_of(path)
-    draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    draft.write_text(
+        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     sync(draft)
     draft.replace(path)
     sync(path.parent)
@@ -165,13 +171,18 @@ def is_complete(output_dir: Path, checkpoint: Path) -> bool:
     return (output_dir / "last").exists() and checkpoint.resolve() == newest.resolve()
 
 
-def rewind(output_dir: Path, checkpoint: Path) -> None:
-    """Delete what a run made after the checkpoint that it goes on from: it makes all of it again."""
-    if (output_dir / "last").exists():
-        remove_folder(output_dir / "last")
-    for folder in reversed(list_checkpoints(output_dir)):
-        if folder.name > checkpoint.name:
-            remove_folder(folder)
+def rewind(output_dir: Path, checkpoint: Path) -> list[Path]:
+    """Delete what a run made after the checkpoint that it goes on from: it makes all of it again.
+
+    Returns:
+        The folders that were deleted.
+    """
+    later = [folder for folder in list_checkpoints(output_dir) if folder.name > checkpoint.name]
+    last = output_dir / "last"
+    folders = [*([last] if last.exists() else []), *reversed(later)]
+    for folder in folders:
+        remove_folder(folder)
+    return folders
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from .signals import stop_on_signals
 from .state import TrainState
 from .tracking import require_trackers
 from .validation import SCORE_NAMES, require_scorers
+
+GIVEN_DATA = "(given in Python)"  # what `run.json` says of data that no setting names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except RunStopped as stopped:
         if int(os.environ.get("RANK", "0")) == 0:
-            print("ituning:", stopped, file=sys.stderr)  # noqa: T201
+            flag = "" if args.resume_from_checkpoint == "latest" else " with --resume_from_checkpoint latest"
+            print(f"ituning: {stopped}: go on by the same command{flag}", file=sys.stderr)  # noqa: T201
         return stopped.exit_code
     finally:
         # A process that ends with its group still open may be aborted by it, and its exit code lost.
@@ -129,10 +132,13 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     if args.eval_caption_images:
         require_scorers()
     args = with_backbones(args)
+    if data is not None:
+        args = replace(args, dataset=GIVEN_DATA)
     accelerator = create_accelerator(args)
 
     def report(text: str) -> None:
-        accelerator.print(text, flush=True)
+        with suppress(OSError):  # whoever read it has gone; the run goes on
+            accelerator.print(text, flush=True)
 
     with stop_on_signals() as stop:
         with one_fate(accelerator):

@@ -75,7 +75,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         kind = "list" if isinstance(content, list) else "text"
         raise ValueError(f"--config {path} holds a {kind}, expected settings as 'name: value'.")
     kinds = kinds_of(TrainArguments)
-    if isinstance(content.get("settings"), dict):
+    if isinstance(content.get("settings"), dict) and "data_fingerprint" in content:
         content = content["settings"]
     for name in content:
         if name not in kinds:

@@ -48,7 +48,7 @@ def dry_run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, 
         ValueError, OSError: as the run itself would.
     """
     report("Dry run: one optimizer step; nothing is written.")
-    checkpoint, output = _starting_point(args)
+    checkpoint, refusal = _starting_point(args)
     # A checkpoint is compared with the settings of the run itself.
     planned = replace(args, dry_run=False, resume_from_checkpoint=checkpoint)
     set_seed(args.seed)
@@ -61,20 +61,25 @@ def dry_run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, 
     trainer = CaptionTrainer(planned, model, processor, data, accelerator, StopRequest())
     if checkpoint is not None:
         trainer.restore(Path(checkpoint))
-    for line in (*_describe_step(trainer), *_describe_plan(trainer), output):
+    for line in (*_describe_step(trainer), *_describe_plan(trainer), f"Output     {args.output_dir}"):
         report(line)
     accelerator.end_training()
+    if refusal is not None:  # after what was asked for; the run itself would begin with it
+        raise refusal
     return trainer.state
 
 
-def _starting_point(args: TrainArguments) -> tuple[str | None, str]:
-    """Return the checkpoint that the run would begin with, and a line on where it would be written."""
+def _starting_point(args: TrainArguments) -> tuple[str | None, OSError | None]:
+    """Return the checkpoint that the run would begin with, or why it would be refused."""
     folder = Path(args.output_dir)
     try:
         checkpoint = find_starting_point(folder, args.resume_from_checkpoint)
     except FileExistsError as error:
-        return None, f"Output     training would be refused: {error}"
-    return None if checkpoint is None else str(checkpoint), f"Output     {folder}"
+        return None, error
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        return None, PermissionError(f"--output_dir {folder} cannot be written to: give a folder that can.")
+    return None if checkpoint is None else str(checkpoint), None
 
 
 def _load_over_untrained_backbones(

@@ -38,7 +38,5 @@ class RunStopped(KeyboardInterrupt):
 
     def __init__(self, signum: int, when: str) -> None:
         name = signal.Signals(signum).name
-        super().__init__(
-            f"stopped by {name} {when}: go on by the same command with --resume_from_checkpoint latest"
-        )
+        super().__init__(f"stopped by {name} {when}")
         self.exit_code = 128 + signum  # as the shell says it

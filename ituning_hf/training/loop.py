@@ -61,7 +61,7 @@ class CaptionTrainer:
         self.output_dir = Path(args.output_dir)
         self.captioner, self.stop = model, stop
         self.state = TrainState()
-        self.identity = run_identity(args, model, accelerator)
+        self.identity = run_identity(args, model, data, accelerator)
         self.skipped = SkippedImages(args.max_unreadable_share)
         self.batches = BatchMaker(args, processor, accelerator)
         self.sampler = self.batches.sampler(data.train, args.gradient_accumulation_steps)

@@ -104,11 +104,14 @@ class Kind:
     def parse(self, value: str | list[str]) -> Any:
         """Turn what a command line or a file holds into a value of this type.
 
-        A single text stands for a list of one, and `none` for no word at all.
+        A single text stands for a list of one; `none` for no word at all, and for no value where there need
+        be none.
 
         Raises:
             ValueError: if it cannot be read so.
         """
+        if self.is_optional and value in ("none", ["none"]):
+            return None
         if self.is_list:
             items = [value] if isinstance(value, str) else value
             return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self.enabled:
-            self._bar.write(text, file=sys.stdout)
+            with suppress(OSError):  # whoever read it has gone; the run goes on
+                self._bar.write(text, file=sys.stdout)
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a record to the log, at once on disk for whoever follows it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from .checkpoints import (
 )
 from .processes import one_fate, shared_folder
 from .state import TrainState, check_same_run, read_state
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter.safetensors"
 
@@ -90,7 +93,10 @@ class RunStore:
         saved = read_state(checkpoint)
         check_same_run(saved, self.identity, checkpoint)
         self.accelerator.load_state(str(checkpoint))
-        return TrainState(**saved["state"])
+        state = TrainState(**saved["state"])
+        if not (self.output_dir / "best").exists():  # somebody removed it: the next validation is the best
+            state.best_metric = state.best_step = None
+        return state
 
     def rewind(self, checkpoint: Path) -> bool:
         """Clear away what a run did after a checkpoint, since it does that again.
@@ -101,7 +107,8 @@ class RunStore:
         complete = broadcast_object_list([is_complete(self.output_dir, checkpoint)])[0]
         with one_fate(self.accelerator), writing(self.output_dir):
             if self.accelerator.is_main_process and not complete:
-                rewind(self.output_dir, checkpoint)
+                for folder in rewind(self.output_dir, checkpoint):
+                    logger.warning("removed %s: the run makes it again from %s on", folder, checkpoint.name)
         return not complete
 
     def _save_adapter_alone(self, models: list[Any], weights: list[Any], folder: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +36,13 @@ class TrainingData:
 
     train: list[CaptionedImage]
     evaluation: list[CaptionedImage]
+
+    def fingerprint(self) -> str:
+        """Return a digest of the images' names and captions; pixels are not read."""
+        digest = hashlib.sha256()
+        for images in (self.train, self.evaluation):
+            digest.update(json.dumps([(image.name, image.captions) for image in images]).encode())
+        return digest.hexdigest()[:16]
 
 
 def load_data(args: TrainArguments) -> TrainingData:

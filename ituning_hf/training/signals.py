@@ -12,7 +12,10 @@ from types import FrameType
 
 from .errors import RunStopped
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP is what a closed terminal sends; Windows has none.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
 # A terminal sends Ctrl-C to every process, and torchrun passes its own on to its workers: one press is two
 # signals to them, a moment apart.
 SAME_PRESS_SECONDS = 1.0
@@ -59,7 +62,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
         yield request
         return
-    previous = {signum: signal.signal(signum, request.handle) for signum in STOP_SIGNALS}
+    # What is ignored already stays so: nohup, and Ctrl-C in a script that runs this in the background.
+    heard = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+    previous = {signum: signal.signal(signum, request.handle) for signum in heard}
     try:
         yield request
     finally:

@@ -87,9 +87,9 @@ def make_small_backbones(
         torch.manual_seed(seed)
         rng = np.random.default_rng(seed)
         report(f"  a GPT-2 on {len(captions)} captions alone, {text_steps} steps ...")
-        language_model = train_language_model(processor, captions, text_steps, batch_size, rng)
+        language_model = train_language_model(processor, captions, text_steps, batch_size, rng, report)
         report(f"  a CLIP on {len(images)} images and their captions, {vision_steps} steps ...")
-        encoder = _train_clip(processor, images, patch_size, vision_steps, batch_size, rng)
+        encoder = _train_clip(processor, images, patch_size, vision_steps, batch_size, rng, report)
     for target, parts in ((vision, (encoder, preparation)), (text, (language_model, words))):
         with atomic_folder(target) as draft:
             for part in parts:
@@ -138,6 +138,7 @@ def train_language_model(
     batch_size: int,
     rng: np.random.Generator,
     report: Report = lambda text: None,
+    num_end_tokens: int = 1,
 ) -> GPT2LMHeadModel:
     """Train a small GPT-2 on captions that are run together into documents.
 
@@ -148,6 +149,7 @@ def train_language_model(
         batch_size: Windows of the text in a step.
         rng: Of the order.
         report: Is told the loss now and then.
+        num_end_tokens: After the last document.
 
     Returns:
         The language model, in evaluation mode.
@@ -159,7 +161,7 @@ def train_language_model(
     model = GPT2LMHeadModel(config).train()
     model.loss_type = "ForCausalLM"  # its class name tells Transformers nothing of its loss
 
-    text = _running_text(processor, captions, rng)
+    text = _running_text(processor, captions, rng, num_end_tokens)
 
     def loss(chosen: np.ndarray) -> torch.Tensor:
         windows = torch.stack([text[start : start + WINDOW] for start in chosen])
@@ -170,7 +172,7 @@ def train_language_model(
 
 
 def _running_text(
-    processor: ITuningProcessor, captions: Sequence[str], rng: np.random.Generator
+    processor: ITuningProcessor, captions: Sequence[str], rng: np.random.Generator, num_end_tokens: int
 ) -> torch.Tensor:
     """Return the captions' tokens, shuffled and run together, with a begin token for each document."""
     tokens: list[int] = []
@@ -179,7 +181,9 @@ def _running_text(
         if position % CAPTIONS_PER_DOCUMENT == 0:
             tokens.append(begin)
         tokens += caption
-    tokens += [processor.tokenizer.eos_token_id] * WINDOW  # at least one window, however few captions
+    # More than needed, and where captions are few the model learns that nothing follows a begin token.
+    num_end_tokens = max(num_end_tokens, WINDOW - len(tokens))
+    tokens += [processor.tokenizer.eos_token_id] * num_end_tokens
     return torch.tensor(tokens)
 
 
@@ -190,6 +194,7 @@ def _train_clip(
     steps: int,
     batch_size: int,
     rng: np.random.Generator,
+    report: Report,
 ) -> CLIPVisionModel:
     config = small_clip_config(processor, patch_size)
     model = CLIPModel(config).train()
@@ -200,7 +205,7 @@ def _train_clip(
         texts = clip_text_inputs(processor, captions)
         return model(**texts, pixel_values=pixels[chosen], return_loss=True).loss
 
-    optimize(model, loss, len(images), steps, min(batch_size, len(images)), rng)
+    optimize(model, loss, len(images), steps, min(batch_size, len(images)), rng, report)
     return vision_encoder_of(model)
 
 
@@ -279,7 +284,7 @@ def optimize(
         steps: Optimizer steps.
         batch_size: Samples in a step.
         rng: Of the order.
-        report: Is told the loss of every hundredth step.
+        report: Is told the loss of every fiftieth step.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -293,8 +298,8 @@ def optimize(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0:
-            report(f"  step {step}, loss {value.item():.4f}")
+        if step % 50 == 0:
+            report(f"    step {step}, loss {value.item():.4f}")
 
 
 def _batches(num_samples: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ from .._version import __version__
 from ..modeling_ituning import ITuningForCaptioning
 from .arguments import TrainArguments
 from .checkpoints import STATE_FILE
+from .setup import TrainingData
 
 # What a resumed run may change without becoming another run. The backbones are known by fingerprint.
 _FREE_SETTINGS = frozenset(
@@ -28,6 +29,7 @@ _FREE_SETTINGS = frozenset(
         "max_checkpoints",
         "report_to",
         "dry_run",
+        "max_unreadable_share",
     }
 )
 
@@ -70,7 +72,7 @@ class TrainState:
 
 
 def run_identity(
-    args: TrainArguments, model: ITuningForCaptioning, accelerator: Accelerator
+    args: TrainArguments, model: ITuningForCaptioning, data: TrainingData, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Return what makes a run this run; a checkpoint must agree with it to be resumed."""
     settings = {name: value for name, value in args.to_dict().items() if name not in _FREE_SETTINGS}
@@ -81,6 +83,8 @@ def run_identity(
     return {
         "settings": settings,
         "num_processes": accelerator.num_processes,
+        "num_images": len(data.train),
+        "data_fingerprint": data.fingerprint(),
         "vision_model_fingerprint": model.config.vision_model_fingerprint,
         "text_model_fingerprint": model.config.text_model_fingerprint,
         "ituning_hf": __version__,
@@ -96,6 +100,9 @@ def run_record(args: TrainArguments, identity: dict[str, Any]) -> dict[str, Any]
     """
     place = ("output_dir", "resume_from_checkpoint", "dry_run")
     settings = {name: value for name, value in args.to_dict().items() if name not in place}
+    for name in ("vision_model", "text_model"):
+        if settings[name] is not None and os.path.exists(settings[name]):
+            settings[name] = os.path.abspath(settings[name])
     return identity | {"settings": settings | identity["settings"]}
 
 
@@ -131,14 +138,21 @@ def check_same_run(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path)
                 f"{checkpoint} was trained over another {kind} model (fingerprint {saved[key]}, this run's "
                 f"is {own[key]}): give the same --{kind}_model."
             )
-    had = [
-        f"--{name} {saved['settings'].get(name)!r}"
+    if saved["data_fingerprint"] != own["data_fingerprint"]:
+        raise ValueError(
+            f"{checkpoint} was trained on other data: images or captions have changed since "
+            f"({saved['num_images']} images to train on, now {own['num_images']}). Bring the data back, or "
+            "start anew in another --output_dir."
+        )
+    changed = [
+        f"--{name} {saved['settings'].get(name)!r}, now {value!r}"
         for name, value in own["settings"].items()
         if saved["settings"].get(name) != value
     ]
-    if had or saved["num_processes"] != own["num_processes"]:
+    if saved["num_processes"] != own["num_processes"]:
+        changed.append(f"{saved['num_processes']} process(es), now {own['num_processes']}")
+    if changed:
         raise ValueError(
-            f"{checkpoint} belongs to a run with other settings: it had "
-            f"{', '.join([*had, str(saved['num_processes']) + ' process(es)'])}. Resume with the same, or "
-            "start anew without --resume_from_checkpoint."
+            f"{checkpoint} belongs to a run with other settings: it had {'; '.join(changed)}. Resume with "
+            "the same, or start anew in another --output_dir."
         )

@@ -17,6 +17,7 @@ from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages
 from .processes import one_fate
 
+FEW_BATCHES = 2
 SHOWN_CHARACTERS = 110  # of a sample caption
 
 SCORE_NAMES = {
@@ -139,7 +140,9 @@ class Validator:
         keys = [SampleKey(0, index, padding=False) for index in own]
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
         captions: list[tuple[int, str]] = []
-        for items in self.batches.loader(self.images, batches, 1, collate=list):
+        # Where processes are spawned, starting them takes longer than reading a few images.
+        workers = 0 if len(batches) <= FEW_BATCHES else None
+        for items in self.batches.loader(self.images, batches, 1, collate=list, num_workers=workers):
             self.skipped.name(item["unreadable"] for item in items if item["unreadable"] is not None)
             if readable := [item for item in items if item["pixel_values"] is not None]:
                 texts = self._generate(torch.stack([item["pixel_values"] for item in readable]))

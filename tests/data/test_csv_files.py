@@ -18,7 +18,7 @@ def captions(path: Path, split: str = "train", **options: Any) -> dict[str, tupl
 def test_rows_of_the_same_image_are_joined(tmp_path: Path) -> None:
     path = write(
         tmp_path / "captions.csv",
-        "id,file_name,caption,split",
+        "id,file_name,caption,Split",
         '1,b.jpg," A dog,  running ",train',
         "",
         "2,a.jpg,a cat,train",

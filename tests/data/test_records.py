@@ -37,7 +37,7 @@ def test_missing_images_make_one_error(tmp_path: Path) -> None:
         CaptionedImage("there.png", ("a",), there),
         CaptionedImage("scene", ("a",), make_scene(0, 0)),
     ]
-    expected = "4 of 6 images are missing \\(.*a.png, .*b.png, .*c.png, ...\\); image_root must be"
+    expected = "4 of the split's 6 images are missing \\(.*a.png, .*b.png, .*c.png, ...\\): mend their"
     with pytest.raises(FileNotFoundError, match=expected):
         check_images_exist(records)
     check_images_exist(records[4:])

@@ -1,6 +1,7 @@
 """The demo from its first line to its last, with a handful of steps."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_the_page_shows_each_picture_with_its_caption(demo):
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="is not empty: remove it, or give another --output-dir"):
+    with pytest.raises(FileExistsError, match="is not empty: remove it, or give another folder"):
         run_demo(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -80,6 +81,36 @@ def test_the_shipped_backbones_are_small():
     files = [path for path in SCENE_BACKBONES.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8 * 2**20
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_an_interrupted_demo_goes_on_and_a_finished_one_is_kept(demo, tmp_path: Path):
+    _, finished, _ = demo
+    cut = tmp_path / "cut"
+    shutil.copytree(finished, cut)
+    for name in ("last", "best"):
+        shutil.rmtree(cut / name)
+    (cut / "demo.json").unlink()
+    result = run_demo(cut, seed=5, num_train=64, num_test=30, train_steps=8, report=lambda line: None)
+    assert result.same_in_fresh_process
+    with pytest.raises(FileExistsError, match="holds a finished demo: remove it, or give another folder"):
+        run_demo(cut, seed=5)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_done(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    lines: list[str] = []
+    with pytest.raises(PermissionError, match=r"--output-dir .*file/out cannot be written to \(.*\): give"):
+        run_demo(tmp_path / "file" / "out", report=lines.append)
+    with pytest.raises(ValueError, match="--seed is 2147483648, expected 0 to 2147483647"):
+        run_demo(tmp_path / "out", seed=2**31, report=lines.append)
+    assert lines == []
+
+
+def test_what_the_run_writes_of_itself_does_not_pretend_to_be_trained_on_the_plain_scenes(demo):
+    _, folder, _ = demo
+    run = json.loads((folder / "run.json").read_text())
+    assert run["settings"]["dataset"] == "(given in Python)"
+    assert run["num_images"] == 64
 
 
 @pytest.mark.slow

@@ -162,3 +162,17 @@ def test_the_help_says_each_setting_and_its_default_once(capsys, monkeypatch):
         described = text.split(f"\n  --{field.name}", 1)[1].split("\n  --", 1)[0].split("\n\n", 1)[0]
         assert described.count("default") == (0 if field.type == "bool" else 1), described
     assert "None" not in text
+
+
+def test_none_takes_back_an_optional_setting_of_the_file(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("max_train_steps: 1\nadapter_layers: [0, 1]\noutput_dir: ~/runs/a")
+    config = ["--config", str(tmp_path / "run.yaml")]
+    args = parse_arguments([*config, "--max_train_steps", "none", "--adapter_layers", "none"])
+    assert (args.max_train_steps, args.adapter_layers) == (None, None)
+    assert args.output_dir == str(Path.home() / "runs" / "a")  # and not a folder named ~
+
+
+def test_settings_beside_settings_are_no_run_file(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("settings: {seed: 1}\nlearning_rate: 5")
+    with pytest.raises(ValueError, match="'settings' is no setting"):
+        parse_arguments(["--config", str(tmp_path / "run.yaml")])

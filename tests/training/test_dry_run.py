@@ -99,10 +99,16 @@ def test_another_run_in_the_folder_is_reported_and_left_alone(settings: Settings
     (out / "last").mkdir(parents=True)
     (out / "run.json").write_text("{}")
     nothing_written(start=True)
-    train(args)
-    refusal = f"training would be refused: --output_dir {out} holds another run: give another folder"
-    assert said(capsys, "Output").startswith(refusal)
+    with pytest.raises(FileExistsError, match="holds another run: give another folder"):
+        train(args)
+    assert said(capsys, "Output") == str(out)  # what it was asked for comes first
     assert nothing_written()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(settings: Settings, tmp_path: Path):
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(PermissionError, match=r"--output_dir .*a file/run cannot be written to: give"):
+        train(settings(dry_run=True, output_dir=str(tmp_path / "a file" / "run")))
 
 
 def test_a_resumed_run_says_where_it_goes_on(settings: Settings, capsys, nothing_written):

@@ -316,7 +316,7 @@ def test_a_checkpoint_over_other_backbones_is_refused(
 
 def test_resuming_with_other_settings_is_refused(settings: Settings):
     train(settings(max_train_steps=1))
-    with pytest.raises(ValueError, match=r"other settings: it had --learning_rate 0\.01, 1 process\(es\)"):
+    with pytest.raises(ValueError, match=r"other settings: it had --learning_rate 0\.01, now 0\.5\. Resume"):
         train(settings(max_train_steps=1, learning_rate=0.5, resume_from_checkpoint="latest"))
 
 
@@ -361,3 +361,54 @@ def test_a_run_can_be_made_again_from_what_it_wrote_of_itself(settings: Settings
     train(parse_arguments(["--config", run, "--output_dir", str(again)]))
     assert_same_adapter(adapter(again), adapter(args.output_dir))
     assert read_log(again) == read_log(args.output_dir)
+
+
+def test_a_checkpoint_of_other_data_is_refused(settings: Settings, photos: Path):
+    train(settings(max_train_steps=1))
+    with (photos / "train" / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "0.png", "caption": "one caption more"}')
+    with pytest.raises(
+        ValueError, match=r"images or captions have changed since \(11 images to train on, now"
+    ):
+        train(settings(max_train_steps=1, resume_from_checkpoint="latest"))
+
+
+def test_a_run_may_go_on_with_more_patience_for_unreadable_images(settings: Settings, photos: Path):
+    (photos / "train" / "5.png").write_bytes(b"not a picture")
+    with pytest.raises(TooManyUnreadableError, match="1 of 11 images could not be read"):
+        train(settings(max_train_steps=9, max_unreadable_share=0.01, checkpointing_steps="1"))
+    assert (
+        train(settings(max_train_steps=9, max_unreadable_share=0.2, resume_from_checkpoint="latest")).step
+        == 9
+    )
+
+
+def test_what_an_older_checkpoint_makes_anew_is_named(settings: Settings, caplog: pytest.LogCaptureFixture):
+    args = settings(max_train_steps=6, checkpointing_steps="2", max_checkpoints=9)
+    train(args)
+    whole = adapter(args.output_dir)
+    older = Path(args.output_dir) / "checkpoints" / "step_00000002"
+    train(settings(max_train_steps=6, checkpointing_steps="2", resume_from_checkpoint=str(older)))
+    removed = [r.getMessage() for r in caplog.records if r.getMessage().startswith("removed ")]
+    assert [Path(text.split()[1].rstrip(":")).name for text in removed] == [
+        "last",
+        "step_00000006",
+        "step_00000004",
+    ]
+    assert_same_adapter(adapter(args.output_dir), whole)
+
+
+def test_a_missing_best_captioner_is_made_again(settings: Settings):
+    args = settings(max_train_steps=6, checkpointing_steps="3")
+    train(args)
+    for name in ("best", "last", "checkpoints/step_00000006"):
+        shutil.rmtree(Path(args.output_dir) / name)
+    train(settings(max_train_steps=6, checkpointing_steps="3", resume_from_checkpoint="latest"))
+    assert (Path(args.output_dir) / "best" / "model.safetensors").is_file()
+
+
+def test_files_can_be_read_by_whoever_may_read_the_folder(settings: Settings):
+    args = settings(max_train_steps=1)
+    train(args)
+    folder = Path(args.output_dir) / "last"
+    assert (folder / "model.safetensors").stat().st_mode & 0o666 == folder.stat().st_mode & 0o666
