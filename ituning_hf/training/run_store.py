@@ -94,7 +94,7 @@ class RunStore:
         check_same_run(saved, self.identity, checkpoint)
         self.accelerator.load_state(str(checkpoint))
         state = TrainState(**saved["state"])
-        if not (self.output_dir / "best").exists():  # somebody removed it: the next validation is the best
+        if not (self.output_dir / "best").exists():  # somebody removed it: the next validation makes it
             state.best_metric = state.best_step = None
         return state
 
