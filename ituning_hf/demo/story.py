@@ -18,8 +18,9 @@ from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import ITuningProcessor
 from ..saving import load_captioner
 from ..training import TrainArguments, TrainingData, train
-from ..training.checkpoints import RUN_FILE, write_json
+from ..training.checkpoints import CHECKPOINTS, LOG_FILE, RUN_FILE, write_json
 from ..training.memory import format_bytes, peak_resident_memory
+from ..training.run_folder import LOCK_FILE
 from ..training.setup import SCENE_BACKBONES
 from .page import write_page
 from .scenes import UNSEEN_PAIRS, compose_scenes
@@ -27,7 +28,8 @@ from .scoring import Scores, named_objects, score_captions
 
 Report = Callable[[str], None]
 SCRIPT = Path(__file__).parent / "use_it.py"
-RESULT_FILE = "demo.json"
+RESULT_FILE, PAGE, PICTURES = "demo.json", "index.html", "scenes"
+_OWN_FILES = {LOCK_FILE, RUN_FILE, LOG_FILE, CHECKPOINTS, "best", "last", PICTURES, SCRIPT.name, PAGE}
 NUM_VALIDATION = 100
 NUM_SHOWN = 6  # captions of each kind in the table
 NUM_PICTURES = 24  # of each kind on the page
@@ -94,7 +96,8 @@ def run_demo(
     """Train adapters between two small frozen models, caption new scenes, save, and load again.
 
     Args:
-        output_dir: Gets the captioner and everything to look at; must be new or empty.
+        output_dir: Gets the captioner and everything to look at; must be new, empty, or hold a demo that was
+            interrupted.
         seed: Of the scenes and the adapter.
         num_train: Scenes to train on.
         num_test: Scenes to caption, of known colour-shape pairs and of unseen ones, so many of each.
@@ -112,7 +115,7 @@ def run_demo(
     scenes = compose_scenes(seed, num_train, NUM_VALIDATION, num_test)
 
     report(_heading(1, "Two frozen models, shipped with the package"))
-    report(_SCENE_BACKBONES_TEXT)
+    report(_BACKBONES_TEXT)
     alone = _caption(*_untrained(), scenes.held_out)
     report(f"Asked alone, the language model says of every picture:\n  {shorten(alone[0].caption, 100)}")
 
@@ -127,7 +130,7 @@ def run_demo(
         report(line)
 
     report(_heading(4, "Loading the saved captioner in a fresh process, with transformers alone"))
-    _draw(folder / "scenes", scenes.held_out[:NUM_PICTURES] + scenes.unseen[:NUM_PICTURES])
+    _draw(folder / PICTURES, scenes.held_out[:NUM_PICTURES] + scenes.unseen[:NUM_PICTURES])
     same = _same_elsewhere(folder, held_out[:NUM_RELOADED])
     report(f"{NUM_RELOADED} captions by AutoModel.from_pretrained: {'the same' if same else 'NOT the same'}")
 
@@ -142,25 +145,27 @@ def run_demo(
         peak_memory_bytes=peak_resident_memory(),
     )
     write_json(folder / RESULT_FILE, asdict(result))
-    write_page(folder / "index.html", result, held_out[:NUM_PICTURES], unseen[:NUM_PICTURES])
+    write_page(folder / PAGE, result, held_out[:NUM_PICTURES], unseen[:NUM_PICTURES])
     for line in _summary(result, folder):
         report(line)
     return result
 
 
 def _make_room(folder: Path) -> None:
-    """Make the folder; refuse one that holds something else, or that cannot be written to."""
+    """Make the folder; refuse one that holds anything but an interrupted demo, or cannot be written to."""
     try:
+        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if RESULT_FILE in there or there - _OWN_FILES:
+            what = "holds a finished demo" if RESULT_FILE in there else "is not empty"
+            raise FileExistsError(f"--output-dir {folder} {what}: remove it, or give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()  # the run's own
+        (folder / LOCK_FILE).touch()
+    except FileExistsError:
+        raise
     except OSError as error:
         raise PermissionError(
             f"--output-dir {folder} cannot be written to ({error.strerror}): give a folder that can."
         ) from error
-    there = {path.name for path in folder.iterdir()} - {".lock"}
-    if (folder / RESULT_FILE).exists() or (there and not (folder / RUN_FILE).exists()):
-        what = "holds a finished demo" if RESULT_FILE in there else "is not empty"
-        raise FileExistsError(f"--output-dir {folder} {what}: remove it, or give another folder.")
 
 
 def _settings(folder: Path, seed: int, train_steps: int) -> TrainArguments:
@@ -179,7 +184,7 @@ def _settings(folder: Path, seed: int, train_steps: int) -> TrainArguments:
         num_sample_captions=3,
         seed=seed,
         output_dir=str(folder),
-        resume_from_checkpoint="latest",  # an interrupted demo goes on
+        resume_from_checkpoint="latest" if (folder / RUN_FILE).exists() else None,
     )
 
 
@@ -216,7 +221,7 @@ def _draw(folder: Path, scenes: Sequence[CaptionedImage]) -> None:
 def _same_elsewhere(folder: Path, scenes: Sequence[CaptionedScene]) -> bool:
     """Caption the first pictures again by `use_it.py`, and compare."""
     shutil.copy(SCRIPT, folder / SCRIPT.name)
-    pictures = [f"scenes/{scene.name}.png" for scene in scenes]
+    pictures = [f"{PICTURES}/{scene.name}.png" for scene in scenes]
     done = subprocess.run(
         [sys.executable, SCRIPT.name, "best", *pictures],
         cwd=folder,
@@ -263,7 +268,7 @@ def _summary(result: DemoResult, folder: Path) -> list[str]:
     ]
 
 
-_SCENE_BACKBONES_TEXT = """\
+_BACKBONES_TEXT = """\
 A CLIP vision encoder that was trained on scenes and phrases, and a GPT-2 that has read captions and never
 seen a picture. Neither changes from here on."""
 
