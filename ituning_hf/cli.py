@@ -200,8 +200,13 @@ def _info(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     from .demo import run_demo
+    from .training.errors import RunStopped
 
-    result = run_demo(options.output_dir, seed=options.seed)
+    try:
+        result = run_demo(options.output_dir, seed=options.seed)
+    except RunStopped as stopped:
+        print(f"ituning: {stopped}: the same command goes on", file=sys.stderr)
+        return stopped.exit_code
     return 0 if result.same_in_fresh_process else 1
 
 

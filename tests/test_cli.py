@@ -352,3 +352,17 @@ def test_what_a_terminal_cannot_show_ends_nothing(tmp_path: Path):
     assert done.returncode == 2
     assert "UnicodeEncodeError" not in done.stderr
     assert "\\U0001f600" in done.stderr
+
+
+def test_a_stopped_demo_says_how_to_go_on(monkeypatch, capsys):
+    from ituning_hf import demo
+    from ituning_hf.training.errors import RunStopped
+
+    def stopped(folder, seed):
+        raise RunStopped(15, "after step 7 of 600")
+
+    monkeypatch.setattr(demo, "run_demo", stopped)
+    assert main(["demo"]) == 143
+    assert capsys.readouterr().err == (
+        "ituning: stopped by SIGTERM after step 7 of 600: the same command goes on\n"
+    )
