@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +21,7 @@ from .dry_run import dry_run
 from .errors import OtherProcessError, RunStopped, TrainingError
 from .launching import refuse_unsupported_launch
 from .loop import CaptionTrainer
-from .processes import one_fate
+from .processes import leave_group, one_fate
 from .run_folder import claim_output_dir
 from .setup import TrainingData, describe_run, load_data, load_model, with_backbones
 from .signals import stop_on_signals
@@ -77,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"ituning: {stopped}: go on by the same command{flag}", file=sys.stderr)  # noqa: T201
         return stopped.exit_code
     finally:
-        # A process that ends with its group still open may be aborted by it, and its exit code lost.
-        PartialState().destroy_process_group()
+        leave_group()  # a process that ends within it may be aborted, and its exit code lost
     return 0
 
 
@@ -157,6 +156,7 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
             state = trainer.train()
     for line in describe_result(trainer, Path(args.output_dir)):
         report(line)
+    leave_group()
     accelerator.end_training()
     return state
 

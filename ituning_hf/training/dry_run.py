@@ -21,6 +21,7 @@ from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
 from .loop import CaptionTrainer
 from .memory import format_bytes, peak_resident_memory
+from .processes import leave_group
 from .run_folder import find_starting_point
 from .setup import TrainingData, describe_run, load_model
 from .signals import StopRequest
@@ -63,6 +64,7 @@ def dry_run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, 
         trainer.restore(Path(checkpoint))
     for line in (*_describe_step(trainer), *_describe_plan(trainer), f"Output     {args.output_dir}"):
         report(line)
+    leave_group()
     accelerator.end_training()
     if refusal is not None:  # after what was asked for; the run itself would begin with it
         raise refusal

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from .checkpoints import discard_draft, draft_of, open_draft, put_in_place, writing
 from .errors import OtherProcessError, TrainingError
+
+GRACE_SECONDS = 0.5
 
 
 @contextmanager
@@ -63,6 +67,18 @@ def shared_folder(accelerator: Accelerator, target: Path) -> Iterator[Path]:
         if main:
             discard_draft(target)
         raise
+
+
+def leave_group() -> None:
+    """Close this process's group of processes, if it is in one; no collective may follow.
+
+    A thread of PyTorch's gloo needs Python's lock to let go of the last tensors it carried, and closing the
+    group can wait for that thread while it holds the lock: for ever (seen with PyTorch 2.13). A moment in
+    which nobody holds the lock comes first.
+    """
+    if torch.distributed.is_initialized():
+        time.sleep(GRACE_SECONDS)
+        torch.distributed.destroy_process_group()
 
 
 def _exit_code(error: Exception) -> int:
