@@ -5,7 +5,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -19,6 +19,25 @@ from ituning_hf.training.signals import stop_on_signals
 Settings = Callable[..., TrainArguments]
 LONG = {"max_train_steps": 100_000, "eval_split": "none", "checkpointing_steps": "100000"}
 AGAIN = "go on by the same command with --resume_from_checkpoint latest"
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_heard() -> Iterator[None]:
+    """Whoever runs the tests in the background may have them start with Ctrl-C ignored."""
+    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    yield
+    for signum, handler in previous.items():
+        signal.signal(signum, handler)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As nohup and a script's background jobs have it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_on_signals() as request:
+        send(signal.SIGINT)
+        assert request.signum is None
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def send(signum: int) -> None:
