@@ -263,7 +263,7 @@ def _summary(result: DemoResult, folder: Path) -> list[str]:
         f"Time        {result.seconds:.0f} s",
         f"Memory      {format_bytes(result.peak_memory_bytes)} at most in this process",
         f"Adapters    {folder / 'best'}  ({format_bytes(result.adapter_bytes)})",
-        f"Look at     {folder / 'index.html'}",
+        f"Look at     {folder / PAGE}",
         f"Use it      python use_it.py best scenes/*.png   (in {folder})",
     ]
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       the disk is full. Its checkpoints are whole.
     - 2: it could not begin: a mistake in the settings, data or backbones that cannot be used, a folder that
       holds another run or in which one is at work.
-    - 130, 143: it was stopped by Ctrl-C, by SIGTERM.
+    - 129, 130, 143: it was stopped by SIGHUP (a terminal that was closed), by Ctrl-C, by SIGTERM.
 
     Each comes with one line on standard error that says what happened and what to do.
 
