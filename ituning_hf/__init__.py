@@ -1,7 +1,10 @@
 """I-Tuning: a small trainable captioner between a frozen CLIP and a frozen GPT-2.
 
-Importing the package makes the Auto classes of Transformers know `model_type` "ituning".
+Importing the package makes the Auto classes of Transformers know `model_type` "ituning", and PEFT the method
+"ituning".
 """
+
+import warnings
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
@@ -16,6 +19,11 @@ AutoConfig.register(ITuningConfig.model_type, ITuningConfig, exist_ok=True)
 AutoModel.register(ITuningConfig, ITuningForCaptioning, exist_ok=True)
 AutoModelForImageTextToText.register(ITuningConfig, ITuningForCaptioning, exist_ok=True)
 AutoProcessor.register(ITuningConfig, ITuningProcessor, exist_ok=True)
+
+try:
+    from . import tuner  # noqa: F401 (registers itself)
+except ImportError as error:  # the captioner needs no PEFT
+    warnings.warn(f"The PEFT method 'ituning' is not available: {error}", stacklevel=2)
 
 __all__ = [
     "CaptionResult",

@@ -135,6 +135,46 @@ def fingerprint(kind: str, name: str, **hub_kwargs: Any) -> str:
         OSError: if there are no weights at that place.
         ValueError: if the weights are not those of such a model.
     """
+    digest = hashlib.sha256()
+    for key, read in sorted(_open_own_weights(kind, name, hub_kwargs).items()):
+        shape, rows = read()
+        digest.update(f"{key} {shape}".encode())
+        digest.update(rows.to(torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def check_weights_unchanged(kind: str, model: PreTrainedModel, name: str, **hub_kwargs: Any) -> None:
+    """Refuse a backbone in memory whose weights are not those at the place that it was loaded from.
+
+    The first rows of each are compared, in the precision that it has in memory; quantised ones are not.
+
+    Args:
+        kind: "vision" or "text".
+        model: The backbone in memory.
+        name: Where it was loaded from.
+        **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        OSError: if there are no weights at that place.
+        ValueError: with the first weight that differs.
+    """
+    prefix = _BACKBONES[kind][1]
+    own = {key.removeprefix(prefix): tensor for key, tensor in model.state_dict().items()}
+    for key, read in _open_own_weights(kind, name, hub_kwargs).items():
+        tensor = own.get(key)
+        if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        rows = _first_rows(tensor)[1]
+        if not torch.equal(read()[1].to(tensor.dtype), rows.cpu()):
+            raise ValueError(
+                f"The {kind} model in memory is not the one at {name!r}, which a saved captioner would "
+                f"bring back: its {key} differs (was something merged into it, or was it trained?). Save "
+                "it to a folder, and load it from there."
+            )
+
+
+def _open_own_weights(kind: str, name: str, hub_kwargs: dict[str, Any]) -> dict[str, _Reader]:
+    """Open a backbone's weights; of a full CLIP the vision part's, without their prefix."""
     model_class, prefix, embedding = _BACKBONES[kind]
     weights = _open_weights(name, hub_kwargs)
     prefixed = {key.removeprefix(prefix): key for key in weights if key.startswith(prefix)}
@@ -144,13 +184,7 @@ def fingerprint(kind: str, name: str, **hub_kwargs: Any) -> str:
             f"The weights at {name!r} are not those of a {model_class.__name__}: there is no {embedding!r} "
             f"among their {len(weights)} tensors."
         )
-    digest = hashlib.sha256()
-    for key in sorted(own):
-        if not _NOT_WEIGHTS.search(key):
-            shape, rows = weights[own[key]]()
-            digest.update(f"{key} {shape}".encode())
-            digest.update(rows.to(torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return {key: weights[stored] for key, stored in own.items() if not _NOT_WEIGHTS.search(key)}
 
 
 def split_device_map(device_map: Any) -> dict[str, Any]:
@@ -251,4 +285,4 @@ def _naming_the_backbone(kind: str, where: str, advice: str = "") -> Iterator[No
         raise OSError(f"The frozen {kind} model {problem} at {where}: {error} {advice}".rstrip()) from error
 
 
-__all__ = ["fingerprint", "load_backbone"]
+__all__ = ["check_weights_unchanged", "fingerprint", "load_backbone", "load_pretrained_backbone"]

@@ -100,15 +100,7 @@ class ITuningConfig(PreTrainedConfig):
         _warn_of_unknown_keys(kwargs)
         super().__post_init__(**kwargs)
         _check_backbones(self)
-        text = self.text_config
-        if self.adapter_hidden_size is None:
-            self.adapter_hidden_size = text.hidden_size // 2
-        if self.adapter_num_heads is None:
-            self.adapter_num_heads = text.num_attention_heads
-        if self.adapter_layers is None:
-            self.adapter_layers = list(range(text.num_hidden_layers))
-        self.adapter_layers = _resolve_layers(self.adapter_layers, text.num_hidden_layers)
-        _check_adapter(self)
+        resolve_adapter(self, self.text_config)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -185,6 +177,27 @@ def _check_backbones(config: ITuningConfig) -> None:
         )
 
 
+def resolve_adapter(options: Any, decoder: Any) -> None:
+    """Take from the decoder what an adapter's options leave at `None`, and check the rest.
+
+    Args:
+        options: Has `adapter_hidden_size`, `adapter_num_heads`, `adapter_layers`, `adapter_scale` and
+            `adapter_dropout`; the first three are resolved in place.
+        decoder: The language model's configuration.
+
+    Raises:
+        ValueError: for a value out of its range; the message holds the value and what was expected.
+    """
+    if options.adapter_hidden_size is None:
+        options.adapter_hidden_size = decoder.hidden_size // 2
+    if options.adapter_num_heads is None:
+        options.adapter_num_heads = decoder.num_attention_heads
+    if options.adapter_layers is None:
+        options.adapter_layers = list(range(decoder.num_hidden_layers))
+    options.adapter_layers = _resolve_layers(options.adapter_layers, decoder.num_hidden_layers)
+    _check_adapter(options)
+
+
 def _resolve_layers(layers: list[int], depth: int) -> list[int]:
     """Turn negative indices into positive ones and sort."""
     if isinstance(layers, (str, bytes)) or not hasattr(layers, "__iter__"):
@@ -205,9 +218,8 @@ def _resolve_layers(layers: list[int], depth: int) -> list[int]:
     return resolved
 
 
-def _check_adapter(config: ITuningConfig) -> None:
-    width: Any = config.adapter_hidden_size
-    heads: Any = config.adapter_num_heads
+def _check_adapter(options: Any) -> None:
+    width, heads = options.adapter_hidden_size, options.adapter_num_heads
     for name, value in (("adapter_hidden_size", width), ("adapter_num_heads", heads)):
         if not _is_int(value) or value < 1:
             raise ValueError(f"{name} is {value!r}, expected a positive integer.")
@@ -216,10 +228,10 @@ def _check_adapter(config: ITuningConfig) -> None:
             f"adapter_hidden_size is {width}, which adapter_num_heads ({heads}) does not divide: change one "
             "of them."
         )
-    if not _is_finite(config.adapter_scale):
-        raise ValueError(f"adapter_scale is {config.adapter_scale!r}, expected a finite number.")
-    if not _is_finite(config.adapter_dropout) or not 0.0 <= config.adapter_dropout < 1.0:
-        raise ValueError(f"adapter_dropout is {config.adapter_dropout!r}, expected 0 <= p < 1.")
+    if not _is_finite(options.adapter_scale):
+        raise ValueError(f"adapter_scale is {options.adapter_scale!r}, expected a finite number.")
+    if not _is_finite(options.adapter_dropout) or not 0.0 <= options.adapter_dropout < 1.0:
+        raise ValueError(f"adapter_dropout is {options.adapter_dropout!r}, expected 0 <= p < 1.")
 
 
 def _is_int(value: Any) -> bool:

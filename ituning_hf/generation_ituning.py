@@ -9,7 +9,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode
 
 from .configuration_ituning import ITuningConfig
-from .gpt2_ituning import VisualKeyValues
+from .inputs_ituning import check_rows
 
 SUPPORTED_MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -70,7 +70,8 @@ class ITuningGenerationMixin(GenerationMixin):
             key, _ = next(iter(visual_key_values.values()))
             input_ids = torch.empty((key.shape[0], 0), dtype=torch.long, device=key.device)
             attention_mask = None
-        check_rows(input_ids, visual_key_values)
+        images = next(iter(visual_key_values.values()))[0].shape[0]
+        check_rows(input_ids.shape[0], images)
         past = kwargs.get("past_key_values")
         if past is None or past.get_seq_length() == 0:
             begin, pad = self._begin_and_padding_token(generation_config)
@@ -135,20 +136,6 @@ def default_generation_config(config: ITuningConfig) -> GenerationConfig:
         pad_token_id=pad[0] if isinstance(pad, list) else pad,
         max_new_tokens=min(DEFAULT_MAX_NEW_TOKENS, text.max_position_embeddings),
     )
-
-
-def check_rows(input_ids: torch.Tensor, visual_key_values: VisualKeyValues) -> None:
-    """Refuse text rows that cannot be divided among the images evenly.
-
-    Raises:
-        ValueError: with both numbers.
-    """
-    rows, images = input_ids.shape[0], next(iter(visual_key_values.values()))[0].shape[0]
-    if rows == 0 or images == 0 or rows % images:
-        raise ValueError(
-            f"input_ids has {rows} rows for {images} images: the rows must be a multiple of the images, "
-            "image-major (k rows for each image, next to each other)."
-        )
 
 
 def refuse_unsupported(generation_mode: GenerationMode, generation_config: Any) -> None:
@@ -245,7 +232,6 @@ def positions_from_mask(attention_mask: torch.Tensor, length: int) -> torch.Tens
 
 __all__ = [
     "ITuningGenerationMixin",
-    "check_rows",
     "default_generation_config",
     "positions_from_mask",
     "refuse_unsupported",

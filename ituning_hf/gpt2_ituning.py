@@ -34,9 +34,8 @@ class ITuningGPT2Block(GPT2Block):
         GradientCheckpointingLayer.__init__(self)
         for name, module in block.named_children():
             self.add_module(name, module)
-        self.adapter = adapter.to(_compute_device(block))
-        self.train(block.training)
-        _take_over_device_hook(block, self)
+        self.adapter = adapter.to(compute_device(block)).train(block.training)
+        take_place_of(block, self)
 
     @property
     def layer_idx(self) -> int:
@@ -74,24 +73,45 @@ class ITuningGPT2Block(GPT2Block):
         Returns:
             The layer's output, of shape (rows, T, d).
         """
-        residual = hidden_states
-        attn_output, _ = self.attn(
-            self.ln_1(hidden_states),
+        x, output = run_frozen_block(
+            self,
+            hidden_states,
             past_key_values=past_key_values,
             attention_mask=attention_mask,
             use_cache=use_cache,
             **kwargs,
         )
-        residual = attn_output + residual
-        hidden_states = self.ln_2(residual)
-        output = residual + self.mlp(hidden_states)
         if visual_key_values is None:
             return output
         key, value = visual_key_values[self.layer_idx]
         if visual_attentions is not None:
-            visual_attentions[self.layer_idx] = self.adapter.attention_weights(hidden_states, key)
-        eager = self.attn.config._attn_implementation == "eager"
-        return output + self.adapter(hidden_states, key, value, eager=eager)
+            visual_attentions[self.layer_idx] = self.adapter.attention_weights(x, key)
+        return output + self.adapter(x, key, value, eager=uses_eager_attention(self))
+
+
+def run_frozen_block(
+    block: GPT2Block, hidden_states: torch.Tensor, **attention_kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a GPT-2 block as it is, and show what its feed-forward network reads.
+
+    Args:
+        block: The block.
+        hidden_states: Its input, of shape (rows, T, d).
+        **attention_kwargs: For its self-attention.
+
+    Returns:
+        X, the layer-normed input of the feed-forward network, and the block's output, each of shape
+        (rows, T, d). What is in parallel to that network is added to the output.
+    """
+    attn_output, _ = block.attn(block.ln_1(hidden_states), **attention_kwargs)
+    residual = attn_output + hidden_states
+    x = block.ln_2(residual)
+    return x, residual + block.mlp(x)
+
+
+def uses_eager_attention(block: GPT2Block) -> bool:
+    """Tell whether the user asked for attention that is spelt out instead of fused."""
+    return block.attn.config._attn_implementation == "eager"
 
 
 def decoder_blocks(text_model: Any) -> nn.ModuleList:
@@ -99,20 +119,49 @@ def decoder_blocks(text_model: Any) -> nn.ModuleList:
     return text_model.transformer.h
 
 
-def _compute_device(block: GPT2Block) -> torch.device | str | int:
+def frozen_block(adapted: ITuningGPT2Block) -> GPT2Block:
+    """Return a plain GPT-2 block over the frozen modules of an adapted one."""
+    block = GPT2Block.__new__(GPT2Block)
+    GradientCheckpointingLayer.__init__(block)
+    for name, module in adapted.named_children():
+        if name != "adapter":
+            block.add_module(name, module)
+    take_place_of(adapted, block)
+    return block
+
+
+def compute_device(block: GPT2Block) -> torch.device | str | int:
     """Return where a block computes, which for an offloaded one is not where its weights are."""
     device = getattr(getattr(block, "_hf_hook", None), "execution_device", None)
     # Of its weights the norm's, which no quantisation touches.
     return block.ln_2.weight.device if device is None else device
 
 
-def _take_over_device_hook(block: GPT2Block, adapted: ITuningGPT2Block) -> None:
-    """Keep what a multi-device map hung on the block: its inputs are moved to where it computes."""
+def take_place_of(block: GPT2Block, successor: GPT2Block) -> None:
+    """Carry over what others hung on a block that another one now stands in for.
+
+    That is its mode, gradient checkpointing, what Transformers registered to capture hidden states, and the
+    hook of a multi-device map, which moves inputs to where the block computes.
+    """
+    successor.training = block.training
+    if block.gradient_checkpointing:
+        successor.gradient_checkpointing = True
+        successor._gradient_checkpointing_func = block._gradient_checkpointing_func
+    successor._forward_hooks.update(block._forward_hooks)
     hook = getattr(block, "_hf_hook", None)
     if hook is not None and is_accelerate_available():
         from accelerate.hooks import add_hook_to_module
 
-        add_hook_to_module(adapted, hook)
+        add_hook_to_module(successor, hook)
 
 
-__all__ = ["ITuningGPT2Block", "decoder_blocks"]
+__all__ = [
+    "ITuningGPT2Block",
+    "VisualKeyValues",
+    "compute_device",
+    "decoder_blocks",
+    "frozen_block",
+    "run_frozen_block",
+    "take_place_of",
+    "uses_eager_attention",
+]

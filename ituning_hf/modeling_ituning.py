@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -20,13 +21,10 @@ from transformers.utils import can_return_tuple
 from .adapter_ituning import ITuningAdapter
 from .checkpoint_ituning import ITuningPreTrainedModel
 from .configuration_ituning import ITuningConfig
-from .generation_ituning import (
-    ITuningGenerationMixin,
-    check_rows,
-    default_generation_config,
-    positions_from_mask,
-)
+from .generation_ituning import ITuningGenerationMixin, default_generation_config, positions_from_mask
 from .gpt2_ituning import ITuningGPT2Block, VisualKeyValues, decoder_blocks
+from .inputs_ituning import check_pixel_values, check_rows, check_text, check_visual_features
+from .peft_ituning import parts_from_peft
 
 
 class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
@@ -93,6 +91,38 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         self.post_init()
         self.freeze_backbones()
         self.train(self.training)
+
+    @classmethod
+    def from_peft(
+        cls,
+        peft_model: Any,
+        vision_model: PreTrainedModel | str | os.PathLike[str],
+        *,
+        adapter_name: str | None = None,
+    ) -> ITuningForCaptioning:
+        """Make a captioner of a GPT-2 with an adapter of the PEFT method "ituning".
+
+        The PEFT model stays as it is. The frozen weights are shared with it, the adapter's are copied.
+        `ituning_hf.tuner.to_peft` is the way back.
+
+        Args:
+            peft_model: The PEFT model.
+            vision_model: The vision encoder whose features the adapter was trained on: a
+                `CLIPVisionModel`, or its folder or Hub id.
+            adapter_name: The adapter, where several are active.
+
+        Returns:
+            The captioner, in evaluation mode.
+
+        Raises:
+            ValueError: if that is no such model, or another PEFT method is on it too, or a backbone is not
+                the one that was recorded or not what lies at its place.
+            OSError: if a backbone is not at its place any more.
+        """
+        config, vision, text, adapter = parts_from_peft(peft_model, vision_model, adapter_name)
+        captioner = cls(config, vision, text)
+        captioner.load_adapter_state_dict(adapter, "the PEFT model")
+        return captioner.eval()
 
     def _insert_adapters(self) -> None:
         config = self.config
@@ -183,16 +213,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Raises:
             ValueError: for pixels of another shape than the encoder's.
         """
-        size, channels = (
-            self.config.vision_config.image_size,
-            self.config.vision_config.num_channels,
-        )
-        fits = pixel_values.ndim == 4 and pixel_values.shape[1:] == (channels, size, size)
-        if not fits or pixel_values.shape[0] == 0:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (num_images, {channels}, "
-                f"{size}, {size}): prepare one image or more with the captioner's own processor."
-            )
+        vision = self.config.vision_config
+        check_pixel_values(pixel_values, vision.num_channels, vision.image_size)
         layer = self.config.vision_feature_layer
         if layer == -1:
             return self.vision_model(pixel_values).last_hidden_state
@@ -254,7 +276,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Raises:
             ValueError: for inputs that do not fit one another or the backbones.
         """
-        input_ids = _check_text(
+        input_ids = check_text(
             input_ids, attention_mask, labels, self.config.text_config.max_position_embeddings
         )
         # Not in the signature: Transformers' Trainer takes every parameter with "label" in its name for
@@ -265,7 +287,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             visual_key_values = self.project_visual(memory)
         elif pixel_values is not None or visual_features is not None:
             raise ValueError("visual_key_values stands in for pixel_values and visual_features: give one.")
-        check_rows(input_ids, visual_key_values)
+        check_rows(input_ids.shape[0], next(iter(visual_key_values.values()))[0].shape[0])
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
         if self.training and torch.is_grad_enabled():  # recomputation would write the cache a second time
@@ -312,12 +334,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
                 f"Got {given} of pixel_values and visual_features: give images, or the features that "
                 "get_image_features returned for them."
             )
-        width = self.config.vision_config.hidden_size
-        if visual_features.ndim != 3 or visual_features.shape[-1] != width:
-            raise ValueError(
-                f"visual_features has shape {tuple(visual_features.shape)}, expected (num_images, tokens, "
-                f"{width}): give the last hidden state of this captioner's vision encoder."
-            )
+        check_visual_features(visual_features, self.config.vision_config.hidden_size)
         return visual_features
 
     @torch.no_grad()
@@ -355,37 +372,6 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         )
         device = input_ids.device
         return torch.stack([attentions[i].to(device) for i in self.config.adapter_layers], dim=1)
-
-
-def _check_text(
-    input_ids: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-    labels: torch.Tensor | None,
-    positions: int,
-) -> torch.Tensor:
-    if input_ids is None:
-        raise ValueError(
-            "input_ids is None: give the text rows to score (processor(captions=...) or "
-            "processor(text=...)), or call generate(pixel_values=...) for captions."
-        )
-    if input_ids.ndim != 2:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, expected (rows, tokens).")
-    if attention_mask is not None and attention_mask.shape[0] != input_ids.shape[0]:
-        raise ValueError(
-            f"attention_mask has {attention_mask.shape[0]} rows and input_ids {input_ids.shape[0]}: give as "
-            "many."
-        )
-    if input_ids.shape[1] > positions:
-        raise ValueError(
-            f"input_ids has {input_ids.shape[1]} tokens in a row, and the language model has only "
-            f"{positions} positions: cut the text."
-        )
-    if labels is not None and labels.shape != input_ids.shape:
-        raise ValueError(
-            f"labels has shape {tuple(labels.shape)} and input_ids {tuple(input_ids.shape)}: they must be "
-            "equal (the shift by one is made here)."
-        )
-    return input_ids
 
 
 def _caption_loss(

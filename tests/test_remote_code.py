@@ -259,7 +259,9 @@ HUB = {
     "configuration_ituning",
     "generation_ituning",
     "gpt2_ituning",
+    "inputs_ituning",
     "modeling_ituning",
+    "peft_ituning",
     "processing_ituning",
 }
 THIRD_PARTY = {"torch", "transformers", "safetensors", "huggingface_hub", "PIL", "numpy"}
@@ -287,8 +289,8 @@ def test_transformers_copies_every_file_that_the_model_needs(folders):
 
 # Each module imports only from its own line and those above it; what is not named stands in the library's.
 LAYERS = [
-    ("_version", "adapter_ituning", "configuration_ituning", "processing_ituning"),
-    ("gpt2_ituning", "backbones_ituning", "checkpoint_ituning", "generation_ituning"),
+    ("_version", "adapter_ituning", "configuration_ituning", "processing_ituning", "inputs_ituning"),
+    ("gpt2_ituning", "backbones_ituning", "checkpoint_ituning", "generation_ituning", "peft_ituning"),
     ("modeling_ituning",),
     ("data",),
     ("training", "evaluation", "tuner", "visualization", "captioning", "inspection"),
@@ -364,6 +366,8 @@ def test_the_graph_of_imports_is_read_right():
         "configuration_ituning",
         "generation_ituning",
         "gpt2_ituning",
+        "inputs_ituning",
+        "peft_ituning",
     }
     assert found[""] >= {"_version", "modeling_ituning"}
     assert "data.images" in found["data"]

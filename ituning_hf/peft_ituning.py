@@ -1,0 +1,131 @@
+"""A captioner's parts out of a PEFT model with the method "ituning".
+
+By the names of its attributes alone: this file is copied into every saved captioner, and needs no PEFT there.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .backbones_ituning import check_weights_unchanged, fingerprint, load_pretrained_backbone
+from .checkpoint_ituning import ADAPTER_OPTIONS
+from .configuration_ituning import ITuningConfig, as_recorded_path
+
+PEFT_TYPE = "ITUNING"
+
+
+def parts_from_peft(
+    peft_model: Any, vision_model: PreTrainedModel | str | os.PathLike[str], adapter_name: str | None
+) -> tuple[ITuningConfig, PreTrainedModel, PreTrainedModel, dict[str, torch.Tensor]]:
+    """Take a PEFT model apart; it stays as it is, and the frozen weights are shared.
+
+    Args:
+        peft_model: A `PeftModel` with the method "ituning".
+        vision_model: The vision encoder, or its place.
+        adapter_name: The adapter; the active one by default.
+
+    Returns:
+        The captioner's configuration, its vision encoder, its language model without adapters, and the
+        adapter's weights under the captioner's names.
+
+    Raises:
+        ValueError: if that is no such model, or several adapters are active, or another method is on it, or
+            a backbone is not the one that was recorded.
+        OSError: if a backbone is not there any more.
+    """
+    name = adapter_name or _only_active_adapter(peft_model)
+    options = peft_model.peft_config.get(name)
+    if options is None or options.peft_type != PEFT_TYPE:
+        found = {key: str(getattr(o, "peft_type", o)) for key, o in peft_model.peft_config.items()}
+        raise ValueError(f"There is no I-Tuning adapter {name!r} on this PEFT model: it has {found}.")
+    _refuse_other_methods(peft_model)
+    if not isinstance(vision_model, PreTrainedModel):
+        vision_model = load_pretrained_backbone("vision", as_recorded_path(vision_model))
+    text_model = copy_sharing_weights(peft_model).unload()
+    config = ITuningConfig(
+        vision_config=vision_model.config.to_dict(),
+        text_config=text_model.config.to_dict(),
+        **_origin(
+            "vision",
+            vision_model,
+            vision_model.name_or_path or options.vision_model_name_or_path,
+            options.vision_model_revision,
+            options.vision_model_fingerprint,
+        ),
+        **_origin(
+            "text",
+            text_model,
+            options.base_model_name_or_path,
+            options.revision,
+            options.text_model_fingerprint,
+        ),
+        **{field: getattr(options, field) for field in ADAPTER_OPTIONS},
+    )
+    blocks = peft_model.get_base_model().transformer.h
+    tensors = {
+        f"text_model.transformer.h.{i}.adapter.{key}": tensor.detach()
+        for i in config.adapter_layers or []
+        for key, tensor in blocks[i].ituning_adapter[name].state_dict().items()
+    }
+    return config, vision_model, text_model, tensors
+
+
+def copy_sharing_weights(model: nn.Module) -> Any:
+    """Copy a model's modules, and share its parameters and buffers."""
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def _only_active_adapter(peft_model: Any) -> str:
+    active = list(getattr(peft_model, "active_adapters", []))
+    if len(active) != 1:
+        raise ValueError(
+            f"The adapters {active} are active, and a captioner has one: name it, from_peft(peft_model, "
+            "vision_model, adapter_name=...)."
+        )
+    return active[0]
+
+
+def _refuse_other_methods(peft_model: Any) -> None:
+    others = {
+        type(module).__name__
+        for module in peft_model.get_base_model().modules()
+        if hasattr(module, "base_layer") and not hasattr(module, "ituning_adapter")
+    }
+    if others:
+        raise ValueError(
+            f"Another PEFT method is on this language model ({sorted(others)}), and a captioner's is frozen "
+            "as it was downloaded: merge that one first (merge_and_unload), save the result, and train or "
+            "load the I-Tuning adapter on it."
+        )
+
+
+def _origin(
+    kind: str, model: PreTrainedModel, place: str | None, revision: str | None, expected: str | None
+) -> dict[str, str | None]:
+    """Record where a backbone in memory comes from, once it is proved to be what lies there."""
+    if not place:  # built in memory
+        return {}
+    place = as_recorded_path(place)
+    revision = getattr(model.config, "_commit_hash", None) or revision
+    found = fingerprint(kind, place, revision=revision)
+    if expected not in (None, found):
+        raise ValueError(
+            f"The {kind} model at {place!r} is not the one that this adapter was trained on: its weights "
+            f"have fingerprint {found}, wanted {expected}."
+        )
+    check_weights_unchanged(kind, model, place, revision=revision)
+    return {
+        f"{kind}_model_name_or_path": place,
+        f"{kind}_model_revision": revision,
+        f"{kind}_model_fingerprint": found,
+    }
+
+
+__all__ = ["copy_sharing_weights", "parts_from_peft"]

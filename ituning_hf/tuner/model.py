@@ -1,0 +1,184 @@
+"""Puts I-Tuning adapters into a GPT-2, and the image on its way to them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from ..configuration_ituning import resolve_adapter
+from .config import ITuningTunerConfig
+from .image import active_adapters, find_decoders, project_image, take_image
+from .layer import ADAPTERS, ITuningLayer
+
+
+class ITuningTuner(BaseTuner):
+    """The PEFT method "ituning" on a frozen GPT-2; made by `get_peft_model`.
+
+    The image is given to `forward` and `generate` as `encoder_hidden_states`, the vision encoder's token
+    features of shape (num_images, N, d_v). Rows of text are image-major: with k rows for each image, row i
+    belongs to image i // k, and all of them share its keys and values.
+
+    Args:
+        model: A GPT-2.
+        peft_config: The configuration, or one for each adapter name.
+        adapter_name: The adapter's name.
+        low_cpu_mem_usage: Leave the adapter without memory until a checkpoint brings its tensors.
+        state_dict: A checkpoint whose keys say which layers are adapted, in place of the configuration.
+
+    Raises:
+        ValueError: for a model that is no GPT-2, or options that do not fit it.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> from ituning_hf.tuner import ITuningTunerConfig
+    >>> gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=20, n_layer=3, n_head=5, vocab_size=97, n_positions=32,
+    ...                                   bos_token_id=96, eos_token_id=96))
+    >>> model = get_peft_model(gpt2, ITuningTunerConfig(vision_hidden_size=24)).eval()
+    >>> model.print_trainable_parameters()
+    trainable params: 2,790 || all params: 20,590 || trainable%: 13.5503
+    >>> images = torch.randn(2, 10, 24)  # two images of ten tokens
+    >>> model.generate(encoder_hidden_states=images, num_beams=3, min_new_tokens=4, max_new_tokens=4).shape
+    torch.Size([2, 5])
+
+    ```
+    """
+
+    prefix: str = "ituning_"
+    tuner_layer_cls = ITuningLayer
+    target_module_mapping: dict[str, list[str]] = {}  # the configuration names the layers itself
+
+    def _prepare_model(self, peft_config: ITuningTunerConfig, model: nn.Module) -> None:
+        decoders = find_decoders(model)
+        if len(decoders) != 1 or decoders[0].config.add_cross_attention:
+            raise ValueError(
+                "The PEFT method 'ituning' goes into one GPT-2 without cross-attention of its own, and "
+                f"{type(model).__name__} holds {len(decoders)} GPT-2 decoders"
+                f"{' with it' if decoders else ''}: give a plain GPT2LMHeadModel."
+            )
+        resolve_adapter(peft_config, decoders[0].config)
+
+    def _create_and_replace(
+        self,
+        peft_config: ITuningTunerConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, ITuningLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = ITuningLayer(target, adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any) -> None:
+        setattr(parent, child_name, new_module)
+
+    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        for decoder in find_decoders(model):
+            if take_image not in decoder._forward_pre_hooks.values():
+                decoder.register_forward_pre_hook(take_image, with_kwargs=True)
+
+    def unload(self) -> nn.Module:
+        """Return the language model without its adapters."""
+        model = super().unload()
+        for decoder in find_decoders(model):
+            for key in [key for key, hook in decoder._forward_pre_hooks.items() if hook is take_image]:
+                del decoder._forward_pre_hooks[key], decoder._forward_pre_hooks_with_kwargs[key]
+        return model
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError(
+            "An I-Tuning adapter cannot be merged: it attends to the image, and no change of the frozen "
+            "weights computes that. Keep it beside them, or take it off with unload()."
+        )
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if no active one is left, the first of the others by name becomes active.
+
+        Raises:
+            ValueError: if there is none of that name.
+        """
+        super().delete_adapter(adapter_name)
+        # Layers decide for themselves there, and not every adapter is in every layer.
+        active = [name for name in self.active_adapters if name in self.peft_config]
+        self.set_adapter(active or sorted(self.peft_config)[:1])
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        # PEFT takes every method's: a LoRA of the same name on the same model has a file of its own.
+        own = tuple(
+            f"{name}.{ADAPTERS}.{adapter_name}."
+            for name, module in model.named_modules()
+            if isinstance(module, ITuningLayer)
+        )
+        return {key: tensor for key, tensor in state_dict.items() if key.startswith(own)}
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT expects the name second to last, where a whole adapter has its modules' names.
+        return key.replace(f".{ADAPTERS}.{adapter_name}.", f".{ADAPTERS}.")
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("adapter_names") is not None:
+            raise NotImplementedError(
+                "adapter_names (another adapter for each row) is not supported by the method 'ituning': "
+                "all rows of an image share its keys and values. Call set_adapter, and run each adapter's "
+                "rows by themselves."
+            )
+        yield
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *,
+        encoder_hidden_states: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate text for images, whose keys and values are projected once for all steps and beams.
+
+        Args:
+            inputs: Prompts, left-padded, of shape (num_images * k, T), image-major; also as `input_ids`.
+                Without one, each image gets a text that starts at the begin token.
+            encoder_hidden_states: The images, of shape (num_images, N, d_v).
+            **kwargs: For `GenerationMixin.generate`.
+
+        Returns:
+            What `GenerationMixin.generate` returns.
+
+        Raises:
+            ValueError: if there is no image, or the rows cannot be divided among the images.
+        """
+        image: Any = encoder_hidden_states
+        if image is not None and active_adapters(self.model):
+            if inputs is None and not {"input_ids", "inputs_embeds"} & kwargs.keys():
+                begin = self.model.generation_config.bos_token_id
+                kwargs["input_ids"] = torch.full((image.shape[0], 1), begin, device=image.device)
+                kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
+            # No tensor any more, so that generation does not repeat it for each beam.
+            image = project_image(self.model, image)
+        return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
+
+
+__all__ = ["ITuningTuner"]
