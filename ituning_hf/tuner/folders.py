@@ -1,0 +1,121 @@
+"""A saved captioner to a saved PEFT adapter, and back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import ModelCard
+from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME, load_peft_weights
+from transformers.utils import cached_file
+
+from ..backbones_ituning import load_pretrained_backbone
+from ..modeling_ituning import ITuningForCaptioning
+from ..processing_ituning import ITuningProcessor
+from ..saving import load_model, save_captioner
+from .config import ITuningTunerConfig
+from .conversion import to_peft
+
+_ADAPTER_CARD = """
+# An I-Tuning adapter
+
+Cross-attention from a frozen GPT-2 to the features of a frozen vision encoder, as an adapter of the PEFT
+method "ituning", which the package `ituning_hf` brings.
+
+```python
+import ituning_hf  # PEFT knows the method from here on
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("path/or/id")
+model.generate(encoder_hidden_states=features, num_beams=5, max_new_tokens=40)
+```
+
+`features`, of shape (num_images, tokens, {width}), is hidden state {layer} of {vision}. `ituning convert` makes a captioner of the adapter, which
+takes the images themselves.
+"""
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    vision_model: str | os.PathLike[str] | None = None,
+    text_model: str | os.PathLike[str] | None = None,
+) -> Literal["adapter", "captioner"]:
+    """Convert a saved captioner to a PEFT adapter, or an adapter to a captioner; the weights stay the same.
+
+    Args:
+        source: Either's folder or Hub id.
+        output: A new or empty folder.
+        revision: The source's revision on the Hub.
+        vision_model: The vision encoder's folder or Hub id, in place of the recorded one.
+        text_model: The language model's, in place of the recorded one.
+
+    Returns:
+        What was written to `output`.
+
+    Raises:
+        FileExistsError: if `output` has something in it.
+        OSError: if the source or a backbone is not there.
+        ValueError: if the source is neither, or a backbone is not the one it was trained on.
+    """
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is there already: give a folder that is new or empty.")
+    name, optional = os.fspath(source), {"_raise_exceptions_for_missing_entries": False}
+    if cached_file(name, CONFIG_NAME, revision=revision, **optional) is None:
+        moved = {"vision_model_name_or_path": vision_model, "text_model_name_or_path": text_model}
+        places = {field: os.fspath(place) for field, place in moved.items() if place is not None}
+        _write_adapter(load_model(name, "cpu", revision=revision, **places), target)
+        return "adapter"
+    config: Any = PeftConfig.from_pretrained(name, revision=revision)
+    if not isinstance(config, ITuningTunerConfig):
+        raise ValueError(f"{name!r} is an adapter of {config.peft_type!s}, expected one of 'ITUNING'.")
+    if vision_model is not None:
+        config.vision_model_name_or_path, config.vision_model_revision = os.fspath(vision_model), None
+    if text_model is not None:
+        config.base_model_name_or_path, config.revision = os.fspath(text_model), None
+    _write_captioner(name, config, target, revision)
+    return "captioner"
+
+
+def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
+    to_peft(captioner).save_pretrained(str(target))
+    card = ModelCard.load(target / "README.md")  # PEFT's metadata is right; its text is a form to fill in
+    vision = captioner.config.vision_model_name_or_path
+    card.text = _ADAPTER_CARD.format(
+        width=captioner.config.vision_config.hidden_size,
+        layer=captioner.config.vision_feature_layer,
+        vision="a local vision encoder" if os.path.isdir(vision) else f"`{vision}`",
+    )
+    card.save(target / "README.md")
+
+
+def _write_captioner(name: str, config: ITuningTunerConfig, target: Path, revision: str | None) -> None:
+    vision_name = _recorded("vision", config.vision_model_name_or_path, name)
+    text_name = _recorded("text", config.base_model_name_or_path, name)
+    vision = load_pretrained_backbone("vision", vision_name, revision=config.vision_model_revision)
+    text = load_pretrained_backbone("text", text_name, revision=config.revision)
+    peft_model = PeftModel.from_pretrained(text, name, config=config, revision=revision)
+    captioner = ITuningForCaptioning.from_peft(peft_model, vision)
+    # PEFT raised the adapter to fp32, where what was stored in less is still exact.
+    stored = next(iter(load_peft_weights(name, device="cpu", revision=revision).values())).dtype
+    for adapter in captioner.adapters().values():
+        adapter.to(stored)
+    processor = ITuningProcessor.from_vision_text_pretrained(vision_name, text_name)
+    save_captioner(captioner, processor, target)
+
+
+def _recorded(kind: str, place: str | None, name: str) -> str:
+    if place is None:
+        raise ValueError(
+            f"The adapter {name!r} does not say which {kind} model it was trained on: give {kind}_model "
+            f"(--{kind}-model)."
+        )
+    return place
+
+
+__all__ = ["convert"]

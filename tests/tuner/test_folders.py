@@ -1,0 +1,97 @@
+"""Saved captioners to saved PEFT adapters and back."""
+
+import json
+import re
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from small_models import make_captioner
+from transformers import AutoModelForCausalLM
+
+from ituning_hf import ITuningForCaptioning, save_captioner
+from ituning_hf.tuner.folders import convert
+
+pytestmark = pytest.mark.filterwarnings(  # PEFT 0.21 reads what Transformers 5 renamed
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def folders(request, tmp_path_factory, backbones, processor) -> dict[str, Path]:
+    """A captioner, the adapter made of it, the captioner made of that, and its adapter."""
+    root = tmp_path_factory.mktemp(request.param)
+    captioner = make_captioner(backbones, adapter_layers=[1, 3], adapter_scale=0.7, vision_feature_layer=-2)
+    for adapter in captioner.adapters().values():
+        adapter.to(getattr(torch, request.param))
+    names = ["captioner", "adapter", "captioner again", "adapter again"]
+    save_captioner(captioner, processor, root / names[0])
+    for source, output in pairwise(names):
+        assert convert(root / source, root / output) == output.split()[0]
+    return {name: root / name for name in names}
+
+
+@pytest.mark.parametrize("kind", ["captioner", "adapter"])
+def test_a_round_trip_gives_the_same_bytes(folders, kind: str):
+    first, again = folders[kind], folders[f"{kind} again"]
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in again.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_both_score_alike(folders, pixel_values):
+    captioner = ITuningForCaptioning.from_pretrained(folders["captioner"], dtype=torch.float32)
+    adapter = AutoPeftModelForCausalLM.from_pretrained(folders["adapter"])  # raised to fp32 by PEFT
+    ids = torch.randint(0, 200, (6, 5), generator=torch.Generator().manual_seed(1))
+    features = captioner.get_image_features(pixel_values)
+    logits = captioner(pixel_values=pixel_values, input_ids=ids).logits
+    assert torch.equal(adapter.eval()(ids, encoder_hidden_states=features).logits, logits)
+
+
+def test_the_adapters_card_says_how_to_use_it(folders, pixel_values):
+    code = re.search(r"```python\n(.*?)```", (folders["adapter"] / "README.md").read_text(), re.DOTALL)
+    captioner = ITuningForCaptioning.from_pretrained(folders["captioner"])
+    names = {"features": captioner.get_image_features(pixel_values)}
+    assert code is not None
+    exec(code[1].replace("path/or/id", str(folders["adapter"])), names)  # our own text
+    assert names["model"].peft_config["default"].vision_feature_layer == -2
+
+
+def test_backbones_that_moved(folders, backbones, tmp_path):
+    adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["vision_model_name_or_path"] = config["base_model_name_or_path"] = None
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"does not say which vision model .*--vision-model"):
+        convert(adapter, tmp_path / "none")
+    with pytest.raises(ValueError, match=r"does not say which text model .*--text-model"):
+        convert(adapter, tmp_path / "none", vision_model=backbones["vision"])
+    convert(adapter, tmp_path / "out", vision_model=backbones["clip"], text_model=backbones["text"])
+    made = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert made["vision_model_name_or_path"] == str(backbones["clip"])
+    convert(folders["captioner"], tmp_path / "back", vision_model=backbones["clip"])
+    made = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    assert made["vision_model_name_or_path"] == str(backbones["clip"])
+
+
+def test_nothing_is_written_over(folders, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already: give a folder that is new or empty"):
+        convert(folders["captioner"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_what_is_neither_is_refused(backbones, tmp_path):
+    with pytest.raises(OSError, match="There is no captioner at"):
+        convert(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(ValueError, match="holds a model of type 'gpt2'"):
+        convert(backbones["text"], tmp_path / "out")
+    lora = get_peft_model(AutoModelForCausalLM.from_pretrained(backbones["text"]), LoraConfig())
+    lora.save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match="is an adapter of LORA, expected one of 'ITUNING'"):
+        convert(tmp_path / "lora", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
