@@ -32,8 +32,8 @@ model = AutoPeftModelForCausalLM.from_pretrained("path/or/id")
 model.generate(encoder_hidden_states=features, num_beams=5, max_new_tokens=40)
 ```
 
-`features`, of shape (num_images, tokens, {width}), is hidden state {layer} of {vision}. `ituning convert` makes a captioner of the adapter, which
-takes the images themselves.
+`features`, of shape (num_images, tokens, {width}), is hidden state {layer} of {vision}.
+`ituning convert` makes a captioner of the adapter, which takes the images themselves.
 """
 
 
