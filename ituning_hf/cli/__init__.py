@@ -1,0 +1,104 @@
+"""The `ituning` command: see a demo, train a captioner, caption images with it, look at what was saved.
+
+Each command is a module of its own: `add_parser` describes its arguments, `run` does it and returns the exit
+code. A new one is such a module, and its name in `_COMMANDS`. Nothing heavy is imported at the top of any:
+each brings what it needs when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from .._version import __version__
+from . import caption, demo, info, train
+
+_COMMANDS = (demo, train, caption, info)  # in the order in which --help lists them
+
+_EXAMPLES = """\
+examples:
+  ituning demo
+  ituning train --dataset photos/ --vision_model openai/clip-vit-base-patch16 --text_model gpt2 \\
+      --output_dir my-captioner
+  ituning caption photos/ --model my-captioner/best --output captions.jsonl
+  ituning info my-captioner/best
+
+Mistakes are told in one line. With ITUNING_TRACEBACK=1 in the environment, with the whole traceback.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `ituning` command.
+
+    Args:
+        argv: Its arguments; those of the process by default.
+
+    Returns:
+        The exit code: 0, or 1 where an image could not be read or training failed on its way, 2 for a
+        mistake of the user's, 130 after Ctrl-C, 141 when whoever read the output has gone.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not know every letter of a caption or a name
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):  # it flushes first, and what is there may not be written
+                stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(arguments)
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()  # here, where a reader that has gone can still be met
+    except KeyboardInterrupt as stopped:
+        print("ituning:", str(stopped) or "interrupted", file=sys.stderr)
+        return getattr(stopped, "exit_code", 130)
+    except BrokenPipeError:  # ituning ... | head
+        # Python flushes once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get("ITUNING_TRACEBACK") or not _is_foreseen(error):
+            raise
+        print("ituning: error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        return 1 if isinstance(error, RuntimeError) else 2
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["train"]:  # its options, --help among them, are the trainer's own
+        return train.run(arguments[1:])
+    options = _parser().parse_args(arguments)
+    _silence_transformers()
+    return options.run(options)
+
+
+def _is_foreseen(error: Exception) -> bool:
+    """Tell whether an error is told well by its own message; a traceback is for faults of ours."""
+    if isinstance(error, RuntimeError):
+        from ..training.errors import TrainingError  # a run that was sound when it began
+
+        return isinstance(error, TrainingError)
+    return isinstance(error, (OSError, ValueError)) or type(error) is ImportError  # not a missing module
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ituning",
+        description="Train a small image captioner between a frozen CLIP and a frozen GPT-2, and use it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ituning {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def _silence_transformers() -> None:
+    """Keep load bars and advice off the terminal; what goes wrong is an error anyway."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
