@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from .._version import __version__
-from . import caption, demo, info, train
+from . import caption, convert, demo, info, train
 
-_COMMANDS = (demo, train, caption, info)  # in the order in which --help lists them
+_COMMANDS = (demo, train, caption, info, convert)  # in the order in which --help lists them
 
 _EXAMPLES = """\
 examples:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
-from peft.utils import CONFIG_NAME, load_peft_weights
+from peft.utils import CONFIG_NAME, PeftType, load_peft_weights
 from transformers.utils import cached_file
 
 from ..backbones_ituning import load_pretrained_backbone
@@ -65,21 +65,30 @@ def convert(
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: give a folder that is new or empty.")
-    name, optional = os.fspath(source), {"_raise_exceptions_for_missing_entries": False}
-    if cached_file(name, CONFIG_NAME, revision=revision, **optional) is None:
+    name = os.fspath(source)
+    if not _is_adapter(name, revision):
         moved = {"vision_model_name_or_path": vision_model, "text_model_name_or_path": text_model}
         places = {field: os.fspath(place) for field, place in moved.items() if place is not None}
         _write_adapter(load_model(name, "cpu", revision=revision, **places), target)
         return "adapter"
     config: Any = PeftConfig.from_pretrained(name, revision=revision)
     if not isinstance(config, ITuningTunerConfig):
-        raise ValueError(f"{name!r} is an adapter of {config.peft_type!s}, expected one of 'ITUNING'.")
+        method = PeftType(config.peft_type).value
+        raise ValueError(f"{name!r} is an adapter of {method}, expected one of 'ITUNING'.")
     if vision_model is not None:
         config.vision_model_name_or_path, config.vision_model_revision = os.fspath(vision_model), None
     if text_model is not None:
         config.base_model_name_or_path, config.revision = os.fspath(text_model), None
     _write_captioner(name, config, target, revision)
     return "captioner"
+
+
+def _is_adapter(name: str, revision: str | None) -> bool:
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    try:
+        return cached_file(name, CONFIG_NAME, revision=revision, **optional) is not None
+    except OSError:  # there is nothing at that place: looking for a captioner there says so
+        return False
 
 
 def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:

@@ -13,6 +13,7 @@ from small_models import make_captioner
 from transformers import AutoModelForCausalLM
 
 from ituning_hf import ITuningForCaptioning, save_captioner
+from ituning_hf.cli import main
 from ituning_hf.tuner.folders import convert
 
 pytestmark = pytest.mark.filterwarnings(  # PEFT 0.21 reads what Transformers 5 renamed
@@ -90,8 +91,21 @@ def test_what_is_neither_is_refused(backbones, tmp_path):
         convert(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(ValueError, match="holds a model of type 'gpt2'"):
         convert(backbones["text"], tmp_path / "out")
-    lora = get_peft_model(AutoModelForCausalLM.from_pretrained(backbones["text"]), LoraConfig())
+    lora = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(backbones["text"]), LoraConfig(fan_in_fan_out=True)
+    )
     lora.save_pretrained(tmp_path / "lora")
     with pytest.raises(ValueError, match="is an adapter of LORA, expected one of 'ITUNING'"):
         convert(tmp_path / "lora", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command(folders, tmp_path, capsys):
+    adapter, captioner = str(tmp_path / "adapter"), str(tmp_path / "captioner")
+    assert main(["convert", str(folders["captioner"]), adapter]) == 0
+    assert main(["convert", adapter, captioner]) == 0
+    assert capsys.readouterr().out == f"a PEFT adapter is in {adapter}\na captioner is in {captioner}\n"
+    weights = "model.safetensors"
+    assert Path(captioner, weights).read_bytes() == (folders["captioner"] / weights).read_bytes()
+    assert main(["convert", adapter, captioner]) == 2
+    assert "is there already" in capsys.readouterr().err
