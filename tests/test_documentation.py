@@ -4,22 +4,24 @@ import doctest
 import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from small_models import make_captioner
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from ituning_hf import cli
+import ituning_hf
+from ituning_hf import ITuningProcessor, cli, save_captioner
 from ituning_hf.training import parse_arguments
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+PACKAGE = Path(ituning_hf.__file__).parent
 MODULES = [
-    "adapter_ituning",
-    "configuration_ituning",
-    "modeling_ituning",
-    "processing_ituning",
-    "captioning",
-    "demo.scoring",
-    "training.memory",
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if re.search(r"^ *>>> (?!.*# doctest: \+SKIP)", path.read_text(encoding="utf-8"), re.MULTILINE)
 ]
 
 
@@ -35,8 +37,7 @@ def commands(program: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run(name: str):
-    module = importlib.import_module(f"ituning_hf.{name}")
-    results = doctest.testmod(module)
+    results = doctest.testmod(importlib.import_module(name))
     assert results.attempted > 0
     assert results.failed == 0
 
@@ -60,7 +61,7 @@ def test_the_readmes_training_commands_are_understood(tmp_path: Path, monkeypatc
 
 def test_the_readmes_other_commands_are_understood():
     lines = [line for line in commands("ituning") if line[0] != "train"]
-    assert {line[0] for line in lines} == {"caption", "demo", "info"}
+    assert {line[0] for line in lines} == {"caption", "convert", "demo", "info", "push"}
     for line in lines:
         cli._parser().parse_args(line)
 
@@ -70,7 +71,29 @@ def test_nothing_in_the_readme_waits_to_be_filled_in():
 
 
 def test_the_readme_names_every_module():
-    package = Path(cli.__file__).parent
-    for path in package.iterdir():
-        if path.suffix == ".py" and not path.name.startswith("_"):
-            assert path.name in README, path.name
+    for path in PACKAGE.iterdir():
+        name = f"{path.name}/" if path.is_dir() else path.name
+        if not name.startswith(("_", ".")) and name != "py.typed":
+            assert name in README, name
+
+
+def test_the_readmes_python_runs(
+    backbones: dict[str, Path], processor: ITuningProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Small models stand where the README has its folder, and lie in folders named like its Hub ids."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(backbones["clip"], "openai/clip-vit-base-patch16")
+    shutil.copytree(backbones["text"], "gpt2")  # the tokenizer's files; a width that can be halved twice
+    GPT2LMHeadModel(GPT2Config.from_pretrained("gpt2", n_embd=24)).save_pretrained("gpt2")
+    save_captioner(make_captioner(backbones), processor, "outputs/captioner/best")
+    for name in ("dog.jpg", "bike.jpg"):
+        Image.new("RGB", (50, 40), "brown").save(name)
+    images = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    captions = [["a red square"], ["a blue one"]]
+    names = {"images": images, "captions": captions, **processor(images=images, captions=captions)}
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        exec(block, names)  # our own text
+    assert names["loss"].requires_grad
+    assert len(names["ids"]) == 2

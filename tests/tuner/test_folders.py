@@ -16,10 +16,6 @@ from ituning_hf import ITuningForCaptioning, save_captioner
 from ituning_hf.cli import main
 from ituning_hf.tuner.folders import convert
 
-pytestmark = pytest.mark.filterwarnings(  # PEFT 0.21 reads what Transformers 5 renamed
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
-
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def folders(request, tmp_path_factory, backbones, processor) -> dict[str, Path]:
