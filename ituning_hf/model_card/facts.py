@@ -106,7 +106,7 @@ class CardFacts:
         results: What was measured. A benchmark that is no `EvaluationResult` was not: its cells stay empty.
         results_note: How to read that, in Markdown.
         repo_id: Its id on the Hub.
-        title: The heading.
+        title: The heading, if it is not the captioner's name on the Hub.
         notice: What a reader must know first.
         saved_with: The version of Transformers that wrote it.
         license: The adapter's, by the Hub's identifier.
@@ -122,7 +122,7 @@ class CardFacts:
     results: tuple[Benchmark, ...] = ()
     results_note: str = ""
     repo_id: str = PLACEHOLDER
-    title: str = "An I-Tuning image captioner"
+    title: str = ""
     notice: str = ""
     saved_with: str | None = None
     license: str | None = None
@@ -133,13 +133,24 @@ class CardFacts:
         """Both frozen models."""
         return self.vision, self.text
 
+    @property
+    def is_named(self) -> bool:
+        """Whether it has a name on the Hub."""
+        return self.repo_id != PLACEHOLDER
+
+    @property
+    def heading(self) -> str:
+        """What to call it."""
+        name = self.repo_id.rpartition("/")[2] if self.is_named else "I-Tuning image captioner"
+        return self.title or name
+
 
 def facts_of(folder: str | os.PathLike[str], **given: Any) -> CardFacts:
     """Find out what is known of a saved captioner, from the files in its folder alone.
 
     Args:
         folder: The captioner's.
-        **given: What no file tells: `repo_id`, `title`, `license`, `language`.
+        **given: What no file tells: `repo_id`, `license`, `language`.
 
     Raises:
         OSError: if there is no captioner.

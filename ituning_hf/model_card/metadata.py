@@ -35,7 +35,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         "metrics": sorted({result.metric_type for result in results}) or None,
     }
     if results:
-        known |= {"model_name": facts.repo_id.rpartition("/")[2], "eval_results": results}
+        known |= {"model_name": facts.heading, "eval_results": results}
     return ModelCardData(**known)
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from ..checkpoint_ituning import ADAPTER_OPTIONS
 from .evaluation_results import METRIC_NAMES, Benchmark, EvaluationResult
-from .facts import PLACEHOLDER, Backbone, CardFacts
+from .facts import Backbone, CardFacts
 from .metadata import as_printed, metadata
 from .tables import table
 from .training_record import TrainingRecord, ValidationRecord
@@ -33,7 +33,6 @@ def render(facts: CardFacts) -> ModelCard:
         metadata(facts),
         template_path=str(TEMPLATE),
         facts=facts,
-        is_placeholder=facts.repo_id == PLACEHOLDER,
         local=[backbone for backbone in facts.backbones if not backbone.on_hub],
         backbones=_backbones_table(facts.vision, facts.text),
         adapter=table(("adapter", ""), list(_adapter_rows(facts))),
@@ -104,6 +103,8 @@ def _training_rows(record: TrainingRecord) -> Iterator[tuple[str, str]]:
         settings.pop("num_train_epochs", None)  # it had no say
     yield "optimiser", "AdamW on the cross-entropy of the captions' tokens"
     yield "optimiser steps", f"{record.step:,} ({record.epoch:.4g} epochs)"
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    yield "images in a step", f"{batch * record.num_processes:,}"
     for name, value in sorted(settings.items()):
         if value is not None and value != []:
             yield f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

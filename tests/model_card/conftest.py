@@ -51,6 +51,8 @@ def training() -> TrainingRecord:
             "eval_split": "val",
             "max_train_steps": None,
             "num_train_epochs": 10.0,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 3,
         },
         validation=ValidationRecord(
             step=18_120, scores={"loss": 2.34567, "bleu_4": 0.2961, "cider": 0.6}, num_scored=200

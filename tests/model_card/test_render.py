@@ -110,13 +110,16 @@ Data: [org/photos:small](https://huggingface.co/datasets/org/photos).
 | train | 29,000 |
 | val   |  1,014 |
 
-| setting            | value                                              |
-| ------------------ | -------------------------------------------------- |
-| optimiser          | AdamW on the cross-entropy of the captions' tokens |
-| optimiser steps    | 18,120 (10 epochs)                                 |
-| `augmentation`     | crop, flip                                         |
-| `learning_rate`    | 0.0005                                             |
-| `num_train_epochs` | 10.0                                               |
+| setting                       | value                                              |
+| ----------------------------- | -------------------------------------------------- |
+| optimiser                     | AdamW on the cross-entropy of the captions' tokens |
+| optimiser steps               | 18,120 (10 epochs)                                 |
+| images in a step              | 48                                                 |
+| `augmentation`                | crop, flip                                         |
+| `gradient_accumulation_steps` | 3                                                  |
+| `learning_rate`               | 0.0005                                             |
+| `num_train_epochs`            | 10.0                                               |
+| `per_device_train_batch_size` | 8                                                  |
 
 | made with    |                           |
 | ------------ | ------------------------- |
@@ -164,12 +167,13 @@ def test_the_parts(from_hub: Path):
 
 def test_what_is_not_known_is_left_out(from_hub: Path, training):
     assert headings(render_card(from_hub)) == [
-        "An I-Tuning image captioner",
+        "I-Tuning image captioner",
         "Use",
         "What it is made of",
         "Limits",
         "Cite",
     ]
+    assert headings(render_card(from_hub, repo_id="org/mine"))[0] == "mine"
     assert "It was not evaluated." in render_card(from_hub).text
     write_training_record(from_hub, replace(training, eval_split=None, validation=None, dataset=None))
     card = render_card(from_hub)
