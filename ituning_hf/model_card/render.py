@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _LIBRARIES = ("python", "torch", "transformers", "accelerate", "ituning_hf")
 # Told elsewhere on the card, or of no effect on the weights.
 _ELSEWHERE = {*ADAPTER_OPTIONS, "eval_split", "mixed_precision"}
 _WITHOUT_EFFECT = {"image_column", "caption_column", "num_sample_captions"}
+_BATCH_SIZES = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 
 
 def render(facts: CardFacts) -> ModelCard:
@@ -103,8 +105,9 @@ def _training_rows(record: TrainingRecord) -> Iterator[tuple[str, str]]:
         settings.pop("num_train_epochs", None)  # it had no say
     yield "optimiser", "AdamW on the cross-entropy of the captions' tokens"
     yield "optimiser steps", f"{record.step:,} ({record.epoch:.4g} epochs)"
-    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
-    yield "images in a step", f"{batch * record.num_processes:,}"
+    if settings.keys() >= _BATCH_SIZES:  # another training loop's record may have others
+        batch = math.prod(settings[name] for name in _BATCH_SIZES)
+        yield "images in a step", f"{batch * record.num_processes:,}"
     for name, value in sorted(settings.items()):
         if value is not None and value != []:
             yield f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

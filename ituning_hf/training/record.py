@@ -51,13 +51,7 @@ def training_record(
         epoch=state.step / steps_per_epoch,
         settings=settings,
         validation=None if state.validation is None else ValidationRecord(**state.validation),
-        versions={
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "accelerate": accelerate.__version__,
-            "ituning_hf": __version__,
-        },
+        versions=_versions(),
         device=_device_name(accelerator.device),
         num_processes=accelerator.num_processes,
     )
@@ -70,6 +64,16 @@ def _dataset_name(dataset: str) -> str | None:
     if dataset == "scenes":
         return DRAWN_SCENES
     return os.path.basename(dataset) if os.path.isabs(dataset) else dataset
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "ituning_hf": __version__,
+    }
 
 
 def _device_name(device: torch.device) -> str:

@@ -175,7 +175,8 @@ def test_what_is_not_known_is_left_out(from_hub: Path, training):
     ]
     assert headings(render_card(from_hub, repo_id="org/mine"))[0] == "mine"
     assert "It was not evaluated." in render_card(from_hub).text
-    write_training_record(from_hub, replace(training, eval_split=None, validation=None, dataset=None))
+    unknown = {"eval_split": None, "validation": None, "dataset": None, "settings": {"lr": 0.1}}
+    write_training_record(from_hub, replace(training, **unknown))
     card = render_card(from_hub)
     assert headings(card)[2:4] == ["What it is made of", "Training"]
     assert "Results" not in headings(card)
