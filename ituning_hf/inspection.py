@@ -59,11 +59,9 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     name = os.fspath(model_name_or_path)
     folder, raw_config = read_config(name, revision)
     config = ITuningConfig.from_dict(raw_config)
-    adapter = _read_adapter_header(_find(name, SAFE_WEIGHTS_NAME, revision))
-    with torch.device("meta"):  # shapes without memory
-        model = ITuningForCaptioning(config)
-    backbones = {kind: _describe_backbone(kind, config, model) for kind in ("vision", "text")}
-    frozen = sum(backbone["parameters"] for backbone in backbones.values())
+    stored = _read_adapter_header(_find(name, SAFE_WEIGHTS_NAME, revision))
+    model = _shapes(config)
+    parts = _describe_parts(config, model, stored)
     return {
         "name": name,
         "model_type": config.model_type,
@@ -74,6 +72,37 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
             "transformers": transformers_version,
             "torch": str(torch.__version__),
         },
+        **parts,
+        "generation": _generation_settings(name, revision, model),
+        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
+    }
+
+
+def describe_config(config: ITuningConfig) -> dict[str, Any]:
+    """Describe a captioner that is not stored: `vision_model`, `text_model`, `adapter` and `parameters`.
+
+    Args:
+        config: Its configuration.
+
+    Returns:
+        Those parts of what `describe` returns, but for the adapter's `dtype` and `bytes`.
+    """
+    model = _shapes(config)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return _describe_parts(config, model, {"parameters": trainable})
+
+
+def _shapes(config: ITuningConfig) -> ITuningForCaptioning:
+    with torch.device("meta"):  # without memory
+        return ITuningForCaptioning(config)
+
+
+def _describe_parts(
+    config: ITuningConfig, model: ITuningForCaptioning, stored: dict[str, Any]
+) -> dict[str, Any]:
+    backbones = {kind: _describe_backbone(kind, config, model) for kind in ("vision", "text")}
+    trainable, frozen = stored["parameters"], sum(part["parameters"] for part in backbones.values())
+    return {
         "vision_model": backbones["vision"],
         "text_model": backbones["text"],
         "adapter": {
@@ -83,15 +112,9 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
             "scale": config.adapter_scale,
             "dropout": config.adapter_dropout,
             "vision_feature_layer": config.vision_feature_layer,
-            **adapter,
+            **stored,
         },
-        "parameters": {
-            "trainable": adapter["parameters"],
-            "frozen": frozen,
-            "total": adapter["parameters"] + frozen,
-        },
-        "generation": _generation_settings(name, revision, model),
-        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
+        "parameters": {"trainable": trainable, "frozen": frozen, "total": trainable + frozen},
     }
 
 
@@ -234,4 +257,4 @@ def _join(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-__all__ = ["describe", "format_description", "read_config"]
+__all__ = ["describe", "describe_config", "format_description", "read_config"]

@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .inspection import read_config
+from .model_card.evaluation_results import EVALUATION_FILE
+from .model_card.training_record import TRAINING_FILE, TrainingRecord, write_training_record
+from .model_card.writing import write_card
 from .modeling_ituning import ITuningForCaptioning
 from .processing_ituning import ITuningProcessor
 
 
 def save_captioner(
-    model: ITuningForCaptioning, processor: ITuningProcessor, folder: str | os.PathLike[str]
+    model: ITuningForCaptioning,
+    processor: ITuningProcessor,
+    folder: str | os.PathLike[str],
+    *,
+    training: TrainingRecord | None = None,
 ) -> None:
-    """Save the adapter, its processor and the code that loads both where this package is not installed.
+    """Save the adapter, its processor, the code that loads both without this package, and a model card.
+
+    A model card there that was rendered before is renewed; one that a person wrote or edited is left alone.
+    What `training.json` and `evaluation.json` there say of other weights is removed with those weights.
 
     Args:
         model: The captioner; of its weights the adapter's alone are written.
         processor: Its processor.
         folder: Is made if it is not there.
+        training: How it came about; becomes `training.json`, and part of the card.
     """
+    weights = Path(folder) / SAFE_WEIGHTS_NAME
+    before = _digest(weights)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    give_ordinary_permissions(weights)
+    if _digest(weights) != before:
+        for name in (TRAINING_FILE, EVALUATION_FILE):
+            (Path(folder) / name).unlink(missing_ok=True)
+    if training is not None:
+        write_training_record(folder, training)
+    write_card(folder)
+
+
+def give_ordinary_permissions(path: Path) -> None:
+    """Let whoever may read other new files read this one: safetensors keeps its files from everybody else."""
+    umask = os.umask(0o077)  # there is no way to look at it without setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def _digest(path: Path) -> bytes | None:
+    return hashlib.sha256(path.read_bytes()).digest() if path.exists() else None
 
 
 def load_captioner(
@@ -100,4 +134,4 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
     return processor
 
 
-__all__ = ["load_captioner", "load_model", "load_processor", "save_captioner"]
+__all__ = ["give_ordinary_permissions", "load_captioner", "load_model", "load_processor", "save_captioner"]

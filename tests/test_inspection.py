@@ -10,7 +10,7 @@ import transformers
 from small_models import make_captioner
 
 from ituning_hf import ITuningForCaptioning, __version__
-from ituning_hf.inspection import describe, format_description, read_config
+from ituning_hf.inspection import describe, describe_config, format_description, read_config
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -39,6 +39,13 @@ def test_the_numbers_are_the_loaded_models(saved):
     }
     assert description["vision_model"]["parameters"] == model.vision_model.num_parameters()
     assert description["text_model"]["parameters"] == model.text_model.num_parameters() - trainable
+
+
+def test_a_configuration_alone_tells_the_same(saved):
+    description = describe(saved)
+    del description["adapter"]["dtype"], description["adapter"]["bytes"]
+    parts = describe_config(ITuningForCaptioning.from_pretrained(saved).config)
+    assert parts == {key: description[key] for key in ("vision_model", "text_model", "adapter", "parameters")}
 
 
 def test_the_adapter(saved):

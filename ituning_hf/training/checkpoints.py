@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from ..saving import give_ordinary_permissions
 from .errors import TrainingError
 
 RUN_FILE = "run.json"
@@ -60,10 +61,9 @@ def open_draft(target: Path) -> Path:
 def put_in_place(target: Path) -> None:
     """Give the draft the target's name, once all that is in it is on disk."""
     draft, old = draft_of(target), _old_of(target)
-    readable = draft.stat().st_mode & 0o666
     for path in draft.rglob("*"):
-        if path.is_file():
-            path.chmod(readable)  # safetensors lets nobody else read its files
+        if path.suffix == ".safetensors":
+            give_ordinary_permissions(path)
         sync(path)
     sync(draft)
     if target.exists():

@@ -23,13 +23,11 @@ from .launching import refuse_unsupported_launch
 from .loop import CaptionTrainer
 from .processes import leave_group, one_fate
 from .run_folder import claim_output_dir
-from .setup import TrainingData, describe_run, load_data, load_model, with_backbones
+from .setup import GIVEN_DATA, TrainingData, describe_run, load_data, load_model, with_backbones
 from .signals import stop_on_signals
 from .state import TrainState
 from .tracking import require_trackers
 from .validation import SCORE_NAMES, require_scorers
-
-GIVEN_DATA = "(given in Python)"  # what `run.json` says of data that no setting names
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ from .errors import NonFiniteLossError, RunStopped
 from .optimization import create_optimizer, create_schedule
 from .processes import one_fate
 from .progress import Progress
+from .record import training_record
 from .run_store import RunStore
 from .setup import TrainingData
 from .signals import StopRequest
@@ -115,7 +116,7 @@ class CaptionTrainer:
                 self._train_steps()
                 if self._out_of_patience() and self.state.step < self.total_steps:
                     self._say_why_early()
-            self.store.save_captioner("last")
+            self._save_captioner("last")
         finally:
             self.progress.close()
         return self.state
@@ -211,8 +212,13 @@ class CaptionTrainer:
         is_best = self.state.take_validation(
             validation.scores[metric], metric == "loss", self.args.early_stopping_threshold
         )
+        self.state.validation = {
+            "step": self.state.step,
+            "scores": validation.scores,
+            "num_scored": validation.num_scored,
+        }
         if is_best:
-            self.store.save_captioner("best")
+            self._save_captioner("best")
         epoch = self.state.step / self.steps_per_epoch
         self._report(validation, f"epoch {epoch:.4g}" + (", the best so far" if is_best else ""))
 
@@ -252,6 +258,10 @@ class CaptionTrainer:
         # Where the signal reached another process alone, it was no Ctrl-C, which a terminal sends to all.
         when = f"after step {self.state.step} of {self.total_steps}"
         raise RunStopped(self.stop.signum or signal.SIGTERM, when)
+
+    def _save_captioner(self, name: str) -> None:
+        record = training_record(self.identity, self.data, self.state, self.steps_per_epoch, self.accelerator)
+        self.store.save_captioner(name, record)
 
     def _save_checkpoint(self) -> None:
         self.store.save_checkpoint(self.state, self.args.max_checkpoints)

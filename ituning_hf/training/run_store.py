@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 
 from ..checkpoint_ituning import read_adapter_file
+from ..model_card import TrainingRecord
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import ITuningProcessor
 from ..saving import save_captioner
@@ -78,11 +79,11 @@ class RunStore:
             if main:
                 remove_old_checkpoints(self.output_dir, max_checkpoints)
 
-    def save_captioner(self, name: str) -> None:
-        """Write a captioner, in place of the one of that name."""
+    def save_captioner(self, name: str, training: TrainingRecord) -> None:
+        """Write a captioner and how it came about, in place of the one of that name."""
         with shared_folder(self.accelerator, self.output_dir / name) as draft:
             if self.accelerator.is_main_process:
-                save_captioner(self.captioner, self.processor, draft)
+                save_captioner(self.captioner, self.processor, draft, training=training)
 
     def restore(self, checkpoint: Path) -> TrainState:
         """Go back to a checkpoint, in memory alone.

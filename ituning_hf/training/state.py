@@ -44,6 +44,7 @@ class TrainState:
         best_metric: The best validation's `--metric_for_best_model`, None before the first validation.
         best_step: The step it was reached at.
         validations_without_better: How many came since the last one that counted as better.
+        validation: The last one after a step, as a `ValidationRecord` by name; the captioner's card tells it.
     """
 
     step: int = 0
@@ -51,6 +52,7 @@ class TrainState:
     best_metric: float | None = None
     best_step: int | None = None
     validations_without_better: int = 0
+    validation: dict[str, Any] | None = None
 
     def take_validation(self, value: float, lower_is_better: bool, threshold: float) -> bool:
         """Take account of a validation after the current step.

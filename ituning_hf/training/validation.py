@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 
 from ..data import CaptionedImage, SampleKey
+from ..model_card.evaluation_results import METRIC_NAMES
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages
@@ -20,15 +21,8 @@ from .processes import one_fate
 FEW_BATCHES = 2
 SHOWN_CHARACTERS = 110  # of a sample caption
 
-SCORE_NAMES = {
-    "loss": "loss",
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "cider": "CIDEr",
-}
+_SCORERS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")  # those that need no Java
+SCORE_NAMES = {"loss": "loss"} | {name: METRIC_NAMES[name] for name in _SCORERS}
 
 
 @dataclass(frozen=True)
