@@ -21,8 +21,8 @@ from .small_backbones import make_small_backbones, small_text_config, small_visi
 
 Report = Callable[[str], None]
 
-# Pretrained on drawn scenes, and shipped; `examples/pretrain_scene_backbones.py` makes them.
 GIVEN_DATA = "(given in Python)"  # what `run.json` says of data that no setting names
+# Pretrained on drawn scenes, and shipped; `examples/pretrain_scene_backbones.py` makes them.
 SCENE_BACKBONES = Path(__file__).resolve().parents[1] / "scene_backbones"
 
 
