@@ -169,29 +169,40 @@ class ITuningProcessor(ProcessorMixin):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, vision: str | os.PathLike[str], text: str | os.PathLike[str], **hub_kwargs: Any
+        cls,
+        vision: str | os.PathLike[str],
+        text: str | os.PathLike[str],
+        *,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+        **hub_kwargs: Any,
     ) -> ITuningProcessor:
         """Take the image preparation of one model and the tokenizer of another.
 
         Args:
             vision: A CLIP's folder or Hub id.
             text: A GPT-2's folder or Hub id.
+            vision_revision: The CLIP's revision on the Hub; give the captioner's, `vision_model_revision` in
+                its configuration, and both come from one commit.
+            text_revision: The GPT-2's revision on the Hub.
             **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
 
         Returns:
             The processor. An encoder saved without its image preparation gets CLIP's own at the encoder's
             image size, with a warning.
         """
+        of_vision = {"revision": vision_revision or "main", **hub_kwargs}
+        of_text = {"revision": text_revision or "main", **hub_kwargs}
         try:
-            image_processor = CLIPImageProcessorPil.from_pretrained(vision, **hub_kwargs)
+            image_processor = CLIPImageProcessorPil.from_pretrained(vision, **of_vision)
         except OSError:
-            config = AutoConfig.from_pretrained(vision, **hub_kwargs)
+            config = AutoConfig.from_pretrained(vision, **of_vision)
             size = getattr(config, "vision_config", config).image_size
             logger.warning(f"{vision} says nothing of image preparation; using CLIP's, at {size} pixels.")
             image_processor = CLIPImageProcessorPil(
                 size={"shortest_edge": size}, crop_size={"height": size, "width": size}
             )
-        return cls(image_processor, AutoTokenizer.from_pretrained(text, **hub_kwargs))
+        return cls(image_processor, AutoTokenizer.from_pretrained(text, **of_text))
 
 
 def caption_rows(

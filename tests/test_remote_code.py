@@ -288,7 +288,7 @@ def test_transformers_copies_every_file_that_the_model_needs(folders):
 # Each module imports only from its own line and those above it; what is not named stands in the library's.
 LAYERS = [
     ("_version", "adapter_ituning", "configuration_ituning", "processing_ituning"),
-    ("gpt2_ituning", "backbones_ituning", "checkpoint_ituning", "generation_ituning"),
+    ("gpt2_ituning", "backbones_ituning", "checkpoint_ituning", "generation_ituning", "hub_errors"),
     ("modeling_ituning",),
     ("data",),
     ("training", "evaluation", "tuner", "visualization", "captioning", "inspection"),
