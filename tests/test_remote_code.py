@@ -1,9 +1,6 @@
 """A saved captioner in processes that have neither this package nor its optional dependencies."""
 
 import ast
-import json
-import os
-import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -11,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh_process import run_fresh
 from PIL import Image
 from small_models import make_captioner
 from transformers import (
@@ -30,33 +28,6 @@ import ituning_hf
 from ituning_hf import ITuningConfig, ITuningForCaptioning, ITuningProcessor
 
 PACKAGE = Path(ituning_hf.__file__).parent
-
-# Hides packages from a fresh process as if they were not installed.
-HIDE = """
-import sys
-
-HIDDEN = {"ituning_hf", "peft", "accelerate", "torchvision", "evaluate", "datasets", "bitsandbytes"}
-
-
-class WithoutHidden:
-    def __init__(self, finder):
-        self.finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-
-sys.meta_path[:] = [WithoutHidden(finder) for finder in sys.meta_path]
-for name in HIDDEN:
-    try:
-        __import__(name)
-    except ModuleNotFoundError:
-        continue
-    raise SystemExit(f"{name} is not hidden")
-"""
 
 LOAD = """
 import json
@@ -108,31 +79,6 @@ SAVE = """
 model.save_pretrained(again)
 processor.save_pretrained(again)
 """
-
-
-def run_fresh(script: str, cwd: Path, *arguments: Path) -> dict[str, Any]:
-    """Run a script in a process of its own and return what it found."""
-    environment = os.environ | {"HF_MODULES_CACHE": str(cwd / "modules")}
-    command = [
-        sys.executable,
-        "-I",
-        "-W",
-        "error",
-        "-c",
-        HIDE + script + "\nprint()\nprint(json.dumps(found))",
-    ]
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

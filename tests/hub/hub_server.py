@@ -46,6 +46,7 @@ class LoopbackHub:
     def __init__(self) -> None:
         self.repositories = Repositories()
         self.requests: list[str] = []  # "METHOD /path" of each
+        self.misunderstood: list[str] = []
         self.faults: list[Fault] = []
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
         self.endpoint, self.storage = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
@@ -75,10 +76,12 @@ def loopback_hub() -> Iterator[LoopbackHub]:
         yield hub
     finally:
         hub.close()
+    assert hub.misunderstood == []
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the client to confirm its headers
     user: User | None
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -109,6 +112,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.dispatch(path)
         except RefusedError as refused:
             self.refuse(refused)
+        except (KeyError, TypeError, ValueError) as error:  # a request that this Hub does not understand
+            self.hub.misunderstood.append(f"{request}: {error!r}")
+            self.answer(400, b"{}")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_any  # noqa: N815
 
@@ -123,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
         for wanted, pattern, function in ROUTES:
             if wanted == method and (match := pattern.fullmatch(path)):
                 self.user = self.state.user(self.headers.get("Authorization"))
-                parts = {name: unquote(part) for name, part in match.groupdict().items()}
+                parts = {name: unquote(part) for name, part in match.groupdict("").items()}
                 return function(self, **parts)
         raise RefusedError(404, f"Sorry, we can't find the page you are looking for: {path}")
 
@@ -170,7 +176,7 @@ def model_info(handler: Handler, repo: str, revision: str = "main") -> None:
 @route("GET", "/api/models/REPO/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?")
 def tree(handler: Handler, repo: str, revision: str, folder: str = "") -> None:
     handler.commit = handler.readable(repo).at(revision)
-    if folder not in ("", "None"):  # no repository of a captioner has folders
+    if folder:  # no repository of a captioner has folders
         raise RefusedError(404, f"{folder} does not exist", "EntryNotFound")
     files = handler.commit.files.items()
     handler.answer_json([describe_file(path, data) for path, data in sorted(files)])
