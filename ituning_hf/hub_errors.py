@@ -37,7 +37,7 @@ def explain_hub_error(error: BaseException) -> str | None:
         if isinstance(cause, HTTPError):
             return f"{constants.ENDPOINT} cannot be reached, or broke off ({cause}); try again later"
     if any(isinstance(cause, LocalEntryNotFoundError) for cause in chain):
-        return "it is not in this machine's cache, and the Hub was not asked"
+        return "it is not in this machine's cache, and the Hub is not asked (HF_HUB_OFFLINE)"
     return None
 
 
