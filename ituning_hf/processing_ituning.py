@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
+_HUB_KWARGS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class ITuningProcessor(ProcessorMixin):
@@ -53,6 +55,29 @@ class ITuningProcessor(ProcessorMixin):
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> ITuningProcessor:
+        """Load a saved processor.
+
+        Args:
+            pretrained_model_name_or_path: Its folder or Hub id.
+            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and what else
+                `ProcessorMixin.from_pretrained` takes.
+
+        Raises:
+            OSError: if there is none.
+            ValueError: if it is not whole, or would have the tokenizer read from elsewhere.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        hub = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
+        optional = {"_raise_exceptions_for_missing_entries": False}
+        if (path := cached_file(name, "tokenizer_config.json", **hub, **optional)) is not None:
+            with open(path, encoding="utf-8") as file:
+                _refuse_other_files(json.load(file), path)
+        return super().from_pretrained(name, **kwargs)
 
     def __call__(
         self,
@@ -203,6 +228,15 @@ class ITuningProcessor(ProcessorMixin):
                 size={"shortest_edge": size}, crop_size={"height": size, "width": size}
             )
         return cls(image_processor, AutoTokenizer.from_pretrained(text, **of_text))
+
+
+def _refuse_other_files(tokenizer_config: dict[str, Any], path: str) -> None:
+    """Refuse settings by which Transformers reads a tokenizer from wherever they say."""
+    if named := sorted({"fast_tokenizer_files", "merges", "vocab"} & set(tokenizer_config)):
+        raise ValueError(
+            f"{path} names other files to read the tokenizer from ({named}), which no captioner's does: "
+            "it was tampered with, so do not use it."
+        )
 
 
 def caption_rows(
