@@ -92,7 +92,8 @@ class ITuningProcessor(ProcessorMixin):
 
         Args:
             images: One image or a list of them (PIL, NumPy or torch).
-            text: Prompts to go on from: the begin token is put in front, and they are padded on the left.
+            text: Prompts to go on from, or one for all images: the begin token is put in front, and they are
+                padded on the left.
             captions: Targets: a caption, one for each image, or a list for each image. They get a begin and
                 an end token, and are padded on the right. An image with fewer captions than the others
                 gets rows without labels, so that every image has as many rows.
@@ -125,7 +126,8 @@ class ITuningProcessor(ProcessorMixin):
         if images is not None:
             data |= self.image_processor(images=images, return_tensors=return_tensors, **kwargs)
         if text is not None:
-            data |= self._prompt_rows([text] if isinstance(text, str) else list(text))
+            num_images = len(data["pixel_values"]) if images is not None else 1
+            data |= self._prompt_rows([text] * num_images if isinstance(text, str) else list(text))
         if captions is not None:
             rows = self._caption_lists(captions, None if images is None else len(data["pixel_values"]))
             encoded = [self.encode_captions(group, max_length) for group in rows]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import ituning_hf
 from ituning_hf import cli
 from ituning_hf.training import parse_arguments
 
@@ -70,7 +71,7 @@ def test_nothing_in_the_readme_waits_to_be_filled_in():
 
 
 def test_the_readme_names_every_module():
-    package = Path(cli.__file__).parent
+    package = Path(ituning_hf.__file__).parent
     for path in package.iterdir():
         if path.suffix == ".py" and not path.name.startswith("_"):
             assert path.name in README, path.name

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,17 @@ found["classes"] = {name: f"{type(x).__module__}.{type(x).__qualname__}" for nam
 found["layers"] = config.adapter_layers
 captioner = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
 found["pipeline"] = [captioner(images=image, text="")[0]["generated_text"]]
+images = [image, image.rotate(90)]
+beams = {"generate_kwargs": {"num_beams": 4, "max_new_tokens": 9}}
+many = {
+    "one text": captioner(images, text=""),
+    "a text each": captioner(images, text=["", ""]),
+    "batches": captioner(images, text=["", ""], batch_size=2),
+    "beams": captioner(images, text=["", ""], **beams),
+    "beams in batches": captioner(images, text=["", ""], batch_size=2, **beams),
+    "prompts": captioner(images, text=["a dog", "a"], batch_size=2, max_new_tokens=5),
+}
+found["many"] = {name: [output["generated_text"] for output in outputs] for name, outputs in many.items()}
 for trust in (None, False):
     try:
         AutoModel.from_pretrained(folder, trust_remote_code=trust)
@@ -152,8 +164,17 @@ def test_every_auto_class_works_without_the_package(first, expected):
     assert first["other greedy"] == expected["greedy"]
 
 
-def test_the_pipeline_works_without_the_package(first, expected):
+def test_the_pipeline_works_without_the_package(first, expected, processor):
     assert first["pipeline"] == expected["text"][:1]
+    decode = partial(processor.batch_decode, skip_special_tokens=True)
+    assert first["many"] == {
+        "one text": expected["text"],
+        "a text each": expected["text"],
+        "batches": expected["text"],
+        "beams": decode(expected["beams"]),
+        "beams in batches": decode(expected["beams"]),
+        "prompts": decode(expected["prompted"]),
+    }
 
 
 @pytest.mark.parametrize("trust", [None, False])
