@@ -13,6 +13,7 @@ from .captioning import CaptionResult, caption, iter_captions
 from .configuration_ituning import ITuningConfig
 from .modeling_ituning import ITuningForCaptioning
 from .processing_ituning import ITuningProcessor
+from .publishing import push_captioner
 from .saving import load_captioner, save_captioner
 
 AutoConfig.register(ITuningConfig.model_type, ITuningConfig, exist_ok=True)
@@ -34,5 +35,6 @@ __all__ = [
     "caption",
     "iter_captions",
     "load_captioner",
+    "push_captioner",
     "save_captioner",
 ]

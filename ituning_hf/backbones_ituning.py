@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionModel, GPT2LMHeadModel, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
@@ -185,6 +186,32 @@ def _open_own_weights(kind: str, name: str, hub_kwargs: dict[str, Any]) -> dict[
             f"among their {len(weights)} tensors."
         )
     return {key: weights[stored] for key, stored in own.items() if not _NOT_WEIGHTS.search(key)}
+
+
+def is_local(name: str) -> bool:
+    """Tell a folder of this machine, there or not, from an id on the Hub."""
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return True
+    return os.path.isdir(name)
+
+
+def refuse_local_backbones(config: ITuningConfig) -> None:
+    """Refuse to put a captioner on the Hub whose backbones nobody else has.
+
+    Raises:
+        ValueError: naming those that lie in local folders.
+    """
+    names = {
+        f"{kind}_model_name_or_path": getattr(config, f"{kind}_model_name_or_path") for kind in _BACKBONES
+    }
+    if local := {field: name for field, name in names.items() if name is not None and is_local(name)}:
+        raise ValueError(
+            f"This captioner's backbones are local folders, which nobody else has: {local}. Load it with the "
+            "same models' ids on the Hub, from_pretrained(folder, vision_model_name_or_path=..., "
+            "text_model_name_or_path=...), and push that."
+        )
 
 
 def split_device_map(device_map: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .backbones_ituning import (
     load_backbone,
     load_backbone_config,
     load_pretrained_backbone,
+    refuse_local_backbones,
     split_device_map,
 )
 from .configuration_ituning import ITuningConfig, as_recorded_path
@@ -264,6 +265,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
                 a whole model's the adapter is taken.
             **kwargs: For `PreTrainedModel.save_pretrained`: `push_to_hub`, `repo_id`, `token` and so on.
         """
+        if kwargs.get("push_to_hub"):
+            refuse_local_backbones(self.config)
         if self.config.vision_model_fingerprint is None or self.config.text_model_fingerprint is None:
             logger.warning(
                 "This captioner's backbones were built in memory and are stored nowhere, so the saved "
@@ -275,6 +278,24 @@ class ITuningPreTrainedModel(PreTrainedModel):
             adapter = {name: state_dict[name] for name in adapter}
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, state_dict=adapter, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Put the adapter, with the configuration and the code to load it, on the Hub.
+
+        A model card that the repository has on its main branch stays as it is.
+
+        Args:
+            repo_id: The repository; made if it is not there.
+            **kwargs: For `PreTrainedModel.push_to_hub`: `private`, `commit_message`, `token` and so on.
+
+        Returns:
+            What the Hub says of the commit.
+
+        Raises:
+            ValueError: if a backbone lies in a local folder, before anything is sent.
+        """
+        refuse_local_backbones(self.config)
+        return super().push_to_hub(repo_id, **kwargs)
 
 
 def read_adapter_file(path: str) -> dict[str, torch.Tensor]:

@@ -124,9 +124,14 @@ class ITuningConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as it is stored: how a backbone is quantised is up to who loads it."""
+        """Return the configuration as it is stored.
+
+        How a backbone is quantised is up to who loads it, and where it comes from is recorded once.
+        """
         output = super().to_dict()
         output["text_config"].pop("quantization_config", None)
+        for backbone in ("vision_config", "text_config"):
+            output[backbone].pop("_name_or_path", None)
         return output
 
 

@@ -19,6 +19,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 
 from ._version import __version__
 from .configuration_ituning import ITuningConfig
+from .hub_errors import explain_hub_error
 from .modeling_ituning import ITuningForCaptioning
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names and PyTorch's
@@ -163,7 +164,7 @@ def _find(name: str, filename: str, revision: str | None) -> Path:
 
 def _what_is_there(name: str, error: OSError) -> str:
     if not os.path.isdir(name):
-        return f"there is no such folder, and as an id on the Hub it gives: {error}"
+        return f"there is no such folder, and as an id on the Hub: {explain_hub_error(error) or error}"
     inside = sorted(path.parent.name for path in Path(name).glob(f"*/{CONFIG_NAME}"))
     return f"the folder has no {CONFIG_NAME}" + (f", but {inside} inside it have" if inside else "")
 

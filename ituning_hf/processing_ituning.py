@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
+_HUB_KWARGS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class ITuningProcessor(ProcessorMixin):
@@ -54,6 +56,29 @@ class ITuningProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         super().__init__(image_processor, tokenizer, **kwargs)
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> ITuningProcessor:
+        """Load a saved processor.
+
+        Args:
+            pretrained_model_name_or_path: Its folder or Hub id.
+            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and what else
+                `ProcessorMixin.from_pretrained` takes.
+
+        Raises:
+            OSError: if there is none.
+            ValueError: if it is not whole, or would have the tokenizer read from elsewhere.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        hub = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
+        optional = {"_raise_exceptions_for_missing_entries": False}
+        if (path := cached_file(name, "tokenizer_config.json", **hub, **optional)) is not None:
+            with open(path, encoding="utf-8") as file:
+                _refuse_other_files(json.load(file), path)
+        return super().from_pretrained(name, **kwargs)
+
     def __call__(
         self,
         images: Any = None,
@@ -67,7 +92,8 @@ class ITuningProcessor(ProcessorMixin):
 
         Args:
             images: One image or a list of them (PIL, NumPy or torch).
-            text: Prompts to go on from: the begin token is put in front, and they are padded on the left.
+            text: Prompts to go on from, or one for all images: the begin token is put in front, and they are
+                padded on the left.
             captions: Targets: a caption, one for each image, or a list for each image. They get a begin and
                 an end token, and are padded on the right. An image with fewer captions than the others
                 gets rows without labels, so that every image has as many rows.
@@ -100,7 +126,8 @@ class ITuningProcessor(ProcessorMixin):
         if images is not None:
             data |= self.image_processor(images=images, return_tensors=return_tensors, **kwargs)
         if text is not None:
-            data |= self._prompt_rows([text] if isinstance(text, str) else list(text))
+            num_images = len(data["pixel_values"]) if images is not None else 1
+            data |= self._prompt_rows([text] * num_images if isinstance(text, str) else list(text))
         if captions is not None:
             rows = self._caption_lists(captions, None if images is None else len(data["pixel_values"]))
             encoded = [self.encode_captions(group, max_length) for group in rows]
@@ -169,29 +196,49 @@ class ITuningProcessor(ProcessorMixin):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, vision: str | os.PathLike[str], text: str | os.PathLike[str], **hub_kwargs: Any
+        cls,
+        vision: str | os.PathLike[str],
+        text: str | os.PathLike[str],
+        *,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+        **hub_kwargs: Any,
     ) -> ITuningProcessor:
         """Take the image preparation of one model and the tokenizer of another.
 
         Args:
             vision: A CLIP's folder or Hub id.
             text: A GPT-2's folder or Hub id.
+            vision_revision: The CLIP's revision on the Hub; give the captioner's, `vision_model_revision` in
+                its configuration, and both come from one commit.
+            text_revision: The GPT-2's revision on the Hub.
             **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
 
         Returns:
             The processor. An encoder saved without its image preparation gets CLIP's own at the encoder's
             image size, with a warning.
         """
+        of_vision = {"revision": vision_revision or "main", **hub_kwargs}
+        of_text = {"revision": text_revision or "main", **hub_kwargs}
         try:
-            image_processor = CLIPImageProcessorPil.from_pretrained(vision, **hub_kwargs)
+            image_processor = CLIPImageProcessorPil.from_pretrained(vision, **of_vision)
         except OSError:
-            config = AutoConfig.from_pretrained(vision, **hub_kwargs)
+            config = AutoConfig.from_pretrained(vision, **of_vision)
             size = getattr(config, "vision_config", config).image_size
             logger.warning(f"{vision} says nothing of image preparation; using CLIP's, at {size} pixels.")
             image_processor = CLIPImageProcessorPil(
                 size={"shortest_edge": size}, crop_size={"height": size, "width": size}
             )
-        return cls(image_processor, AutoTokenizer.from_pretrained(text, **hub_kwargs))
+        return cls(image_processor, AutoTokenizer.from_pretrained(text, **of_text))
+
+
+def _refuse_other_files(tokenizer_config: dict[str, Any], path: str) -> None:
+    """Refuse settings by which Transformers reads a tokenizer from wherever they say."""
+    if named := sorted({"fast_tokenizer_files", "merges", "vocab"} & set(tokenizer_config)):
+        raise ValueError(
+            f"{path} names other files to read the tokenizer from ({named}), which no captioner's does: "
+            "it was tampered with, so do not use it."
+        )
 
 
 def caption_rows(

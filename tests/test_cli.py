@@ -224,6 +224,10 @@ def test_a_terminal_gets_a_progress_bar(saved, photos, capsys, monkeypatch):
             "frozen vision model was not found at vision_model_name_or",
         ),
         (["photos", "--model", "org/c", "--revision", "v9"], "There is no captioner at 'org/c'"),
+        (
+            ["photos", "--model", "org/c"],
+            "not in this machine's cache, and the Hub is not asked (HF_HUB_OFFLINE)",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(saved, photos, capsys, monkeypatch, arguments, message):

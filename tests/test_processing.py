@@ -153,6 +153,12 @@ def test_one_prompt_may_be_a_string_and_an_empty_one_is_the_begin_token(processo
     assert lists(processor(text="")) == {"input_ids": [[0]], "attention_mask": [[1]]}
 
 
+def test_one_prompt_serves_all_images(processor):
+    one, each = (processor(images=images(), text=text) for text in ("a man", ["a man", "a man"]))
+    assert lists(one) == lists(each)
+    assert one["input_ids"].tolist() == [[0, *MAN]] * 2
+
+
 def test_a_prompts_padding_is_not_read(processor, captioner):
     pixels = processor(images=images())["pixel_values"]
     together = captioner.generate(

@@ -1,4 +1,4 @@
-"""The `ituning` command: see a demo, train a captioner, caption images with it, look at what was saved.
+"""The `ituning` command: train a captioner, caption images with it, put it on the Hub.
 
 Each command is a module of its own: `add_parser` describes its arguments, `run` does it and returns the exit
 code. A new one is such a module, and its name in `_COMMANDS`. Nothing heavy is imported at the top of any:
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from .._version import __version__
-from . import caption, convert, demo, info, train
+from . import caption, convert, demo, info, push, train
 
-_COMMANDS = (demo, train, caption, info, convert)  # in the order in which --help lists them
+_COMMANDS = (demo, train, caption, info, push, convert)  # in the order in which --help lists them
 
 _EXAMPLES = """\
 examples:
@@ -26,6 +26,7 @@ examples:
       --output_dir my-captioner
   ituning caption photos/ --model my-captioner/best --output captions.jsonl
   ituning info my-captioner/best
+  ituning push my-captioner/best org/my-captioner --dry-run
 
 Mistakes are told in one line. With ITUNING_TRACEBACK=1 in the environment, with the whole traceback.
 """

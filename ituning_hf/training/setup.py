@@ -99,7 +99,12 @@ def load_model(
         _check_positions(ITuningConfig(**shapes, **options), args)  # before the minutes that follow
         vision, text = _small_backbones(args, data, accelerator, report)
     model = ITuningForCaptioning.from_vision_text_pretrained(vision, text, **options)
-    processor = ITuningProcessor.from_vision_text_pretrained(vision, text)
+    processor = ITuningProcessor.from_vision_text_pretrained(
+        vision,
+        text,
+        vision_revision=model.config.vision_model_revision,
+        text_revision=model.config.text_model_revision,
+    )
     _check_fit(model, processor, args)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()

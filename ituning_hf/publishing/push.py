@@ -1,0 +1,117 @@
+"""A reviewed captioner's way to the Hub: one commit, or none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from ..backbones_ituning import fingerprint
+from ..hub_errors import explain_hub_error
+from .review import Place, review_captioner
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """Where a captioner now is."""
+
+    repo_id: str
+    url: str
+    commit: str
+    changed: bool  # False: the same content was there already, and no commit was made
+
+
+def push_captioner(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    commit_message: str = "Upload captioner",
+    token: str | None = None,
+    vision_model: str | None = None,
+    text_model: str | None = None,
+) -> PushResult:
+    """Put a saved captioner on the Hub, where one line loads it.
+
+    All of it goes in one commit, so that nobody meets a half of it, and pushing again after a failure
+    does no harm. Backbones do not go: what is uploaded names them, each at a commit. The folder stays as
+    it is.
+
+    Args:
+        folder: The captioner, as `save_captioner` wrote it.
+        repo_id: The repository, such as "org/ituning-coco"; made if it is not there.
+        private: Make the repository private.
+        revision: The branch; "main" by default, and made if it is not there.
+        commit_message: What the history says.
+        token: By default the one that `hf auth login` stored, or HF_TOKEN.
+        vision_model: The id on the Hub of the frozen vision encoder, where the captioner was trained over a
+            local copy of it. Its weights' fingerprint must be the recorded one; its files are downloaded
+            for that, if the cache has them not.
+        text_model: The same of the frozen language model.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ValueError: for what must not go (see `review_captioner`), all told at once and before anything is
+            sent; or a model on the Hub that is not the one the adapter was trained on; or a repository that
+            is public and was asked to be private.
+        OSError: if there is no captioner, or the Hub cannot be reached or refuses.
+    """
+    review = review_captioner(folder, vision_model=vision_model, text_model=text_model)
+    api = HfApi(token=token)
+    revisions = {kind: _commit_of(api, kind, place) for kind, place in review.places.items()}
+    contents = review.contents(revisions)
+    with _telling(f"{str(folder)!r} was not pushed to {repo_id!r}, and pushing again does no harm"):
+        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(
+                f"{repo_id!r} was there already and is public, and nothing was pushed: make it private in "
+                "its settings on the Hub, or push without --private."
+            )
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        before = api.model_info(repo_id, revision=revision).sha
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, content) for name, content in contents.items()],
+            commit_message=commit_message,
+            revision=revision,
+        ).oid
+    return PushResult(repo_id, f"{api.endpoint}/{repo_id}", commit, changed=commit != before)
+
+
+def _commit_of(api: HfApi, kind: str, place: Place) -> str:
+    """Find the commit to load a frozen model at, and prove that it is the model that the adapter knows."""
+    if place.revision is not None:
+        return place.revision
+    with _telling(f"the frozen {kind} model cannot be had from {place.name!r}"):
+        commit = api.model_info(place.name).sha
+        found = fingerprint(kind, place.name, revision=commit, token=api.token)
+    if found != place.fingerprint:
+        raise ValueError(
+            f"The {kind} model {place.name!r} on the Hub is not the one this adapter was trained on: its "
+            f"weights have fingerprint {found}, wanted {place.fingerprint}. Give the "
+            f"right one, --{kind}-model ID."
+        )
+    return str(commit)
+
+
+@contextmanager
+def _telling(failed: str) -> Iterator[None]:
+    """Tell in one line what the Hub, or the way to it, had against it."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        if (explanation := explain_hub_error(error)) is None:
+            raise
+        raise OSError(f"{failed}: {explanation}.") from error
+
+
+__all__ = ["PushResult", "push_captioner"]

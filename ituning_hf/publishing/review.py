@@ -1,0 +1,255 @@
+"""What of a captioner's folder may go to the Hub, decided from what the files hold. No network is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backbones_ituning import is_local
+from ..checkpoint_ituning import AUTO_MAP, check_adapter_tensors, read_adapter_file
+from ..configuration_ituning import ITuningConfig
+from ..inspection import read_config
+from ..modeling_ituning import ITuningForCaptioning
+from ..saving import load_processor
+
+_CODE = {path.name: path for path in Path(__file__).parents[1].glob("*_ituning.py")}
+_ADAPTER = "model.safetensors"
+_CARD = "README.md"
+_CONFIG = "config.json"
+_FILES = {
+    _CONFIG,
+    _ADAPTER,
+    _CARD,
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "training.json",
+    "evaluation.json",
+    *_CODE,
+}
+_AUTO_MAP_VALUES = {*AUTO_MAP.values(), "processing_ituning.ITuningProcessor"}
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+_WEIGHTS = (".safetensors", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".index.json")
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a frozen model will be loaded from by whoever uses the captioner."""
+
+    name: str
+    revision: str | None  # None: the commit is still to be found out, and the fingerprint to be compared
+    recorded: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Review:
+    """A captioner's folder that may go to the Hub."""
+
+    folder: Path
+    names: tuple[str, ...]
+    places: Mapping[str, Place]  # "vision" and "text"
+    left_out: tuple[str, ...]  # hidden files and folders
+
+    def contents(self, revisions: Mapping[str, str]) -> dict[str, Path | bytes]:
+        """Return what each file will hold: itself, or other bytes where it names a place that is replaced.
+
+        Args:
+            revisions: For "vision" and "text" the commit that each model will be loaded at.
+        """
+        return {name: self._content(name, revisions) for name in self.names}
+
+    def _content(self, name: str, revisions: Mapping[str, str]) -> Path | bytes:
+        path = self.folder / name
+        if name == _ADAPTER or name in _CODE:
+            return path
+        text = stored = path.read_text(encoding="utf-8")
+        if name == _CONFIG:
+            text = self._config(json.loads(text), revisions, text)
+        for place in self.places.values():
+            if is_local(place.recorded):  # the card names it, and configurations of older captioners
+                text = re.sub(re.escape(place.recorded) + r"(?![\w-]|\.\w)", place.name, text)
+        return path if text == stored else text.encode()
+
+    def _config(self, config: dict[str, Any], revisions: Mapping[str, str], stored: str) -> str:
+        new = dict(config)
+        for kind, place in self.places.items():
+            new |= {
+                f"{kind}_model_name_or_path": place.name,
+                f"{kind}_model_revision": place.revision or revisions[kind],
+            }
+        return stored if new == config else json.dumps(new, indent=2, sort_keys=True) + "\n"
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of each file that will go; the commits need not be known for that."""
+        contents = self.contents(dict.fromkeys(self.places, "0" * 40))
+        return {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in sorted(contents.items())
+        }
+
+
+def review_captioner(
+    folder: str | os.PathLike[str], *, vision_model: str | None = None, text_model: str | None = None
+) -> Review:
+    """Look through a saved captioner before it goes to the Hub.
+
+    Hidden files and folders (`.git`, `.cache`, `.DS_Store`) are left out: tools put them there, and neither
+    the captioner nor its user has any part in them. Whatever else is no part of a captioner is refused.
+
+    Args:
+        folder: The captioner.
+        vision_model: The id on the Hub of its frozen vision encoder, in place of the recorded one.
+        text_model: The id on the Hub of its frozen language model.
+
+    Returns:
+        What would go.
+
+    Raises:
+        OSError: if there is no captioner.
+        ValueError: with all that stands against it: a file that is no part of a captioner, a pickle,
+            weights of a backbone, a damaged adapter, code that is not this package's, a backbone in a local
+            folder, no card, no processor.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}: give a saved captioner.")
+    raw = read_config(folder)[1]
+    entries = sorted(folder.iterdir())
+    shown = [path for path in entries if not path.name.startswith(".")]
+    places = {
+        kind: _place(kind, raw, given) for kind, given in (("vision", vision_model), ("text", text_model))
+    }
+    problems = [
+        *(problem for path in shown for problem in _check_file(path)),
+        *_check_adapter(folder, raw),
+        *_check_rest(folder),
+        *(place for place in places.values() if isinstance(place, str)),
+    ]
+    if problems:
+        listed = "".join(f"\n- {problem}" for problem in problems)
+        raise ValueError(f"{str(folder)!r} cannot go to the Hub as it is:{listed}")
+    left_out = tuple(path.name for path in entries if path not in shown)
+    kept = {kind: place for kind, place in places.items() if isinstance(place, Place)}
+    return Review(folder, tuple(path.name for path in shown), kept, left_out)
+
+
+def _check_file(path: Path) -> Iterator[str]:
+    name = path.name
+    if not path.is_file():
+        yield f"{name}/ is a folder, and a captioner has none: move it away."
+    elif name.endswith(_PICKLES) or _looks_pickled(path):
+        yield f"{name} is a pickle, or holds one, which runs code where it is opened: move it away."
+    elif name in _CODE:
+        if path.read_bytes() != _CODE[name].read_bytes():
+            yield (
+                f"{name} is not this version's own: load the captioner and save it again, and its code is."
+            )
+    elif name not in _FILES:
+        what = "holds other weights than the adapter's" if name.endswith(_WEIGHTS) else "is no part of it"
+        yield f"{name} {what}: move it away."
+    elif name != _ADAPTER:
+        yield from _check_text(path)
+
+
+def _looks_pickled(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\3\4" or (start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"))
+
+
+def _check_text(path: Path) -> Iterator[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else None
+    except ValueError as error:
+        yield f"{path.name} is damaged ({error}): save the captioner and its processor again."
+        return
+    if foreign := sorted(set(_auto_map_values(content)) - _AUTO_MAP_VALUES):
+        yield f"{path.name} takes code from elsewhere, auto_map {foreign}: remove it, or save it again."
+
+
+def _auto_map_values(content: Any) -> Iterator[str]:
+    """Find every string under an "auto_map", at any depth."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _strings(value) if key == "auto_map" else _auto_map_values(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _auto_map_values(value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def _check_adapter(folder: Path, raw: dict[str, Any]) -> Iterator[str]:
+    path = folder / _ADAPTER
+    if not path.is_file():
+        yield f"there is no {_ADAPTER}, the adapter: save the captioner again."
+        return
+    try:
+        config = ITuningConfig.from_dict(raw)
+        tensors = read_adapter_file(str(path))
+        if frozen := [key for key in tensors if ".adapter." not in key]:
+            yield (
+                f"{_ADAPTER} holds {len(frozen)} tensor(s) that are not the adapter's (first: {frozen[:3]}), "
+                "such as a backbone's: save the captioner with save_pretrained, which leaves them out."
+            )
+            return
+        with torch.device("meta"):  # shapes without memory
+            expected = ITuningForCaptioning(config).adapter_state_dict()
+        check_adapter_tensors(tensors, expected, str(folder))
+    except ValueError as error:
+        yield str(error)
+
+
+def _check_rest(folder: Path) -> Iterator[str]:
+    if missing := sorted(name for name in _CODE if not (folder / name).is_file()):
+        yield f"the code that loads it is not all there ({missing}): save the captioner again."
+    if not (folder / _CARD).is_file():
+        yield f"there is no {_CARD}, the model card that the Hub shows: save_captioner writes one."
+    try:
+        load_processor(folder)
+    except ValueError as error:
+        yield str(error)
+
+
+def _place(kind: str, raw: dict[str, Any], given: str | None) -> Place | str:
+    """Say where a backbone will be loaded from, or what is wrong with that."""
+    recorded, fingerprint = raw.get(f"{kind}_model_name_or_path"), raw.get(f"{kind}_model_fingerprint")
+    if not recorded or not fingerprint:
+        return (
+            f"where its frozen {kind} model comes from was not recorded: create the captioner with "
+            "from_vision_text_pretrained."
+        )
+    name = given or recorded
+    if is_local(name):
+        return (
+            f"its frozen {kind} model is the local folder {name!r}, which nobody else has: give the id of "
+            f"the same model on the Hub, --{kind}-model ID ({kind}_model=... in Python)."
+        )
+    revision = raw.get(f"{kind}_model_revision")
+    pinned = given is None and revision is not None and _COMMIT.fullmatch(revision)
+    return Place(name, revision if pinned else None, recorded, fingerprint)
+
+
+__all__ = ["Place", "Review", "review_captioner"]

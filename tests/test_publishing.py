@@ -1,0 +1,223 @@
+"""What of a captioner's folder may go to the Hub: told from the files, with no network."""
+
+import json
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import make_captioner
+
+from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
+from ituning_hf.cli import main
+from ituning_hf.publishing import review_captioner
+
+HUB = {"vision_model": "org/clip", "text_model": "org/text"}
+
+
+@pytest.fixture(scope="module")
+def saved(backbones, processor: ITuningProcessor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "captioner"
+    save_captioner(make_captioner(backbones), processor, folder)
+    (folder / "README.md").write_text(f"# Captioner\n\nOver {backbones['vision']}.\n")
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "captioner"))
+
+
+def edit_json(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def add_tensor(folder: Path, name: str) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {name: torch.zeros(3)}, path, {"format": "pt"})
+
+
+class LeavesAMark:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)
+
+
+def write_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+
+
+def break_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["text_model.transformer.h.2.adapter.q_proj.bias"][0] = torch.nan
+    save_file(tensors, path, {"format": "pt"})
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+REFUSED = [
+    (lambda f: (f / "notes.txt").write_text("x"), "notes.txt is no part of it"),
+    (lambda f: (f / "checkpoint-9").mkdir(), "checkpoint-9/ is a folder"),
+    (lambda f: (f / "optimizer.pt").write_bytes(b"x"), "optimizer.pt is a pickle"),
+    (lambda f: (f / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin is a pickle"),
+    (lambda f: (f / "vocab.json").write_bytes(pickle.dumps({})), "vocab.json is a pickle, or holds one"),
+    (lambda f: write_zip(f / "evaluation.json"), "evaluation.json is a pickle, or holds one"),
+    (lambda f: (f / "clip.safetensors").write_bytes(b"x"), "clip.safetensors holds other weights than"),
+    (lambda f: (f / "model.gguf").write_bytes(b"x"), "model.gguf holds other weights than the adapter's"),
+    (lambda f: add_tensor(f, "text_model.transformer.wte.weight"), "holds 1 tensor(s) that are not the"),
+    (lambda f: add_tensor(f, "text_model.transformer.h.9.adapter.x"), "1 unexpected (first: "),
+    (break_tensor, "1 not finite (first: ['text_model.transformer.h.2.adapter.q_proj.bias'])"),
+    (lambda f: cut_short(f / "model.safetensors"), "it is corrupt or was cut short"),
+    (lambda f: (f / "model.safetensors").unlink(), "there is no model.safetensors, the adapter"),
+    (lambda f: (f / "README.md").unlink(), "there is no README.md, the model card that the Hub shows"),
+    (lambda f: (f / "README.md").write_bytes(b"\xff"), "README.md is damaged"),
+    (lambda f: (f / "processor_config.json").unlink(), "There is no whole processor in"),
+    (lambda f: (f / "tokenizer.json").unlink(), "There is no whole processor in"),
+    (lambda f: (f / "training.json").write_text("{"), "training.json is damaged"),
+    (lambda f: (f / "gpt2_ituning.py").unlink(), "is not all there (['gpt2_ituning.py'])"),
+    (
+        lambda f: (f / "gpt2_ituning.py").write_text("import os"),
+        "gpt2_ituning.py is not this version's own: load the captioner and save it again",
+    ),
+    (lambda f: (f / "setup.py").write_text(""), "setup.py is no part of it"),
+    (
+        lambda f: edit_json(f / "config.json", auto_map={"AutoModel": "other/repo--module.Class"}),
+        "config.json takes code from elsewhere, auto_map ['other/repo--module.Class']",
+    ),
+    (
+        lambda f: edit_json(f / "processor_config.json", image_processor={"auto_map": {"A": ["m.C", None]}}),
+        "processor_config.json takes code from elsewhere, auto_map ['m.C']",
+    ),
+    (
+        lambda f: edit_json(f / "config.json", vision_model_fingerprint=None),
+        "where its frozen vision model comes from was not recorded",
+    ),
+    (
+        lambda f: edit_json(f / "config.json", adapter_num_heads=2),
+        "which adapter_num_heads (2) does not divide",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_must_not_go_is_refused(folder: Path, spoil, message: str):
+    spoil(folder)
+    with pytest.raises(ValueError, match="cannot go to the Hub as it is") as refused:
+        review_captioner(folder, **HUB)
+    assert message in str(refused.value)
+    problems = str(refused.value).split("\n- ")[1:]
+    assert len(problems) == 1 or "processor" in message or "cut" in message
+
+
+def test_all_problems_are_told_at_once_and_in_one_line(folder: Path, backbones, capsys):
+    (folder / "notes.txt").write_text("x")
+    (folder / "optimizer.bin").write_bytes(b"x")
+    (folder / "README.md").unlink()
+    assert main(["push", str(folder), "org/new"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for problem in (
+        "notes.txt is no part",
+        "optimizer.bin is a pickle",
+        "there is no README.md",
+        f"its frozen vision model is the local folder {str(backbones['vision'])!r}, which nobody else has",
+        "the same model on the Hub, --text-model ID (text_model=... in Python)",
+    ):
+        assert problem in error
+
+
+@pytest.mark.parametrize(
+    "name", ["{clip}", "/nowhere/clip", "./clip", "~/clip", "C:\\clip", "a/b/c", "../clip"]
+)
+def test_a_local_folder_is_no_place_on_the_hub(folder: Path, backbones, name: str):
+    name = name.format(**backbones)
+    with pytest.raises(ValueError, match="its frozen vision model is the local folder"):
+        review_captioner(folder, vision_model=name, text_model="gpt2")
+
+
+def test_a_folder_here_of_the_name_of_an_id_is_refused(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "clip").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is the local folder 'org/clip'"):
+        review_captioner(folder, **HUB)
+
+
+def test_no_captioner(tmp_path: Path, backbones):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .* give a saved captioner"):
+        review_captioner(tmp_path / "none")
+    with pytest.raises(OSError, match="There is no captioner at"):
+        review_captioner(tmp_path)
+    with pytest.raises(ValueError, match="holds a model of type 'gpt2'"):
+        review_captioner(backbones["text"])
+
+
+def test_nothing_is_unpickled(folder: Path, tmp_path: Path):
+    mark = tmp_path / "mark"
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(LeavesAMark(mark)))
+    torch.save(LeavesAMark(mark), folder / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is a pickle"):
+        review_captioner(folder, **HUB)
+    assert not mark.exists()
+
+
+def test_the_dry_run_lists_what_would_go(folder: Path, backbones, capsys):
+    (folder / ".git").mkdir()
+    (folder / ".DS_Store").write_bytes(b"x")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    arguments = ["--vision-model", "org/clip", "--text-model", "org/text", "--private", "--revision", "v1"]
+    assert main(["push", str(folder), "org/new", "--dry-run", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    review = review_captioner(folder, **HUB)
+    contents = review.contents({"vision": "1" * 40, "text": "2" * 40})
+    sizes = {k: len(v) if isinstance(v, bytes) else v.stat().st_size for k, v in sorted(contents.items())}
+    assert lines[: len(sizes)] == [f"{size:>13,} bytes  {name}" for name, size in sizes.items()]
+    assert lines[len(sizes) :] == [
+        f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files",
+        "left out: .DS_Store, .git",
+        "vision model: org/clip at its newest commit, whose weights are compared first",
+        "text model: org/text at its newest commit, whose weights are compared first",
+        "to the private repository org/new, branch v1; nothing was sent",
+    ]
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert contents["README.md"] == b"# Captioner\n\nOver org/clip.\n"
+    config = json.loads(contents["config.json"])
+    assert (config["vision_model_revision"], config["text_model_revision"]) == ("1" * 40, "2" * 40)
+
+
+def test_a_place_that_begins_like_the_local_one_is_not_taken_for_it(folder: Path, backbones):
+    local = str(backbones["vision"])
+    (folder / "README.md").write_text(f"{local}-large, {local}.bak, {local}2; {local}. {local}/x ({local})")
+    contents = review_captioner(folder, **HUB).contents({"vision": "1" * 40, "text": "2" * 40})
+    new = f"{local}-large, {local}.bak, {local}2; org/clip. org/clip/x (org/clip)"
+    assert contents["README.md"] == new.encode()
+
+
+def test_a_captioner_over_pinned_models_of_the_hub_goes_byte_for_byte(folder: Path):
+    for kind in ("vision", "text"):
+        place = {f"{kind}_model_name_or_path": f"org/{kind}", f"{kind}_model_revision": "c" * 40}
+        edit_json(folder / "config.json", **place)
+    review = review_captioner(folder)
+    assert [place.revision for place in review.places.values()] == ["c" * 40] * 2
+    assert review.contents({}) == {name: folder / name for name in review.names}
+
+
+def test_a_model_is_not_pushed_over_local_folders(folder: Path, tmp_path: Path):
+    model = ITuningForCaptioning.from_pretrained(folder)
+    with pytest.raises(
+        ValueError, match=r"backbones are local folders, which nobody else has: .*vision_model"
+    ):
+        model.push_to_hub("org/new")
+    with pytest.raises(ValueError, match="backbones are local folders"):
+        model.save_pretrained(tmp_path / "new", push_to_hub=True, repo_id="org/new")
