@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from small_models import make_captioner
 
@@ -180,7 +181,7 @@ def test_the_dry_run_lists_what_would_go(folder: Path, backbones, capsys):
     assert main(["push", str(folder), "org/new", "--dry-run", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     review = review_captioner(folder, **HUB)
-    contents = review.contents({"vision": "1" * 40, "text": "2" * 40})
+    contents = review.contents("org/mine", {"vision": "1" * 40, "text": "2" * 40})
     sizes = {k: len(v) if isinstance(v, bytes) else v.stat().st_size for k, v in sorted(contents.items())}
     assert lines[: len(sizes)] == [f"{size:>13,} bytes  {name}" for name, size in sizes.items()]
     assert lines[len(sizes) :] == [
@@ -199,9 +200,22 @@ def test_the_dry_run_lists_what_would_go(folder: Path, backbones, capsys):
 def test_a_place_that_begins_like_the_local_one_is_not_taken_for_it(folder: Path, backbones):
     local = str(backbones["vision"])
     (folder / "README.md").write_text(f"{local}-large, {local}.bak, {local}2; {local}. {local}/x ({local})")
-    contents = review_captioner(folder, **HUB).contents({"vision": "1" * 40, "text": "2" * 40})
+    contents = review_captioner(folder, **HUB).contents("org/mine", {"vision": "1" * 40, "text": "2" * 40})
     new = f"{local}-large, {local}.bak, {local}2; org/clip. org/clip/x (org/clip)"
     assert contents["README.md"] == new.encode()
+
+
+def test_a_rendered_card_is_rendered_for_its_place_on_the_hub(backbones, processor, tmp_path: Path):
+    save_captioner(make_captioner(backbones), processor, tmp_path)
+    before = (tmp_path / "README.md").read_bytes()
+    revisions = {"vision": "1" * 40, "text": "2" * 40}
+    card = review_captioner(tmp_path, **HUB).contents("org/mine", revisions)["README.md"].decode()
+    assert ModelCard(card).data.base_model == ["org/clip", "org/text"]
+    assert 'captioner, revision = "org/mine", "main"' in card
+    assert "1" * 40 in card
+    assert "not on the Hub" in before.decode()
+    assert "not on the Hub" not in card
+    assert (tmp_path / "README.md").read_bytes() == before
 
 
 def test_a_captioner_over_pinned_models_of_the_hub_goes_byte_for_byte(folder: Path):
@@ -210,7 +224,7 @@ def test_a_captioner_over_pinned_models_of_the_hub_goes_byte_for_byte(folder: Pa
         edit_json(folder / "config.json", **place)
     review = review_captioner(folder)
     assert [place.revision for place in review.places.values()] == ["c" * 40] * 2
-    assert review.contents({}) == {name: folder / name for name in review.names}
+    assert review.contents("org/mine", {}) == {name: folder / name for name in review.names}
 
 
 def test_a_model_is_not_pushed_over_local_folders(folder: Path, tmp_path: Path):

@@ -75,7 +75,7 @@ def _list(options: argparse.Namespace) -> None:
     review = review_captioner(
         options.folder, vision_model=options.vision_model, text_model=options.text_model
     )
-    sizes = review.sizes()
+    sizes = review.sizes(options.repo)
     for name, size in sizes.items():
         print(f"{size:>13,} bytes  {name}")
     print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")

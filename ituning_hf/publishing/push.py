@@ -65,7 +65,7 @@ def push_captioner(
     review = review_captioner(folder, vision_model=vision_model, text_model=text_model)
     api = HfApi(token=token)
     revisions = {kind: _commit_of(api, kind, place) for kind, place in review.places.items()}
-    contents = review.contents(revisions)
+    contents = review.contents(repo_id, revisions)
     with _telling(f"{str(folder)!r} was not pushed to {repo_id!r}, and pushing again does no harm"):
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..backbones_ituning import is_local
 from ..checkpoint_ituning import AUTO_MAP, check_adapter_tensors, read_adapter_file
 from ..configuration_ituning import ITuningConfig
 from ..inspection import read_config
+from ..model_card import write_card
 from ..modeling_ituning import ITuningForCaptioning
 from ..saving import load_processor
 
@@ -65,13 +67,23 @@ class Review:
     places: Mapping[str, Place]  # "vision" and "text"
     left_out: tuple[str, ...]  # hidden files and folders
 
-    def contents(self, revisions: Mapping[str, str]) -> dict[str, Path | bytes]:
+    def contents(self, repo_id: str, revisions: Mapping[str, str]) -> dict[str, Path | bytes]:
         """Return what each file will hold: itself, or other bytes where it names a place that is replaced.
 
+        A card that was rendered is rendered anew, with the captioner's id in it; a person's stays as it is.
+
         Args:
+            repo_id: The captioner's id on the Hub.
             revisions: For "vision" and "text" the commit that each model will be loaded at.
         """
-        return {name: self._content(name, revisions) for name in self.names}
+        contents = {name: self._content(name, revisions) for name in self.names}
+        with TemporaryDirectory() as folder:
+            for name, content in contents.items():
+                data = content if isinstance(content, bytes) else content.read_bytes()
+                Path(folder, name).write_bytes(data)
+            if write_card(folder, repo_id=repo_id):
+                contents[_CARD] = Path(folder, _CARD).read_bytes()
+        return contents
 
     def _content(self, name: str, revisions: Mapping[str, str]) -> Path | bytes:
         path = self.folder / name
@@ -81,7 +93,9 @@ class Review:
         if name == _CONFIG:
             text = self._config(json.loads(text), revisions, text)
         for place in self.places.values():
-            if is_local(place.recorded):  # the card names it, and configurations of older captioners
+            if is_local(
+                place.recorded
+            ):  # a person's card may name it, and configurations of older captioners
                 text = re.sub(re.escape(place.recorded) + r"(?![\w-]|\.\w)", place.name, text)
         return path if text == stored else text.encode()
 
@@ -94,9 +108,13 @@ class Review:
             }
         return stored if new == config else json.dumps(new, indent=2, sort_keys=True) + "\n"
 
-    def sizes(self) -> dict[str, int]:
-        """Return the size in bytes of each file that will go; the commits need not be known for that."""
-        contents = self.contents(dict.fromkeys(self.places, "0" * 40))
+    def sizes(self, repo_id: str) -> dict[str, int]:
+        """Return the size in bytes of each file that will go; the commits need not be known for that.
+
+        Args:
+            repo_id: The captioner's id on the Hub.
+        """
+        contents = self.contents(repo_id, dict.fromkeys(self.places, "0" * 40))
         return {
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in sorted(contents.items())

@@ -84,7 +84,8 @@ def put_captioner(hub: LoopbackHub, name: str, folder: Path, private: bool = Fal
     state = hub.repositories
     commits = {"vision": state.repositories["org/clip"], "text": state.repositories["org/text"]}
     review = review_captioner(folder, vision_model="org/clip", text_model="org/text")
-    contents = review.contents({kind: repository.at("main").sha for kind, repository in commits.items()})
+    revisions = {kind: repository.at("main").sha for kind, repository in commits.items()}
+    contents = review.contents(name, revisions)
     files = {file: data if isinstance(data, bytes) else data.read_bytes() for file, data in contents.items()}
     state.create(name, private).commit("main", files)
 
