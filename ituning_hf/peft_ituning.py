@@ -42,7 +42,7 @@ def parts_from_peft(
     name = adapter_name or _only_active_adapter(peft_model)
     options = peft_model.peft_config.get(name)
     if options is None or options.peft_type != PEFT_TYPE:
-        found = {key: str(getattr(o, "peft_type", o)) for key, o in peft_model.peft_config.items()}
+        found = {key: str(o.peft_type.value) for key, o in peft_model.peft_config.items()}
         raise ValueError(f"There is no I-Tuning adapter {name!r} on this PEFT model: it has {found}.")
     _refuse_other_methods(peft_model)
     if not isinstance(vision_model, PreTrainedModel):

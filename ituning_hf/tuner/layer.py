@@ -71,6 +71,10 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         adapters: Any = self.ituning_adapter
         return {name: adapters[name] for name in self.active_adapters if name in adapters}
 
+    def _get_base_layer_device_and_dtype(self, base_layer: GPT2Block) -> tuple[Any, torch.dtype]:
+        # PEFT asks for it when a checkpoint's tensors took the place of meta ones; blocks have no weight.
+        return compute_device(base_layer), base_layer.ln_2.weight.dtype
+
     def forward(
         self,
         hidden_states: torch.Tensor,
