@@ -37,7 +37,7 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         # Not GPT2Block's own __init__, which would build the frozen modules a second time.
         GradientCheckpointingLayer.__init__(self)
         self.base_layer = base_layer
-        self.ituning_adapter = nn.ModuleDict()
+        self.ituning_adapter = nn.ModuleDict().train(base_layer.training)
         take_place_of(base_layer, self)
         self._active_adapter: str | list[str] = adapter_name
         self.update_layer(adapter_name, config)
@@ -71,9 +71,9 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         adapters: Any = self.ituning_adapter
         return {name: adapters[name] for name in self.active_adapters if name in adapters}
 
-    def _get_base_layer_device_and_dtype(self, base_layer: GPT2Block) -> tuple[Any, torch.dtype]:
-        # PEFT asks for it when a checkpoint's tensors took the place of meta ones; blocks have no weight.
-        return compute_device(base_layer), base_layer.ln_2.weight.dtype
+    def _get_base_layer_device_and_dtype(self, base_layer: GPT2Block) -> tuple[Any, None]:
+        # PEFT asks when a checkpoint's tensors took the place of meta ones: they keep their precision.
+        return compute_device(base_layer), None
 
     def forward(
         self,

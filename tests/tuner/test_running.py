@@ -1,0 +1,301 @@
+"""Computing with adapters on: generation, precisions, checkpointing, captured states, threads."""
+
+import copy
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from methods import DEPTH, IMAGES, ITUNING, METHODS, ROWS, Method
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import GPT2LMHeadModel
+
+from ituning_hf.adapter_ituning import ITuningAdapter
+
+GREEDY = {"max_new_tokens": 7, "min_new_tokens": 7, "do_sample": False}
+BEAMS = GREEDY | {"num_beams": 4}
+SAMPLING = GREEDY | {"do_sample": True, "num_return_sequences": 3, "top_k": 20}
+
+
+@pytest.fixture(autouse=True)
+def _padding_token(loaded_gpt2):
+    loaded_gpt2.generation_config.pad_token_id = loaded_gpt2.config.eos_token_id
+
+
+def greedy_loop(method: Method, model: nn.Module, rows: torch.Tensor, steps: int) -> torch.Tensor:
+    for _ in range(steps):
+        logits = method.logits(model, input_ids=rows, use_cache=False)[:, -1]
+        logits[:, model.config.eos_token_id] = -torch.inf
+        rows = torch.cat([rows, logits.argmax(-1, keepdim=True)], dim=1)
+    return rows
+
+
+# --- Generation
+
+
+def test_generating_is_running_forward_step_by_step(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    expected = greedy_loop(method, model, ROWS, 7)
+    inputs = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS)} | method.inputs
+    assert torch.equal(model.generate(**inputs, **GREEDY), expected)
+    assert torch.equal(model.generate(**inputs, **GREEDY, cache_implementation="static"), expected)
+    with model.disable_adapter():
+        assert not torch.equal(model.generate(**inputs, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("how", [GREEDY, BEAMS, SAMPLING], ids=["greedy", "beams", "sampling"])
+def test_projecting_once_gives_what_projecting_at_each_step_gives(gpt2, monkeypatch, how: dict):
+    model = ITUNING.wrap(gpt2)
+    projections = []
+    project = ITuningAdapter.project_visual
+
+    def counted(self, image):
+        projections.append(len(image))
+        return project(self, image)
+
+    monkeypatch.setattr(ITuningAdapter, "project_visual", counted)
+    begin = torch.full((2, 1), gpt2.config.bos_token_id)
+    results = []
+    for generate in (model.generate, model.get_base_model().generate):
+        torch.manual_seed(5)
+        results.append(
+            generate(
+                input_ids=begin,
+                attention_mask=torch.ones_like(begin),
+                encoder_hidden_states=IMAGES,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **how,
+            )
+        )
+    once, each_step = results
+    assert torch.equal(once.sequences, each_step.sequences)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(once.scores, each_step.scores, strict=True))
+    assert projections[:DEPTH] == [2] * DEPTH  # the images themselves, once in each layer
+    assert len(projections) == DEPTH * (1 + 7)
+
+
+@pytest.mark.parametrize("empty", [{}, {"input_ids": None}, {"inputs": None}])
+def test_without_a_prompt_each_image_gets_a_text(gpt2, empty: dict):
+    model = ITUNING.wrap(gpt2)
+    begin = torch.full((2, 1), gpt2.config.bos_token_id)
+    expected = model.generate(begin, attention_mask=begin * 0 + 1, encoder_hidden_states=IMAGES, **BEAMS)
+    assert expected.shape == (2, 8)
+    assert torch.equal(model.generate(encoder_hidden_states=IMAGES, **empty, **BEAMS), expected)
+    with model.disable_adapter():
+        texts = model.generate(encoder_hidden_states=IMAGES, **empty, **BEAMS)
+    assert torch.equal(texts[0], texts[1])  # of no image
+
+
+def test_padding_on_the_left_moves_nothing(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    end = gpt2.config.eos_token_id
+    mask = torch.ones_like(ROWS)
+    mask[1, :2] = mask[2, :4] = 0
+    inputs = {"input_ids": ROWS.masked_fill(mask == 0, end), "attention_mask": mask} | method.inputs
+    for how in (GREEDY, BEAMS):
+        texts = model.generate(**inputs, **how)[:, ROWS.shape[1] :]
+        for i, row in enumerate(ROWS):
+            alone = {"input_ids": row[mask[i] == 1][None]} | {
+                name: image[i // 2][None] for name, image in method.inputs.items()
+            }
+            alone["attention_mask"] = torch.ones_like(alone["input_ids"])
+            assert torch.equal(model.generate(**alone, **how)[0, alone["input_ids"].shape[1] :], texts[i])
+
+
+def test_rows_of_one_image_share_it(gpt2):
+    model = ITUNING.wrap(gpt2)
+    repeated = ITUNING.logits(model, encoder_hidden_states=IMAGES.repeat_interleave(2, dim=0))
+    assert torch.allclose(ITUNING.logits(model), repeated, atol=1e-5)
+    swapped = ITUNING.logits(model, encoder_hidden_states=IMAGES.flip(0))
+    assert not torch.allclose(swapped, repeated, atol=1e-2)
+
+
+def test_texts_given_as_embeddings_count_as_rows(gpt2):
+    model = ITUNING.wrap(gpt2)
+    embedded = gpt2.transformer.wte(ROWS)
+    found = model(inputs_embeds=embedded, encoder_hidden_states=IMAGES).logits
+    assert torch.allclose(found, ITUNING.logits(model), atol=1e-5)
+
+
+def test_attention_implementations_agree(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    found = {}
+    for implementation in ("sdpa", "eager"):
+        gpt2.set_attn_implementation(implementation)
+        found[implementation] = method.logits(model)
+    assert torch.allclose(found["sdpa"], found["eager"], atol=1e-5)
+    assert not torch.equal(found["sdpa"], found["eager"])
+
+
+def test_threads_share_one_model(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    images = torch.randn(6, 2, *IMAGES.shape[1:], generator=torch.Generator().manual_seed(1))
+    rows = torch.randint(3, 90, (6, 4, 5), generator=torch.Generator().manual_seed(1))
+
+    def run(i: int) -> torch.Tensor:
+        inputs = dict.fromkeys(method.inputs, images[i])
+        return model.generate(input_ids=rows[i], attention_mask=torch.ones_like(rows[i]), **inputs, **BEAMS)
+
+    alone = [run(i) for i in range(6)]
+    found: dict[int, torch.Tensor] = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: run(i)})) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[i], alone[i]) for i in range(6))
+
+
+# --- Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+def test_adapters_are_in_fp32_or_in_the_models_precision(
+    method, gpt2, dtype, autocast_adapter_dtype, tmp_path
+):
+    gpt2.to(dtype)
+    model = get_peft_model(gpt2, method.config(), autocast_adapter_dtype=autocast_adapter_dtype).eval()
+    expected = {torch.float32 if autocast_adapter_dtype else dtype}
+    assert {p.dtype for p in method.parameters(model).values()} == expected
+    assert torch.equal(method.logits(model), method.logits(copy.deepcopy(gpt2)))
+    method.perturb(model)
+    logits = method.logits(model)
+    assert logits.dtype == dtype
+    assert logits.isfinite().all()
+    model(input_ids=ROWS, labels=ROWS, **method.inputs).loss.backward()
+    assert all(p.grad.dtype in expected for p in method.parameters(model).values())
+
+    model.save_pretrained(tmp_path)
+    # PEFT rounds a LoRA to the model's precision on the way from the meta device.
+    for low_cpu_mem_usage in (False, True) if method is ITUNING else (False,):
+        loaded = PeftModel.from_pretrained(
+            GPT2LMHeadModel.from_pretrained(gpt2.name_or_path, dtype=dtype),
+            tmp_path,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+        )
+        assert {p.dtype for p in method.parameters(loaded).values()} == expected
+        assert torch.equal(method.logits(loaded), logits)
+
+
+def test_autocast_computes_close_to_full_precision(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = method.logits(model)
+    difference = (found - method.logits(model)).abs().max()
+    assert 0 < difference < 0.05 * method.logits(model).abs().max()
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_a_quantised_language_model_takes_adapters(method: Method, gpt2, tmp_path: Path, bits: str):
+    bnb = pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    expected = method.logits(method.wrap(copy.deepcopy(gpt2)))
+    quantised = GPT2LMHeadModel.from_pretrained(
+        gpt2.name_or_path, quantization_config=BitsAndBytesConfig(**{bits: True})
+    )
+    model = method.wrap(quantised)
+    assert any(isinstance(m, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)) for m in model.modules())
+    assert {p.dtype for p in method.parameters(model).values()} == {torch.float32}
+    assert 0 < (method.logits(model) - expected).abs().max() < 0.3 * expected.abs().max()
+    model(input_ids=ROWS, labels=ROWS, **method.inputs).loss.backward()
+    assert all(p.grad.any() for name, p in method.parameters(model).items() if name.endswith("weight"))
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(gpt2.name_or_path), tmp_path)
+    assert torch.allclose(method.logits(again), expected, atol=1e-5)
+
+
+# --- Training
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("enabled", ["before", "after"])
+def test_recomputed_activations_give_the_same_gradients(method, gpt2, stock, enabled, use_reentrant):
+    def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
+        calls = []
+        blocks = model.get_base_model().transformer.h
+        for block in blocks:
+            norm = getattr(block, "base_layer", block).ln_2
+            norm.register_forward_hook(lambda *_: calls.append(1))
+        model(input_ids=ROWS, labels=ROWS, **method.inputs).loss.backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return grads | {"calls": torch.tensor(len(calls))}
+
+    def train(model: nn.Module) -> nn.Module:
+        for dropout in (m for m in model.modules() if isinstance(m, nn.Dropout)):
+            dropout.p = 0.0
+        return model.train()
+
+    settings = {"use_reentrant": use_reentrant}
+    if enabled == "before":
+        gpt2.activation_checkpointing_enable(settings)
+    model = train(method.wrap(gpt2))
+    if enabled == "after":
+        model.activation_checkpointing_enable(settings)
+        model.enable_input_require_grads()
+    found, expected = gradients(model), gradients(train(method.wrap(stock)))
+    assert (found.pop("calls"), expected.pop("calls")) == (2 * DEPTH, DEPTH)
+    assert set(found) == set(expected) == set(method.parameters(model))
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+    assert all(grad.any() for name, grad in expected.items() if not name.endswith("k_proj.bias"))
+
+
+def test_dropout_is_on_in_training_alone(method: Method, gpt2):
+    for dropout in (m for m in gpt2.modules() if isinstance(m, nn.Dropout)):
+        dropout.p = 0.0
+    model = method.wrap(gpt2, **{method.dropout: 0.5})
+    expected = method.logits(model)
+    assert torch.equal(method.logits(model), expected)
+    model.train()
+    torch.manual_seed(0)
+    assert not torch.allclose(method.logits(model), expected)
+    assert torch.equal(method.logits(model.eval()), expected)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_adapters_take_the_mode_of_the_model(gpt2, mode: bool):
+    model = get_peft_model(gpt2.train(mode), ITUNING.config(layers=[0, 1]))
+    model.add_adapter("other", ITUNING.config(2))
+    assert {module.training for module in gpt2.modules()} == {mode}
+    assert {module.training for module in model.unload().modules()} == {mode}
+
+
+# --- What Transformers captures
+
+
+def captured(model: nn.Module, method: Method) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        output = model(input_ids=ROWS, output_hidden_states=True, output_attentions=True, **method.inputs)
+    return (*output.hidden_states, *output.attentions)
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_hidden_states_and_attentions_are_captured(method: Method, gpt2, stock, asked_before: bool):
+    for model in (gpt2, stock):
+        model.set_attn_implementation("eager")
+    plain = METHODS[1]  # without an image
+    expected = captured(stock, plain)
+    if asked_before:
+        captured(gpt2, plain)
+    model = get_peft_model(gpt2, method.config(layers=[1, 2])).eval()
+    assert len(expected) == DEPTH + 1 + DEPTH
+    for a, b in zip(captured(model, method), expected, strict=True):
+        assert torch.equal(a, b)
+    method.perturb(model)
+    states = captured(model, method)
+    assert [torch.equal(a, b) for a, b in zip(states[: DEPTH + 1], expected, strict=False)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert torch.allclose(gpt2.lm_head(states[DEPTH]), method.logits(model), atol=1e-6)
+    for a, b in zip(captured(model.unload(), plain), expected, strict=True):
+        assert torch.equal(a, b)
