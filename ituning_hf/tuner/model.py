@@ -10,6 +10,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from ..inputs_ituning import check_rows
 from .checks import check_adapter, check_name
 from .config import ITuningTunerConfig
 from .image import active_adapters, find_decoders, project_image, take_image
@@ -226,13 +227,16 @@ class ITuningTuner(BaseTuner):
         """
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
-            prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-            if all(prompt is None for prompt in prompts):
-                begin = self.model.generation_config.bos_token_id
-                kwargs["input_ids"] = torch.full((image.shape[0], 1), begin, device=image.device)
-                kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
             # No tensor any more, so that generation does not repeat it for each beam.
-            image = project_image(self.model, image)
+            key_values = project_image(self.model, image)
+            given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            prompt = next((tensor for tensor in given if tensor is not None), None)
+            if prompt is None:
+                begin = self.model.generation_config.bos_token_id
+                prompt = torch.full((image.shape[0], 1), begin, device=image.device)
+                kwargs |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+            check_rows(prompt.shape[0], image.shape[0])  # before there are rows for each beam
+            image = key_values
         return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
 
 
