@@ -223,7 +223,8 @@ class ITuningTuner(BaseTuner):
             What `GenerationMixin.generate` returns.
 
         Raises:
-            ValueError: if there is no image, or the rows cannot be divided among the images.
+            ValueError: if there is no image, or the rows cannot be divided among the images, or there is
+                neither a prompt nor a begin token.
         """
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
@@ -233,6 +234,8 @@ class ITuningTuner(BaseTuner):
             prompt = next((tensor for tensor in given if tensor is not None), None)
             if prompt is None:
                 begin = self.model.generation_config.bos_token_id
+                if begin is None:
+                    raise ValueError("The model's generation_config has no bos_token_id: give input_ids.")
                 prompt = torch.full((image.shape[0], 1), begin, device=image.device)
                 kwargs |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
             check_rows(prompt.shape[0], image.shape[0])  # before there are rows for each beam

@@ -88,6 +88,12 @@ def test_without_a_prompt_each_image_gets_a_text(gpt2, empty: dict):
     assert torch.equal(texts[0], texts[1])  # of no image
 
 
+def test_without_a_begin_token_a_prompt_is_asked_for(gpt2):
+    gpt2.generation_config.bos_token_id = None
+    with pytest.raises(ValueError, match="no bos_token_id: give input_ids"):
+        ITUNING.wrap(gpt2).generate(encoder_hidden_states=IMAGES, **GREEDY)
+
+
 def test_padding_on_the_left_moves_nothing(method: Method, gpt2):
     model = method.wrap(gpt2)
     end = gpt2.config.eos_token_id
