@@ -135,6 +135,16 @@ def test_adapters_go_into_a_model_without_a_wrapper(method: Method, gpt2, stock)
     assert torch.equal(method.logits(other), method.logits(injected))
 
 
+def test_tensors_in_place_of_meta_ones_go_where_the_language_model_is(gpt2, stock):
+    """The device that stands in for another one is "meta": a language model without memory."""
+    weights = get_peft_model_state_dict(ITUNING.wrap(gpt2))
+    for device in ("cpu", "meta"):
+        model = get_peft_model(copy.deepcopy(stock).to(device), ITUNING.config(), low_cpu_mem_usage=True)
+        assert {p.device.type for p in ITUNING.parameters(model).values()} == {"meta"}
+        set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True)
+        assert {p.device.type for p in ITUNING.parameters(model).values()} == {device}
+
+
 @pytest.mark.parametrize("name", ["ituning_b", "q_projection", "adapter-1"])
 def test_names_may_look_like_other_things(method: Method, gpt2, stock, tmp_path: Path, name: str):
     model = method.wrap(gpt2, adapter=name)

@@ -1,5 +1,6 @@
 """How PEFT learns of the method, and what is said where it cannot."""
 
+import doctest
 import importlib
 import json
 import os
@@ -57,6 +58,12 @@ def test_a_peft_that_does_not_take_it_is_named(monkeypatch, broken: str):
     )
     with pytest.raises(ImportError, match=message):
         registration.register(ITuningTunerConfig, ITuningTuner)
+
+
+@pytest.mark.parametrize("name", ["config", "conversion", "model"])
+def test_docstring_examples_run(name: str):
+    results = doctest.testmod(importlib.import_module(f"ituning_hf.tuner.{name}"))
+    assert (results.failed, results.attempted > 0) == (0, True)
 
 
 def run(script: str, *arguments: str) -> str:
