@@ -113,6 +113,15 @@ def test_each_is_saved_by_itself_and_both_come_back(both, stock, tmp_path: Path)
     assert torch.equal(ITUNING.logits(again), expected)
 
 
+@pytest.mark.parametrize(("other", "name"), [(LORA, "default"), (ITUNING, "forgotten")])
+def test_adapters_without_a_record_are_not_saved_with_ours(gpt2, tmp_path: Path, other, name: str):
+    inject_adapter_in_model(other.config(), gpt2, name)
+    del gpt2.peft_config
+    ITUNING.wrap(gpt2, layers=[3]).save_pretrained(tmp_path)
+    saved = set(load_file(tmp_path / "adapter_model.safetensors"))
+    assert saved == {f"base_model.model.transformer.h.3.{key}" for key in ITUNING.keys}
+
+
 def test_transformers_saves_its_lora_after_unloading(gpt2, tmp_path: Path):
     model = ITUNING.wrap(LORA.perturb(by_transformers(gpt2), "style"))
     bare = model.unload()
