@@ -216,6 +216,22 @@ def test_a_quantised_language_model_takes_adapters(method: Method, gpt2, tmp_pat
     assert torch.allclose(method.logits(again), expected, atol=1e-5)
 
 
+def test_the_hooks_of_a_device_map_run_where_the_block_is(gpt2):
+    hooks = pytest.importorskip("accelerate.hooks")
+    seen = []
+
+    class Record(hooks.AlignDevicesHook):
+        def pre_forward(self, module, *args, **kwargs):
+            seen.append(type(module).__name__)
+            return super().pre_forward(module, *args, **kwargs)
+
+    hooks.add_hook_to_module(gpt2.transformer.h[2], Record(execution_device="cpu"))
+    model = ITUNING.wrap(gpt2)
+    ITUNING.logits(model)
+    model.unload()(ROWS)
+    assert seen == ["ITuningLayer", "GPT2Block"]
+
+
 # --- Training
 
 

@@ -76,6 +76,10 @@ def test_an_adapter_is_loaded_to_be_used_or_to_be_trained_on(method, gpt2, stock
     method.wrap(gpt2, adapter="x").save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(stock, tmp_path / "x", "x", is_trainable=is_trainable)
     assert trainable(method, model) == ({"x"} if is_trainable else set())
+    model.load_adapter(tmp_path / "x", "y")  # which changes nothing for the first
+    assert trainable(method, model) == ({"x"} if is_trainable else set())
+    model.load_adapter(tmp_path / "x", "z", is_trainable=True)
+    assert trainable(method, model) == ({"x", "z"} if is_trainable else {"z"})
 
 
 def test_an_inactive_adapter_is_deleted_without_a_trace(method: Method, gpt2, recwarn):
