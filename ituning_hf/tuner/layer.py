@@ -48,7 +48,7 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         return self.base_layer.attn.layer_idx
 
     def update_layer(self, adapter_name: str, config: ITuningTunerConfig) -> None:
-        """Add an adapter, which is used once it is active."""
+        """Add an adapter; the tuner then says which are active and which train."""
         adapter = ITuningAdapter(
             hidden_size=self.base_layer.ln_2.normalized_shape[0],
             vision_hidden_size=config.vision_hidden_size,  # type: ignore[arg-type]
@@ -62,7 +62,6 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         # The base's precision, which PEFT raises to fp32 unless autocast_adapter_dtype says otherwise.
         adapter.to(self.base_layer.ln_2.weight.dtype)
         self.ituning_adapter[adapter_name] = adapter.train(self.training)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def active(self) -> dict[str, ITuningAdapter]:
         """Return the adapters that take part, by name; none while adapters are disabled."""

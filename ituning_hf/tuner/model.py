@@ -103,10 +103,7 @@ class ITuningTuner(BaseTuner):
         if isinstance(target, ITuningLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        layer = ITuningLayer(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        self._replace_module(parent, target_name, ITuningLayer(target, adapter_name, peft_config), target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any) -> None:
         setattr(parent, child_name, new_module)

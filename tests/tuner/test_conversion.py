@@ -197,6 +197,13 @@ def test_the_encoder_may_be_a_module_a_folder_or_a_full_clip(captioner, backbone
         assert back.config.vision_model_fingerprint == captioner.config.vision_model_fingerprint
 
 
+def test_the_recorded_place_is_the_captioners(captioner, backbones, monkeypatch):
+    monkeypatch.chdir(backbones["text"].parent)
+    text = GPT2LMHeadModel.from_pretrained("text")  # another way to say the same place
+    model = to_peft(ITuningForCaptioning(captioner.config, captioner.vision_model, text))
+    assert model.peft_config["default"].base_model_name_or_path == str(backbones["text"])
+
+
 def test_models_that_are_nowhere_on_disk_are_converted_too(pixel_values):
     unplaced = ITuningConfig(
         vision_config=CLIPVisionConfig(**VISION),

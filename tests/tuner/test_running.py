@@ -135,6 +135,23 @@ def test_attention_implementations_agree(method: Method, gpt2):
     assert not torch.equal(found["sdpa"], found["eager"])
 
 
+def test_eager_attention_reaches_the_adapters(gpt2, monkeypatch):
+    spelt_out = []
+    attention = ITuningAdapter._attention
+
+    def counted(self, query, key):
+        spelt_out.append(len(key))
+        return attention(self, query, key)
+
+    monkeypatch.setattr(ITuningAdapter, "_attention", counted)
+    model = ITUNING.wrap(gpt2)
+    ITUNING.logits(model)
+    assert spelt_out == []
+    gpt2.set_attn_implementation("eager")
+    ITUNING.logits(model)
+    assert spelt_out == [2] * DEPTH
+
+
 def test_threads_share_one_model(method: Method, gpt2):
     model = method.wrap(gpt2)
     images = torch.randn(6, 2, *IMAGES.shape[1:], generator=torch.Generator().manual_seed(1))
