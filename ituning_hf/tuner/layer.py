@@ -39,7 +39,6 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         self.base_layer = base_layer
         self.ituning_adapter = nn.ModuleDict().train(base_layer.training)
         take_place_of(base_layer, self)
-        self._active_adapter: str | list[str] = adapter_name
         self.update_layer(adapter_name, config)
 
     @property
