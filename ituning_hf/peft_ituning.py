@@ -39,14 +39,24 @@ def parts_from_peft(
             a backbone is not the one that was recorded.
         OSError: if a backbone is not there any more.
     """
+    if not hasattr(peft_model, "get_base_model"):
+        raise ValueError(
+            f"{type(peft_model).__name__} is no PEFT model: give what get_peft_model or "
+            "PeftModel.from_pretrained returned."
+        )
     name = adapter_name or _only_active_adapter(peft_model)
     options = peft_model.peft_config.get(name)
     if options is None or options.peft_type != PEFT_TYPE:
-        found = {key: str(getattr(o, "peft_type", o)) for key, o in peft_model.peft_config.items()}
+        found = {key: str(o.peft_type.value) for key, o in peft_model.peft_config.items()}
         raise ValueError(f"There is no I-Tuning adapter {name!r} on this PEFT model: it has {found}.")
     _refuse_other_methods(peft_model)
     if not isinstance(vision_model, PreTrainedModel):
         vision_model = load_pretrained_backbone("vision", as_recorded_path(vision_model))
+    if options.vision_hidden_size != vision_model.config.hidden_size:
+        raise ValueError(
+            f"The adapter {name!r} reads features of width {options.vision_hidden_size}, and the vision "
+            f"model gives {vision_model.config.hidden_size}: give the encoder that it was trained on."
+        )
     text_model = copy_sharing_weights(peft_model).unload()
     config = ITuningConfig(
         vision_config=vision_model.config.to_dict(),
@@ -83,7 +93,7 @@ def copy_sharing_weights(model: nn.Module) -> Any:
 
 
 def _only_active_adapter(peft_model: Any) -> str:
-    active = list(getattr(peft_model, "active_adapters", []))
+    active = list(peft_model.active_adapters)
     if len(active) != 1:
         raise ValueError(
             f"The adapters {active} are active, and a captioner has one: name it, from_peft(peft_model, "

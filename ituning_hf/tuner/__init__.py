@@ -7,6 +7,9 @@ from ituning_hf.tuner import ITuningTunerConfig
 model = get_peft_model(gpt2, ITuningTunerConfig(vision_hidden_size=768))
 model(input_ids, encoder_hidden_states=visual_features)
 ```
+
+A process that loads an adapter imports `ituning_hf` first: a PEFT that has not heard of the method says no
+more than `KeyError: 'ITUNING'`.
 """
 
 from .config import ITuningTunerConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from peft import PeftConfig, TaskType
+from peft import PeftConfig, PeftType, TaskType
 
 from .registration import PEFT_TYPE
 
@@ -87,7 +87,7 @@ class ITuningTunerConfig(PeftConfig):
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
         super().__post_init__()
-        self.peft_type = PEFT_TYPE
+        self.peft_type = PeftType(PEFT_TYPE)
         width = self.vision_hidden_size
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
             raise ValueError(

@@ -37,9 +37,8 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         # Not GPT2Block's own __init__, which would build the frozen modules a second time.
         GradientCheckpointingLayer.__init__(self)
         self.base_layer = base_layer
-        self.ituning_adapter = nn.ModuleDict()
+        self.ituning_adapter = nn.ModuleDict().train(base_layer.training)
         take_place_of(base_layer, self)
-        self._active_adapter: str | list[str] = adapter_name
         self.update_layer(adapter_name, config)
 
     @property
@@ -48,7 +47,7 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         return self.base_layer.attn.layer_idx
 
     def update_layer(self, adapter_name: str, config: ITuningTunerConfig) -> None:
-        """Add an adapter, which is used once it is active."""
+        """Add an adapter; the tuner then says which are active and which train."""
         adapter = ITuningAdapter(
             hidden_size=self.base_layer.ln_2.normalized_shape[0],
             vision_hidden_size=config.vision_hidden_size,  # type: ignore[arg-type]
@@ -62,7 +61,6 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         # The base's precision, which PEFT raises to fp32 unless autocast_adapter_dtype says otherwise.
         adapter.to(self.base_layer.ln_2.weight.dtype)
         self.ituning_adapter[adapter_name] = adapter.train(self.training)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def active(self) -> dict[str, ITuningAdapter]:
         """Return the adapters that take part, by name; none while adapters are disabled."""
@@ -70,6 +68,10 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
             return {}
         adapters: Any = self.ituning_adapter
         return {name: adapters[name] for name in self.active_adapters if name in adapters}
+
+    def _get_base_layer_device_and_dtype(self, base_layer: GPT2Block) -> tuple[Any, None]:
+        # PEFT asks when a checkpoint's tensors took the place of meta ones: they keep their precision.
+        return compute_device(base_layer), None
 
     def forward(
         self,

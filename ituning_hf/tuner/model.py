@@ -10,10 +10,12 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..configuration_ituning import resolve_adapter
+from ..inputs_ituning import check_rows
+from .checks import check_adapter, check_name
 from .config import ITuningTunerConfig
 from .image import active_adapters, find_decoders, project_image, take_image
 from .layer import ADAPTERS, ITuningLayer
+from .registration import PEFT_TYPE
 
 
 class ITuningTuner(BaseTuner):
@@ -23,6 +25,11 @@ class ITuningTuner(BaseTuner):
     features of shape (num_images, N, d_v). Rows of text are image-major: with k rows for each image, row i
     belongs to image i // k, and all of them share its keys and values.
 
+    A LoRA on the same GPT-2 goes first, under another name: `gpt2.add_adapter(lora_config, "style")` or
+    `inject_adapter_in_model(lora_config, gpt2, "style")`, then `get_peft_model(gpt2, ...)`. Both compute,
+    train and are disabled together; `unload()` leaves the LoRA, and then it is saved. PEFT finds no places
+    for LoRA inside adapted layers, so the other order fails there, or leaves those layers out.
+
     Args:
         model: A GPT-2.
         peft_config: The configuration, or one for each adapter name.
@@ -31,7 +38,8 @@ class ITuningTuner(BaseTuner):
         state_dict: A checkpoint whose keys say which layers are adapted, in place of the configuration.
 
     Raises:
-        ValueError: for a model that is no GPT-2, or options that do not fit it.
+        ValueError: for a model that is no GPT-2, or options or a name that do not fit it. The model is then
+            as it was.
 
     Example:
     ```python
@@ -55,15 +63,32 @@ class ITuningTuner(BaseTuner):
     tuner_layer_cls = ITuningLayer
     target_module_mapping: dict[str, list[str]] = {}  # the configuration names the layers itself
 
-    def _prepare_model(self, peft_config: ITuningTunerConfig, model: nn.Module) -> None:
-        decoders = find_decoders(model)
-        if len(decoders) != 1 or decoders[0].config.add_cross_attention:
-            raise ValueError(
-                "The PEFT method 'ituning' goes into one GPT-2 without cross-attention of its own, and "
-                f"{type(model).__name__} holds {len(decoders)} GPT-2 decoders"
-                f"{' with it' if decoders else ''}: give a plain GPT2LMHeadModel."
-            )
-        resolve_adapter(peft_config, decoders[0].config)
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig | dict[str, PeftConfig],
+        adapter_name: str,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        # Before PEFT writes the configuration into the model's own record, where a LoRA's may stand.
+        check_name(adapter_name, getattr(model, "peft_config", {}))
+        config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
+        check_adapter(config, model)
+        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put an adapter in, in place of one of that name.
+
+        Raises:
+            ValueError: for a model that is no GPT-2, or options or a name that do not fit it.
+        """
+        check_name(adapter_name, self.peft_config)
+        check_adapter(self.peft_config[adapter_name], model)
+        for layer in _layers(model):
+            if adapter_name in layer.ituning_adapter:
+                del layer.ituning_adapter[adapter_name]
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(
         self,
@@ -78,10 +103,7 @@ class ITuningTuner(BaseTuner):
         if isinstance(target, ITuningLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        layer = ITuningLayer(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        self._replace_module(parent, target_name, ITuningLayer(target, adapter_name, peft_config), target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any) -> None:
         setattr(parent, child_name, new_module)
@@ -92,12 +114,19 @@ class ITuningTuner(BaseTuner):
                 decoder.register_forward_pre_hook(take_image, with_kwargs=True)
 
     def unload(self) -> nn.Module:
-        """Return the language model without its adapters."""
-        model = super().unload()
-        for decoder in find_decoders(model):
+        """Return the language model without these adapters; those of another method stay."""
+        for decoder in find_decoders(self.model):
+            for i, block in enumerate(decoder.h):
+                if isinstance(block, ITuningLayer):
+                    decoder.h[i] = block.base_layer
             for key in [key for key, hook in decoder._forward_pre_hooks.items() if hook is take_image]:
                 del decoder._forward_pre_hooks[key], decoder._forward_pre_hooks_with_kwargs[key]
-        return model
+        others = {name: c for name, c in self.peft_config.items() if name not in self._own_adapters()}
+        if others:
+            self.model.peft_config = others
+        elif hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        return self.model
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(
@@ -105,16 +134,42 @@ class ITuningTuner(BaseTuner):
             "weights computes that. Keep it beside them, or take it off with unload()."
         )
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make one adapter active, or several, whose outputs are added up.
+
+        Args:
+            adapter_name: Its name, or their names.
+            inference_mode: Do not make them trainable.
+
+        Raises:
+            ValueError: if one of them is no I-Tuning adapter of this model.
+        """
+        self._check_own([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if no active one is left, the first of the others by name becomes active.
 
         Raises:
-            ValueError: if there is none of that name.
+            ValueError: if there is no I-Tuning adapter of that name.
         """
+        self._check_own([adapter_name])
+        before = self.active_adapters
         super().delete_adapter(adapter_name)
         # Layers decide for themselves there, and not every adapter is in every layer.
-        active = [name for name in self.active_adapters if name in self.peft_config]
-        self.set_adapter(active or sorted(self.peft_config)[:1])
+        self.active_adapter = [name for name in before if name != adapter_name]
+        if not self.active_adapter:
+            self.set_adapter(sorted(self._own_adapters())[:1])
+
+    def _own_adapters(self) -> list[str]:
+        return [name for name, config in self.peft_config.items() if config.peft_type == PEFT_TYPE]
+
+    def _check_own(self, names: list[str]) -> None:
+        if foreign := [name for name in names if name not in self._own_adapters()]:
+            raise ValueError(
+                f"There is no I-Tuning adapter {foreign} on this model: it has {self._own_adapters()}. "
+                "Adapters of another method are switched by that method."
+            )
 
     @classmethod
     def _get_adapter_state_dict(
@@ -126,11 +181,8 @@ class ITuningTuner(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         # PEFT takes every method's: a LoRA of the same name on the same model has a file of its own.
-        own = tuple(
-            f"{name}.{ADAPTERS}.{adapter_name}."
-            for name, module in model.named_modules()
-            if isinstance(module, ITuningLayer)
-        )
+        layers = {name for name, module in model.named_modules() if isinstance(module, ITuningLayer)}
+        own = tuple(f"{name}.{ADAPTERS}.{adapter_name}." for name in layers)
         return {key: tensor for key, tensor in state_dict.items() if key.startswith(own)}
 
     @classmethod
@@ -168,17 +220,28 @@ class ITuningTuner(BaseTuner):
             What `GenerationMixin.generate` returns.
 
         Raises:
-            ValueError: if there is no image, or the rows cannot be divided among the images.
+            ValueError: if there is no image, or the rows cannot be divided among the images, or there is
+                neither a prompt nor a begin token.
         """
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
-            if inputs is None and not {"input_ids", "inputs_embeds"} & kwargs.keys():
-                begin = self.model.generation_config.bos_token_id
-                kwargs["input_ids"] = torch.full((image.shape[0], 1), begin, device=image.device)
-                kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
             # No tensor any more, so that generation does not repeat it for each beam.
-            image = project_image(self.model, image)
+            key_values = project_image(self.model, image)
+            given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            prompt = next((tensor for tensor in given if tensor is not None), None)
+            if prompt is None:
+                begin = self.model.generation_config.bos_token_id
+                if begin is None:
+                    raise ValueError("The model's generation_config has no bos_token_id: give input_ids.")
+                prompt = torch.full((image.shape[0], 1), begin, device=image.device)
+                kwargs |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+            check_rows(prompt.shape[0], image.shape[0])  # before there are rows for each beam
+            image = key_values
         return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
+
+
+def _layers(model: nn.Module) -> list[ITuningLayer]:
+    return [module for module in model.modules() if isinstance(module, ITuningLayer)]
 
 
 __all__ = ["ITuningTuner"]

@@ -1,0 +1,39 @@
+"""The methods side by side, on one small GPT-2."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from methods import METHODS, Method
+from transformers import GPT2LMHeadModel
+
+# PEFT 0.21 reads the old name of `is_activation_checkpointing` from every model that it wraps.
+OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings(OLD_NAME))
+
+
+@pytest.fixture(params=METHODS, ids=lambda method: method.name)
+def method(request: pytest.FixtureRequest) -> Method:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def loaded_gpt2(backbones: dict[str, Path]) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel.from_pretrained(backbones["text"])
+
+
+@pytest.fixture
+def stock(loaded_gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """The language model that nothing is put into."""
+    return copy.deepcopy(loaded_gpt2)
+
+
+@pytest.fixture
+def gpt2(loaded_gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """The language model, to put adapters into."""
+    return copy.deepcopy(loaded_gpt2)

@@ -1,0 +1,97 @@
+"""The PEFT methods that the same tests hold to the same behaviour: ours, and LoRA beside it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from small_models import TEXT, VISION
+from torch import nn
+
+from ituning_hf.tuner import ITuningTunerConfig
+
+WIDTH, DEPTH = TEXT["n_embd"], TEXT["n_layer"]
+VISION_WIDTH = VISION["hidden_size"]
+ROWS = torch.randint(3, 90, (4, 6), generator=torch.Generator().manual_seed(2))  # two for each image
+IMAGES = torch.randn(2, 10, VISION_WIDTH, generator=torch.Generator().manual_seed(3))
+
+
+def ituning_config(size: int = 3, layers: list[int] | None = None, **options: Any) -> ITuningTunerConfig:
+    shape = {"adapter_hidden_size": 7 * size, "adapter_num_heads": 7, "adapter_layers": layers}
+    return ITuningTunerConfig(**{"vision_hidden_size": VISION_WIDTH} | shape | options)
+
+
+def lora_config(size: int = 3, layers: list[int] | None = None, **options: Any) -> LoraConfig:
+    return LoraConfig(
+        r=size,
+        target_modules=["c_attn", "c_proj"],
+        layers_to_transform=layers,
+        fan_in_fan_out=True,
+        task_type="CAUSAL_LM",
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a test needs to know of a PEFT method to look at any of them."""
+
+    name: str
+    config: Callable[..., PeftConfig]  # of a size and the layers it goes into
+    prefix: str  # in its parameters' names, and in no others
+    per_layer: Callable[[int], int]  # parameters in one layer, by size
+    keys: tuple[str, ...]  # of one layer on disk
+    places: tuple[str, ...]  # inside a layer
+    dropout: str  # the option's name
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # beside the text
+
+    def parameters(self, model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter]:
+        return {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if self.prefix in name and f".{adapter}." in name
+        }
+
+    def perturb(self, model: nn.Module, adapter: str = "default", seed: int = 0) -> Any:
+        """Give an adapter weights that show; a fresh one does nothing."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters(model, adapter).values():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        return model
+
+    def wrap(self, gpt2: nn.Module, *args: Any, adapter: str = "default", **options: Any) -> PeftModel:
+        """Put an adapter in whose effect shows."""
+        return self.perturb(get_peft_model(gpt2, self.config(*args, **options), adapter).eval(), adapter)
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, **kwargs: Any) -> torch.Tensor:
+        return model(**{"input_ids": ROWS} | self.inputs | kwargs).logits
+
+
+ITUNING = Method(
+    name="ituning",
+    config=ituning_config,
+    prefix="ituning_adapter",
+    per_layer=lambda size: 7 * size * (2 * WIDTH + 2 * VISION_WIDTH + 3) + WIDTH,
+    keys=tuple(
+        f"ituning_adapter.{projection}_proj.{kind}"
+        for projection in ("q", "k", "v", "out")
+        for kind in ("weight", "bias")
+    ),
+    places=("",),
+    dropout="adapter_dropout",
+    inputs={"encoder_hidden_states": IMAGES},
+)
+LORA_PLACES = ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
+LORA = Method(
+    name="lora",
+    config=lora_config,
+    prefix="lora_",
+    per_layer=lambda size: size * WIDTH * ((1 + 3) + (1 + 1) + (4 + 1)),
+    keys=tuple(f"{place}.lora_{side}.weight" for place in LORA_PLACES for side in "AB"),
+    places=tuple(f".{place}" for place in LORA_PLACES),
+    dropout="lora_dropout",
+)
+METHODS = (ITUNING, LORA)

@@ -1,0 +1,196 @@
+"""LoRA and I-Tuning on one model: which ways PEFT allows, and that both do their part."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from methods import IMAGES, ITUNING, LORA, ROWS
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.utils.error import NoMatchingPeftModuleError
+from safetensors.torch import load_file
+from transformers import GPT2LMHeadModel
+
+BEAMS = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": 3}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute in the model"),
+]
+
+
+def by_injection(gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    return inject_adapter_in_model(LORA.config(), gpt2, "style")
+
+
+def by_transformers(gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    gpt2.add_adapter(LORA.config(), "style")
+    return gpt2
+
+
+def out_of_its_wrapper(gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    return get_peft_model(gpt2, LORA.config(), "style").get_base_model()
+
+
+@pytest.fixture(params=[by_injection, by_transformers, out_of_its_wrapper])
+def with_lora(request, gpt2) -> GPT2LMHeadModel:
+    """The language model with a LoRA named "style" whose effect shows."""
+    return LORA.perturb(request.param(gpt2).eval(), "style", seed=1)
+
+
+@pytest.fixture
+def both(with_lora) -> PeftModel:
+    return ITUNING.wrap(with_lora, layers=[2, 3])
+
+
+def test_both_contribute(both, stock):
+    everything = ITUNING.logits(both)
+    without = {}
+    for method, adapter in ((ITUNING, "default"), (LORA, "style")):
+        reduced = copy.deepcopy(both)
+        for parameter in method.parameters(reduced, adapter).values():
+            parameter.data.zero_()
+        without[method.name] = ITUNING.logits(reduced)
+        assert not torch.allclose(without[method.name], everything, atol=1e-2)
+    assert torch.equal(without["lora"], ITUNING.logits(ITUNING.wrap(stock, layers=[2, 3])))
+
+
+def test_without_the_image_adapter_the_lora_is_as_it_was(with_lora):
+    expected = with_lora(ROWS).logits
+    model = get_peft_model(with_lora, ITUNING.config()).eval()
+    assert torch.equal(ITUNING.logits(model), expected)
+
+
+def test_both_are_disabled_and_enabled_together(both, stock):
+    everything = ITUNING.logits(both)
+    with both.disable_adapter():
+        assert torch.equal(ITUNING.logits(both), stock(ROWS).logits)
+    assert torch.equal(ITUNING.logits(both), everything)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_go_to_what_was_left_trainable(with_lora, frozen: bool):
+    if frozen:
+        with_lora.requires_grad_(False)
+    model = ITUNING.wrap(with_lora, layers=[2, 3])
+    model.add_adapter("waiting", ITUNING.config())
+    model(input_ids=ROWS, labels=ROWS, encoder_hidden_states=IMAGES).loss.backward()
+    expected = set(ITUNING.parameters(model)) | set(() if frozen else LORA.parameters(model, "style"))
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == expected
+
+
+def test_generating_with_beams_uses_both(both):
+    prompt = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS), "encoder_hidden_states": IMAGES}
+    texts = both.generate(**prompt, **BEAMS, pad_token_id=0)
+    slow = both.get_base_model().generate(**prompt, **BEAMS, pad_token_id=0)
+    assert torch.equal(texts, slow)
+    without = copy.deepcopy(both)
+    for parameter in LORA.parameters(without, "style").values():
+        parameter.data.zero_()
+    assert not torch.equal(without.generate(**prompt, **BEAMS, pad_token_id=0), texts)
+
+
+def test_each_is_saved_by_itself_and_both_come_back(both, stock, tmp_path: Path):
+    expected = ITUNING.logits(both)
+    both.save_pretrained(tmp_path / "image", selected_adapters=["default"])
+    keys = {f"base_model.model.transformer.h.{i}.{key}" for i in (2, 3) for key in ITUNING.keys}
+    assert set(load_file(tmp_path / "image" / "adapter_model.safetensors")) == keys
+
+    lora_alone = both.unload()
+    assert list(lora_alone.peft_config) == ["style"]
+    weights = get_peft_model_state_dict(lora_alone, adapter_name="style")
+    assert set(weights) == {f"transformer.h.{i}.{key}" for i in range(4) for key in LORA.keys}
+
+    fresh = inject_adapter_in_model(LORA.config(), stock, "style")
+    assert not set_peft_model_state_dict(fresh, weights, "style").unexpected_keys
+    assert torch.equal(fresh(ROWS).logits, lora_alone(ROWS).logits)
+    again = PeftModel.from_pretrained(fresh, tmp_path / "image")
+    assert torch.equal(ITUNING.logits(again), expected)
+
+
+@pytest.mark.parametrize(("other", "name"), [(LORA, "default"), (ITUNING, "forgotten")])
+def test_adapters_without_a_record_are_not_saved_with_ours(gpt2, tmp_path: Path, other, name: str):
+    inject_adapter_in_model(other.config(), gpt2, name)
+    del gpt2.peft_config
+    ITUNING.wrap(gpt2, layers=[3]).save_pretrained(tmp_path)
+    saved = set(load_file(tmp_path / "adapter_model.safetensors"))
+    assert saved == {f"base_model.model.transformer.h.3.{key}" for key in ITUNING.keys}
+
+
+def test_transformers_saves_its_lora_after_unloading(gpt2, tmp_path: Path):
+    model = ITUNING.wrap(LORA.perturb(by_transformers(gpt2), "style"))
+    bare = model.unload()
+    bare.save_pretrained(tmp_path)
+    loaded = GPT2LMHeadModel.from_pretrained(tmp_path)  # the language model, and the LoRA on it
+    assert torch.equal(loaded(ROWS).logits, bare.eval()(ROWS).logits)
+
+
+def test_a_merged_lora_is_another_language_model(gpt2, stock):
+    merged = LORA.wrap(gpt2).merge_and_unload()
+    expected = merged(ROWS).logits
+    assert not torch.allclose(expected, stock(ROWS).logits, atol=1e-2)
+    model = get_peft_model(merged, ITUNING.config()).eval()
+    assert torch.equal(ITUNING.logits(model), expected)
+
+
+# --- What is refused
+
+
+def test_two_adapters_of_one_name_are_refused(with_lora):
+    before, expected = dict(with_lora.peft_config), with_lora(ROWS).logits
+    message = r"adapter 'style' of another method already \(LoraConfig\): give .* another name"
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(with_lora, ITUNING.config(), "style")
+    with pytest.raises(ValueError, match="adapter_layers holds"):
+        get_peft_model(with_lora, ITUNING.config(layers=[9]))
+    assert with_lora.peft_config == before
+    assert torch.equal(with_lora(ROWS).logits, expected)
+
+
+def test_a_lora_is_not_switched_or_deleted_by_ours(both):
+    expected = ITUNING.logits(both)
+    for change in (both.base_model.set_adapter, both.base_model.delete_adapter):
+        with pytest.raises(ValueError, match=r"no I-Tuning adapter \['style'\] .* switched by that method"):
+            change("style")
+    assert torch.equal(ITUNING.logits(both), expected)
+    with pytest.raises(NotImplementedError, match="cannot be merged"):
+        both.merge_adapter()
+
+
+def test_deleting_ours_leaves_the_lora(both):
+    model = copy.deepcopy(both)
+    for parameter in ITUNING.parameters(model).values():
+        parameter.data.zero_()
+    both.delete_adapter("default")
+    assert both.active_adapters == []
+    assert torch.equal(both.base_model.model(ROWS).logits, ITUNING.logits(model))
+
+
+def test_a_wrapped_lora_must_come_out_of_its_wrapper(gpt2):
+    wrapped = LORA.wrap(gpt2)
+    with pytest.raises(
+        ValueError, match=r"get_peft_model\(model\.get_base_model\(\), \.\.\.\)\. A LoRA stays"
+    ):
+        get_peft_model(wrapped, ITUNING.config(), "image")
+
+
+@pytest.mark.parametrize("first", [ITUNING, LORA])
+def test_pefts_own_refusals_are_clear(gpt2, first):
+    model = first.wrap(gpt2)
+    second = LORA if first is ITUNING else ITUNING
+    with pytest.raises(ValueError, match="Cannot combine adapters with different peft types"):
+        model.add_adapter("style" if second is LORA else "image", second.config())
+    with pytest.raises(ValueError, match="'ITUNING' is not compatible with the `PeftMixedModel`"):
+        get_peft_model(model.unload(), ITUNING.config(), mixed=True)
+
+
+def test_the_other_order_finds_no_place_for_lora_in_adapted_layers(gpt2):
+    ITUNING.wrap(gpt2)
+    with pytest.raises(NoMatchingPeftModuleError, match="not found in the base model"):
+        by_injection(gpt2)
+    assert not any("lora_" in name for name, _ in gpt2.named_parameters())

@@ -1,0 +1,305 @@
+"""A captioner as a PEFT model and back: equal logits, equal captions, equal bytes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from methods import ITUNING, LORA
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from small_models import ADAPTER, TEXT, VISION, make_captioner
+from transformers import CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
+
+from ituning_hf import ITuningConfig, ITuningForCaptioning
+from ituning_hf.gpt2_ituning import ITuningGPT2Block
+from ituning_hf.tuner import to_peft
+
+TEXTS = torch.randint(3, 90, (6, 5), generator=torch.Generator().manual_seed(4))  # two for each of 3 images
+BEAMS = {"num_beams": 4, "max_new_tokens": 9, "min_new_tokens": 5}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"adapter_layers": [3, 1], "adapter_scale": 0.25, "adapter_dropout": 0.1},
+    {"adapter_hidden_size": 8, "adapter_num_heads": 4, "vision_feature_layer": -2},
+]
+
+
+def logits_of(captioner: ITuningForCaptioning, pixel_values: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return captioner(pixel_values, TEXTS).logits
+
+
+def peft_logits_of(model: PeftModel, features: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=TEXTS, encoder_hidden_states=features).logits
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --- Equal results
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_both_give_equal_logits_and_captions(backbones, pixel_values, options: dict):
+    captioner = make_captioner(backbones, **options)
+    features = captioner.get_image_features(pixel_values)
+    expected = logits_of(captioner, pixel_values)
+    captions = captioner.generate(pixel_values=pixel_values, **BEAMS)
+    model = to_peft(captioner)
+    back = ITuningForCaptioning.from_peft(model, captioner.vision_model)
+    assert torch.equal(peft_logits_of(model, features), expected)
+    assert torch.equal(logits_of(back, pixel_values), expected)
+    generated = model.generate(
+        encoder_hidden_states=features, pad_token_id=captioner.generation_config.pad_token_id, **BEAMS
+    )
+    assert torch.equal(generated, captions)
+    assert torch.equal(back.generate(pixel_values=pixel_values, **BEAMS), captions)
+    assert (model.training, back.training) == (False, False)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_captioner_comes_back_from_peft_byte_for_byte(backbones, tmp_path: Path, options: dict):
+    make_captioner(backbones, **options).save_pretrained(tmp_path / "captioner")
+    captioner = ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+    to_peft(captioner).save_pretrained(tmp_path / "adapter")
+    model = PeftModel.from_pretrained(
+        GPT2LMHeadModel.from_pretrained(backbones["text"]), tmp_path / "adapter"
+    )
+    back = ITuningForCaptioning.from_peft(model, backbones["vision"])
+    back.save_pretrained(tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "captioner")
+
+
+@pytest.mark.parametrize("name", ["default", "photos"])
+def test_an_adapter_comes_back_from_a_captioner_byte_for_byte(backbones, gpt2, tmp_path: Path, name: str):
+    ITUNING.wrap(gpt2, 2, [0, 3], adapter=name, adapter_scale=0.5).save_pretrained(tmp_path / "adapter")
+    folder = tmp_path / "adapter" / ("" if name == "default" else name)
+    model = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(backbones["text"]), folder)
+    captioner = ITuningForCaptioning.from_peft(model, backbones["vision"])
+    captioner.save_pretrained(tmp_path / "captioner")
+    back = to_peft(ITuningForCaptioning.from_pretrained(tmp_path / "captioner"), name)
+    back.save_pretrained(tmp_path / "again")
+    found, expected = files_of(tmp_path / "again"), files_of(tmp_path / "adapter")
+    config = next(key for key in expected if key.endswith("adapter_config.json"))
+    assert {key: found[key] for key in found if key != config} == {
+        key: expected[key] for key in expected if key != config
+    }
+    # The configuration now says which backbones it was; a second time nothing changes any more.
+    assert back.peft_config[name].text_model_fingerprint == captioner.config.text_model_fingerprint
+    to_peft(ITuningForCaptioning.from_peft(back, backbones["vision"]), name).save_pretrained(
+        tmp_path / "third"
+    )
+    assert files_of(tmp_path / "third") == found
+
+
+def test_adapters_keep_their_precision(backbones, pixel_values, tmp_path: Path):
+    captioner = make_captioner(backbones)
+    for adapter in captioner.adapters().values():
+        adapter.to(torch.bfloat16)
+    captioner.save_pretrained(tmp_path / "captioner")
+    model = to_peft(captioner)
+    assert {p.dtype for p in ITUNING.parameters(model).values()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.float32}
+    features = captioner.get_image_features(pixel_values)
+    assert torch.equal(peft_logits_of(model, features), logits_of(captioner, pixel_values))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(
+        GPT2LMHeadModel.from_pretrained(backbones["text"]),
+        tmp_path / "adapter",
+        autocast_adapter_dtype=False,
+        low_cpu_mem_usage=True,
+    )
+    for peft_model in (model, loaded):
+        back = ITuningForCaptioning.from_peft(peft_model, backbones["vision"])
+        back.save_pretrained(tmp_path / "again")
+        assert files_of(tmp_path / "again") == files_of(tmp_path / "captioner")
+
+
+def test_a_captioner_in_bf16_becomes_a_model_in_bf16(backbones, pixel_values, tmp_path: Path):
+    make_captioner(backbones).save_pretrained(tmp_path)
+    captioner = ITuningForCaptioning.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    pixels = pixel_values.to(torch.bfloat16)
+    model = to_peft(captioner)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    expected = logits_of(captioner, pixels)
+    assert torch.equal(peft_logits_of(model, captioner.get_image_features(pixels)), expected)
+    back = ITuningForCaptioning.from_peft(model, captioner.vision_model)  # compared in bf16 with the disk
+    assert torch.equal(logits_of(back, pixels), expected)
+
+
+def test_what_transformers_captures_survives_the_conversion(captioner, pixel_values):
+    expected = captioner(pixel_values, TEXTS, output_hidden_states=True).hidden_states
+    model = to_peft(captioner)
+    features = captioner.get_image_features(pixel_values)
+    found = model(input_ids=TEXTS, encoder_hidden_states=features, output_hidden_states=True).hidden_states
+    assert len(found) == 5
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# --- What is shared and what is not
+
+
+def frozen_places(model: torch.nn.Module) -> set[int]:
+    return {p.data_ptr() for name, p in model.named_parameters() if "adapter" not in name}
+
+
+def test_frozen_weights_are_shared_and_adapters_are_copied(captioner, pixel_values):
+    model = to_peft(captioner)
+    assert frozen_places(model) == frozen_places(captioner.text_model)
+    expected = logits_of(captioner, pixel_values)
+    features = captioner.get_image_features(pixel_values)
+    back = ITuningForCaptioning.from_peft(model, captioner.vision_model)
+    assert frozen_places(back) == frozen_places(captioner)
+    ITUNING.perturb(model, seed=1)
+    changed = peft_logits_of(model, features)
+    assert not torch.allclose(changed, expected)
+    for untouched in (captioner, back):
+        assert torch.equal(logits_of(untouched, pixel_values), expected)
+    for parameter in back.parameters():
+        if parameter.requires_grad:
+            parameter.data.zero_()
+    assert torch.equal(peft_logits_of(model, features), changed)
+
+
+def test_the_originals_keep_their_form(captioner, pixel_values):
+    captioner.train()
+    model = to_peft(captioner)
+    assert captioner.training
+    assert all(isinstance(block, ITuningGPT2Block) for block in captioner.text_model.transformer.h)
+    model.train()
+    ITuningForCaptioning.from_peft(model, captioner.vision_model)
+    assert model.training
+    assert model.active_adapters == ["default"]
+    assert len(ITUNING.parameters(model)) == 4 * 8
+
+
+def test_only_the_adapter_trains_on_both_sides(captioner):
+    model = to_peft(captioner)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(ITUNING.parameters(model))
+    back = ITuningForCaptioning.from_peft(model, captioner.vision_model)
+    assert {n for n, p in back.named_parameters() if p.requires_grad} == set(back.adapter_state_dict())
+    trainable = sum(p.numel() for p in back.parameters() if p.requires_grad)
+    assert model.get_nb_trainable_parameters()[0] == trainable == 4 * ITUNING.per_layer(3)
+
+
+# --- The backbones
+
+
+def test_the_encoder_may_be_a_module_a_folder_or_a_full_clip(captioner, backbones, pixel_values):
+    model, expected = to_peft(captioner), logits_of(captioner, pixel_values)
+    module = CLIPVisionModel.from_pretrained(backbones["vision"])
+    for vision in (module, backbones["vision"], str(backbones["vision"]), backbones["clip"]):
+        back = ITuningForCaptioning.from_peft(model, vision)
+        assert torch.equal(logits_of(back, pixel_values), expected)
+        place = getattr(vision, "name_or_path", vision)
+        assert back.config.vision_model_name_or_path == str(place)
+        assert back.config.vision_model_fingerprint == captioner.config.vision_model_fingerprint
+
+
+def test_the_recorded_place_is_the_captioners(captioner, backbones, monkeypatch):
+    monkeypatch.chdir(backbones["text"].parent)
+    text = GPT2LMHeadModel.from_pretrained("text")  # another way to say the same place
+    model = to_peft(ITuningForCaptioning(captioner.config, captioner.vision_model, text))
+    assert model.peft_config["default"].base_model_name_or_path == str(backbones["text"])
+
+
+def test_models_that_are_nowhere_on_disk_are_converted_too(pixel_values):
+    unplaced = ITuningConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=GPT2Config(**TEXT, vocab_size=97, bos_token_id=96, eos_token_id=96),
+        **ADAPTER,
+    )
+    captioner = ITuningForCaptioning(unplaced).eval()
+    model = ITUNING.perturb(to_peft(captioner))
+    assert model.peft_config["default"].base_model_name_or_path is None
+    back = ITuningForCaptioning.from_peft(model, captioner.vision_model)
+    features = captioner.get_image_features(pixel_values)
+    assert torch.equal(logits_of(back, pixel_values), peft_logits_of(model, features))
+    assert (back.config.text_model_name_or_path, back.config.vision_model_fingerprint) == (None, None)
+
+
+def other_vision(backbones, folder: Path, **changes: Any) -> Path:
+    torch.manual_seed(0)
+    config = CLIPVisionModel.from_pretrained(backbones["vision"]).config
+    for name, value in changes.items():
+        setattr(config, name, value)
+    CLIPVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_another_encoder_is_refused(captioner, backbones, tmp_path: Path):
+    message = r"The vision model at '.*other' is not the one that this adapter was trained on: .* wanted"
+    with pytest.raises(ValueError, match=message):
+        ITuningForCaptioning.from_peft(to_peft(captioner), other_vision(backbones, tmp_path / "other"))
+    narrow = other_vision(backbones, tmp_path / "narrow", hidden_size=9)
+    with pytest.raises(ValueError, match=r"adapter 'default' reads features of width 15, .* gives 9"):
+        ITuningForCaptioning.from_peft(to_peft(captioner), narrow)
+    with pytest.raises(OSError, match=r"frozen vision model was not found at '.*nowhere'"):
+        ITuningForCaptioning.from_peft(to_peft(captioner), tmp_path / "nowhere")
+
+
+def test_another_language_model_is_refused(captioner, backbones, gpt2, tmp_path: Path):
+    to_peft(captioner).save_pretrained(tmp_path / "adapter")
+    gpt2.transformer.h[2].ln_1.bias.data += 1e-3
+    gpt2.save_pretrained(tmp_path / "other")
+    with pytest.warns(UserWarning, match="renamed"):
+        model = get_peft_model(
+            GPT2LMHeadModel.from_pretrained(tmp_path / "other"), to_peft(captioner).peft_config["default"]
+        )
+    with pytest.raises(ValueError, match=r"The text model at '.*other' is not the one that this adapter"):
+        ITuningForCaptioning.from_peft(model, backbones["vision"])
+
+
+def test_a_language_model_that_was_changed_in_memory_is_refused(backbones, gpt2, captioner):
+    merged = LORA.wrap(gpt2).merge_and_unload()
+    model = ITUNING.wrap(merged)
+    message = r"The text model in memory is not the one at '.*text', .* h\.0\.attn\.c_attn\.weight differs"
+    with pytest.raises(ValueError, match=message):
+        ITuningForCaptioning.from_peft(model, backbones["vision"])
+    vision = CLIPVisionModel.from_pretrained(backbones["vision"])
+    vision.encoder.layers[1].layer_norm1.weight.data[3] += 1e-6
+    with pytest.raises(
+        ValueError, match=r"The vision model in memory .*layers\.1\.layer_norm1\.weight differs"
+    ):
+        ITuningForCaptioning.from_peft(to_peft(captioner), vision)
+
+
+# --- PEFT models that are no captioner
+
+
+def test_one_of_several_adapters_must_be_named(gpt2, backbones, pixel_values):
+    model = ITUNING.wrap(gpt2, adapter="x")
+    model.add_adapter("y", ITUNING.config(2, [1]))
+    ITUNING.perturb(model, "y", seed=1)
+    model.base_model.set_adapter(["x", "y"])
+    with pytest.raises(ValueError, match=r"adapters \['x', 'y'\] are active, .* adapter_name=\.\.\."):
+        ITuningForCaptioning.from_peft(model, backbones["vision"])
+    for name in "yx":
+        captioner = ITuningForCaptioning.from_peft(model, backbones["vision"], adapter_name=name)
+        model.set_adapter(name)
+        features = captioner.get_image_features(pixel_values)
+        assert torch.equal(logits_of(captioner, pixel_values), peft_logits_of(model, features))
+    with pytest.raises(ValueError, match=r"no I-Tuning adapter 'z' .* has {'x': 'ITUNING', 'y': 'ITUNING'}"):
+        ITuningForCaptioning.from_peft(model, backbones["vision"], adapter_name="z")
+
+
+def test_a_model_without_peft_around_it_is_refused(captioner, gpt2, backbones):
+    for model in (captioner, gpt2, inject_adapter_in_model(ITUNING.config(), gpt2)):
+        name = type(model).__name__
+        with pytest.raises(ValueError, match=rf"{name} is no PEFT model: give what get_peft_model"):
+            ITuningForCaptioning.from_peft(model, backbones["vision"])
+
+
+def test_a_lora_is_no_captioner(gpt2, backbones):
+    with pytest.raises(ValueError, match=r"no I-Tuning adapter 'default' .*: it has {'default': 'LORA'}"):
+        ITuningForCaptioning.from_peft(LORA.wrap(gpt2), backbones["vision"])
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute in the model")
+def test_a_lora_beside_the_adapter_is_refused(gpt2, backbones):
+    gpt2.add_adapter(LORA.config(), "style")
+    message = r"Another PEFT method is on this language model \(\['Linear'\]\), .* merge that one first"
+    with pytest.raises(ValueError, match=message):
+        ITuningForCaptioning.from_peft(ITUNING.wrap(gpt2), backbones["vision"])

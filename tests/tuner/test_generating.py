@@ -1,0 +1,122 @@
+"""Generating with adapters on: what forward gives step by step, and the images projected once."""
+
+import threading
+
+import pytest
+import torch
+from methods import DEPTH, IMAGES, ITUNING, ROWS, Method
+from torch import nn
+
+from ituning_hf.adapter_ituning import ITuningAdapter
+
+GREEDY = {"max_new_tokens": 7, "min_new_tokens": 7, "do_sample": False}
+BEAMS = GREEDY | {"num_beams": 4}
+SAMPLING = GREEDY | {"do_sample": True, "num_return_sequences": 3, "top_k": 20}
+
+
+@pytest.fixture(autouse=True)
+def _padding_token(gpt2):
+    gpt2.generation_config.pad_token_id = gpt2.config.eos_token_id
+
+
+def greedy_loop(method: Method, model: nn.Module, rows: torch.Tensor, steps: int) -> torch.Tensor:
+    for _ in range(steps):
+        logits = method.logits(model, input_ids=rows, use_cache=False)[:, -1]
+        logits[:, model.config.eos_token_id] = -torch.inf
+        rows = torch.cat([rows, logits.argmax(-1, keepdim=True)], dim=1)
+    return rows
+
+
+def test_generating_is_running_forward_step_by_step(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    expected = greedy_loop(method, model, ROWS, 7)
+    inputs = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS)} | method.inputs
+    assert torch.equal(model.generate(**inputs, **GREEDY), expected)
+    assert torch.equal(model.generate(**inputs, **GREEDY, cache_implementation="static"), expected)
+    with model.disable_adapter():
+        assert not torch.equal(model.generate(**inputs, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("how", [GREEDY, BEAMS, SAMPLING], ids=["greedy", "beams", "sampling"])
+def test_projecting_once_gives_what_projecting_at_each_step_gives(gpt2, monkeypatch, how: dict):
+    model = ITUNING.wrap(gpt2)
+    projections = []
+    project = ITuningAdapter.project_visual
+
+    def counted(self, image):
+        projections.append(len(image))
+        return project(self, image)
+
+    monkeypatch.setattr(ITuningAdapter, "project_visual", counted)
+    begin = torch.full((2, 1), gpt2.config.bos_token_id)
+    results = []
+    for generate in (model.generate, model.get_base_model().generate):
+        torch.manual_seed(5)
+        results.append(
+            generate(
+                input_ids=begin,
+                attention_mask=torch.ones_like(begin),
+                encoder_hidden_states=IMAGES,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **how,
+            )
+        )
+    once, each_step = results
+    assert torch.equal(once.sequences, each_step.sequences)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(once.scores, each_step.scores, strict=True))
+    assert projections[:DEPTH] == [2] * DEPTH  # the images themselves, once in each layer
+    assert len(projections) == DEPTH * (1 + 7)
+
+
+@pytest.mark.parametrize("empty", [{}, {"input_ids": None}, {"inputs": None}])
+def test_without_a_prompt_each_image_gets_a_text(gpt2, empty: dict):
+    model = ITUNING.wrap(gpt2)
+    begin = torch.full((2, 1), gpt2.config.bos_token_id)
+    expected = model.generate(begin, attention_mask=begin * 0 + 1, encoder_hidden_states=IMAGES, **BEAMS)
+    assert expected.shape == (2, 8)
+    assert torch.equal(model.generate(encoder_hidden_states=IMAGES, **empty, **BEAMS), expected)
+    with model.disable_adapter():
+        texts = model.generate(encoder_hidden_states=IMAGES, **empty, **BEAMS)
+    assert torch.equal(texts[0], texts[1])  # of no image
+
+
+def test_without_a_begin_token_a_prompt_is_asked_for(gpt2):
+    gpt2.generation_config.bos_token_id = None
+    with pytest.raises(ValueError, match="no bos_token_id: give input_ids"):
+        ITUNING.wrap(gpt2).generate(encoder_hidden_states=IMAGES, **GREEDY)
+
+
+def test_padding_on_the_left_moves_nothing(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    end = gpt2.config.eos_token_id
+    mask = torch.ones_like(ROWS)
+    mask[1, :2] = mask[2, :4] = 0
+    inputs = {"input_ids": ROWS.masked_fill(mask == 0, end), "attention_mask": mask} | method.inputs
+    for how in (GREEDY, BEAMS):
+        texts = model.generate(**inputs, **how)[:, ROWS.shape[1] :]
+        for i, row in enumerate(ROWS):
+            alone = {"input_ids": row[mask[i] == 1][None]} | {
+                name: image[i // 2][None] for name, image in method.inputs.items()
+            }
+            alone["attention_mask"] = torch.ones_like(alone["input_ids"])
+            assert torch.equal(model.generate(**alone, **how)[0, alone["input_ids"].shape[1] :], texts[i])
+
+
+def test_threads_share_one_model(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    images = torch.randn(6, 2, *IMAGES.shape[1:], generator=torch.Generator().manual_seed(1))
+    rows = torch.randint(3, 90, (6, 4, 5), generator=torch.Generator().manual_seed(1))
+
+    def run(i: int) -> torch.Tensor:
+        inputs = dict.fromkeys(method.inputs, images[i])
+        return model.generate(input_ids=rows[i], attention_mask=torch.ones_like(rows[i]), **inputs, **BEAMS)
+
+    alone = [run(i) for i in range(6)]
+    found: dict[int, torch.Tensor] = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: run(i)})) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[i], alone[i]) for i in range(6))

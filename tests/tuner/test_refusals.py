@@ -1,0 +1,193 @@
+"""What the PEFT method refuses, in which words, and that the model is as it was afterwards."""
+
+import copy
+
+import pytest
+import torch
+from methods import IMAGES, ITUNING, ROWS, ituning_config
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from ituning_hf.tuner import ITuningTunerConfig
+
+
+@pytest.fixture
+def model(gpt2) -> PeftModel:
+    return ITUNING.wrap(gpt2)
+
+
+# --- Calls
+
+
+def test_without_an_image_it_says_how_to_run_the_language_model_alone(model):
+    message = (
+        r"encoder_hidden_states is None: give .* \(num_images, tokens, vision_hidden_size\), or .*disable"
+    )
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ROWS)
+    with pytest.raises(ValueError, match=message):
+        model.generate(input_ids=ROWS, attention_mask=torch.ones_like(ROWS), max_new_tokens=2)
+    with pytest.raises(ValueError, match=message):
+        model.base_model.model.transformer(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("image", "shape"),
+    [(IMAGES[..., :9], r"\(2, 10, 9\)"), (IMAGES[0], r"\(10, 15\)"), (IMAGES[None], r"\(1, 2, 10, 15\)")],
+)
+def test_an_image_of_another_shape_is_refused(model, image, shape: str):
+    message = rf"encoder_hidden_states has shape {shape}, expected \(num_images, tokens, 15\)"
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ROWS, encoder_hidden_states=image)
+    with pytest.raises(ValueError, match=message):
+        model.generate(encoder_hidden_states=image, max_new_tokens=2)
+
+
+def test_rows_must_be_divisible_among_the_images(model):
+    images = IMAGES[[0, 1, 0]]
+    message = "input_ids has 4 rows for 3 images: the rows must be a multiple"
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ROWS, encoder_hidden_states=images)
+    with pytest.raises(ValueError, match=message):
+        model(inputs_embeds=torch.zeros(4, 2, 22), encoder_hidden_states=images)
+    with pytest.raises(ValueError, match=message):
+        # Twelve rows for three images: that the beams make them divisible must not hide it.
+        model.generate(ROWS, encoder_hidden_states=images, num_beams=3, max_new_tokens=2)
+    with pytest.raises(ValueError, match=message):
+        model.generate(inputs_embeds=torch.zeros(4, 2, 22), encoder_hidden_states=images)
+    with pytest.raises(ValueError, match="has 4 rows for 0 images"):
+        model(input_ids=ROWS, encoder_hidden_states=IMAGES[:0])
+
+
+def test_a_mask_over_the_image_is_refused(model):
+    with pytest.raises(ValueError, match="all tokens of an image are read: leave it out"):
+        model(input_ids=ROWS, encoder_hidden_states=IMAGES, encoder_attention_mask=torch.ones(2, 10))
+
+
+def test_another_adapter_for_each_row_is_refused(model):
+    names = ["default"] * 4
+    with pytest.raises(NotImplementedError, match=r"adapter_names .* not supported by the method 'ituning'"):
+        model(input_ids=ROWS, encoder_hidden_states=IMAGES, adapter_names=names)
+    with pytest.raises(NotImplementedError, match="adapter_names"):
+        model.generate(input_ids=ROWS, encoder_hidden_states=IMAGES, adapter_names=names)
+
+
+def test_adapters_of_another_method_are_not_switched_here(model):
+    message = r"no I-Tuning adapter \['style'\] on this model: it has \['default'\]"
+    with pytest.raises(ValueError, match=message):
+        model.base_model.set_adapter(["default", "style"])
+    with pytest.raises(ValueError, match=message):
+        model.base_model.delete_adapter("style")
+    assert model.active_adapters == ["default"]
+
+
+# --- Models
+
+
+def test_models_that_are_no_gpt2_are_refused():
+    size = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    bert = BertModel(BertConfig(**size, num_hidden_layers=1, vocab_size=9))
+    with pytest.raises(ValueError, match=r"one GPT-2 .* and BertModel holds 0 GPT-2 decoders: give a plain"):
+        get_peft_model(bert, ituning_config())
+    assert not any(isinstance(module, BaseTunerLayer) for module in bert.modules())
+
+
+def test_a_gpt2_with_cross_attention_is_refused():
+    crossed = GPT2LMHeadModel(
+        GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9, add_cross_attention=True)
+    )
+    with pytest.raises(ValueError, match="GPT2LMHeadModel holds 1 GPT-2 decoders with it"):
+        get_peft_model(crossed, ituning_config())
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+def test_a_wrapped_model_is_refused(model):
+    with pytest.raises(ValueError, match=r"PeftModel already, .* get_peft_model\(model\.get_base_model\(\)"):
+        get_peft_model(model, ituning_config(), "other")
+    assert list(model.peft_config) == ["default"]
+
+
+def test_a_gpt2_without_its_output_layer_will_do(gpt2):
+    bare = gpt2.transformer
+    assert isinstance(bare, GPT2Model)
+    model = get_peft_model(bare, ituning_config(task_type="FEATURE_EXTRACTION"))
+    ITUNING.perturb(model)
+    hidden = model(input_ids=ROWS, encoder_hidden_states=IMAGES).last_hidden_state
+    assert hidden.shape == (4, 6, 22)
+
+
+# --- Options
+
+BAD_OPTIONS = [
+    ({"adapter_layers": [4]}, r"adapter_layers holds \[4\], expected integers from -4 to 3"),
+    ({"adapter_layers": []}, "adapter_layers is empty"),
+    ({"adapter_layers": [1, -3]}, r"names layer\(s\) \[1\] more than once"),
+    ({"adapter_layers": "1"}, "adapter_layers is '1', expected a list"),
+    (
+        {"adapter_hidden_size": 20},
+        r"adapter_hidden_size is 20, which adapter_num_heads \(7\) does not divide",
+    ),
+    ({"adapter_hidden_size": 0}, "adapter_hidden_size is 0, expected a positive integer"),
+    (
+        {"adapter_num_heads": None},
+        r"adapter_hidden_size is 21, which adapter_num_heads \(2\) does not divide",
+    ),
+    ({"adapter_dropout": -0.1}, "adapter_dropout is -0.1, expected 0 <= p < 1"),
+    ({"adapter_scale": float("nan")}, "adapter_scale is nan, expected a finite number"),
+]
+BAD_NAMES = ["", "a.b", "keys", "training", "q_proj", "weight", "transformer", "0", "ituning_adapter"]
+
+
+def state(model) -> tuple:
+    modules = [(name, type(module), module.training) for name, module in model.named_modules()]
+    flags = [(name, id(p), p.requires_grad) for name, p in model.named_parameters()]
+    return modules, flags, dict(getattr(model, "peft_config", {}))
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_bad_options_change_nothing(gpt2, options: dict, message: str):
+    before = state(gpt2)
+    for put in (get_peft_model, lambda model, config: inject_adapter_in_model(config, model)):
+        with pytest.raises(ValueError, match=message):
+            put(gpt2, ituning_config(**options))
+        assert state(gpt2) == before
+    model = ITUNING.wrap(gpt2, layers=[1])
+    before, expected = state(model), ITUNING.logits(model)
+    with pytest.raises(ValueError, match=message):
+        model.add_adapter("other", ituning_config(**options))
+    assert state(model) == before
+    assert torch.equal(ITUNING.logits(model), expected)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.filterwarnings("ignore:Adapter name .* should not be contained in the prefix:UserWarning")
+def test_names_that_would_mix_adapters_up_are_refused(gpt2, name: str):
+    before = state(gpt2)
+    with pytest.raises(ValueError, match=f"adapter_name is {name!r}, which is a part of the weights' own"):
+        get_peft_model(gpt2, ituning_config(), name)
+    assert state(gpt2) == before
+    model = ITUNING.wrap(gpt2)
+    before = state(model)
+    with pytest.raises(ValueError, match="adapter_name is"):
+        model.add_adapter(name, ituning_config())
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("width", [None, 0, -3, 15.0, True, "15"])
+def test_the_images_width_must_be_given(width):
+    with pytest.raises(
+        ValueError, match=f"vision_hidden_size is {width!r}, expected a positive whole number"
+    ):
+        ITuningTunerConfig(vision_hidden_size=width)
+    with pytest.raises(ValueError, match="vision_hidden_size is None"):
+        ITuningTunerConfig()
+
+
+def test_what_is_left_open_is_taken_from_the_model(gpt2):
+    config = ITuningTunerConfig(vision_hidden_size=15, adapter_num_heads=11)
+    original = copy.deepcopy(config)
+    get_peft_model(gpt2, config)
+    assert (original.adapter_hidden_size, original.adapter_layers) == (None, None)
+    assert (config.adapter_hidden_size, config.adapter_layers) == (11, [0, 1, 2, 3])
+    assert config.base_model_name_or_path == gpt2.name_or_path

@@ -1,0 +1,124 @@
+"""How PEFT learns of the method, and what is said where it cannot."""
+
+import doctest
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from methods import IMAGES, ITUNING, ROWS
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+import ituning_hf.tuner
+from ituning_hf.tuner import ITuningTuner, ITuningTunerConfig, registration
+
+
+def registered() -> tuple:
+    mappings = (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING)
+    return tuple(mapping[PeftType.ITUNING] for mapping in mappings)
+
+
+def test_peft_knows_the_method():
+    assert registered() == (ITuningTunerConfig, ITuningTuner, "ituning_")
+    assert (PeftType("ITUNING"), PeftType.ITUNING.name) == (PeftType.ITUNING, "ITUNING")
+    assert ITuningTunerConfig(vision_hidden_size=3).peft_type is PeftType.ITUNING
+
+
+def test_registering_again_does_nothing():
+    before, members = registered(), list(PeftType)
+    registration.register(ITuningTunerConfig, ITuningTuner)
+    importlib.reload(registration)
+    importlib.reload(ituning_hf.tuner)
+    assert (registered(), list(PeftType)) == (before, members)
+
+
+def test_a_method_of_that_name_from_elsewhere_is_not_overwritten(monkeypatch):
+    monkeypatch.setitem(PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ITUNING, PeftConfig)
+    message = r"has a method named 'ituning' already, peft\.config\.PeftConfig, so ituning_hf\.tuner cannot"
+    with pytest.raises(ImportError, match=message):
+        registration.register(ITuningTunerConfig, ITuningTuner)
+
+
+@pytest.mark.parametrize("broken", ["extend_enum", "register_peft_method"])
+def test_a_peft_that_does_not_take_it_is_named(monkeypatch, broken: str):
+    def fail(*args, **kwargs):
+        raise TypeError("no such thing")
+
+    monkeypatch.delitem(PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ITUNING)
+    if broken == "extend_enum":
+        monkeypatch.setattr(registration, "PEFT_TYPE", "NOT_A_MEMBER")
+    monkeypatch.setattr(registration, broken, fail)
+    message = (
+        r"peft \d\S* does not take the method 'ituning' \(TypeError: no such thing\).* made for peft 0\.21"
+    )
+    with pytest.raises(ImportError, match=message):
+        registration.register(ITuningTunerConfig, ITuningTuner)
+
+
+@pytest.mark.parametrize("name", ["config", "conversion", "model"])
+def test_docstring_examples_run(name: str):
+    results = doctest.testmod(importlib.import_module(f"ituning_hf.tuner.{name}"))
+    assert (results.failed, results.attempted > 0) == (0, True)
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+FRESH = """
+import json, sys, warnings
+import torch
+from peft import AutoPeftModelForCausalLM, PeftConfig
+folder, rows, image = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+try:
+    PeftConfig.from_pretrained(folder)
+except KeyError as error:
+    print(error)
+import ituning_hf
+print(type(PeftConfig.from_pretrained(folder)).__name__)
+warnings.simplefilter("ignore")
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
+with torch.no_grad():
+    logits = model(input_ids=torch.tensor(rows), encoder_hidden_states=torch.tensor(image)).logits
+print(json.dumps(logits.tolist()))
+"""
+
+
+def test_in_a_fresh_process_the_import_is_enough_and_needed(gpt2, tmp_path: Path):
+    model = ITUNING.wrap(gpt2)
+    model.save_pretrained(tmp_path)
+    inputs = (json.dumps(ROWS.tolist()), json.dumps(IMAGES.tolist()))
+    without, config, logits = run(FRESH, str(tmp_path), *inputs).splitlines()
+    assert without == "'ITUNING'"  # all that PEFT says: the README tells what to import
+    assert config == "ITuningTunerConfig"
+    assert torch.equal(torch.tensor(json.loads(logits)), ITUNING.logits(model))
+
+
+WITHOUT_PEFT = """
+import sys, warnings
+sys.modules["peft"] = None
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", UserWarning)
+    from ituning_hf import ITuningForCaptioning
+print([str(w.message) for w in caught if "ituning" in str(w.message)])
+model = ITuningForCaptioning.from_pretrained(sys.argv[1])
+try:
+    ITuningForCaptioning.from_peft(model, "nowhere")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_without_peft_the_captioner_works_and_says_what_is_missing(captioner, tmp_path: Path):
+    captioner.save_pretrained(tmp_path)
+    warned, from_peft = run(WITHOUT_PEFT, str(tmp_path)).splitlines()
+    assert warned.startswith("[\"The PEFT method 'ituning' is not available: ")
+    assert from_peft.startswith("ITuningForCaptioning is no PEFT model")

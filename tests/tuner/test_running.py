@@ -1,0 +1,225 @@
+"""Computing with adapters on: rows and images, precisions, checkpointing, captured states."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from methods import DEPTH, IMAGES, ITUNING, LORA, ROWS, Method
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import GPT2LMHeadModel
+
+from ituning_hf.adapter_ituning import ITuningAdapter
+
+# --- Rows and attention
+
+
+def test_rows_of_one_image_share_it(gpt2):
+    model = ITUNING.wrap(gpt2)
+    repeated = ITUNING.logits(model, encoder_hidden_states=IMAGES.repeat_interleave(2, dim=0))
+    assert torch.allclose(ITUNING.logits(model), repeated, atol=1e-5)
+    swapped = ITUNING.logits(model, encoder_hidden_states=IMAGES.flip(0))
+    assert not torch.allclose(swapped, repeated, atol=1e-2)
+
+
+def test_texts_given_as_embeddings_count_as_rows(gpt2):
+    model = ITUNING.wrap(gpt2)
+    embedded = gpt2.transformer.wte(ROWS)
+    found = model(inputs_embeds=embedded, encoder_hidden_states=IMAGES).logits
+    assert torch.allclose(found, ITUNING.logits(model), atol=1e-5)
+
+
+def test_attention_implementations_agree(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    found = {}
+    for implementation in ("sdpa", "eager"):
+        gpt2.set_attn_implementation(implementation)
+        found[implementation] = method.logits(model)
+    assert torch.allclose(found["sdpa"], found["eager"], atol=1e-5)
+    assert not torch.equal(found["sdpa"], found["eager"])
+
+
+def test_eager_attention_reaches_the_adapters(gpt2, monkeypatch):
+    spelt_out = []
+    attention = ITuningAdapter._attention
+
+    def counted(self, query, key):
+        spelt_out.append(len(key))
+        return attention(self, query, key)
+
+    monkeypatch.setattr(ITuningAdapter, "_attention", counted)
+    model = ITUNING.wrap(gpt2)
+    ITUNING.logits(model)
+    assert spelt_out == []
+    gpt2.set_attn_implementation("eager")
+    ITUNING.logits(model)
+    assert spelt_out == [2] * DEPTH
+
+
+# --- Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+def test_adapters_are_in_fp32_or_in_the_models_precision(
+    method, gpt2, dtype, autocast_adapter_dtype, tmp_path
+):
+    gpt2.to(dtype)
+    model = get_peft_model(gpt2, method.config(), autocast_adapter_dtype=autocast_adapter_dtype).eval()
+    expected = {torch.float32 if autocast_adapter_dtype else dtype}
+    assert {p.dtype for p in method.parameters(model).values()} == expected
+    assert torch.equal(method.logits(model), method.logits(copy.deepcopy(gpt2)))
+    method.perturb(model)
+    logits = method.logits(model)
+    assert logits.dtype == dtype
+    assert logits.isfinite().all()
+    model(input_ids=ROWS, labels=ROWS, **method.inputs).loss.backward()
+    assert all(p.grad.dtype in expected for p in method.parameters(model).values())
+
+    model.save_pretrained(tmp_path)
+    # PEFT rounds a LoRA to the model's precision on the way from the meta device.
+    for low_cpu_mem_usage in (False, True) if method is ITUNING else (False,):
+        loaded = PeftModel.from_pretrained(
+            GPT2LMHeadModel.from_pretrained(gpt2.name_or_path, dtype=dtype),
+            tmp_path,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+        )
+        assert {p.dtype for p in method.parameters(loaded).values()} == expected
+        assert torch.equal(method.logits(loaded), logits)
+
+
+def test_autocast_computes_close_to_full_precision(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = method.logits(model)
+    difference = (found - method.logits(model)).abs().max()
+    assert 0 < difference < 0.05 * method.logits(model).abs().max()
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_a_quantised_language_model_takes_adapters(method: Method, gpt2, tmp_path: Path, bits: str):
+    bnb = pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    expected = method.logits(method.wrap(copy.deepcopy(gpt2)))
+    quantised = GPT2LMHeadModel.from_pretrained(
+        gpt2.name_or_path, quantization_config=BitsAndBytesConfig(**{bits: True})
+    )
+    model = method.wrap(quantised)
+    assert any(isinstance(m, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)) for m in model.modules())
+    assert {p.dtype for p in method.parameters(model).values()} == {torch.float32}
+    assert 0 < (method.logits(model) - expected).abs().max() < 0.3 * expected.abs().max()
+    model(input_ids=ROWS, labels=ROWS, **method.inputs).loss.backward()
+    assert all(p.grad.any() for name, p in method.parameters(model).items() if name.endswith("weight"))
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(gpt2.name_or_path), tmp_path)
+    assert torch.allclose(method.logits(again), expected, atol=1e-5)
+
+
+def test_the_hooks_of_a_device_map_run_where_the_block_is(gpt2):
+    hooks = pytest.importorskip("accelerate.hooks")
+    seen = []
+
+    class Record(hooks.AlignDevicesHook):
+        def pre_forward(self, module, *args, **kwargs):
+            seen.append(type(module).__name__)
+            return super().pre_forward(module, *args, **kwargs)
+
+    hooks.add_hook_to_module(gpt2.transformer.h[2], Record(execution_device="cpu"))
+    model = ITUNING.wrap(gpt2)
+    ITUNING.logits(model)
+    model.unload()(ROWS)
+    assert seen == ["ITuningLayer", "GPT2Block"]
+
+
+# --- Training
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("enabled", ["before", "after"])
+def test_recomputed_activations_give_the_same_gradients(method, gpt2, stock, enabled, use_reentrant):
+    def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
+        calls = []
+        blocks = model.get_base_model().transformer.h
+        for block in blocks:
+            norm = getattr(block, "base_layer", block).ln_2
+            norm.register_forward_hook(lambda *_: calls.append(1))
+        model(input_ids=ROWS, labels=ROWS, **method.inputs).loss.backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return grads | {"calls": torch.tensor(len(calls))}
+
+    def train(model: nn.Module) -> nn.Module:
+        for dropout in (m for m in model.modules() if isinstance(m, nn.Dropout)):
+            dropout.p = 0.0
+        return model.train()
+
+    settings = {"use_reentrant": use_reentrant}
+    if enabled == "before":
+        gpt2.activation_checkpointing_enable(settings)
+    model = train(method.wrap(gpt2))
+    if enabled == "after":
+        model.activation_checkpointing_enable(settings)
+        model.enable_input_require_grads()
+    found, expected = gradients(model), gradients(train(method.wrap(stock)))
+    assert (found.pop("calls"), expected.pop("calls")) == (2 * DEPTH, DEPTH)
+    assert set(found) == set(expected) == set(method.parameters(model))
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+    assert all(grad.any() for name, grad in expected.items() if not name.endswith("k_proj.bias"))
+
+
+def test_dropout_is_on_in_training_alone(method: Method, gpt2):
+    for dropout in (m for m in gpt2.modules() if isinstance(m, nn.Dropout)):
+        dropout.p = 0.0
+    model = method.wrap(gpt2, **{method.dropout: 0.5})
+    expected = method.logits(model)
+    assert torch.equal(method.logits(model), expected)
+    model.train()
+    torch.manual_seed(0)
+    assert not torch.allclose(method.logits(model), expected)
+    assert torch.equal(method.logits(model.eval()), expected)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_adapters_take_the_mode_of_the_model(gpt2, mode: bool):
+    model = get_peft_model(gpt2.train(mode), ITUNING.config(layers=[0, 1]))
+    model.add_adapter("other", ITUNING.config(2))
+    assert {module.training for module in gpt2.modules()} == {mode}
+    assert {module.training for module in model.unload().modules()} == {mode}
+
+
+# --- What Transformers captures
+
+
+def captured(model: nn.Module, method: Method) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        output = model(input_ids=ROWS, output_hidden_states=True, output_attentions=True, **method.inputs)
+    return (*output.hidden_states, *output.attentions)
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_hidden_states_and_attentions_are_captured(method: Method, gpt2, stock, asked_before: bool):
+    for model in (gpt2, stock):
+        model.set_attn_implementation("eager")
+    expected = captured(stock, LORA)  # without an image
+    if asked_before:
+        captured(gpt2, LORA)
+    model = get_peft_model(gpt2, method.config(layers=[1, 2])).eval()
+    assert len(expected) == DEPTH + 1 + DEPTH
+    for a, b in zip(captured(model, method), expected, strict=True):
+        assert torch.equal(a, b)
+    method.perturb(model)
+    states = captured(model, method)
+    assert [torch.equal(a, b) for a, b in zip(states[: DEPTH + 1], expected, strict=False)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert torch.allclose(gpt2.lm_head(states[DEPTH]), method.logits(model), atol=1e-6)
+    for a, b in zip(captured(model.unload(), LORA), expected, strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,210 @@
+"""Several adapters on one model: which are active, which train, and what deletion leaves."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from methods import DEPTH, IMAGES, ITUNING, ROWS, Method
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+
+def two_adapters(method: Method, gpt2: nn.Module, **second) -> PeftModel:
+    """An adapter "x" in all layers and "y" of another size; "x" is active."""
+    model = method.wrap(gpt2, adapter="x")
+    model.add_adapter("y", method.config(**{"size": 2} | second))
+    return method.perturb(model, "y", seed=1)
+
+
+def trainable(method: Method, model: nn.Module) -> set[str]:
+    own = {name for adapter in "xyz" for name, p in method.parameters(model, adapter).items()}
+    flags = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert flags <= own  # the language model stays frozen, whatever is switched
+    return {adapter for adapter in "xyz" if flags & set(method.parameters(model, adapter))}
+
+
+@pytest.fixture
+def alone(method: Method, loaded_gpt2):
+    """What each adapter computes on a model of its own."""
+    x = method.wrap(copy.deepcopy(loaded_gpt2), adapter="x")
+    y = get_peft_model(copy.deepcopy(loaded_gpt2), method.config(2), "y").eval()
+    return {"x": method.logits(x), "y": method.logits(method.perturb(y, "y", seed=1))}
+
+
+def test_switching_gives_what_each_adapter_gives_alone(method: Method, alone, gpt2):
+    model = two_adapters(method, gpt2)
+    assert model.active_adapters == ["x"]
+    assert torch.equal(method.logits(model), alone["x"])
+    model.set_adapter("y")
+    assert model.active_adapters == ["y"]
+    assert torch.equal(method.logits(model), alone["y"])
+    model.set_adapter("x")
+    assert torch.equal(method.logits(model), alone["x"])
+
+
+def test_a_loaded_adapter_waits_until_it_is_set(method: Method, gpt2, stock, tmp_path: Path):
+    source = two_adapters(method, gpt2)
+    source.save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(stock, tmp_path / "x", adapter_name="x")
+    before = method.logits(model)
+    model.load_adapter(tmp_path / "y", "y")
+    assert (model.active_adapters, list(model.peft_config)) == (["x"], ["x", "y"])
+    assert torch.equal(method.logits(model), before)
+    model.set_adapter("y")
+    source.set_adapter("y")
+    assert torch.equal(method.logits(model), method.logits(source))
+
+
+def test_gradient_flags_follow_the_active_adapter(method: Method, gpt2):
+    model = two_adapters(method, gpt2)
+    assert trainable(method, model) == {"x"}
+    model.set_adapter("y")
+    assert trainable(method, model) == {"y"}
+    model.set_adapter("x", inference_mode=True)
+    assert trainable(method, model) == set()
+    model.set_requires_grad(["x", "y"])
+    assert trainable(method, model) == {"x", "y"}
+    model.set_requires_grad("x", requires_grad=False)
+    assert trainable(method, model) == {"y"}
+    model.base_model.set_adapter(["x", "y"])
+    assert trainable(method, model) == {"x", "y"}
+
+
+@pytest.mark.parametrize("is_trainable", [False, True])
+def test_an_adapter_is_loaded_to_be_used_or_to_be_trained_on(method, gpt2, stock, tmp_path, is_trainable):
+    method.wrap(gpt2, adapter="x").save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(stock, tmp_path / "x", "x", is_trainable=is_trainable)
+    assert trainable(method, model) == ({"x"} if is_trainable else set())
+    model.load_adapter(tmp_path / "x", "y")  # which changes nothing for the first
+    assert trainable(method, model) == ({"x"} if is_trainable else set())
+    model.load_adapter(tmp_path / "x", "z", is_trainable=True)
+    assert trainable(method, model) == ({"x", "z"} if is_trainable else {"z"})
+
+
+def test_an_inactive_adapter_is_deleted_without_a_trace(method: Method, gpt2, recwarn):
+    model = two_adapters(method, gpt2)
+    model.set_adapter("x", inference_mode=True)
+    expected = method.logits(model)
+    model.delete_adapter("y")
+    assert (model.active_adapters, list(model.peft_config)) == (["x"], ["x"])
+    assert method.parameters(model, "y") == {}
+    assert trainable(method, model) == set()
+    assert torch.equal(method.logits(model), expected)
+
+
+def test_another_adapter_takes_the_place_of_a_deleted_active_one(method: Method, gpt2, alone):
+    model = two_adapters(method, gpt2)
+    with pytest.warns(UserWarning, match="Setting active adapter to y"):
+        model.delete_adapter("x")
+    assert (model.active_adapters, list(model.peft_config)) == (["y"], ["y"])
+    assert method.parameters(model, "x") == {}
+    assert trainable(method, model) == {"y"}
+    assert torch.equal(method.logits(model), alone["y"])
+
+
+def test_of_several_active_adapters_one_can_be_deleted(method: Method, gpt2, alone):
+    model = two_adapters(method, gpt2)
+    model.base_model.set_adapter(["y", "x"])
+    model.delete_adapter("y")
+    assert model.active_adapters == ["x"]
+    assert torch.equal(method.logits(model), alone["x"])
+
+
+def test_without_the_last_adapter_the_language_model_is_left(method: Method, gpt2, stock):
+    model = method.wrap(gpt2, adapter="x")
+    model.delete_adapter("x")
+    assert (model.active_adapters, model.peft_config) == ([], {})
+    assert torch.equal(method.logits(model.base_model.model), stock(ROWS).logits)
+    model.add_adapter("z", method.config())
+    model.set_adapter("z")
+    method.perturb(model, "z")
+    assert not torch.allclose(method.logits(model), stock(ROWS).logits)
+
+
+def test_an_unknown_adapter_is_refused(method: Method, gpt2):
+    model = two_adapters(method, gpt2)
+    expected = method.logits(model)
+    for change in (model.set_adapter, model.delete_adapter):
+        with pytest.raises(ValueError, match=r"Adapter z (not found|does not exist)"):
+            change("z")
+    assert torch.equal(method.logits(model), expected)
+
+
+def test_disjoint_layers_are_switched_and_deleted(method: Method, gpt2, stock):
+    model = method.wrap(gpt2, 2, [0, 1], adapter="x")
+    model.add_adapter("y", method.config(3, [2, 3]))
+    method.perturb(model, "y", seed=1)
+    only_y = method.perturb(get_peft_model(stock, method.config(3, [2, 3]), "y").eval(), "y", seed=1)
+    only_x = method.logits(model)
+    model.set_adapter("y")
+    assert torch.equal(method.logits(model), method.logits(only_y))
+    model.base_model.set_adapter(["x", "y"])
+    both = method.logits(model)
+    assert not torch.allclose(both, only_x)
+    assert not torch.allclose(both, method.logits(only_y))
+    model.delete_adapter("y")
+    assert torch.equal(method.logits(model), only_x)
+
+
+# --- Ours alone
+
+
+def test_deleting_from_disjoint_layers_leaves_one_answer(gpt2, stock):
+    """PEFT lets each layer choose its next adapter, and takes the first layer's word for all of them."""
+    model = ITUNING.wrap(gpt2, 2, [0, 1], adapter="x")
+    model.add_adapter("y", ITUNING.config(3, [2, 3]))
+    ITUNING.perturb(model, "y", seed=1)
+    with pytest.warns(UserWarning, match="Setting active adapter to y"):
+        model.delete_adapter("x")
+    assert model.active_adapters == ["y"]
+    only_y = get_peft_model(stock, ITUNING.config(3, [2, 3]), "y").eval()
+    assert torch.equal(ITUNING.logits(model), ITUNING.logits(ITUNING.perturb(only_y, "y", seed=1)))
+
+
+def test_outputs_of_several_active_adapters_are_added_up(gpt2):
+    model = ITUNING.wrap(gpt2, layers=[3], adapter="x")
+    model.add_adapter("y", ITUNING.config(2, [3]))
+    ITUNING.perturb(model, "y", seed=1)
+    outputs: list[torch.Tensor] = []
+    block = model.get_base_model().transformer.h[3]
+    block.register_forward_hook(lambda module, args, output: outputs.append(output))
+    for active in ([], ["x"], ["y"], ["x", "y"]):
+        model.base_model.set_adapter(active)
+        ITUNING.logits(model)
+    frozen, x, y, both = outputs
+    assert min((x - frozen).abs().max(), (y - frozen).abs().max()) > 0.1
+    assert torch.allclose(both - frozen, (x - frozen) + (y - frozen), atol=1e-5)
+
+
+def test_each_adapter_has_its_own_scale_heads_and_layers(gpt2):
+    model = ITUNING.wrap(gpt2, adapter="x")
+    model.add_adapter("y", ITUNING.config(2, [-1, 1], adapter_scale=0.5, adapter_num_heads=2))
+    blocks = model.get_base_model().transformer.h
+    assert [sorted(block.ituning_adapter) for block in blocks] == [["x"], ["x", "y"], ["x"], ["x", "y"]]
+    x, y = (blocks[3].ituning_adapter[name] for name in "xy")
+    assert (x.num_heads, x.head_dim, x.scale) == (7, 3, 1.0)
+    assert (y.num_heads, y.head_dim, y.scale) == (2, 7, 0.5)
+    assert model.peft_config["y"].adapter_layers == [1, 3]
+
+
+def test_adapters_of_other_images_are_not_active_together(gpt2):
+    model = ITUNING.wrap(gpt2, adapter="x")
+    model.add_adapter("y", ITUNING.config(vision_hidden_size=9))
+    model.set_adapter("y")
+    wide = IMAGES[..., :9]
+    assert ITUNING.logits(model, encoder_hidden_states=wide).shape == (4, 6, 300)
+    model.base_model.set_adapter(["x", "y"])
+    with pytest.raises(ValueError, match=r"encoder_hidden_states has shape \(2, 10, 9\), expected .*15\)"):
+        ITUNING.logits(model, encoder_hidden_states=wide)
+
+
+def test_layers_without_an_active_adapter_are_frozen_blocks(gpt2, stock):
+    model = ITUNING.wrap(gpt2, layers=[2], adapter="x")
+    model.add_adapter("y", ITUNING.config())
+    ITUNING.perturb(model, "y")
+    hidden = model(input_ids=ROWS, encoder_hidden_states=IMAGES, output_hidden_states=True).hidden_states
+    expected = stock(ROWS, output_hidden_states=True).hidden_states
+    assert [torch.equal(a, b) for a, b in zip(hidden, expected, strict=True)] == [True, True, True] + [
+        False
+    ] * (DEPTH - 2)
