@@ -39,40 +39,19 @@ def parts_from_peft(
             a backbone is not the one that was recorded.
         OSError: if a backbone is not there any more.
     """
-    if not hasattr(peft_model, "get_base_model"):
-        raise ValueError(
-            f"{type(peft_model).__name__} is no PEFT model: give what get_peft_model or "
-            "PeftModel.from_pretrained returned."
-        )
-    name = adapter_name or _only_active_adapter(peft_model)
-    options = peft_model.peft_config.get(name)
-    if options is None or options.peft_type != PEFT_TYPE:
-        found = {key: str(o.peft_type.value) for key, o in peft_model.peft_config.items()}
-        raise ValueError(f"There is no I-Tuning adapter {name!r} on this PEFT model: it has {found}.")
+    name, options = _adapter_of(peft_model, adapter_name)
     _refuse_other_methods(peft_model)
-    if not isinstance(vision_model, PreTrainedModel):
-        vision_model = load_pretrained_backbone("vision", as_recorded_path(vision_model))
-    if options.vision_hidden_size != vision_model.config.hidden_size:
-        raise ValueError(
-            f"The adapter {name!r} reads features of width {options.vision_hidden_size}, and the vision "
-            f"model gives {vision_model.config.hidden_size}: give the encoder that it was trained on."
-        )
+    vision_model = _vision_model(vision_model, options)
     text_model = copy_sharing_weights(peft_model).unload()
+    recorded = (options.vision_model_name_or_path, options.vision_model_revision)
     config = ITuningConfig(
         vision_config=vision_model.config.to_dict(),
         text_config=text_model.config.to_dict(),
-        **_origin(
-            "vision",
-            vision_model,
-            vision_model.name_or_path or options.vision_model_name_or_path,
-            options.vision_model_revision,
-            options.vision_model_fingerprint,
-        ),
+        **_origin("vision", vision_model, recorded, options.vision_model_fingerprint),
         **_origin(
             "text",
             text_model,
-            options.base_model_name_or_path,
-            options.revision,
+            (options.base_model_name_or_path, options.revision),
             options.text_model_fingerprint,
         ),
         **{field: getattr(options, field) for field in ADAPTER_OPTIONS},
@@ -92,14 +71,40 @@ def copy_sharing_weights(model: nn.Module) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
-def _only_active_adapter(peft_model: Any) -> str:
-    active = list(peft_model.active_adapters)
-    if len(active) != 1:
+def _adapter_of(peft_model: Any, name: str | None) -> tuple[str, Any]:
+    """Return the name and the configuration of the adapter that is asked for, or of the active one."""
+    if not hasattr(peft_model, "get_base_model"):
         raise ValueError(
-            f"The adapters {active} are active, and a captioner has one: name it, from_peft(peft_model, "
-            "vision_model, adapter_name=...)."
+            f"{type(peft_model).__name__} is no PEFT model: give what get_peft_model or "
+            "PeftModel.from_pretrained returned."
         )
-    return active[0]
+    if name is None:
+        active = list(peft_model.active_adapters)
+        if len(active) != 1:
+            raise ValueError(
+                f"The adapters {active} are active, and a captioner has one: name it, from_peft(peft_model, "
+                "vision_model, adapter_name=...)."
+            )
+        name = active[0]
+    options = peft_model.peft_config.get(name)
+    if options is None or options.peft_type != PEFT_TYPE:
+        found = {key: str(o.peft_type.value) for key, o in peft_model.peft_config.items()}
+        raise ValueError(f"There is no I-Tuning adapter {name!r} on this PEFT model: it has {found}.")
+    return name, options
+
+
+def _vision_model(vision_model: PreTrainedModel | str | os.PathLike[str], options: Any) -> PreTrainedModel:
+    if not isinstance(vision_model, PreTrainedModel):
+        place = as_recorded_path(vision_model)
+        recorded = place == options.vision_model_name_or_path
+        revision = options.vision_model_revision if recorded else None
+        vision_model = load_pretrained_backbone("vision", place, revision=revision)
+    if options.vision_hidden_size != vision_model.config.hidden_size:
+        raise ValueError(
+            f"The adapter reads features of width {options.vision_hidden_size}, and the vision model gives "
+            f"{vision_model.config.hidden_size}: give the encoder that it was trained on."
+        )
+    return vision_model
 
 
 def _refuse_other_methods(peft_model: Any) -> None:
@@ -117,13 +122,14 @@ def _refuse_other_methods(peft_model: Any) -> None:
 
 
 def _origin(
-    kind: str, model: PreTrainedModel, place: str | None, revision: str | None, expected: str | None
+    kind: str, model: PreTrainedModel, recorded: tuple[str | None, str | None], expected: str | None
 ) -> dict[str, str | None]:
-    """Record where a backbone in memory comes from, once it is proved to be what lies there."""
+    """Say where a backbone in memory comes from, once it is proved to be what lies there."""
+    place = model.name_or_path or recorded[0]
     if not place:  # built in memory
         return {}
     place = as_recorded_path(place)
-    revision = getattr(model.config, "_commit_hash", None) or revision
+    revision = getattr(model.config, "_commit_hash", None) or (recorded[1] if place == recorded[0] else None)
     found = fingerprint(kind, place, revision=revision)
     if expected not in (None, found):
         raise ValueError(

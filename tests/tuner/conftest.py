@@ -7,15 +7,6 @@ import pytest
 from methods import METHODS, Method
 from transformers import GPT2LMHeadModel
 
-# PEFT 0.21 reads the old name of `is_activation_checkpointing` from every model that it wraps.
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.filterwarnings(OLD_NAME))
-
 
 @pytest.fixture(params=METHODS, ids=lambda method: method.name)
 def method(request: pytest.FixtureRequest) -> Method:
