@@ -233,7 +233,7 @@ def test_another_encoder_is_refused(captioner, backbones, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
         ITuningForCaptioning.from_peft(to_peft(captioner), other_vision(backbones, tmp_path / "other"))
     narrow = other_vision(backbones, tmp_path / "narrow", hidden_size=9)
-    with pytest.raises(ValueError, match=r"adapter 'default' reads features of width 15, .* gives 9"):
+    with pytest.raises(ValueError, match=r"adapter reads features of width 15, .* gives 9"):
         ITuningForCaptioning.from_peft(to_peft(captioner), narrow)
     with pytest.raises(OSError, match=r"frozen vision model was not found at '.*nowhere'"):
         ITuningForCaptioning.from_peft(to_peft(captioner), tmp_path / "nowhere")
