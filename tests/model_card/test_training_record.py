@@ -30,7 +30,7 @@ def test_another_file_is_refused(tmp_path: Path, text: str):
         ({"versions": None}, "versions is None, expected dict"),
         ({"step": "many"}, "step is 'many', expected <class 'int'>"),
         ({"dataset": 3}, "dataset is 3, expected str | None"),
-        ({"validation": {"step": 1, "scores": {}, "num_scored": 0}}, "scores is {}, expected numbers by name"),
+        ({"validation": {"step": 1, "scores": {}, "num_scored": 0}}, "scores is {}, expected numbers"),
         ({"validation": {"step": 1, "scores": {"loss": None}, "num_scored": 0}}, "scores is {'loss': None}"),
     ],
 )
