@@ -278,3 +278,10 @@ def test_a_model_is_not_pushed_over_local_folders(folder: Path, tmp_path: Path):
         model.push_to_hub("org/new")
     with pytest.raises(ValueError, match="backbones are local folders"):
         model.save_pretrained(tmp_path / "new", push_to_hub=True, repo_id="org/new")
+
+
+def test_a_model_is_not_pushed_over_backbones_that_are_stored_nowhere(folder: Path):
+    config = ITuningForCaptioning.from_pretrained(folder).config
+    config.text_model_name_or_path = None
+    with pytest.raises(ValueError, match="were built in memory and are stored nowhere, so that nobody"):
+        ITuningForCaptioning(config).push_to_hub("org/new")

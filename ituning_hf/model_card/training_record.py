@@ -37,7 +37,7 @@ class ValidationRecord:
     def __post_init__(self) -> None:
         """Check every value's kind: the card formats them."""
         _check_kinds(self)
-        if "loss" not in self.scores or not all(type(x) in (int, float) for x in self.scores.values()):
+        if "loss" not in self.scores or not all(isinstance(x, (int, float)) for x in self.scores.values()):
             raise ValueError(f"scores is {self.scores!r}, expected numbers by name, 'loss' among them")
 
 

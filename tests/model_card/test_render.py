@@ -120,7 +120,7 @@ Data: [org/photos:small](https://huggingface.co/datasets/org/photos).
 | ----------------------------- | -------------------------------------------------- |
 | optimiser                     | AdamW on the cross-entropy of the captions' tokens |
 | optimiser steps               | 18,120 (10 epochs)                                 |
-| images in a step              | 48                                                 |
+| images in a step              | at most 48                                         |
 | `augmentation`                | crop, flip                                         |
 | `gradient_accumulation_steps` | 3                                                  |
 | `learning_rate`               | 0.0005                                             |
