@@ -201,12 +201,17 @@ def refuse_local_backbones(config: ITuningConfig) -> None:
     """Refuse to put a captioner on the Hub whose backbones nobody else has.
 
     Raises:
-        ValueError: naming those that lie in local folders.
+        ValueError: naming those that lie in local folders, or if they are stored nowhere at all.
     """
     names = {
         f"{kind}_model_name_or_path": getattr(config, f"{kind}_model_name_or_path") for kind in _BACKBONES
     }
-    if local := {field: name for field, name in names.items() if name is not None and is_local(name)}:
+    if None in names.values():
+        raise ValueError(
+            "This captioner's backbones were built in memory and are stored nowhere, so that nobody could "
+            "load it. Create it with from_vision_text_pretrained over models of the Hub, and push that."
+        )
+    if local := {field: name for field, name in names.items() if is_local(name)}:
         raise ValueError(
             f"This captioner's backbones are local folders, which nobody else has: {local}. Load it with the "
             "same models' ids on the Hub, from_pretrained(folder, vision_model_name_or_path=..., "

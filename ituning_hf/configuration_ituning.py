@@ -107,14 +107,16 @@ class ITuningConfig(PreTrainedConfig):
         """Build from a dictionary; keywords that name a field win over it.
 
         A backbone that is brought from another place than the recorded one does not keep the recorded
-        revision: a commit of one repository means nothing in another.
+        revision: a commit of one repository means nothing in another. How attention is computed is up to
+        who loads it, and no stored dictionary can choose: Transformers takes the name of a repository there,
+        and runs the kernel that it finds in it.
         """
         if (kind := config_dict.get("model_type", cls.model_type)) != cls.model_type:
             raise ValueError(
                 f"config.json is a {kind!r} model's, expected {cls.model_type!r}: this is no saved "
                 "captioner. ITuningForCaptioning.from_vision_text_pretrained builds one over two backbones."
             )
-        config_dict = dict(config_dict)
+        config_dict = {key: value for key, value in config_dict.items() if key not in _CALLERS_CHOICE}
         for backbone in ("vision_model", "text_model"):
             if (place := kwargs.get(f"{backbone}_name_or_path")) is not None:
                 kwargs[f"{backbone}_name_or_path"] = as_recorded_path(place)
@@ -135,6 +137,7 @@ class ITuningConfig(PreTrainedConfig):
         return output
 
 
+_CALLERS_CHOICE = frozenset({"attn_implementation", "_attn_implementation"})
 _OWN_FIELDS = frozenset(ITuningConfig.__annotations__) - {"vision_config", "text_config"}
 
 

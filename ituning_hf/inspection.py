@@ -147,7 +147,8 @@ def read_config(
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): copy or download it again.") from error
-    if (model_type := config.get("model_type")) != ITuningConfig.model_type:
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type != ITuningConfig.model_type:
         raise ValueError(
             f"{name!r} holds a model of type {model_type!r}, expected {ITuningConfig.model_type!r}: give an "
             "I-Tuning captioner."
@@ -165,6 +166,8 @@ def _find(name: str, filename: str, revision: str | None) -> Path:
 def _what_is_there(name: str, error: OSError) -> str:
     if not os.path.isdir(name):
         return f"there is no such folder, and as an id on the Hub: {explain_hub_error(error) or error}"
+    if os.path.isfile(os.path.join(name, "adapter_config.json")):
+        return "the folder holds an adapter of PEFT, of which `ituning convert` makes a captioner"
     inside = sorted(path.parent.name for path in Path(name).glob(f"*/{CONFIG_NAME}"))
     return f"the folder has no {CONFIG_NAME}" + (f", but {inside} inside it have" if inside else "")
 

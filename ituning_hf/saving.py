@@ -125,11 +125,13 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
     """
     try:
         processor = ITuningProcessor.from_pretrained(name, revision=revision or "main")
-    except (OSError, ValueError) as error:
+    # Of a damaged file Transformers and tokenizers raise whatever comes of it, a bare Exception at times.
+    except Exception as error:
         place = f"in {os.fspath(name)!r}" if os.fspath(name) else "beside a captioner that was never saved"
         raise ValueError(
             f"There is no whole processor {place} (processor_config.json, tokenizer files): save it beside "
             "the captioner, processor.save_pretrained(folder), or give it, caption(model, images, processor)."
+            f" What was found: {type(error).__name__}: {error}"
         ) from error
     return processor
 

@@ -164,6 +164,12 @@ def test_a_place_without_a_captioner(saved, backbones, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match=r"the folder has no config.json\. Give a folder that a captioner was"):
         describe(tmp_path / "empty")
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    with pytest.raises(OSError, match="holds an adapter of PEFT, of which `ituning convert` makes"):
+        describe(tmp_path / "empty")
+    (tmp_path / "empty" / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds a model of type None, expected 'ituning'"):
+        describe(tmp_path / "empty")
     with pytest.raises(ValueError, match="holds a model of type 'gpt2', expected 'ituning'"):
         describe(backbones["text"])
 

@@ -86,7 +86,15 @@ REFUSED = [
     (lambda f: (f / "README.md").write_bytes(b"\xff"), "README.md is damaged"),
     (lambda f: (f / "processor_config.json").unlink(), "There is no whole processor in"),
     (lambda f: (f / "tokenizer.json").unlink(), "There is no whole processor in"),
+    (lambda f: (f / "tokenizer.json").write_text("{}"), "There is no whole processor in"),
     (lambda f: (f / "training.json").write_text("{"), "training.json is damaged"),
+    (lambda f: (f / "training.json").write_text("{}"), "captioner/training.json is no record of a training"),
+    (lambda f: (f / "evaluation.json").write_text("{}"), "captioner/evaluation.json holds no evaluation"),
+    (
+        lambda f: (f / "generation_config.json").write_text("[]"),
+        "generation_config.json is damaged (it holds a list, expected an object)",
+    ),
+    (lambda f: (f / "link.json").symlink_to("nowhere"), "link.json is no file, or a link to none"),
     (lambda f: (f / "gpt2_ituning.py").unlink(), "is not all there (['gpt2_ituning.py'])"),
     (
         lambda f: (f / "gpt2_ituning.py").write_text("import os"),
@@ -205,6 +213,41 @@ def test_a_place_that_begins_like_the_local_one_is_not_taken_for_it(folder: Path
     assert contents["README.md"] == new.encode()
 
 
+@pytest.mark.parametrize("recorded", ["C:\\Users\\ann\\gpt2", "/home/ann/gpt2"])
+def test_no_local_folder_goes_wherever_it_was_recorded(folder: Path, recorded: str):
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"] | {"_name_or_path": recorded}
+    edit_json(folder / "config.json", text_model_name_or_path=recorded, text_config=text)
+    edit_json(folder / "tokenizer_config.json", name_or_path=recorded)
+    contents = review_captioner(folder, **HUB).contents("org/mine", {"vision": "1" * 40, "text": "2" * 40})
+    config = json.loads(contents["config.json"])
+    assert config["text_model_name_or_path"] == config["text_config"]["_name_or_path"] == "org/text"
+    assert json.loads(contents["tokenizer_config.json"])["name_or_path"] == "org/text"
+
+
+def test_an_id_that_is_replaced_is_not_taken_for_a_word(folder: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)  # the recorded id is a local folder's name, too
+    edit_json(folder / "config.json", text_model_name_or_path="gpt2")
+    contents = review_captioner(folder, **HUB).contents("org/mine", {"vision": "1" * 40, "text": "2" * 40})
+    config = json.loads(contents["config.json"])
+    assert config["text_model_name_or_path"] == "org/text"
+    assert config["text_config"]["model_type"] == "gpt2"
+
+
+def test_the_vocabulary_stays_whatever_the_folder_is_called(folder: Path):
+    edit_json(folder / "config.json", text_model_name_or_path="/")
+    contents = review_captioner(folder, **HUB).contents("org/mine", {"vision": "1" * 40, "text": "2" * 40})
+    assert contents["tokenizer.json"] == folder / "tokenizer.json"
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+@pytest.mark.parametrize("repo", ["a/b/c", "", "a b/c", "org/x/"])
+def test_what_is_no_id_on_the_hub_is_refused_at_once(folder: Path, repo: str, flags, capsys):
+    assert main(["push", str(folder), repo, *flags]) == 2  # before the folder, whose backbones are local
+    assert f"{repo!r} is no id on the Hub" in capsys.readouterr().err
+
+
 def test_a_rendered_card_is_rendered_for_its_place_on_the_hub(backbones, processor, tmp_path: Path):
     save_captioner(make_captioner(backbones), processor, tmp_path)
     before = (tmp_path / "README.md").read_bytes()
@@ -235,3 +278,10 @@ def test_a_model_is_not_pushed_over_local_folders(folder: Path, tmp_path: Path):
         model.push_to_hub("org/new")
     with pytest.raises(ValueError, match="backbones are local folders"):
         model.save_pretrained(tmp_path / "new", push_to_hub=True, repo_id="org/new")
+
+
+def test_a_model_is_not_pushed_over_backbones_that_are_stored_nowhere(folder: Path):
+    config = ITuningForCaptioning.from_pretrained(folder).config
+    config.text_model_name_or_path = None
+    with pytest.raises(ValueError, match="were built in memory and are stored nowhere, so that nobody"):
+        ITuningForCaptioning(config).push_to_hub("org/new")

@@ -173,3 +173,13 @@ def test_the_configuration_cannot_have_the_adapter_read_from_elsewhere(folder, t
     edit_json(folder / "config.json", **dict.fromkeys(names, f"../{Path(weights).name}"))
     with pytest.raises(OSError, match=r"does not appear to have a file named model\.safetensors"):
         ITuningForCaptioning.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+def test_the_configuration_cannot_name_a_kernel_to_run(folder, field: str):
+    edit_json(folder / "config.json", **{field: "other/kernel"})
+    for load in (ITuningForCaptioning.from_pretrained, AutoModel.from_pretrained):
+        model = load(folder)
+        assert model.text_model.config._attn_implementation == "sdpa"
+        model = load(folder, attn_implementation="eager")
+        assert model.text_model.config._attn_implementation == "eager"

@@ -70,8 +70,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from ..publishing import review_captioner
+    from ..publishing import check_repo_id, review_captioner
 
+    check_repo_id(options.repo)
     review = review_captioner(
         options.folder, vision_model=options.vision_model, text_model=options.text_model
     )

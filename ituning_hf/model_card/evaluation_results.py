@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,6 +14,9 @@ from typing import Any
 EVALUATION_FILE = "evaluation.json"
 FORMAT_VERSION = 1
 
+# Between what may be a path in a command of any shell: also `file:///a`, `--images=/a,/b` and `--map x:/a`,
+# but not the address of a page, nor a drive's colon.
+_WORD_ENDS = re.compile(r"[\s=,;'\"]+|file://|(?<=\w\w):(?!//)|(?<=\b\w):(?=/)")
 # In the order in which tables show them.
 METRIC_NAMES = {
     "bleu_1": "BLEU-1",
@@ -71,7 +74,7 @@ class EvaluationResult(Benchmark):
             raise ValueError(f"num_images is {self.num_images!r}, expected a whole number of at least 1.")
         _check_metrics(self.metrics)
         _refuse_paths("dataset", [self.dataset])
-        _refuse_paths("command", [part for word in shlex.split(self.command) for part in word.split("=")])
+        _refuse_paths("command", _WORD_ENDS.split(self.command))
 
 
 def read_evaluations(folder: str | os.PathLike[str]) -> list[EvaluationResult]:

@@ -54,7 +54,7 @@ def _eval_results(facts: CardFacts) -> Iterator[EvalResult]:
                 yield EvalResult(
                     task_type="image-to-text",  # the Hub's task; the tag above is a pipeline's name
                     task_name="Image Captioning",
-                    dataset_type=re.sub(r"[^a-z0-9/._-]+", "-", result.dataset.lower()).strip("-"),
+                    dataset_type=re.sub(r"[^\w/.-]+", "-", result.dataset.lower()).strip("-"),
                     dataset_name=f"{result.dataset} ({result.split}{subset})",
                     dataset_config=result.subset,
                     dataset_split=result.split,

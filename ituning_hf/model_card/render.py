@@ -107,7 +107,7 @@ def _training_rows(record: TrainingRecord) -> Iterator[tuple[str, str]]:
     yield "optimiser steps", f"{record.step:,} ({record.epoch:.4g} epochs)"
     if settings.keys() >= _BATCH_SIZES:  # another training loop's record may have others
         batch = math.prod(settings[name] for name in _BATCH_SIZES)
-        yield "images in a step", f"{batch * record.num_processes:,}"
+        yield "images in a step", f"at most {batch * record.num_processes:,}"
     for name, value in sorted(settings.items()):
         if value is not None and value != []:
             yield f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

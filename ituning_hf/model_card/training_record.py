@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 TRAINING_FILE = "training.json"
 DRAWN_SCENES = "scenes that ituning_hf draws"  # what the built-in data set is called
@@ -25,11 +25,20 @@ class ValidationRecord:
         scores: "loss", and the scores of captions where some were scored, by the names that
             `compute_caption_metrics` gives them.
         num_scored: Images whose captions were scored.
+
+    Raises:
+        ValueError: for a value of another kind, naming it.
     """
 
     step: int
     scores: dict[str, float]
     num_scored: int
+
+    def __post_init__(self) -> None:
+        """Check every value's kind: the card formats them."""
+        _check_kinds(self)
+        if "loss" not in self.scores or not all(isinstance(x, (int, float)) for x in self.scores.values()):
+            raise ValueError(f"scores is {self.scores!r}, expected numbers by name, 'loss' among them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +59,9 @@ class TrainingRecord:
         versions: Of Python and the libraries, by name.
         device: What it ran on.
         num_processes: On how many of them at a time.
+
+    Raises:
+        ValueError: for a value of another kind, naming it.
     """
 
     dataset: str | None
@@ -64,6 +76,10 @@ class TrainingRecord:
     versions: dict[str, str]
     device: str
     num_processes: int
+
+    def __post_init__(self) -> None:
+        """Check every value's kind: the card formats them."""
+        _check_kinds(self)
 
 
 def read_training_record(folder: str | os.PathLike[str]) -> TrainingRecord | None:
@@ -98,3 +114,10 @@ def write_training_record(folder: str | os.PathLike[str], record: TrainingRecord
     """
     text = json.dumps(asdict(record), indent=2, sort_keys=True, ensure_ascii=False)
     (Path(folder) / TRAINING_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _check_kinds(record: Any) -> None:
+    for name, kind in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if not isinstance(value, dict if get_origin(kind) is dict else kind):
+            raise ValueError(f"{name} is {value!r}, expected {kind}")

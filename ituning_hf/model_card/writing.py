@@ -74,17 +74,19 @@ def write_card(
     """
     path = Path(folder) / REPOCARD_NAME
     if path.exists():
-        text = path.read_text(encoding="utf-8")  # a checkout may have changed its line ends
-        if not _is_rendered(text):
+        if not is_rendered(path):
             return False
-        before = ModelCard(text).data
+        before = ModelCard(path.read_text(encoding="utf-8")).data
         license, language = license or before.get("license"), language or before.get("language")
     card = render_card(folder, repo_id=repo_id, license=license, language=language)
     path.write_text(str(card), encoding="utf-8")
     return True
 
 
-def _is_rendered(text: str) -> bool:
+def is_rendered(path: Path) -> bool:
+    """Tell whether this package rendered a card, and nobody has edited it since."""
+    # A checkout may have changed its line ends, which reading undoes. What is not UTF-8 is not ours.
+    text = path.read_text(encoding="utf-8", errors="replace")
     signed = _SIGNED.search(text)
     return signed is not None and signed[1] == _digest(text[: signed.start()])
 

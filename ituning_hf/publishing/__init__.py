@@ -1,6 +1,7 @@
 """A saved captioner to the Hub: what may go there, and its way."""
 
-from .push import PushResult, push_captioner
-from .review import Review, review_captioner
+from .contents import Review
+from .push import PushResult, check_repo_id, push_captioner
+from .review import review_captioner
 
-__all__ = ["PushResult", "Review", "push_captioner", "review_captioner"]
+__all__ = ["PushResult", "Review", "check_repo_id", "push_captioner", "review_captioner"]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..backbones_ituning import fingerprint
 from ..hub_errors import explain_hub_error
-from .review import Place, review_captioner
+from ..model_card.writing import is_rendered
+from .contents import CARD, Place, Review
+from .review import FILES, review_captioner
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,10 @@ def push_captioner(
     does no harm. Backbones do not go: what is uploaded names them, each at a commit. The folder stays as
     it is.
 
+    What an earlier captioner left in the repository and this one has not, such as its evaluation, is removed
+    in the same commit; other files stay. A model card that was edited there stays too, unless the folder's
+    was written or edited by a person.
+
     Args:
         folder: The captioner, as `save_captioner` wrote it.
         repo_id: The repository, such as "org/ituning-coco"; made if it is not there.
@@ -57,15 +66,15 @@ def push_captioner(
         Where it is.
 
     Raises:
-        ValueError: for what must not go (see `review_captioner`), all told at once and before anything is
-            sent; or a model on the Hub that is not the one the adapter was trained on; or a repository that
-            is public and was asked to be private.
+        ValueError: for an id that the Hub cannot have; for what must not go (see `review_captioner`), all
+            told at once and before anything is sent; or a model on the Hub that is not the one the adapter
+            was trained on; or a repository that is public and was asked to be private.
         OSError: if there is no captioner, or the Hub cannot be reached or refuses.
     """
+    check_repo_id(repo_id)
     review = review_captioner(folder, vision_model=vision_model, text_model=text_model)
     api = HfApi(token=token)
     revisions = {kind: _commit_of(api, kind, place) for kind, place in review.places.items()}
-    contents = review.contents(repo_id, revisions)
     with _telling(f"{str(folder)!r} was not pushed to {repo_id!r}, and pushing again does no harm"):
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
@@ -75,14 +84,48 @@ def push_captioner(
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        before = api.model_info(repo_id, revision=revision).sha
+        before = api.model_info(repo_id, revision=revision)
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(name, content) for name, content in contents.items()],
+            _operations(api, review, repo_id, revisions, before),
             commit_message=commit_message,
             revision=revision,
         ).oid
-    return PushResult(repo_id, f"{api.endpoint}/{repo_id}", commit, changed=commit != before)
+    return PushResult(repo_id, f"{api.endpoint}/{repo_id}", commit, changed=commit != before.sha)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is no captioner's id on the Hub, before long work and with no network.
+
+    Args:
+        repo_id: "org/name", or a name alone, which the Hub completes by that of the token's owner.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} is no id on the Hub ({error}): give one such as org/my-captioner."
+        ) from error
+
+
+def _operations(
+    api: HfApi, review: Review, repo_id: str, revisions: Mapping[str, str], before: ModelInfo
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """List what makes the repository this captioner's, and leaves a person's card there alone."""
+    contents = review.contents(repo_id, revisions)
+    present = {file.rfilename for file in before.siblings or ()}
+    if CARD in present and is_rendered(review.folder / CARD):
+        there = Path(api.hf_hub_download(repo_id, CARD, revision=before.sha))
+        if not is_rendered(there):
+            del contents[CARD]
+    outdated = sorted((present & FILES) - {*contents, CARD})
+    return [
+        *(CommitOperationAdd(name, content) for name, content in contents.items()),
+        *(CommitOperationDelete(name) for name in outdated),
+    ]
 
 
 def _commit_of(api: HfApi, kind: str, place: Place) -> str:
@@ -114,4 +157,4 @@ def _telling(failed: str) -> Iterator[None]:
         raise OSError(f"{failed}: {explanation}.") from error
 
 
-__all__ = ["PushResult", "push_captioner"]
+__all__ = ["PushResult", "check_repo_id", "push_captioner"]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,18 +15,19 @@ from ..backbones_ituning import is_local
 from ..checkpoint_ituning import AUTO_MAP, check_adapter_tensors, read_adapter_file
 from ..configuration_ituning import ITuningConfig
 from ..inspection import read_config
-from ..model_card import write_card
+from ..model_card import read_evaluations, read_training_record
+from ..model_card.evaluation_results import EVALUATION_FILE
+from ..model_card.training_record import TRAINING_FILE
 from ..modeling_ituning import ITuningForCaptioning
 from ..saving import load_processor
+from .contents import CARD, Place, Review
 
 _CODE = {path.name: path for path in Path(__file__).parents[1].glob("*_ituning.py")}
 _ADAPTER = "model.safetensors"
-_CARD = "README.md"
-_CONFIG = "config.json"
-_FILES = {
-    _CONFIG,
+FILES = {  # all that a captioner may have
+    "config.json",
     _ADAPTER,
-    _CARD,
+    CARD,
     "generation_config.json",
     "processor_config.json",
     "preprocessor_config.json",
@@ -38,87 +37,15 @@ _FILES = {
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "training.json",
-    "evaluation.json",
+    TRAINING_FILE,
+    EVALUATION_FILE,
     *_CODE,
 }
 _AUTO_MAP_VALUES = {*AUTO_MAP.values(), "processing_ituning.ITuningProcessor"}
+_RECORDS = {TRAINING_FILE: read_training_record, EVALUATION_FILE: read_evaluations}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _WEIGHTS = (".safetensors", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".index.json")
 _COMMIT = re.compile("[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a frozen model will be loaded from by whoever uses the captioner."""
-
-    name: str
-    revision: str | None  # None: the commit is still to be found out, and the fingerprint to be compared
-    recorded: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Review:
-    """A captioner's folder that may go to the Hub."""
-
-    folder: Path
-    names: tuple[str, ...]
-    places: Mapping[str, Place]  # "vision" and "text"
-    left_out: tuple[str, ...]  # hidden files and folders
-
-    def contents(self, repo_id: str, revisions: Mapping[str, str]) -> dict[str, Path | bytes]:
-        """Return what each file will hold: itself, or other bytes where it names a place that is replaced.
-
-        A card that was rendered is rendered anew, with the captioner's id in it; a person's stays as it is.
-
-        Args:
-            repo_id: The captioner's id on the Hub.
-            revisions: For "vision" and "text" the commit that each model will be loaded at.
-        """
-        contents = {name: self._content(name, revisions) for name in self.names}
-        with TemporaryDirectory() as folder:
-            for name, content in contents.items():
-                data = content if isinstance(content, bytes) else content.read_bytes()
-                Path(folder, name).write_bytes(data)
-            if write_card(folder, repo_id=repo_id):
-                contents[_CARD] = Path(folder, _CARD).read_bytes()
-        return contents
-
-    def _content(self, name: str, revisions: Mapping[str, str]) -> Path | bytes:
-        path = self.folder / name
-        if name == _ADAPTER or name in _CODE:
-            return path
-        text = stored = path.read_text(encoding="utf-8")
-        if name == _CONFIG:
-            text = self._config(json.loads(text), revisions, text)
-        for place in self.places.values():
-            if is_local(
-                place.recorded
-            ):  # a person's card may name it, and configurations of older captioners
-                text = re.sub(re.escape(place.recorded) + r"(?![\w-]|\.\w)", place.name, text)
-        return path if text == stored else text.encode()
-
-    def _config(self, config: dict[str, Any], revisions: Mapping[str, str], stored: str) -> str:
-        new = dict(config)
-        for kind, place in self.places.items():
-            new |= {
-                f"{kind}_model_name_or_path": place.name,
-                f"{kind}_model_revision": place.revision or revisions[kind],
-            }
-        return stored if new == config else json.dumps(new, indent=2, sort_keys=True) + "\n"
-
-    def sizes(self, repo_id: str) -> dict[str, int]:
-        """Return the size in bytes of each file that will go; the commits need not be known for that.
-
-        Args:
-            repo_id: The captioner's id on the Hub.
-        """
-        contents = self.contents(repo_id, dict.fromkeys(self.places, "0" * 40))
-        return {
-            name: len(content) if isinstance(content, bytes) else content.stat().st_size
-            for name, content in sorted(contents.items())
-        }
 
 
 def review_captioner(
@@ -168,8 +95,10 @@ def review_captioner(
 
 def _check_file(path: Path) -> Iterator[str]:
     name = path.name
-    if not path.is_file():
+    if path.is_dir():
         yield f"{name}/ is a folder, and a captioner has none: move it away."
+    elif not path.is_file():
+        yield f"{name} is no file, or a link to none: move it away."
     elif name.endswith(_PICKLES) or _looks_pickled(path):
         yield f"{name} is a pickle, or holds one, which runs code where it is opened: move it away."
     elif name in _CODE:
@@ -177,7 +106,7 @@ def _check_file(path: Path) -> Iterator[str]:
             yield (
                 f"{name} is not this version's own: load the captioner and save it again, and its code is."
             )
-    elif name not in _FILES:
+    elif name not in FILES:
         what = "holds other weights than the adapter's" if name.endswith(_WEIGHTS) else "is no part of it"
         yield f"{name} {what}: move it away."
     elif name != _ADAPTER:
@@ -193,10 +122,17 @@ def _looks_pickled(path: Path) -> bool:
 def _check_text(path: Path) -> Iterator[str]:
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else None
+        content = json.loads(text) if path.suffix == ".json" else {}
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, expected an object")
     except ValueError as error:
         yield f"{path.name} is damaged ({error}): save the captioner and its processor again."
         return
+    if (read_record := _RECORDS.get(path.name)) is not None:
+        try:
+            read_record(path.parent)
+        except ValueError as error:
+            yield str(error)
     if foreign := sorted(set(_auto_map_values(content)) - _AUTO_MAP_VALUES):
         yield f"{path.name} takes code from elsewhere, auto_map {foreign}: remove it, or save it again."
 
@@ -243,8 +179,8 @@ def _check_adapter(folder: Path, raw: dict[str, Any]) -> Iterator[str]:
 def _check_rest(folder: Path) -> Iterator[str]:
     if missing := sorted(name for name in _CODE if not (folder / name).is_file()):
         yield f"the code that loads it is not all there ({missing}): save the captioner again."
-    if not (folder / _CARD).is_file():
-        yield f"there is no {_CARD}, the model card that the Hub shows: save_captioner writes one."
+    if not (folder / CARD).is_file():
+        yield f"there is no {CARD}, the model card that the Hub shows: save_captioner writes one."
     try:
         load_processor(folder)
     except ValueError as error:
@@ -270,4 +206,4 @@ def _place(kind: str, raw: dict[str, Any], given: str | None) -> Place | str:
     return Place(name, revision if pinned else None, recorded, fingerprint)
 
 
-__all__ = ["Place", "Review", "review_captioner"]
+__all__ = ["FILES", "review_captioner"]

@@ -16,7 +16,6 @@ from PIL import Image
 from small_models import make_captioner, randomize_adapters
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
-from ituning_hf.publishing import review_captioner
 
 CARD = """---
 license: apache-2.0
@@ -77,17 +76,6 @@ def client(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Callab
         return Client(tmp_path_factory.mktemp("home"), endpoint, token)
 
     return make
-
-
-def put_captioner(hub: LoopbackHub, name: str, folder: Path, private: bool = False) -> None:
-    """Put a captioner on the Hub as if it had been pushed."""
-    state = hub.repositories
-    commits = {"vision": state.repositories["org/clip"], "text": state.repositories["org/text"]}
-    review = review_captioner(folder, vision_model="org/clip", text_model="org/text")
-    revisions = {kind: repository.at("main").sha for kind, repository in commits.items()}
-    contents = review.contents(name, revisions)
-    files = {file: data if isinstance(data, bytes) else data.read_bytes() for file, data in contents.items()}
-    state.create(name, private).commit("main", files)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,11 +37,13 @@ class Repository:
     def __post_init__(self) -> None:
         self.commit("main", FIRST_FILES, message="initial commit")
 
-    def commit(self, branch: str, files: Mapping[str, bytes], message: str = "") -> Commit:
+    def commit(
+        self, branch: str, files: Mapping[str, bytes], message: str = "", deleted: Sequence[str] = ()
+    ) -> Commit:
         """Add a commit on top of a branch; nobody sees any of it before all of it is there."""
         parent = self.branches.get(branch)
         kept = self.commits[parent].files if parent else {}
-        files = dict(kept) | dict(files)
+        files = {path: data for path, data in kept.items() if path not in deleted} | dict(files)
         content = {path: hashlib.sha1(data).hexdigest() for path, data in sorted(files.items())}
         sha = hashlib.sha1(json.dumps([self.name, parent, message, content]).encode()).hexdigest()
         self.commits[sha] = Commit(sha, message, files)

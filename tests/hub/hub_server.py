@@ -165,10 +165,12 @@ def commit(handler: Handler, repo: str, revision: str) -> None:
     if revision not in repository.branches:
         raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     lines = [json.loads(line) for line in handler.body.splitlines()]
-    values = {key: [x["value"] for x in lines if x["key"] == key] for key in ("header", "file", "lfsFile")}
+    keys = ("header", "file", "lfsFile", "deletedFile")
+    values = {key: [x["value"] for x in lines if x["key"] == key] for key in keys}
     files = {file["path"]: base64.b64decode(file["content"]) for file in values["file"]}
     files |= {file["path"]: handler.state.large_files[file["oid"]] for file in values["lfsFile"]}
-    made = repository.commit(revision, files, values["header"][0]["summary"])
+    deleted = [file["path"] for file in values["deletedFile"]]
+    made = repository.commit(revision, files, values["header"][0]["summary"], deleted)
     url = f"{handler.hub.endpoint}/{repo}/commit/{made.sha}"
     handler.answer_json({"success": True, "commitOid": made.sha, "commitUrl": url, "hookOutput": ""})
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import put_captioner
+from hub_contents import put_captioner
 
 COMMANDS = """
 import io

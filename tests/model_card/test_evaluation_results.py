@@ -71,6 +71,30 @@ def test_what_is_no_result_is_refused(change: dict, message: str):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "file:///home/ann/x",
+        "a,/home/ann",
+        "--map:/home/ann",
+        "--map x:/home/ann",
+        "'/home/ann/x'",
+        r"C:\Users\ann",
+        "C:/Users/ann",
+        r"\\server\ann",
+    ],
+)
+def test_no_command_tells_a_place_on_this_machine(words: str):
+    with pytest.raises(ValueError, match=r"command holds '.*', a place on this machine"):
+        EvaluationResult(**GOOD | {"command": f"evaluate {words} --split test"})
+
+
+@pytest.mark.parametrize("words", ["https://example.org/a", "coco:2017", "a/b.json", "'a dog/cat'", "10:30"])
+def test_other_words_of_a_command_may_be_told(words: str):
+    command = f"evaluate {words}"
+    assert EvaluationResult(**GOOD | {"command": command}).command == command
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("{", "Expecting property name"),

@@ -77,6 +77,12 @@ def test_all_metadata(told: Path):
     ]
 
 
+def test_a_data_set_of_any_script_has_a_type_on_the_hub(from_hub: Path, results):
+    write_evaluations(from_hub, [replace(results[0], dataset="写真 2024")])
+    (index,) = yaml.safe_load(render_card(from_hub).data.to_yaml())["model-index"]
+    assert {result["dataset"]["type"] for result in index["results"]} == {"写真-2024"}
+
+
 def test_a_card_survives_being_loaded(told: Path, tmp_path: Path):
     card = render_card(told, license="mit")
     card.save(tmp_path / "card.md")
@@ -114,7 +120,7 @@ Data: [org/photos:small](https://huggingface.co/datasets/org/photos).
 | ----------------------------- | -------------------------------------------------- |
 | optimiser                     | AdamW on the cross-entropy of the captions' tokens |
 | optimiser steps               | 18,120 (10 epochs)                                 |
-| images in a step              | 48                                                 |
+| images in a step              | at most 48                                         |
 | `augmentation`                | crop, flip                                         |
 | `gradient_accumulation_steps` | 3                                                  |
 | `learning_rate`               | 0.0005                                             |

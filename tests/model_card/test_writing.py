@@ -46,6 +46,12 @@ def test_an_edited_card_is_left_alone(saved: Path, readme: Path, edit):
     assert readme.read_text() == edited
 
 
+def test_a_card_in_another_encoding_is_a_persons(saved: Path, readme: Path):
+    readme.write_bytes("# Café".encode("latin-1"))
+    assert not write_card(saved)
+    assert readme.read_bytes() == b"# Caf\xe9"
+
+
 def test_licence_and_language_once_given_are_kept(saved: Path, readme: Path):
     write_card(saved, license="mit", language="de")
     write_card(saved)
