@@ -83,7 +83,8 @@ def load_pretrained_backbone(kind: str, name: str, **kwargs: Any) -> PreTrainedM
     Args:
         kind: "vision" or "text".
         name: A local folder or a Hub id. Of a full CLIP the vision part is taken.
-        **kwargs: For the backbone's own `from_pretrained`.
+        **kwargs: For the backbone's own `from_pretrained`. Attention is "sdpa" unless they say otherwise:
+            a stored configuration does not choose, since Transformers would run a kernel that it names.
 
     Raises:
         ValueError: if weights are missing from the checkpoint, or have other shapes than its
@@ -91,6 +92,7 @@ def load_pretrained_backbone(kind: str, name: str, **kwargs: Any) -> PreTrainedM
         OSError: if the backbone is not there.
     """
     model_class = _BACKBONES[kind][0]
+    kwargs["attn_implementation"] = kwargs.get("attn_implementation") or "sdpa"
     with _naming_the_backbone(kind, repr(name)), _without_load_report():
         # Mismatches are ignored there to be named here; its own error refers to the report that is kept back.
         model, info = model_class.from_pretrained(

@@ -116,7 +116,12 @@ class ITuningConfig(PreTrainedConfig):
                 f"config.json is a {kind!r} model's, expected {cls.model_type!r}: this is no saved "
                 "captioner. ITuningForCaptioning.from_vision_text_pretrained builds one over two backbones."
             )
-        config_dict = {key: value for key, value in config_dict.items() if key not in _CALLERS_CHOICE}
+        config_dict = _without_callers_choice(config_dict)
+        for part in ("vision_config", "text_config"):
+            if isinstance(stored := config_dict.get(part), dict):
+                config_dict[part] = _without_callers_choice(stored)
+            elif stored is not None and not isinstance(stored, PreTrainedConfig):
+                raise ValueError(f"{part} is {stored!r}, expected the frozen model's configuration.")
         for backbone in ("vision_model", "text_model"):
             if (place := kwargs.get(f"{backbone}_name_or_path")) is not None:
                 kwargs[f"{backbone}_name_or_path"] = as_recorded_path(place)
@@ -139,6 +144,10 @@ class ITuningConfig(PreTrainedConfig):
 
 _CALLERS_CHOICE = frozenset({"attn_implementation", "_attn_implementation"})
 _OWN_FIELDS = frozenset(ITuningConfig.__annotations__) - {"vision_config", "text_config"}
+
+
+def _without_callers_choice(stored: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in stored.items() if key not in _CALLERS_CHOICE}
 
 
 def _warn_of_unknown_keys(kwargs: dict[str, Any]) -> None:

@@ -104,6 +104,21 @@ def make_captioner(backbones: dict[str, Path], **options: Any) -> ITuningForCapt
     )
 
 
+class LeavesAMark:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)
+
+
+def edit_json(path: Path, **fields: Any) -> None:
+    """Set fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 def read_log(run: str | Path) -> list[dict]:
     """The records of a run's log."""
     return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]

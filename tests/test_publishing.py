@@ -5,13 +5,12 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from small_models import make_captioner
+from small_models import LeavesAMark, edit_json, make_captioner
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
 from ituning_hf.cli import main
@@ -33,23 +32,9 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "captioner"))
 
 
-def edit_json(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def add_tensor(folder: Path, name: str) -> None:
     path = folder / "model.safetensors"
     save_file(load_file(path) | {name: torch.zeros(3)}, path, {"format": "pt"})
-
-
-class LeavesAMark:
-    """Runs code when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.mark,)
 
 
 def write_zip(path: Path) -> None:
@@ -285,3 +270,8 @@ def test_a_model_is_not_pushed_over_backbones_that_are_stored_nowhere(folder: Pa
     config.text_model_name_or_path = None
     with pytest.raises(ValueError, match="were built in memory and are stored nowhere, so that nobody"):
         ITuningForCaptioning(config).push_to_hub("org/new")
+
+
+def test_a_commit_has_a_message(folder: Path, capsys):
+    assert main(["push", str(folder), "org/mine", "--message", " "]) == 2
+    assert "commit_message is ' ', expected what the history is to say" in capsys.readouterr().err

@@ -4,12 +4,11 @@ import json
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from fresh_process import run_fresh
-from small_models import ADAPTER, make_captioner
+from small_models import ADAPTER, LeavesAMark, edit_json, make_captioner
 from transformers import AutoModel, AutoProcessor
 
 from ituning_hf import (
@@ -31,20 +30,6 @@ class Custom({base}):
     pass
 """
 LOADERS = [ITuningForCaptioning.from_pretrained, load_captioner, describe]
-
-
-class LeavesAMark:
-    """Runs code when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.mark,)
-
-
-def edit_json(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.fixture
@@ -176,10 +161,27 @@ def test_the_configuration_cannot_have_the_adapter_read_from_elsewhere(folder, t
 
 
 @pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
-def test_the_configuration_cannot_name_a_kernel_to_run(folder, field: str):
-    edit_json(folder / "config.json", **{field: "other/kernel"})
+@pytest.mark.parametrize("part", [None, "vision_config", "text_config"])
+def test_the_configuration_cannot_name_a_kernel_to_run(folder, part: str | None, field: str):
+    stored = json.loads((folder / "config.json").read_text())
+    changed = {field: "other/kernel"}
+    edit_json(folder / "config.json", **(changed if part is None else {part: stored[part] | changed}))
+    describe(folder)
     for load in (ITuningForCaptioning.from_pretrained, AutoModel.from_pretrained):
         model = load(folder)
         assert model.text_model.config._attn_implementation == "sdpa"
         model = load(folder, attn_implementation="eager")
         assert model.text_model.config._attn_implementation == "eager"
+
+
+def test_a_backbones_configuration_cannot_either(captioner, backbones, folder, tmp_path):
+    text = shutil.copytree(backbones["text"], tmp_path / "with a kernel")
+    edit_json(text / "config.json", attn_implementation="other/kernel")
+    model = ITuningForCaptioning.from_pretrained(folder, text_model_name_or_path=text)
+    assert model.text_model.config._attn_implementation == "sdpa"
+
+
+def test_parts_of_the_configuration_are_configurations(folder):
+    edit_json(folder / "config.json", vision_config="x")
+    with pytest.raises(ValueError, match="vision_config is 'x', expected the frozen model's configuration"):
+        ITuningForCaptioning.from_pretrained(folder)

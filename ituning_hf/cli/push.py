@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
     )
     if not result.changed:
         print("the same files were there already: no commit was made")
+    if result.card_kept:
+        print("the model card there was edited on the Hub, and stays")
     print(f"{result.url} at commit {result.commit}")
     revision = f', revision="{options.revision}"' if options.revision else ""
     print(f'AutoModel.from_pretrained("{result.repo_id}", trust_remote_code=True{revision})')

@@ -40,8 +40,10 @@ def render_card(
 
     Raises:
         OSError: if there is no captioner.
-        ValueError: if one of its files is damaged.
+        ValueError: if one of its files is damaged, or the licence or language is no identifier.
     """
+    _check_identifier("license", license, "apache-2.0")
+    _check_identifier("language", language, "en")
     card = render(facts_of(folder, repo_id=repo_id or PLACEHOLDER, license=license, language=language))
     text = str(card)
     return ModelCard(text + _SIGNATURE.format(digest=_digest(text)))
@@ -81,6 +83,11 @@ def write_card(
     card = render_card(folder, repo_id=repo_id, license=license, language=language)
     path.write_text(str(card), encoding="utf-8")
     return True
+
+
+def _check_identifier(name: str, value: str | None, example: str) -> None:
+    if value is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", value):
+        raise ValueError(f"{name} is {value!r}, expected the Hub's identifier, such as {example!r}.")
 
 
 def is_rendered(path: Path) -> bool:

@@ -27,6 +27,7 @@ class PushResult:
     url: str
     commit: str
     changed: bool  # False: the same content was there already, and no commit was made
+    card_kept: bool  # the card there was edited on the Hub, and stays
 
 
 def push_captioner(
@@ -66,12 +67,15 @@ def push_captioner(
         Where it is.
 
     Raises:
-        ValueError: for an id that the Hub cannot have; for what must not go (see `review_captioner`), all
-            told at once and before anything is sent; or a model on the Hub that is not the one the adapter
-            was trained on; or a repository that is public and was asked to be private.
+        ValueError: for an id that the Hub cannot have, or an empty message; for what must not go (see
+            `review_captioner`), all told at once and before anything is sent; or a model on the Hub that is
+            not the one the adapter was trained on; or a repository that is public and was asked to be
+            private.
         OSError: if there is no captioner, or the Hub cannot be reached or refuses.
     """
     check_repo_id(repo_id)
+    if not commit_message.strip():
+        raise ValueError(f"commit_message is {commit_message!r}, expected what the history is to say.")
     review = review_captioner(folder, vision_model=vision_model, text_model=text_model)
     api = HfApi(token=token)
     revisions = {kind: _commit_of(api, kind, place) for kind, place in review.places.items()}
@@ -85,13 +89,14 @@ def push_captioner(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         before = api.model_info(repo_id, revision=revision)
+        contents = review.contents(repo_id, revisions)
+        if card_kept := _is_edited_there(api, review, repo_id, before):
+            del contents[CARD]
         commit = api.create_commit(
-            repo_id,
-            _operations(api, review, repo_id, revisions, before),
-            commit_message=commit_message,
-            revision=revision,
+            repo_id, _operations(contents, before), commit_message=commit_message, revision=revision
         ).oid
-    return PushResult(repo_id, f"{api.endpoint}/{repo_id}", commit, changed=commit != before.sha)
+    url, changed = f"{api.endpoint}/{repo_id}", commit != before.sha
+    return PushResult(repo_id, url, commit, changed, card_kept)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -111,21 +116,26 @@ def check_repo_id(repo_id: str) -> None:
         ) from error
 
 
+def _is_edited_there(api: HfApi, review: Review, repo_id: str, before: ModelInfo) -> bool:
+    """Tell whether a person wrote or edited the card on the Hub, and nobody the folder's."""
+    if CARD not in _names(before) or not is_rendered(review.folder / CARD):
+        return False
+    return not is_rendered(Path(api.hf_hub_download(repo_id, CARD, revision=before.sha)))
+
+
 def _operations(
-    api: HfApi, review: Review, repo_id: str, revisions: Mapping[str, str], before: ModelInfo
+    contents: Mapping[str, Path | bytes], before: ModelInfo
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """List what makes the repository this captioner's, and leaves a person's card there alone."""
-    contents = review.contents(repo_id, revisions)
-    present = {file.rfilename for file in before.siblings or ()}
-    if CARD in present and is_rendered(review.folder / CARD):
-        there = Path(api.hf_hub_download(repo_id, CARD, revision=before.sha))
-        if not is_rendered(there):
-            del contents[CARD]
-    outdated = sorted((present & FILES) - {*contents, CARD})
+    """List what makes the repository this captioner's; of other files it holds nothing is touched."""
+    outdated = sorted((_names(before) & FILES) - {*contents, CARD})
     return [
         *(CommitOperationAdd(name, content) for name, content in contents.items()),
         *(CommitOperationDelete(name) for name in outdated),
     ]
+
+
+def _names(info: ModelInfo) -> set[str]:
+    return {file.rfilename for file in info.siblings or ()}
 
 
 def _commit_of(api: HfApi, kind: str, place: Place) -> str:

@@ -20,7 +20,7 @@ api = HfApi()
 
 
 def push():
-    return push_captioner(folder, "over", vision_model="org/clip", text_model="org/text").repo_id
+    return push_captioner(folder, "over", vision_model="org/clip", text_model="org/text")
 
 
 def put(name, text):
@@ -29,14 +29,14 @@ def put(name, text):
 
 result = EvaluationResult(dataset="COCO", split="test", num_images=7, metrics={"cider": 1.0}, command="x")
 write_evaluations(folder, [result])
-found = {"id": push()}
+found = {"id": push().repo_id}
 (folder / "evaluation.json").unlink()
 put("notes.md", "A person's.")
 push()
 put("README.md", "# My words\\n")
-push()
+found["kept"] = push().card_kept
 (folder / "README.md").write_text("# My newer words\\n")
-push()
+found["kept of a person's"] = push().card_kept
 """
 
 
@@ -63,6 +63,7 @@ def test_what_an_earlier_captioner_left_is_removed_and_nothing_else(commits):
     assert renewed.keys() - first.keys() == {"notes.md"}
 
 
-def test_a_card_that_was_edited_on_the_hub_gives_way_to_a_persons_alone(commits):
+def test_a_card_that_was_edited_on_the_hub_gives_way_to_a_persons_alone(found, commits):
+    assert (found["kept"], found["kept of a person's"]) == (True, False)
     cards = [commit.files["README.md"] for commit in commits[4:]]
     assert cards == [b"# My words\n", b"# My newer words\n"]  # the push between them changed nothing

@@ -197,7 +197,8 @@ def test_local_backbones_are_named_without_their_place(saved: Path, backbones):
     assert "| a local folder named `vision` | a local folder named `text` " in re.sub(" +", " ", card.text)
     assert (
         "The vision encoder and the language model are not on the Hub, so that this captioner works\n"
-        "> only on a machine that has them, and cannot be pushed as it is."
+        "> only on a machine that has them. Where they lie elsewhere, say where:\n"
+        "> `from_pretrained(..., vision_model_name_or_path=..., text_model_name_or_path=...)`. "
     ) in card.text
     assert "base_model" not in card.data.to_dict()
     assert "base_model_relation" not in card.data.to_dict()
@@ -210,9 +211,10 @@ def test_one_local_backbone(from_hub: Path):
     (from_hub / "config.json").write_text(json.dumps(config))
     card = render_card(from_hub)
     assert (
-        "The language model is not on the Hub, so that this captioner works\n> only on a machine that has it"
-        in (card.text)
-    )
+        "The language model is not on the Hub, so that this captioner works\n"
+        "> only on a machine that has it. Where it lies elsewhere, say where:\n"
+        "> `from_pretrained(..., text_model_name_or_path=...)`. "
+    ) in card.text
     assert "a local folder named `my-gpt2`" in card.text
     assert "Users" not in str(card)
     assert card.data.base_model == ["openai/clip-vit-base-patch16"]

@@ -64,3 +64,11 @@ def test_no_captioner_no_card(tmp_path: Path):
     with pytest.raises(OSError, match="There is no captioner at"):
         write_card(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("license", "MIT\n---"), ("language", "English")])
+def test_what_is_no_identifier_is_refused(saved: Path, name: str, value: str):
+    before = (saved / "README.md").read_bytes()
+    with pytest.raises(ValueError, match=f"{name} is .*, expected the Hub's identifier, such as"):
+        write_card(saved, **{name: value})
+    assert (saved / "README.md").read_bytes() == before
