@@ -33,6 +33,7 @@ PUSH = (
 import io
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -66,6 +67,12 @@ model.load_adapter_state_dict(load_file(f"{a}/model.safetensors"), a)
 config = model.config
 revisions = {"vision_revision": config.vision_model_revision, "text_revision": config.text_model_revision}
 found["revisions"] = revisions
+shape = ["--adapter_hidden_size", "21", "--adapter_num_heads", "7", "--max_caption_tokens", "40"]
+run = ["--dataset", "scenes", "--num_scenes", "10", "--max_train_steps", "1", "--output_dir", "run", *shape]
+ituning("train", "--vision_model", "org/clip", "--text_model", "org/text", *run)
+trained = json.loads(Path("run/last/config.json").read_text())
+found["trained"] = {f"{kind}_revision": trained[f"{kind}_model_revision"] for kind in ("vision", "text")}
+
 model.push_to_hub("org/by-hand", commit_message="By hand")
 processor = ITuningProcessor.from_vision_text_pretrained("org/clip", "org/text", **revisions)
 processor.push_to_hub("org/by-hand")
@@ -203,6 +210,7 @@ def test_backbones_are_pinned_when_the_captioner_is_created_and_when_it_is_loade
     commits = {kind: list(repository(hub, f"org/{kind}").commits) for kind in ("clip", "text")}
     assert [len(shas) for shas in commits.values()] == [3, 3]  # the first, the folder, and what came later
     assert list(pushed["revisions"].values()) == [shas[1] for shas in commits.values()]
+    assert pushed["trained"] == pushed["revisions"]
     assert pushed["after"] == pushed["processor after"] == expected["a"]
 
 
