@@ -23,7 +23,15 @@ from .launching import refuse_unsupported_launch
 from .loop import CaptionTrainer
 from .processes import leave_group, one_fate
 from .run_folder import claim_output_dir
-from .setup import GIVEN_DATA, TrainingData, describe_run, load_data, load_model, with_backbones
+from .setup import (
+    GIVEN_DATA,
+    TrainingData,
+    describe_run,
+    describe_steps,
+    load_data,
+    load_model,
+    with_backbones,
+)
 from .signals import stop_on_signals
 from .state import TrainState
 from .tracking import require_trackers
@@ -63,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -151,6 +160,8 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
             for line in describe_run(model, processor, data, args):
                 report(line)
             trainer = CaptionTrainer(args, model, processor, data, accelerator, stop)
+            for line in describe_steps(trainer.total_steps):
+                report(line)
             state = trainer.train()
     for line in describe_result(trainer, Path(args.output_dir)):
         report(line)

@@ -23,7 +23,7 @@ from .loop import CaptionTrainer
 from .memory import format_bytes, peak_resident_memory
 from .processes import leave_group
 from .run_folder import find_starting_point
-from .setup import TrainingData, describe_run, load_model
+from .setup import TrainingData, describe_run, describe_steps, load_model
 from .signals import StopRequest
 from .small_backbones import make_small_backbones
 from .state import TrainState
@@ -162,6 +162,7 @@ def _describe_plan(trainer: CaptionTrainer) -> list[str]:
         trainer.steps_per_epoch,
     )
     lines = [f"Plan       {per_epoch:,} steps in an epoch, {total:,} in all ({total / per_epoch:.4g} epochs)"]
+    lines += describe_steps(total)
     if args.resume_from_checkpoint is not None:
         lines.append(f"Resume     after step {start:,}; {total - start:,} are left")
     if trainer.data.evaluation:

@@ -21,6 +21,7 @@ from .small_backbones import make_small_backbones, small_text_config, small_visi
 
 Report = Callable[[str], None]
 
+FEW_STEPS = 100  # captions of 30 photographs did not end after 20 and 76 optimizer steps, and did after 120
 GIVEN_DATA = "(given in Python)"  # what `run.json` says of data that no setting names
 # Pretrained on drawn scenes, and shipped; `examples/pretrain_scene_backbones.py` makes them.
 SCENE_BACKBONES = Path(__file__).resolve().parents[1] / "scene_backbones"
@@ -141,6 +142,16 @@ def _check_positions(config: ITuningConfig, args: TrainArguments) -> None:
             f"--max_caption_tokens is {args.max_caption_tokens}, and the language model has only "
             f"{positions} positions: give at most {positions}."
         )
+
+
+def describe_steps(total_steps: int) -> list[str]:
+    """Warn of a run that is too short to learn much, as a few photographs make it by default."""
+    if total_steps >= FEW_STEPS:
+        return []
+    return [
+        f"Few steps  {total_steps:,} in all: captions may not learn where to end; train more epochs, or in "
+        "smaller batches"
+    ]
 
 
 def describe_run(

@@ -14,6 +14,7 @@ import pytest
 from ituning_hf.training import TrainArguments, train
 from ituning_hf.training.dry_run import count_due
 from ituning_hf.training.memory import format_bytes
+from ituning_hf.training.setup import describe_steps
 
 Settings = Callable[..., TrainArguments]
 
@@ -213,4 +214,11 @@ def test_bytes_are_shown_in_the_unit_that_suits_them():
         "76.83 KiB",
         "5 MiB",
         "3072 GiB",
+    ]
+
+
+def test_a_run_of_few_steps_is_warned_of():
+    assert describe_steps(100) == []
+    assert describe_steps(99) == [
+        "Few steps  99 in all: captions may not learn where to end; train more epochs, or in smaller batches"
     ]
