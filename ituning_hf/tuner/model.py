@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ..inputs_ituning import check_rows
-from .checks import check_adapter, check_name
+from .checks import check_adapter, check_generation, check_name
 from .config import ITuningTunerConfig
 from .image import active_adapters, find_decoders, project_image, take_image
 from .layer import ADAPTERS, ITuningLayer
@@ -222,9 +222,11 @@ class ITuningTuner(BaseTuner):
         Raises:
             ValueError: if there is no image, or the rows cannot be divided among the images, or there is
                 neither a prompt nor a begin token.
+            NotImplementedError: for an assistant model and for classifier-free guidance.
         """
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
+            check_generation(kwargs, self.model.generation_config)
             # No tensor any more, so that generation does not repeat it for each beam.
             key_values = project_image(self.model, image)
             given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
