@@ -69,7 +69,8 @@ def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         raise ValueError(
             "encoder_attention_mask is given, and all tokens of an image are read: leave it out."
         )
-    key_values = image if isinstance(image, dict) else project_image(decoder, image)
+    # A plain dictionary is `generate`'s; an encoder's whole output is a dictionary too.
+    key_values = image if type(image) is dict else project_image(decoder, image)
     key, _ = next(iter(next(iter(key_values.values())).values()))
     text = kwargs.get("input_ids")
     text = kwargs.get("inputs_embeds") if text is None else text

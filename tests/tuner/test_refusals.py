@@ -17,6 +17,7 @@ from transformers import (
     GPT2LMHeadModel,
     GPT2Model,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from ituning_hf.tuner import ITuningTunerConfig
 
@@ -55,6 +56,15 @@ def test_an_image_of_another_shape_is_refused(model, image, shape: str):
     with pytest.raises(ValueError, match=message):
         model(input_ids=ROWS, encoder_hidden_states=image)
     with pytest.raises(ValueError, match=message):
+        model.generate(encoder_hidden_states=image, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("image", [BaseModelOutput(last_hidden_state=IMAGES), IMAGES.numpy()])
+def test_an_image_that_is_no_tensor_is_refused(model, image):
+    message = rf"encoder_hidden_states is a {type(image).__name__}, expected a tensor: .* last_hidden_state"
+    with pytest.raises(TypeError, match=message):
+        model(input_ids=ROWS, encoder_hidden_states=image)
+    with pytest.raises(TypeError, match=message):
         model.generate(encoder_hidden_states=image, max_new_tokens=2)
 
 
