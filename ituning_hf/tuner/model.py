@@ -232,9 +232,7 @@ class ITuningTuner(BaseTuner):
             given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             prompt = next((tensor for tensor in given if tensor is not None), None)
             if prompt is None:
-                begin = self.model.generation_config.bos_token_id
-                if begin is None:
-                    raise ValueError("The model's generation_config has no bos_token_id: give input_ids.")
+                begin = _begin_token(kwargs, self.model.generation_config)
                 prompt = torch.full((image.shape[0], 1), begin, device=image.device)
                 kwargs |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
             check_rows(prompt.shape[0], image.shape[0])  # before there are rows for each beam
@@ -244,6 +242,16 @@ class ITuningTuner(BaseTuner):
 
 def _layers(model: nn.Module) -> list[ITuningLayer]:
     return [module for module in model.modules() if isinstance(module, ITuningLayer)]
+
+
+def _begin_token(options: dict[str, Any], own: Any) -> int:
+    """Return the begin token of `generate`'s options, their generation configuration or the model's own."""
+    configured = getattr(options.get("generation_config"), "bos_token_id", None)
+    named = (options.get("bos_token_id"), configured, own.bos_token_id)
+    begin = next((token for token in named if token is not None), None)
+    if begin is None:
+        raise ValueError("The model's generation_config has no bos_token_id: give input_ids.")
+    return begin
 
 
 __all__ = ["ITuningTuner"]
