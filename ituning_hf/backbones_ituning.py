@@ -167,8 +167,8 @@ def check_weights_unchanged(kind: str, model: PreTrainedModel, name: str, **hub_
         tensor = own.get(key)
         if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
             continue
-        rows = _first_rows(tensor)[1]
-        if not torch.equal(read()[1].to(tensor.dtype), rows.cpu()):
+        (shape, rows), (stored_shape, stored) = _first_rows(tensor), read()
+        if shape != stored_shape or not torch.equal(stored.to(tensor.dtype), rows.cpu()):
             raise ValueError(
                 f"The {kind} model in memory is not the one at {name!r}, which a saved captioner would "
                 f"bring back: its {key} differs (was something merged into it, or was it trained?). Save "

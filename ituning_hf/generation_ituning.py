@@ -151,10 +151,19 @@ def refuse_unsupported(generation_mode: GenerationMode, generation_config: Any) 
             "checked against the image in blocks of several tokens, and captions are too short for that "
             f"to pay. Use one of {[mode.value for mode in SUPPORTED_MODES]}."
         )
-    if generation_config.guidance_scale not in (None, 1, 1.0):
+    refuse_guidance(generation_config.guidance_scale)
+
+
+def refuse_guidance(guidance_scale: float | None) -> None:
+    """Refuse classifier-free guidance.
+
+    Raises:
+        NotImplementedError: for any scale but 1.
+    """
+    if guidance_scale not in (None, 1, 1.0):
         raise NotImplementedError(
-            f"guidance_scale={generation_config.guidance_scale} is not supported: Transformers computes "
-            "the unguided branch by calling the model without an image. Leave guidance_scale unset."
+            f"guidance_scale={guidance_scale} is not supported: Transformers computes the unguided branch by "
+            "calling the model without an image. Leave guidance_scale unset."
         )
 
 
@@ -234,6 +243,7 @@ __all__ = [
     "ITuningGenerationMixin",
     "default_generation_config",
     "positions_from_mask",
+    "refuse_guidance",
     "refuse_unsupported",
     "with_begin_token",
 ]

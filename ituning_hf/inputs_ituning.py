@@ -86,9 +86,14 @@ def check_visual_features(features: torch.Tensor, width: int, name: str = "visua
         name: What the caller knows it by.
 
     Raises:
+        TypeError: for what is no tensor, such as the encoder's whole output.
         ValueError: with both shapes.
     """
-    if features.ndim != 3 or features.shape[-1] != width:
+    if not isinstance(features, torch.Tensor):
+        raise TypeError(
+            f"{name} is a {type(features).__name__}, expected a tensor: give the encoder's last_hidden_state."
+        )
+    if features.ndim != 3 or features.shape[1] == 0 or features.shape[-1] != width:
         raise ValueError(
             f"{name} has shape {tuple(features.shape)}, expected (num_images, tokens, {width}): give the "
             "last hidden state of this captioner's vision encoder."

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from .backbones_ituning import check_weights_unchanged, fingerprint, load_pretrained_backbone
 from .checkpoint_ituning import ADAPTER_OPTIONS
@@ -35,11 +35,12 @@ def parts_from_peft(
         adapter's weights under the captioner's names.
 
     Raises:
-        ValueError: if that is no such model, or several adapters are active, or another method is on it, or
-            a backbone is not the one that was recorded.
+        ValueError: if that is no such model, or has another head, or several adapters are active, or another
+            method is on it, or a backbone is not the one that was recorded.
         OSError: if a backbone is not there any more.
     """
     name, options = _adapter_of(peft_model, adapter_name)
+    _refuse_other_heads(peft_model)
     _refuse_other_methods(peft_model)
     vision_model = _vision_model(vision_model, options)
     text_model = copy_sharing_weights(peft_model).unload()
@@ -105,6 +106,15 @@ def _vision_model(vision_model: PreTrainedModel | str | os.PathLike[str], option
             f"{vision_model.config.hidden_size}: give the encoder that it was trained on."
         )
     return vision_model
+
+
+def _refuse_other_heads(peft_model: Any) -> None:
+    model = peft_model.get_base_model()
+    if not isinstance(model, GPT2LMHeadModel):
+        raise ValueError(
+            f"The adapter is on a {type(model).__name__}, and a captioner's language model is a "
+            "GPT2LMHeadModel: load the adapter on that one."
+        )
 
 
 def _refuse_other_methods(peft_model: Any) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
+from transformers import GenerationConfig
 
 from ..configuration_ituning import resolve_adapter
+from ..generation_ituning import refuse_guidance
 from .image import find_decoders
 from .registration import PEFT_TYPE
 
@@ -17,6 +19,7 @@ _PARTS_OF_KEYS = {
     *("base_model", "model", "transformer", "h", "base_layer", "ituning_adapter"),
     *("q_proj", "k_proj", "v_proj", "out_proj", "weight", "bias"),
 }
+_TASKS = (TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION, None)
 
 
 def check_name(name: str, configs: Mapping[str, PeftConfig]) -> None:
@@ -50,8 +53,14 @@ def check_adapter(config: Any, model: nn.Module) -> None:
         model: What it is to go into.
 
     Raises:
-        ValueError: for a model that is not one plain GPT-2, or options that do not fit it.
+        ValueError: for a model that is not one plain GPT-2, a task that needs another head, or options that
+            do not fit it.
     """
+    if config.task_type not in _TASKS:
+        raise ValueError(
+            f"task_type is {TaskType(config.task_type).value!r}, expected 'CAUSAL_LM', 'FEATURE_EXTRACTION' "
+            "or None: that task's new head would neither be trained nor saved with the adapter."
+        )
     if isinstance(model, PeftModel):
         raise ValueError(
             "The model is a PeftModel already, inside which the adapter's weights would get names that fit "
@@ -68,4 +77,23 @@ def check_adapter(config: Any, model: nn.Module) -> None:
     resolve_adapter(config, decoders[0].config)
 
 
-__all__ = ["check_adapter", "check_name"]
+def check_generation(options: Mapping[str, Any], own: GenerationConfig) -> None:
+    """Refuse ways to generate in which Transformers calls a model without the image.
+
+    Args:
+        options: What `generate` is given.
+        own: The model's own generation configuration.
+
+    Raises:
+        NotImplementedError: for an assistant model and for classifier-free guidance.
+    """
+    if options.get("assistant_model") is not None:
+        raise NotImplementedError(
+            "assistant_model is not supported: Transformers gives it this model's projected images, which "
+            "it cannot read. Use prompt_lookup_num_tokens, or no assistant."
+        )
+    given = options.get("generation_config") or own
+    refuse_guidance(options.get("guidance_scale", given.guidance_scale))
+
+
+__all__ = ["check_adapter", "check_generation", "check_name"]

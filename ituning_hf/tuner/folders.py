@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import ModelCard
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, PeftType, load_peft_weights
+from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from ..backbones_ituning import load_pretrained_backbone
@@ -59,8 +62,9 @@ def convert(
 
     Raises:
         FileExistsError: if `output` has something in it.
-        OSError: if the source or a backbone is not there.
-        ValueError: if the source is neither, or a backbone is not the one it was trained on.
+        OSError: if the source or a backbone is not there, or an adapter's weights are damaged.
+        ValueError: if the source is neither, an adapter's weights are not those that its configuration
+            describes, or a backbone is not the one it was trained on.
     """
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -106,16 +110,37 @@ def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
 def _write_captioner(name: str, config: ITuningTunerConfig, target: Path, revision: str | None) -> None:
     vision_name = _recorded("vision", config.vision_model_name_or_path, name)
     text_name = _recorded("text", config.base_model_name_or_path, name)
+    stored = _read_adapter(name, revision)
     vision = load_pretrained_backbone("vision", vision_name, revision=config.vision_model_revision)
     text = load_pretrained_backbone("text", text_name, revision=config.revision)
     peft_model = PeftModel.from_pretrained(text, name, config=config, revision=revision)
+    _check_complete(name, stored, peft_model)
     captioner = ITuningForCaptioning.from_peft(peft_model, vision)
     # PEFT raised the adapter to fp32, where what was stored in less is still exact.
-    stored = next(iter(load_peft_weights(name, device="cpu", revision=revision).values())).dtype
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in stored.values()))
     for adapter in captioner.adapters().values():
-        adapter.to(stored)
+        adapter.to(dtype)
     processor = ITuningProcessor.from_vision_text_pretrained(vision_name, text_name)
     save_captioner(captioner, processor, target)
+
+
+def _read_adapter(name: str, revision: str | None) -> dict[str, torch.Tensor]:
+    try:
+        return load_peft_weights(name, device="cpu", revision=revision)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise OSError(f"The weights of the adapter {name!r} are missing or damaged: {error}") from error
+
+
+def _check_complete(name: str, stored: dict[str, torch.Tensor], peft_model: PeftModel) -> None:
+    """Refuse weights that are not the whole adapter and nothing else: PEFT draws what is missing."""
+    expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"The weights of the adapter {name!r} are not those that its configuration describes: "
+            f"{len(missing)} are missing {missing[:2]}, {len(unexpected)} do not belong {unexpected[:2]}. "
+            "Save the adapter again."
+        )
 
 
 def _recorded(kind: str, place: str | None, name: str) -> str:

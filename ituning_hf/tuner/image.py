@@ -21,7 +21,9 @@ def find_decoders(model: nn.Module) -> list[GPT2Model]:
 def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
     """Return the adapters that take part in a forward pass, by layer and name; empty if there are none."""
     layers = [module for module in model.modules() if isinstance(module, ITuningLayer)]
-    return {layer.layer_idx: active for layer in layers if (active := layer.active())}
+    # Two loops and no assignment inside: torch.compile would break its graph at one.
+    adapters = {layer.layer_idx: layer.active() for layer in layers}
+    return {index: active for index, active in adapters.items() if active}
 
 
 def project_image(model: nn.Module, image: torch.Tensor) -> NamedKeyValues:
@@ -67,7 +69,8 @@ def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         raise ValueError(
             "encoder_attention_mask is given, and all tokens of an image are read: leave it out."
         )
-    key_values = image if isinstance(image, dict) else project_image(decoder, image)
+    # A plain dictionary is `generate`'s; an encoder's whole output is a dictionary too.
+    key_values = image if type(image) is dict else project_image(decoder, image)
     key, _ = next(iter(next(iter(key_values.values())).values()))
     text = kwargs.get("input_ids")
     text = kwargs.get("inputs_embeds") if text is None else text

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ..inputs_ituning import check_rows
-from .checks import check_adapter, check_name
+from .checks import check_adapter, check_generation, check_name
 from .config import ITuningTunerConfig
 from .image import active_adapters, find_decoders, project_image, take_image
 from .layer import ADAPTERS, ITuningLayer
@@ -222,17 +222,17 @@ class ITuningTuner(BaseTuner):
         Raises:
             ValueError: if there is no image, or the rows cannot be divided among the images, or there is
                 neither a prompt nor a begin token.
+            NotImplementedError: for an assistant model and for classifier-free guidance.
         """
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
+            check_generation(kwargs, self.model.generation_config)
             # No tensor any more, so that generation does not repeat it for each beam.
             key_values = project_image(self.model, image)
             given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             prompt = next((tensor for tensor in given if tensor is not None), None)
             if prompt is None:
-                begin = self.model.generation_config.bos_token_id
-                if begin is None:
-                    raise ValueError("The model's generation_config has no bos_token_id: give input_ids.")
+                begin = _begin_token(kwargs, self.model.generation_config)
                 prompt = torch.full((image.shape[0], 1), begin, device=image.device)
                 kwargs |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
             check_rows(prompt.shape[0], image.shape[0])  # before there are rows for each beam
@@ -242,6 +242,16 @@ class ITuningTuner(BaseTuner):
 
 def _layers(model: nn.Module) -> list[ITuningLayer]:
     return [module for module in model.modules() if isinstance(module, ITuningLayer)]
+
+
+def _begin_token(options: dict[str, Any], own: Any) -> int:
+    """Return the begin token of `generate`'s options, their generation configuration or the model's own."""
+    configured = getattr(options.get("generation_config"), "bos_token_id", None)
+    named = (options.get("bos_token_id"), configured, own.bos_token_id)
+    begin = next((token for token in named if token is not None), None)
+    if begin is None:
+        raise ValueError("The model's generation_config has no bos_token_id: give input_ids.")
+    return begin
 
 
 __all__ = ["ITuningTuner"]

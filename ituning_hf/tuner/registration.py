@@ -15,6 +15,11 @@ from peft.utils import PeftType, register_peft_method
 
 NAME = "ituning"
 PEFT_TYPE = NAME.upper()
+# What the tuner overrides. A PEFT without them never calls ours, and saves keys that nothing finds again.
+_OVERRIDDEN = (
+    *("_check_merge_allowed", "_post_injection_hook"),
+    *("_get_adapter_state_dict", "_remove_adapter_name_from_key"),
+)
 
 
 def register(config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
@@ -37,6 +42,8 @@ def register(config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> No
             )
         return
     try:
+        for name in _OVERRIDDEN:
+            getattr(BaseTuner, name)
         if PEFT_TYPE not in PeftType.__members__:
             extend_enum(PeftType, PEFT_TYPE, PEFT_TYPE)
         register_peft_method(name=NAME, config_cls=config_class, model_cls=tuner_class)

@@ -8,7 +8,13 @@ import torch
 from methods import ITUNING, LORA
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from small_models import ADAPTER, TEXT, VISION, make_captioner
-from transformers import CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.gpt2_ituning import ITuningGPT2Block
@@ -265,7 +271,20 @@ def test_a_language_model_that_was_changed_in_memory_is_refused(backbones, gpt2,
         ITuningForCaptioning.from_peft(to_peft(captioner), vision)
 
 
+def test_a_language_model_with_more_tokens_is_refused(backbones, gpt2):
+    gpt2.resize_token_embeddings(gpt2.config.vocab_size + 3)  # at the end: the first rows are the same
+    with pytest.raises(ValueError, match=r"The text model in memory is not the one .* wte\.weight differs"):
+        ITuningForCaptioning.from_peft(ITUNING.wrap(gpt2), backbones["vision"])
+
+
 # --- PEFT models that are no captioner
+
+
+def test_a_model_with_another_head_is_refused(gpt2, backbones):
+    for model in (gpt2.transformer, GPT2ForSequenceClassification(gpt2.config)):
+        adapted = get_peft_model(model, ITUNING.config(task_type=None))
+        with pytest.raises(ValueError, match=rf"is on a {type(model).__name__}, and a captioner's language"):
+            ITuningForCaptioning.from_peft(adapted, backbones["vision"])
 
 
 def test_one_of_several_adapters_must_be_named(gpt2, backbones, pixel_values):

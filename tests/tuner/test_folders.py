@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from small_models import make_captioner
 from transformers import AutoModelForCausalLM
 
@@ -94,6 +95,43 @@ def test_what_is_neither_is_refused(backbones, tmp_path):
     with pytest.raises(ValueError, match="is an adapter of LORA, expected one of 'ITUNING'"):
         convert(tmp_path / "lora", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+@pytest.mark.parametrize("layers", [[1, 2, 3], [1]], ids=["too few", "too many"])
+def test_weights_that_are_not_the_whole_adapter_are_refused(folders, tmp_path, layers: list[int]):
+    adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"adapter_layers": layers}))
+    message = {3: r"8 are missing \[.*h\.2\..*\], 0", 1: r"0 are missing \[\], 8 do not belong .*h\.3\."}
+    with pytest.raises(ValueError, match=message[len(layers)]):
+        convert(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_weights_are_refused(folders, tmp_path):
+    adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(OSError, match=r"weights of the adapter '.*adapter' are missing or damaged"):
+        convert(adapter, tmp_path / "out")
+    weights.unlink()
+    with pytest.raises(OSError, match=r"weights of the adapter '.*adapter' are missing or damaged"):
+        convert(adapter, tmp_path / "out")
+
+
+def test_of_several_precisions_the_widest_is_kept(folders, tmp_path):
+    adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
+    stored = load_file(adapter / "adapter_model.safetensors")
+    first = min(stored)
+    stored = {
+        key: tensor.to(torch.bfloat16 if key == first else torch.float32) for key, tensor in stored.items()
+    }
+    save_file(stored, adapter / "adapter_model.safetensors")
+    convert(adapter, tmp_path / "captioner")
+    convert(tmp_path / "captioner", tmp_path / "again")
+    again = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert all(torch.equal(again[key], tensor.float()) for key, tensor in stored.items())
 
 
 def test_the_command(folders, tmp_path, capsys):

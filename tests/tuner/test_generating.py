@@ -6,6 +6,7 @@ import pytest
 import torch
 from methods import DEPTH, IMAGES, ITUNING, ROWS, Method
 from torch import nn
+from transformers import GenerationConfig
 
 from ituning_hf.adapter_ituning import ITuningAdapter
 
@@ -79,6 +80,21 @@ def test_without_a_prompt_each_image_gets_a_text(gpt2, empty: dict):
     with model.disable_adapter():
         texts = model.generate(encoder_hidden_states=IMAGES, **empty, **BEAMS)
     assert torch.equal(texts[0], texts[1])  # of no image
+
+
+@pytest.mark.parametrize(
+    ("options", "begin"),
+    [
+        ({"bos_token_id": 7}, 7),
+        ({"generation_config": GenerationConfig(bos_token_id=8)}, 8),
+        ({"bos_token_id": 7, "generation_config": GenerationConfig(bos_token_id=8)}, 7),
+        ({"generation_config": GenerationConfig()}, 0),
+    ],
+)
+def test_texts_start_at_the_begin_token_that_is_given(gpt2, options: dict, begin: int):
+    model = ITUNING.wrap(gpt2)
+    found = model.generate(encoder_hidden_states=IMAGES, max_new_tokens=2, pad_token_id=0, **options)
+    assert found[:, 0].tolist() == [begin] * len(IMAGES)
 
 
 def test_without_a_begin_token_a_prompt_is_asked_for(gpt2):

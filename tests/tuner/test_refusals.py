@@ -7,7 +7,17 @@ import torch
 from methods import IMAGES, ITUNING, ROWS, ituning_config
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    GenerationConfig,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
+from transformers.modeling_outputs import BaseModelOutput
 
 from ituning_hf.tuner import ITuningTunerConfig
 
@@ -34,13 +44,27 @@ def test_without_an_image_it_says_how_to_run_the_language_model_alone(model):
 
 @pytest.mark.parametrize(
     ("image", "shape"),
-    [(IMAGES[..., :9], r"\(2, 10, 9\)"), (IMAGES[0], r"\(10, 15\)"), (IMAGES[None], r"\(1, 2, 10, 15\)")],
+    [
+        (IMAGES[..., :9], r"\(2, 10, 9\)"),
+        (IMAGES[0], r"\(10, 15\)"),
+        (IMAGES[None], r"\(1, 2, 10, 15\)"),
+        (IMAGES[:, :0], r"\(2, 0, 15\)"),
+    ],
 )
 def test_an_image_of_another_shape_is_refused(model, image, shape: str):
     message = rf"encoder_hidden_states has shape {shape}, expected \(num_images, tokens, 15\)"
     with pytest.raises(ValueError, match=message):
         model(input_ids=ROWS, encoder_hidden_states=image)
     with pytest.raises(ValueError, match=message):
+        model.generate(encoder_hidden_states=image, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("image", [BaseModelOutput(last_hidden_state=IMAGES), IMAGES.numpy()])
+def test_an_image_that_is_no_tensor_is_refused(model, image):
+    message = rf"encoder_hidden_states is a {type(image).__name__}, expected a tensor: .* last_hidden_state"
+    with pytest.raises(TypeError, match=message):
+        model(input_ids=ROWS, encoder_hidden_states=image)
+    with pytest.raises(TypeError, match=message):
         model.generate(encoder_hidden_states=image, max_new_tokens=2)
 
 
@@ -71,6 +95,19 @@ def test_another_adapter_for_each_row_is_refused(model):
         model(input_ids=ROWS, encoder_hidden_states=IMAGES, adapter_names=names)
     with pytest.raises(NotImplementedError, match="adapter_names"):
         model.generate(input_ids=ROWS, encoder_hidden_states=IMAGES, adapter_names=names)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_scale": 1.5}, "guidance_scale=1.5 is not supported: .* without an image"),
+        ({"generation_config": GenerationConfig(guidance_scale=2.0)}, "guidance_scale=2.0 is not supported"),
+        ({"assistant_model": nn.Identity()}, "assistant_model is not supported: .* cannot read"),
+    ],
+)
+def test_generating_without_the_image_is_refused(model, options: dict, message: str):
+    with pytest.raises(NotImplementedError, match=message):
+        model.generate(input_ids=ROWS, encoder_hidden_states=IMAGES, max_new_tokens=2, **options)
 
 
 def test_adapters_of_another_method_are_not_switched_here(model):
@@ -115,6 +152,17 @@ def test_a_gpt2_without_its_output_layer_will_do(gpt2):
     ITUNING.perturb(model)
     hidden = model(input_ids=ROWS, encoder_hidden_states=IMAGES).last_hidden_state
     assert hidden.shape == (4, 6, 22)
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
+def test_a_task_whose_head_would_be_lost_is_refused(backbones, task: str):
+    """LoRA trains and saves the head as well, and ours has no option for that."""
+    classifier = GPT2ForSequenceClassification.from_pretrained(backbones["text"], pad_token_id=0)
+    with pytest.raises(
+        ValueError, match=rf"task_type is '{task}', expected 'CAUSAL_LM', .* neither be trained nor"
+    ):
+        get_peft_model(classifier, ituning_config(task_type=task))
+    assert not any(isinstance(module, BaseTunerLayer) for module in classifier.modules())
 
 
 # --- Options

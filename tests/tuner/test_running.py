@@ -57,6 +57,14 @@ def test_eager_attention_reaches_the_adapters(gpt2, monkeypatch):
     assert spelt_out == [2] * DEPTH
 
 
+def test_it_compiles_without_graph_breaks(method: Method, gpt2):
+    model = method.wrap(gpt2)
+    expected = method.logits(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.equal(method.logits(compiled), expected)
+
+
 # --- Precision
 
 

@@ -162,6 +162,18 @@ def test_deleting_from_disjoint_layers_leaves_one_answer(gpt2, stock):
     assert torch.equal(ITUNING.logits(model), ITUNING.logits(ITUNING.perturb(only_y, "y", seed=1)))
 
 
+def test_layers_do_not_choose_different_successors(gpt2):
+    model = ITUNING.wrap(gpt2, 3, [0, 1])
+    for name, layer in (("b", 0), ("c", 1)):
+        model.add_adapter(name, ITUNING.config(2, [layer]))
+        ITUNING.perturb(model, name)
+    with pytest.warns(UserWarning, match="Setting active adapter to [bc]"):
+        model.delete_adapter("default")
+    found = ITUNING.logits(model)
+    model.set_adapter("b")
+    assert torch.equal(found, ITUNING.logits(model))
+
+
 def test_outputs_of_several_active_adapters_are_added_up(gpt2):
     model = ITUNING.wrap(gpt2, layers=[3], adapter="x")
     model.add_adapter("y", ITUNING.config(2, [3]))
