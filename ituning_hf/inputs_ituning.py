@@ -96,7 +96,7 @@ def check_visual_features(features: torch.Tensor, width: int, name: str = "visua
     if features.ndim != 3 or features.shape[1] == 0 or features.shape[-1] != width:
         raise ValueError(
             f"{name} has shape {tuple(features.shape)}, expected (num_images, tokens, {width}): give the "
-            "last hidden state of this captioner's vision encoder."
+            "hidden states of the vision encoder that it was trained on."
         )
 
 

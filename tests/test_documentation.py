@@ -90,10 +90,12 @@ def test_the_readmes_python_runs(
         Image.new("RGB", (50, 40), "brown").save(name)
     images = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
     captions = [["a red square"], ["a blue one"]]
-    names = {"images": images, "captions": captions, **processor(images=images, captions=captions)}
+    names = {"images": images, "captions": captions}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, names)  # our own text
     assert names["loss"].requires_grad
     assert len(names["ids"]) == 2
+    for line in commands("ituning convert"):
+        assert cli.main(["convert", *line]) == 0

@@ -35,8 +35,11 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert, say what was written, and return the exit code."""
+    import warnings
+
     from ..tuner.folders import convert
 
+    warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of what Transformers will rename
     written = convert(
         options.source,
         options.output,

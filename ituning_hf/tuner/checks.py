@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
 from transformers import GenerationConfig
 
-from ..configuration_ituning import resolve_adapter
+from ..backbones_ituning import fingerprint
+from ..configuration_ituning import as_recorded_path, resolve_adapter
 from ..generation_ituning import refuse_guidance
 from .image import find_decoders
 from .registration import PEFT_TYPE
@@ -45,16 +47,19 @@ def check_name(name: str, configs: Mapping[str, PeftConfig]) -> None:
         )
 
 
-def check_adapter(config: Any, model: nn.Module) -> None:
+def check_adapter(config: Any, model: nn.Module) -> Any:
     """Refuse a model that cannot take the adapter, and take from it what the options leave at `None`.
 
     Args:
-        config: An [`ITuningTunerConfig`]; what is `None` is resolved in place.
+        config: An [`ITuningTunerConfig`]; it stays as it is, and may be used for another model.
         model: What it is to go into.
 
+    Returns:
+        A copy of the configuration in which nothing is left open.
+
     Raises:
-        ValueError: for a model that is not one plain GPT-2, a task that needs another head, or options that
-            do not fit it.
+        ValueError: for a model that is not one plain GPT-2, or not the one whose fingerprint is recorded, a
+            task that needs another head, or options that do not fit it.
     """
     if config.task_type not in _TASKS:
         raise ValueError(
@@ -74,7 +79,28 @@ def check_adapter(config: Any, model: nn.Module) -> None:
             f"{type(model).__name__} holds {len(decoders)} GPT-2 decoders"
             f"{' with it' if decoders else ''}: give a plain GPT2LMHeadModel."
         )
+    _check_origin(config, model)
+    config = copy.copy(config)
     resolve_adapter(config, decoders[0].config)
+    return config
+
+
+def _check_origin(config: Any, model: Any) -> None:
+    """Refuse another language model than the recorded one, where what lies at its place can be read."""
+    if config.text_model_fingerprint is None or not model.name_or_path:
+        return
+    place = as_recorded_path(model.name_or_path)
+    commit = getattr(model.config, "_commit_hash", None)
+    try:
+        found = fingerprint("text", place, revision=commit, local_files_only=True)
+    except OSError:  # it has moved since it was loaded
+        return
+    if found != config.text_model_fingerprint:
+        raise ValueError(
+            f"The language model from {place!r} is not the one that this adapter was trained on: its "
+            f"weights have fingerprint {found}, wanted {config.text_model_fingerprint}. To put it there all "
+            "the same, set the configuration's text_model_fingerprint to None."
+        )
 
 
 def check_generation(options: Mapping[str, Any], own: GenerationConfig) -> None:

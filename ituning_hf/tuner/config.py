@@ -14,7 +14,7 @@ class ITuningTunerConfig(PeftConfig):
     """Configuration of the PEFT method "ituning": adapters that attend to an image.
 
     The fields have the names that they have in [`ITuningConfig`]. What is left at `None` is taken from the
-    model when the adapter is put into it, and is stored.
+    model when the adapter is put into it, in the model's own copy, `model.peft_config`.
 
     Args:
         vision_hidden_size: Width `d_v` of the visual memory that is given as `encoder_hidden_states`: 768
@@ -30,8 +30,9 @@ class ITuningTunerConfig(PeftConfig):
         vision_model_name_or_path: The encoder's place, recorded for the same purpose.
         vision_model_revision: Its revision on the Hub.
         vision_model_fingerprint: What its weights must hash to, so that no other encoder is taken.
-        text_model_fingerprint: What the language model's weights must hash to. Its place and revision are
-            PEFT's own `base_model_name_or_path` and `revision`.
+        text_model_fingerprint: What the language model's weights must hash to; checked where the adapter is
+            put into one that was loaded from a place. Its place and revision are PEFT's own
+            `base_model_name_or_path` and `revision`.
 
     Raises:
         ValueError: for a `vision_hidden_size` that is no positive whole number. The other values are checked

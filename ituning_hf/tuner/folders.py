@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.utils import CONFIG_NAME, PeftType, load_peft_weights
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType, load_peft_weights
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
@@ -126,6 +126,8 @@ def _write_captioner(name: str, config: ITuningTunerConfig, target: Path, revisi
 
 def _read_adapter(name: str, revision: str | None) -> dict[str, torch.Tensor]:
     try:
+        # Named, since PEFT opens a pickle where there is none.
+        cached_file(name, SAFETENSORS_WEIGHTS_NAME, revision=revision)
         return load_peft_weights(name, device="cpu", revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         raise OSError(f"The weights of the adapter {name!r} are missing or damaged: {error}") from error

@@ -84,7 +84,7 @@ class ITuningTuner(BaseTuner):
             ValueError: for a model that is no GPT-2, or options or a name that do not fit it.
         """
         check_name(adapter_name, self.peft_config)
-        check_adapter(self.peft_config[adapter_name], model)
+        self.peft_config[adapter_name] = check_adapter(self.peft_config[adapter_name], model)
         for layer in _layers(model):
             if adapter_name in layer.ituning_adapter:
                 del layer.ituning_adapter[adapter_name]
@@ -133,6 +133,14 @@ class ITuningTuner(BaseTuner):
             "An I-Tuning adapter cannot be merged: it attends to the image, and no change of the frozen "
             "weights computes that. Keep it beside them, or take it off with unload()."
         )
+
+    def unmerge_adapter(self) -> None:
+        """Refuse, as merging is.
+
+        Raises:
+            NotImplementedError: always, with the reason.
+        """
+        self._check_merge_allowed()
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make one adapter active, or several, whose outputs are added up.

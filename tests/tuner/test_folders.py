@@ -1,6 +1,7 @@
 """Saved captioners to saved PEFT adapters and back."""
 
 import json
+import pickle
 import re
 import shutil
 from itertools import pairwise
@@ -10,7 +11,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from small_models import make_captioner
+from small_models import LeavesAMark, make_captioner
 from transformers import AutoModelForCausalLM
 
 from ituning_hf import ITuningForCaptioning, save_captioner
@@ -132,6 +133,16 @@ def test_of_several_precisions_the_widest_is_kept(folders, tmp_path):
     convert(tmp_path / "captioner", tmp_path / "again")
     again = load_file(tmp_path / "again" / "adapter_model.safetensors")
     assert all(torch.equal(again[key], tensor.float()) for key, tensor in stored.items())
+
+
+def test_a_pickle_is_not_opened(folders, tmp_path):
+    adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").unlink()
+    with (adapter / "adapter_model.bin").open("wb") as file:
+        pickle.dump(LeavesAMark(tmp_path / "mark"), file)
+    with pytest.raises(OSError, match=r"missing or damaged: .*adapter_model\.safetensors"):
+        convert(adapter, tmp_path / "out")
+    assert not (tmp_path / "mark").exists()
 
 
 def test_the_command(folders, tmp_path, capsys):

@@ -1,7 +1,5 @@
 """What the PEFT method refuses, in which words, and that the model is as it was afterwards."""
 
-import copy
-
 import pytest
 import torch
 from methods import IMAGES, ITUNING, ROWS, ituning_config
@@ -234,8 +232,7 @@ def test_the_images_width_must_be_given(width):
 
 def test_what_is_left_open_is_taken_from_the_model(gpt2):
     config = ITuningTunerConfig(vision_hidden_size=15, adapter_num_heads=11)
-    original = copy.deepcopy(config)
-    get_peft_model(gpt2, config)
-    assert (original.adapter_hidden_size, original.adapter_layers) == (None, None)
-    assert (config.adapter_hidden_size, config.adapter_layers) == (11, [0, 1, 2, 3])
-    assert config.base_model_name_or_path == gpt2.name_or_path
+    own = get_peft_model(gpt2, config).peft_config["default"]
+    assert (own.adapter_hidden_size, own.adapter_layers) == (11, [0, 1, 2, 3])
+    assert (config.adapter_hidden_size, config.adapter_layers) == (None, None)  # free for another model
+    assert own.base_model_name_or_path == gpt2.name_or_path
