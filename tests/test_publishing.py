@@ -14,6 +14,8 @@ from small_models import LeavesAMark, edit_json, make_captioner
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
 from ituning_hf.cli import main
+from ituning_hf.model_card import write_card
+from ituning_hf.model_card.facts import PLACEHOLDER
 from ituning_hf.publishing import review_captioner
 
 HUB = {"vision_model": "org/clip", "text_model": "org/text"}
@@ -180,12 +182,13 @@ def test_the_dry_run_lists_what_would_go(folder: Path, backbones, capsys):
     assert lines[len(sizes) :] == [
         f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files",
         "left out: .DS_Store, .git",
+        "card: yours: sent with its metadata completed",
         "vision model: org/clip at its newest commit, whose weights are compared first",
         "text model: org/text at its newest commit, whose weights are compared first",
         "to the private repository org/new, branch v1; nothing was sent",
     ]
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
-    assert contents["README.md"] == b"# Captioner\n\nOver org/clip.\n"
+    assert contents["README.md"].decode().endswith("---\n\n# Captioner\n\nOver org/clip.\n")
     config = json.loads(contents["config.json"])
     assert (config["vision_model_revision"], config["text_model_revision"]) == ("1" * 40, "2" * 40)
 
@@ -195,7 +198,7 @@ def test_a_place_that_begins_like_the_local_one_is_not_taken_for_it(folder: Path
     (folder / "README.md").write_text(f"{local}-large, {local}.bak, {local}2; {local}. {local}/x ({local})")
     contents = review_captioner(folder, **HUB).contents("org/mine", {"vision": "1" * 40, "text": "2" * 40})
     new = f"{local}-large, {local}.bak, {local}2; org/clip. org/clip/x (org/clip)"
-    assert contents["README.md"] == new.encode()
+    assert contents["README.md"].decode().endswith(f"---\n\n{new}")
 
 
 @pytest.mark.parametrize("recorded", ["C:\\Users\\ann\\gpt2", "/home/ann/gpt2"])
@@ -246,12 +249,67 @@ def test_a_rendered_card_is_rendered_for_its_place_on_the_hub(backbones, process
     assert (tmp_path / "README.md").read_bytes() == before
 
 
+REVISIONS = {"vision": "1" * 40, "text": "2" * 40}
+
+
+def card_on_the_hub(folder: Path) -> str:
+    return review_captioner(folder, **HUB).contents("org/mine", REVISIONS)["README.md"].decode()
+
+
+def test_an_edited_card_says_nothing_that_is_true_of_this_machine_alone(backbones, processor, tmp_path: Path):
+    save_captioner(make_captioner(backbones), processor, tmp_path)
+    path = tmp_path / "README.md"
+    path.write_text(path.read_text().replace("## Limits", "## Limits\n\nIt is mine."))
+    assert "not on the Hub" in path.read_text()
+    assert PLACEHOLDER in path.read_text()
+    card = card_on_the_hub(tmp_path)
+    assert "## Limits\n\nIt is mine." in card
+    assert "not on the Hub" not in card
+    assert PLACEHOLDER not in card
+    assert "## Use\n\n```python" in card
+    assert 'captioner, revision = "org/mine", "main"' in card
+    data = ModelCard(card).data
+    assert (data.base_model, data.base_model_relation) == (["org/clip", "org/text"], "adapter")
+
+
+def test_what_a_person_told_the_hub_stays_to_the_byte(folder: Path):
+    kept, models = "license: mit  # as we agreed\ntags: [mine]\n", "base_model:\n- org/clip\n- org/third\n"
+    (folder / "README.md").write_text(f"---\n{kept}{models}# more\nlanguage: no\n---\n# Mine\n")
+    card = card_on_the_hub(folder)
+    assert card == (
+        f"---\n{kept}# more\nlanguage: no\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n"
+        f"base_model_relation: adapter\n{models}- org/text\n---\n# Mine\n"
+    )
+    (folder / "README.md").write_text(card)
+    assert (
+        review_captioner(folder, **HUB).contents("org/mine", REVISIONS)["README.md"] == folder / "README.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("front", "told"), [("a: [", "is not YAML"), ("- a", "holds a list, expected 'name: value'")]
+)
+def test_a_card_that_the_hub_cannot_read_is_refused(folder: Path, front: str, told: str):
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# Mine\n")
+    with pytest.raises(ValueError, match=f"README.md cannot be read by the Hub .*{told}.*mend it"):
+        review_captioner(folder, **HUB)
+
+
+def test_the_dry_run_says_of_a_rendered_card_what_it_is_rendered_for(folder: Path, capsys):
+    (folder / "README.md").unlink()
+    write_card(folder)
+    flags = ["--vision-model", "org/clip", "--text-model", "org/text"]
+    assert main(["push", str(folder), "org/new", "--dry-run", *flags]) == 0
+    assert "card: rendered for org/new\n" in capsys.readouterr().out
+
+
 def test_a_captioner_over_pinned_models_of_the_hub_goes_byte_for_byte(folder: Path):
     for kind in ("vision", "text"):
         place = {f"{kind}_model_name_or_path": f"org/{kind}", f"{kind}_model_revision": "c" * 40}
         edit_json(folder / "config.json", **place)
     review = review_captioner(folder)
     assert [place.revision for place in review.places.values()] == ["c" * 40] * 2
+    (folder / "README.md").write_bytes(review.contents("org/mine", {})["README.md"])
     assert review.contents("org/mine", {}) == {name: folder / name for name in review.names}
 
 

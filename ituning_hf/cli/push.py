@@ -84,6 +84,10 @@ def _list(options: argparse.Namespace) -> None:
     print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
     if review.left_out:
         print(f"left out: {', '.join(review.left_out)}")
+    rendered = review.card_is_rendered
+    print(
+        f"card: {f'rendered for {options.repo}' if rendered else 'yours: sent with its metadata completed'}"
+    )
     for kind, place in review.places.items():
         at = place.revision or "its newest commit, whose weights are compared first"
         print(f"{kind} model: {place.name} at {at}")

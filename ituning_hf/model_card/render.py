@@ -35,7 +35,7 @@ def render(facts: CardFacts) -> ModelCard:
         metadata(facts),
         template_path=str(TEMPLATE),
         facts=facts,
-        local=[backbone for backbone in facts.backbones if not backbone.on_hub],
+        note=local_note(facts),
         backbones=_backbones_table(facts.vision, facts.text),
         adapter=table(("adapter", ""), list(_adapter_rows(facts))),
         data=_data_table(facts),
@@ -46,6 +46,23 @@ def render(facts: CardFacts) -> ModelCard:
         made_with=_made_with(facts),
     )
     return ModelCard(str(card).rstrip() + "\n")
+
+
+def local_note(facts: CardFacts) -> str:
+    """Say what follows from backbones that are not on the Hub; nothing if both are there."""
+    local = [backbone for backbone in facts.backbones if not backbone.on_hub]
+    if not local:
+        return ""
+    are, them, they_lie = ("are", "them", "they lie") if len(local) > 1 else ("is", "it", "it lies")
+    roles = " and the ".join(backbone.role for backbone in local)
+    kinds = ["vision" if backbone is facts.vision else "text" for backbone in local]
+    options = ", ".join(f"{kind}_model_name_or_path=..." for kind in kinds)
+    return (
+        f"> The {roles} {are} not on the Hub, so that this captioner works\n"
+        f"> only on a machine that has {them}. Where {they_lie} elsewhere, say where:\n"
+        f"> `from_pretrained(..., {options})`. To share it, put\n"
+        f"> {them} on the Hub, too: `ituning push --help` shows how."
+    )
 
 
 def _backbones_table(*backbones: Backbone) -> str:

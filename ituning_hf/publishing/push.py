@@ -118,7 +118,7 @@ def check_repo_id(repo_id: str) -> None:
 
 def _is_edited_there(api: HfApi, review: Review, repo_id: str, before: ModelInfo) -> bool:
     """Tell whether a person wrote or edited the card on the Hub, and nobody the folder's."""
-    if CARD not in _names(before) or not is_rendered(review.folder / CARD):
+    if CARD not in _names(before) or not review.card_is_rendered:
         return False
     return not is_rendered(Path(api.hf_hub_download(repo_id, CARD, revision=before.sha)))
 

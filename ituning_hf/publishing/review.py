@@ -21,6 +21,7 @@ from ..model_card.training_record import TRAINING_FILE
 from ..modeling_ituning import ITuningForCaptioning
 from ..saving import load_processor
 from .contents import CARD, Place, Review
+from .written_card import read_metadata
 
 _CODE = {path.name: path for path in Path(__file__).parents[1].glob("*_ituning.py")}
 _ADAPTER = "model.safetensors"
@@ -128,6 +129,11 @@ def _check_text(path: Path) -> Iterator[str]:
     except ValueError as error:
         yield f"{path.name} is damaged ({error}): save the captioner and its processor again."
         return
+    if path.name == CARD:
+        try:
+            read_metadata(text)
+        except ValueError as error:
+            yield f"{CARD} cannot be read by the Hub ({' '.join(str(error).split())}): mend it."
     if (read_record := _RECORDS.get(path.name)) is not None:
         try:
             read_record(path.parent)
