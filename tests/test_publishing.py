@@ -117,13 +117,21 @@ def test_what_must_not_go_is_refused(folder: Path, spoil, message: str):
     assert len(problems) == 1 or "processor" in message or "cut" in message
 
 
-def test_all_problems_are_told_at_once_and_in_one_line(folder: Path, backbones, capsys):
+def test_all_problems_are_told_at_once_and_each_in_one_line(folder: Path, backbones, capsys):
     (folder / "notes.txt").write_text("x")
     (folder / "optimizer.bin").write_bytes(b"x")
     (folder / "README.md").unlink()
     assert main(["push", str(folder), "org/new"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    lines = error.splitlines()
+    assert lines[0] == f"ituning: error: {str(folder)!r} cannot go to the Hub as it is:"
+    assert all(line.startswith("- ") for line in lines[1:-1])
+    assert len(lines) == 7
+    assert lines[-1] == (
+        f"What is not on the Hub yet gets there by `hf upload org/NAME-vision {backbones['vision']}` and "
+        f"`hf upload org/NAME-text {backbones['text']}`; then give --vision-model org/NAME-vision "
+        "--text-model org/NAME-text."
+    )
     for problem in (
         "notes.txt is no part",
         "optimizer.bin is a pickle",
@@ -141,6 +149,13 @@ def test_a_local_folder_is_no_place_on_the_hub(folder: Path, backbones, name: st
     name = name.format(**backbones)
     with pytest.raises(ValueError, match="its frozen vision model is the local folder"):
         review_captioner(folder, vision_model=name, text_model="gpt2")
+
+
+def test_only_what_is_not_on_the_hub_is_to_be_uploaded_and_a_shell_can_read_it(folder: Path):
+    name = "/home/ann/my gpt2"
+    with pytest.raises(ValueError, match="hf upload org/NAME-text '/home/ann/my gpt2'`; then") as refused:
+        review_captioner(folder, vision_model="org/clip", text_model=name)
+    assert "NAME-vision" not in str(refused.value)
 
 
 def test_a_folder_here_of_the_name_of_an_id_is_refused(folder: Path, tmp_path: Path, monkeypatch):

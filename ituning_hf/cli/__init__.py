@@ -28,7 +28,8 @@ examples:
   ituning info my-captioner/best
   ituning push my-captioner/best org/my-captioner --dry-run
 
-Mistakes are told in one line. With ITUNING_TRACEBACK=1 in the environment, with the whole traceback.
+Mistakes are told in one line, several at once in a list. With ITUNING_TRACEBACK=1 in the environment, with
+the whole traceback.
 """
 
 
@@ -61,9 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("ITUNING_TRACEBACK") or not _is_foreseen(error):
             raise
-        print("ituning: error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("ituning: error:", _told(error), file=sys.stderr)
         return 1 if isinstance(error, RuntimeError) else 2
     return code
+
+
+def _told(error: Exception) -> str:
+    """Return an error's message: a list as it is, anything else in one line."""
+    lines = str(error).splitlines()
+    return "\n".join(lines) if lines[1:] and lines[1].startswith("- ") else " ".join(lines)
 
 
 def _run(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ examples:
   ituning push my-captioner/best org/my-captioner \\
       --vision-model openai/clip-vit-base-patch16 --text-model gpt2
 
-The last is for a captioner that was trained over local copies of models that are on the Hub: it is checked
-that they are the same. The folder itself stays as it is.
+  hf upload org/my-gpt2 path/to/my-gpt2
+
+The third is for a captioner that was trained over local copies of models that are on the Hub: it is checked
+that they are the same. The last puts a model of your own there first, whose id is then given in the same way.
+The captioner's folder stays as it is.
 """
 
 
@@ -65,6 +69,10 @@ def run(options: argparse.Namespace) -> int:
         print("the same files were there already: no commit was made")
     if result.card_kept:
         print("the model card there was edited on the Hub, and stays")
+    for name, why in result.not_for_all.items():
+        print(
+            f"{name} is {why}: whoever has no access to it cannot load this public captioner", file=sys.stderr
+        )
     print(f"{result.url} at commit {result.commit}")
     revision = f', revision="{options.revision}"' if options.revision else ""
     print(f'AutoModel.from_pretrained("{result.repo_id}", trust_remote_code=True{revision})')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def review_captioner(
     ]
     if problems:
         listed = "".join(f"\n- {problem}" for problem in problems)
-        raise ValueError(f"{str(folder)!r} cannot go to the Hub as it is:{listed}")
+        hint = _how_to_upload(raw, {"vision": vision_model, "text": text_model})
+        raise ValueError(f"{str(folder)!r} cannot go to the Hub as it is:{listed}{hint}")
     left_out = tuple(path.name for path in entries if path not in shown)
     kept = {kind: place for kind, place in places.items() if isinstance(place, Place)}
     return Review(folder, tuple(path.name for path in shown), kept, left_out)
@@ -210,6 +212,19 @@ def _place(kind: str, raw: dict[str, Any], given: str | None) -> Place | str:
     revision = raw.get(f"{kind}_model_revision")
     pinned = given is None and revision is not None and _COMMIT.fullmatch(revision)
     return Place(name, revision if pinned else None, recorded, fingerprint)
+
+
+def _how_to_upload(raw: dict[str, Any], given: dict[str, str | None]) -> str:
+    """Say how frozen models that are not on the Hub get there; nothing if both are."""
+    names = {kind: name or raw.get(f"{kind}_model_name_or_path") for kind, name in given.items()}
+    local = {kind: name for kind, name in names.items() if name and is_local(name)}
+    if not local:
+        return ""
+    commands = " and ".join(
+        f"`hf upload org/NAME-{kind} {shlex.quote(name)}`" for kind, name in local.items()
+    )
+    options = " ".join(f"--{kind}-model org/NAME-{kind}" for kind in local)
+    return f"\nWhat is not on the Hub yet gets there by {commands}; then give {options}."
 
 
 __all__ = ["FILES", "review_captioner"]
