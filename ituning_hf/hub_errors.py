@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,
@@ -25,12 +26,13 @@ def explain_hub_error(error: BaseException) -> str | None:
         error: What was raised; the errors that it was raised from are looked at too.
 
     Returns:
-        One line, without a full stop; None if the Hub, or the way to it, has no part in the error.
+        One line, without a full stop; None if the Hub, or the way to it, has no part in the error, or the
+        Hub just has no such file.
     """
     chain = list(_with_causes(error))
     for cause in chain:
         if isinstance(cause, HfHubHTTPError):
-            return _explain_answer(cause)
+            return None if isinstance(cause, EntryNotFoundError) else _explain_answer(cause)
     for cause in chain:
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it"

@@ -21,7 +21,8 @@ import ituning_hf
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, captioning
 from ituning_hf.cli import main
 from ituning_hf.data.images import load_image
-from ituning_hf.inspection import describe, format_description
+from ituning_hf.description import format_description
+from ituning_hf.inspection import describe
 
 SHORT = ["--num-beams", "3", "--max-new-tokens", "7", "--device", "cpu"]
 PACKAGE = Path(ituning_hf.__file__).parent

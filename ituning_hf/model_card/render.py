@@ -22,6 +22,7 @@ _LIBRARIES = ("python", "torch", "transformers", "accelerate", "ituning_hf")
 # Told elsewhere on the card, or of no effect on the weights.
 _ELSEWHERE = {*ADAPTER_OPTIONS, "eval_split", "mixed_precision"}
 _WITHOUT_EFFECT = {"image_column", "caption_column", "num_sample_captions"}
+_OFF_AT_ZERO = {"label_smoothing", "eval_caption_images"}
 _BATCH_SIZES = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 
 
@@ -94,7 +95,7 @@ def _adapter_rows(facts: CardFacts) -> Iterator[tuple[str, str]]:
     yield "scale", str(adapter["scale"])
     yield "dropout", str(adapter["dropout"])
     yield "reads the encoder's hidden state", str(adapter["vision_feature_layer"])
-    yield "trained parameters", f"{parameters['trainable']:,} of {parameters['total']:,} ({share:.2%})"
+    yield "trainable parameters", f"{parameters['trainable']:,} of {parameters['total']:,} ({share:.2%})"
     if "bytes" in adapter:
         yield "stored as", f"{adapter['dtype']}, {adapter['bytes']:,} bytes"
     if facts.license is not None:
@@ -120,14 +121,20 @@ def _training_rows(record: TrainingRecord) -> Iterator[tuple[str, str]]:
     settings = {k: v for k, v in record.settings.items() if k not in _ELSEWHERE | _WITHOUT_EFFECT}
     if settings.get("max_train_steps") is not None:
         settings.pop("num_train_epochs", None)  # it had no say
+    if settings.get("early_stopping_patience") is None:
+        settings.pop("early_stopping_threshold", None)
     yield "optimiser", "AdamW on the cross-entropy of the captions' tokens"
     yield "optimiser steps", f"{record.step:,} ({record.epoch:.4g} epochs)"
     if settings.keys() >= _BATCH_SIZES:  # another training loop's record may have others
         batch = math.prod(settings[name] for name in _BATCH_SIZES)
         yield "images in a step", f"at most {batch * record.num_processes:,}"
     for name, value in sorted(settings.items()):
-        if value is not None and value != []:
+        if not _is_off(name, value):
             yield f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _is_off(name: str, value: Any) -> bool:
+    return value is None or value is False or value == [] or (name in _OFF_AT_ZERO and value == 0)
 
 
 def _validation(record: TrainingRecord | None) -> str:

@@ -45,6 +45,10 @@ ituning("private", *caption, "org/secret")
 ituning("private, of others", *caption, "org/secret", token="reader")
 ituning("private, own", *caption, "org/secret", token="writer")
 
+for token in (None, "nonsense", "reader"):
+    ituning(f"cached, {token}", *caption, "org/secret", token=token)
+ituning("info, cached", "info", "org/secret")
+
 ituning("push, no token", *pushed, "org/new", *ids)
 ituning("push, bad token", *pushed, "org/new", *ids, token="nonsense")
 ituning("push, of others", *pushed, "org/captioner", *ids, token="reader")
@@ -129,10 +133,24 @@ def test_what_goes_wrong_is_told_in_one_line(found, name: str):
     assert errors.startswith("ituning: error: ")
     assert errors.count("\n") == 1
     assert TOLD[name] in errors
+    assert ".." not in errors.replace("...", "")
 
 
 def test_a_name_without_a_namespace_is_the_users_own(found, hub):
     assert f"{hub.endpoint}/ann/mine at commit" in found["push, own name"][1]
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [("None", "or it is private"), ("nonsense", "that is valid"), ("reader", "it is private")],
+)
+def test_a_private_captioner_in_the_cache_without_its_token(found, token: str, told: str):
+    code, output, errors = found[f"cached, {token}"]
+    assert (code, output) == (2, "")
+    assert errors.startswith("ituning: error: The processor of 'org/secret' cannot be had: the Hub ")
+    assert told in errors
+    assert "save it beside" not in errors
+    assert found["info, cached"][0] == 0
 
 
 def test_a_public_captioner_over_models_that_not_all_may_load(found):
