@@ -8,16 +8,21 @@ each brings what it needs when it runs, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from .._version import __version__
 from . import caption, convert, demo, info, push, train
 
 _COMMANDS = (demo, train, caption, info, push, convert)  # in the order in which --help lists them
+
+_IN_PYTHON = re.compile(r"from_pretrained\(\.\.\., (vision|text)_model_name_or_path=\.\.\.\)")
+_UNDERSCORED = re.compile("--[a-z]+(_[a-z]+)+(=.*)?", re.DOTALL)
 
 _EXAMPLES = """\
 examples:
@@ -68,17 +73,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(error: Exception) -> str:
-    """Return an error's message: a list as it is, anything else in one line."""
-    lines = str(error).splitlines()
+    """Return an error's message in the command's own terms: a list as it is, anything else in one line."""
+    lines = _IN_PYTHON.sub(r"--\1-model PLACE", str(error)).splitlines()
     return "\n".join(lines) if lines[1:] and lines[1].startswith("- ") else " ".join(lines)
 
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["train"]:  # its options, --help among them, are the trainer's own
         return train.run(arguments[1:])
-    options = _parser().parse_args(arguments)
+    parser, commands = _parsers()
+    options, unknown = parser.parse_known_args([_with_hyphens(argument) for argument in arguments])
+    if unknown:
+        name = next(argument for argument in arguments if argument in commands)
+        raise ValueError(_not_understood(unknown[0], commands[name]))
     _silence_transformers()
     return options.run(options)
+
+
+def _with_hyphens(argument: str) -> str:
+    """Take the spelling of `ituning train`, --num_beams, for --num-beams."""
+    if not _UNDERSCORED.fullmatch(argument):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _not_understood(argument: str, command: argparse.ArgumentParser) -> str:
+    name = argument.partition("=")[0]
+    if not name.startswith("-"):
+        return f"{name!r} belongs to no option; {command.prog} --help shows them."
+    nearest = difflib.get_close_matches(name, re.findall("--[a-z-]+", command.format_usage()), n=1)
+    meant = f": did you mean {nearest[0]}?" if nearest else "."
+    return f"{name} is no option{meant} {command.prog} --help shows them."
 
 
 def _is_foreseen(error: Exception) -> bool:
@@ -90,7 +116,7 @@ def _is_foreseen(error: Exception) -> bool:
     return isinstance(error, (OSError, ValueError)) or type(error) is ImportError  # not a missing module
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="ituning",
         description="Train a small image captioner between a frozen CLIP and a frozen GPT-2, and use it.",
@@ -101,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_parser(commands)
-    return parser
+    return parser, commands.choices
 
 
 def _silence_transformers() -> None:
