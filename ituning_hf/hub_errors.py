@@ -51,7 +51,7 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _explain_answer(error: HfHubHTTPError) -> str:
     status = error.response.status_code
-    said = error.response.headers.get("X-Error-Message", "").rstrip(".") or f"it answers {status}"
+    said = error.response.headers.get("X-Error-Message", "").strip().rstrip(".") or f"it answers {status}"
     if isinstance(error, GatedRepoError):
         return f"access to it must be asked for on its page, and the token be given {_LOG_IN}"
     if isinstance(error, RepositoryNotFoundError):

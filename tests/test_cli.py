@@ -21,8 +21,8 @@ from transformers.utils import logging
 import ituning_hf
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, captioning
 from ituning_hf.cli import main
+from ituning_hf.cli.description import format_description
 from ituning_hf.data.images import load_image
-from ituning_hf.description import format_description
 from ituning_hf.inspection import describe
 
 SHORT = ["--num-beams", "3", "--max-new-tokens", "7", "--device", "cpu"]

@@ -11,7 +11,7 @@ import transformers
 from small_models import make_captioner
 
 from ituning_hf import ITuningForCaptioning, __version__
-from ituning_hf.description import format_description
+from ituning_hf.cli.description import format_description
 from ituning_hf.inspection import describe, describe_config, read_config
 from ituning_hf.model_card import TrainingRecord, ValidationRecord, write_training_record
 

@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from .._version import __version__
@@ -81,11 +81,9 @@ def _told(error: Exception) -> str:
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["train"]:  # its options, --help among them, are the trainer's own
         return train.run(arguments[1:])
-    parser, commands = _parsers()
-    options, unknown = parser.parse_known_args([_with_hyphens(argument) for argument in arguments])
+    options, unknown = _parser().parse_known_args([_with_hyphens(argument) for argument in arguments])
     if unknown:
-        name = next(argument for argument in arguments if argument in commands)
-        raise ValueError(_not_understood(unknown[0], commands[name]))
+        raise ValueError(_not_understood(unknown[0], options.parser))
     _silence_transformers()
     return options.run(options)
 
@@ -116,7 +114,7 @@ def _is_foreseen(error: Exception) -> bool:
     return isinstance(error, (OSError, ValueError)) or type(error) is ImportError  # not a missing module
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ituning",
         description="Train a small image captioner between a frozen CLIP and a frozen GPT-2, and use it.",
@@ -127,7 +125,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_parser(commands)
-    return parser, commands.choices
+    for added in commands.choices.values():
+        added.set_defaults(parser=added)
+    return parser
 
 
 def _silence_transformers() -> None:

@@ -14,11 +14,9 @@ examples:
   ituning push my-captioner/best org/my-captioner \\
       --vision-model openai/clip-vit-base-patch16 --text-model gpt2
 
-  hf upload org/my-gpt2 path/to/my-gpt2
-
-The third is for a captioner that was trained over local copies of models that are on the Hub: it is checked
-that they are the same. The last puts a model of your own there first, whose id is then given in the same way.
-The captioner's folder stays as it is.
+The last is for a captioner that was trained over local copies of models that are on the Hub: it is checked
+that they are the same. A model of your own goes there first, `hf upload org/my-gpt2 path/to/my-gpt2`, and its
+id is then given in the same way. The captioner's folder stays as it is.
 """
 
 
