@@ -283,6 +283,9 @@ def test_an_edited_card_says_nothing_that_is_true_of_this_machine_alone(backbone
     assert PLACEHOLDER not in card
     assert "## Use\n\n```python" in card
     assert 'captioner, revision = "org/mine", "main"' in card
+    assert "a local folder" not in card
+    assert "| [org/clip](https://huggingface.co/org/clip) " in card
+    assert "stands for the captioner's folder" not in card
     data = ModelCard(card).data
     assert (data.base_model, data.base_model_relation) == (["org/clip", "org/text"], "adapter")
 

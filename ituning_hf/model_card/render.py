@@ -36,7 +36,7 @@ def render(facts: CardFacts) -> ModelCard:
         metadata(facts),
         template_path=str(TEMPLATE),
         facts=facts,
-        note=local_note(facts),
+        note=_local_note(facts),
         backbones=_backbones_table(facts.vision, facts.text),
         adapter=table(("adapter", ""), list(_adapter_rows(facts))),
         data=_data_table(facts),
@@ -49,7 +49,7 @@ def render(facts: CardFacts) -> ModelCard:
     return ModelCard(str(card).rstrip() + "\n")
 
 
-def local_note(facts: CardFacts) -> str:
+def _local_note(facts: CardFacts) -> str:
     """Say what follows from backbones that are not on the Hub; nothing if both are there."""
     local = [backbone for backbone in facts.backbones if not backbone.on_hub]
     if not local:

@@ -15,8 +15,7 @@ from transformers.utils import CONFIG_NAME
 from ..model_card import write_card
 from ..model_card.evaluation_results import is_absolute
 from ..model_card.facts import facts_of
-from ..model_card.metadata import metadata
-from ..model_card.render import local_note
+from ..model_card.render import render
 from ..model_card.writing import is_rendered
 from .written_card import complete_card
 
@@ -57,7 +56,7 @@ class Review:
         """Return what each file will hold: itself, or other bytes where it names a place that is replaced.
 
         A card that was rendered is rendered anew, with the captioner's id in it. A person's keeps its words;
-        the local folders and the placeholder that it names are replaced, and its metadata completed.
+        what is left in it of the rendered one is rendered anew, and its metadata completed.
 
         Args:
             repo_id: The captioner's id on the Hub.
@@ -76,9 +75,8 @@ class Review:
 
     def _written_card(self, prepared: Path, repo_id: str) -> Path | bytes:
         """Complete a person's card by what the files that will be on the Hub tell."""
-        known = metadata(facts_of(prepared, repo_id=repo_id)).to_dict()
-        note = local_note(facts_of(self.folder))  # as the card was rendered before a person edited it
-        text = complete_card((prepared / CARD).read_text(encoding="utf-8"), known, repo_id, note)
+        before, after = render(facts_of(self.folder)), render(facts_of(prepared, repo_id=repo_id))
+        text = complete_card((prepared / CARD).read_text(encoding="utf-8"), before, after, repo_id)
         path = self.folder / CARD
         return path if text == path.read_text(encoding="utf-8") else text.encode()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCard
 from huggingface_hub.utils import yaml_dump
 
 from ..model_card.facts import PLACEHOLDER
@@ -30,24 +32,32 @@ def read_metadata(card: str) -> dict[str, Any]:
     return content or {}
 
 
-def complete_card(card: str, known: Mapping[str, Any], repo_id: str, note: str) -> str:
+def complete_card(card: str, before: ModelCard, after: ModelCard, repo_id: str) -> str:
     """Make a person's card fit for the Hub.
 
     Args:
-        card: Its text.
-        known: Metadata. What the card lacks of it is added, and the models that it was made from are
+        card: Its text. What it lacks of the metadata is added, and the models that it was made from are
             completed; nothing that a person set is taken away.
+        before: The card that is rendered for the folder: where the person's still has its lines, they follow.
+        after: The card that is rendered for the Hub.
         repo_id: Stands in for the placeholder of cards that were rendered.
-        note: What such a card said of backbones that are not on the Hub; empty if it said nothing.
     """
-    text = card.replace(PLACEHOLDER, repo_id)
-    if note:
-        text = text.replace(f"{note}\n\n", "")
-    own = read_metadata(text)
+    text = _follow(card, before.text, after.text).replace(PLACEHOLDER, repo_id)
+    known, own = after.data.to_dict(), read_metadata(text)
     added = {key: value for key, value in known.items() if own.get(key) is None}
     if (models := _as_list(own.get("base_model"))) and set(known.get("base_model", ())) - set(models):
         added["base_model"] = list(dict.fromkeys([*models, *known["base_model"]]))
     return _with_metadata(text, added) if added else text
+
+
+def _follow(text: str, before: str, after: str) -> str:
+    """Make the changes from one text to another in a third, wherever it has what is changed."""
+    old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    for _, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        block = "".join(old[a:b])
+        if block.strip() and text.count(block) == 1:
+            text = text.replace(block, "".join(new[c:d]))
+    return text
 
 
 def _as_list(value: Any) -> list[Any]:
