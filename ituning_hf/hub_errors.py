@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,
@@ -25,12 +26,13 @@ def explain_hub_error(error: BaseException) -> str | None:
         error: What was raised; the errors that it was raised from are looked at too.
 
     Returns:
-        One line, without a full stop; None if the Hub, or the way to it, has no part in the error.
+        One line, without a full stop; None if the Hub, or the way to it, has no part in the error, or the
+        Hub just has no such file.
     """
     chain = list(_with_causes(error))
     for cause in chain:
         if isinstance(cause, HfHubHTTPError):
-            return _explain_answer(cause)
+            return None if isinstance(cause, EntryNotFoundError) else _explain_answer(cause)
     for cause in chain:
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it"
@@ -49,7 +51,7 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _explain_answer(error: HfHubHTTPError) -> str:
     status = error.response.status_code
-    said = error.response.headers.get("X-Error-Message", "").rstrip(".") or f"it answers {status}"
+    said = error.response.headers.get("X-Error-Message", "").strip().rstrip(".") or f"it answers {status}"
     if isinstance(error, GatedRepoError):
         return f"access to it must be asked for on its page, and the token be given {_LOG_IN}"
     if isinstance(error, RepositoryNotFoundError):

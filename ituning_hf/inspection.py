@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .configuration_ituning import ITuningConfig
 from .hub_errors import explain_hub_error
 from .modeling_ituning import ITuningForCaptioning
 
+_PEFT = "an adapter of PEFT, of which `ituning convert` makes a captioner"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names and PyTorch's
 
 
@@ -29,8 +30,8 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     """Describe a saved captioner.
 
     Args:
-        model_name_or_path: The captioner's folder or Hub id. Of the latter only the configuration and the
-            adapter are downloaded.
+        model_name_or_path: The captioner's folder or Hub id. Of the latter only the configuration, the
+            adapter and the record of its training are downloaded.
         revision: The captioner's revision on the Hub.
 
     Returns:
@@ -43,6 +44,8 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
           `vision_feature_layer`, and, from the weights' file, `parameters`, `dtype` and `bytes`;
         - `parameters`: `trainable`, `frozen` and `total`, tied weights counted once;
         - `generation`: the default generation settings;
+        - `training`: what `training.json` says of it, but for the settings and versions; None without it;
+        - `commit`: of a Hub id, the captioner's; otherwise None;
         - `files`: the size in bytes of each file in the folder (of a Hub id, of those on this machine).
 
     Raises:
@@ -75,6 +78,8 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
         },
         **parts,
         "generation": _generation_settings(name, revision, model),
+        "training": _training(name, revision),
+        "commit": folder.name if folder.parent.name == "snapshots" and not os.path.isdir(name) else None,
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
     }
 
@@ -140,8 +145,8 @@ def read_config(
         path = _find(name, CONFIG_NAME, revision)
     except OSError as error:
         raise OSError(
-            f"There is no captioner at {name!r}: {_what_is_there(name, error)}. Give a folder that a "
-            "captioner was saved to, or its id on the Hub."
+            f"There is no captioner at {name!r}: {_what_is_there(name, revision, error)}. Give a folder that "
+            "a captioner was saved to, or its id on the Hub."
         ) from error
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -149,9 +154,11 @@ def read_config(
         raise ValueError(f"{path} is not JSON ({error}): copy or download it again.") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != ITuningConfig.model_type:
+        beside = (
+            f"beside it is {_PEFT}" if _holds_peft_adapter(name, revision) else "give an I-Tuning captioner"
+        )
         raise ValueError(
-            f"{name!r} holds a model of type {model_type!r}, expected {ITuningConfig.model_type!r}: give an "
-            "I-Tuning captioner."
+            f"{name!r} holds a model of type {model_type!r}, expected {ITuningConfig.model_type!r}: {beside}."
         )
     return path.parent, config
 
@@ -163,13 +170,27 @@ def _find(name: str, filename: str, revision: str | None) -> Path:
     return Path(path)
 
 
-def _what_is_there(name: str, error: OSError) -> str:
+def _what_is_there(name: str, revision: str | None, error: OSError) -> str:
+    if _holds_peft_adapter(name, revision):
+        return f"{'the folder' if os.path.isdir(name) else 'the repository'} holds {_PEFT}"
     if not os.path.isdir(name):
-        return f"there is no such folder, and as an id on the Hub: {explain_hub_error(error) or error}"
-    if os.path.isfile(os.path.join(name, "adapter_config.json")):
-        return "the folder holds an adapter of PEFT, of which `ituning convert` makes a captioner"
+        reason = explain_hub_error(error) or str(error).rstrip(".")
+        return f"there is no such folder, and as an id on the Hub: {reason}"
     inside = sorted(path.parent.name for path in Path(name).glob(f"*/{CONFIG_NAME}"))
     return f"the folder has no {CONFIG_NAME}" + (f", but {inside} inside it have" if inside else "")
+
+
+def _find_if_there(name: str, filename: str, revision: str | None) -> Path | None:
+    """Find a file that is not needed, and so not worth a word where the Hub does not give it."""
+    try:
+        path = cached_file(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        return None
+    return None if path is None else Path(path)
+
+
+def _holds_peft_adapter(name: str, revision: str | None) -> bool:
+    return _find_if_there(name, "adapter_config.json", revision) is not None
 
 
 def _read_adapter_header(path: Path) -> dict[str, Any]:
@@ -213,52 +234,14 @@ def _generation_settings(name: str, revision: str | None, model: ITuningForCapti
     return {k: v for k, v in settings.to_diff_dict().items() if k != "transformers_version"}
 
 
-def format_description(description: dict[str, Any]) -> str:
-    """Lay a description out for people to read.
+def _training(name: str, revision: str | None) -> dict[str, Any] | None:
+    from .model_card.training_record import TRAINING_FILE, read_training_record  # which describes captioners
 
-    Args:
-        description: What `describe` returned.
-
-    Returns:
-        Several lines, without a line break at the end.
-    """
-    return "\n".join(f"{label:<16}{text}".rstrip() for label, text in _rows(description))
+    path = _find_if_there(name, TRAINING_FILE, revision)
+    record = read_training_record(path.parent) if path else None
+    if record is None:
+        return None
+    return {key: value for key, value in asdict(record).items() if key not in ("settings", "versions")}
 
 
-def _rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Give a label and a text for each line; the label is empty where the one above goes on."""
-    installed = dict(description["versions"])
-    saved_with = installed.pop("saved_with_transformers")
-    yield "captioner", description["name"]
-    yield "saved with", f"transformers {saved_with}, checkpoint format {description['format_version']}"
-    yield "installed", _join(installed)
-    for kind in ("vision", "text"):
-        backbone = description[f"{kind}_model"]
-        revision = f" at revision {backbone['revision']}" if backbone["revision"] else ""
-        yield f"{kind} model", f"{backbone['name_or_path']}{revision}"
-        shape = f"{backbone['num_layers']} layers of width {backbone['hidden_size']}"
-        yield "", f"{backbone['model_type']}, {shape}"
-        yield "", f"{backbone['parameters']:,} parameters, frozen; fingerprint {backbone['fingerprint']}"
-    yield from _adapter_rows(description)
-    yield "generation", _join(description["generation"])
-    for i, (file, size) in enumerate(description["files"].items()):
-        yield "" if i else "files", f"{size:>13,} bytes  {file}"
-
-
-def _adapter_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    adapter, parameters = description["adapter"], description["parameters"]
-    layers, depth = adapter["layers"], description["text_model"]["num_layers"]
-    where = f"all {depth} layers" if len(layers) == depth else f"layers {layers} of {depth}"
-    yield "adapter", f"in {where}, of width {adapter['hidden_size']} with {adapter['num_heads']} heads"
-    yield "", f"scale {adapter['scale']}, dropout {adapter['dropout']}"
-    yield "", f"reads hidden state {adapter['vision_feature_layer']} of the vision model"
-    yield "", f"{adapter['parameters']:,} parameters in {adapter['dtype']}, {adapter['bytes']:,} bytes"
-    share = parameters["trainable"] / parameters["total"]
-    yield "parameters", f"{parameters['trainable']:,} trainable of {parameters['total']:,} ({share:.2%})"
-
-
-def _join(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-__all__ = ["describe", "describe_config", "format_description", "read_config"]
+__all__ = ["describe", "describe_config", "read_config"]

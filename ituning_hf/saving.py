@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .hub_errors import explain_hub_error
 from .inspection import read_config
 from .model_card.evaluation_results import EVALUATION_FILE
 from .model_card.training_record import TRAINING_FILE, TrainingRecord, write_training_record
@@ -122,11 +123,14 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
 
     Raises:
         ValueError: if there is none, or not all of it.
+        OSError: if the Hub does not give it.
     """
     try:
         processor = ITuningProcessor.from_pretrained(name, revision=revision or "main")
     # Of a damaged file Transformers and tokenizers raise whatever comes of it, a bare Exception at times.
     except Exception as error:
+        if (explanation := explain_hub_error(error)) is not None:
+            raise OSError(f"The processor of {os.fspath(name)!r} cannot be had: {explanation}.") from error
         place = f"in {os.fspath(name)!r}" if os.fspath(name) else "beside a captioner that was never saved"
         raise ValueError(
             f"There is no whole processor {place} (processor_config.json, tokenizer files): save it beside "

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -13,15 +14,16 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from small_models import make_captioner
+from small_models import edit_json, make_captioner
 from tqdm import tqdm
 from transformers.utils import logging
 
 import ituning_hf
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, captioning
 from ituning_hf.cli import main
+from ituning_hf.cli.description import format_description
 from ituning_hf.data.images import load_image
-from ituning_hf.inspection import describe, format_description
+from ituning_hf.inspection import describe
 
 SHORT = ["--num-beams", "3", "--max-new-tokens", "7", "--device", "cpu"]
 PACKAGE = Path(ituning_hf.__file__).parent
@@ -239,6 +241,44 @@ def test_mistakes_are_told_in_one_line(saved, photos, capsys, monkeypatch, argum
     assert output.err.startswith("ituning: error: ")
     assert output.err.count("\n") == 1
     assert message in output.err
+
+
+def test_options_may_have_underscores_as_those_of_train(saved, photos, capsys):
+    files = ["photos/b.png", "photos/c.jpg"]
+    output = "my_captions.jsonl"
+    short = ["--num_beams", "3", "--max_new_tokens=7", "--device", "cpu", "--prompt=my_dog"]
+    assert main(["caption", *files, "--model", str(saved), *short, "--output", output]) == 0
+    expected = [expected_captions(saved, file, prompt="my_dog") for file in files]
+    assert [line["captions"] for line in read_lines(Path(output))] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["caption", "a.png", "--model", "m", "--num_beem", "3"],
+            "--num-beem is no option: did you mean --num-beams? ituning caption --help shows them.",
+        ),
+        (["info", "m", "--zzz=1"], "--zzz is no option. ituning info --help shows them."),
+        (["info", "m", "n"], "'n' belongs to no option; ituning info --help shows them."),
+        (
+            ["demo", "--sede", "3"],
+            "--sede is no option: did you mean --seed? ituning demo --help shows them.",
+        ),
+    ],
+)
+def test_an_option_that_there_is_not(capsys, arguments, told: str):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"ituning: error: {told}\n"
+
+
+def test_a_backbone_that_has_moved_is_asked_for_by_the_commands_own_option(saved, photos, tmp_path, capsys):
+    folder = shutil.copytree(saved, tmp_path / "moved")
+    edit_json(folder / "config.json", text_model_name_or_path="/gone/text")
+    assert main(["caption", "photos/b.png", "--model", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "If it has moved, give its place: --text-model PLACE." in error
+    assert "from_pretrained" not in error
 
 
 def test_the_traceback_can_be_had(photos, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import transformers
 from small_models import make_captioner
 
 from ituning_hf import ITuningForCaptioning, __version__
-from ituning_hf.inspection import describe, describe_config, format_description, read_config
+from ituning_hf.cli.description import format_description
+from ituning_hf.inspection import describe, describe_config, read_config
+from ituning_hf.model_card import TrainingRecord, ValidationRecord, write_training_record
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -152,8 +155,70 @@ def test_a_captioner_of_the_hub(saved, tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     (repository / "refs" / "v2").write_text(COMMIT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert describe("org/captioner", revision="v2") == describe(saved) | {"name": "org/captioner"}
+    assert describe("org/captioner", revision="v2") == describe(saved) | {
+        "name": "org/captioner",
+        "commit": COMMIT,
+    }
     assert read_config("org/captioner", "v2")[0] == repository / "snapshots" / COMMIT
+
+
+def test_of_a_captioner_of_the_hub_the_files_on_this_machine_and_the_commit(saved, tmp_path):
+    lines = format_description(describe(saved) | {"name": "org/captioner", "commit": COMMIT}).splitlines()
+    assert lines[:2] == ["captioner       org/captioner", f"                at commit {COMMIT}"]
+    assert [line.split()[:2] for line in lines if line.startswith("files")] == [["files", "here"]]
+    assert "files here" not in format_description(describe(saved))
+
+
+def test_how_it_was_trained(saved):
+    record = TrainingRecord(
+        dataset="org/photos",
+        dataset_on_hub=True,
+        num_train_images=29_000,
+        eval_split="val",
+        num_eval_images=1_014,
+        step=18_120,
+        epoch=9.98765,
+        settings={"learning_rate": 0.5},
+        validation=ValidationRecord(step=18_000, scores={"loss": 2.34567}, num_scored=0),
+        versions={"torch": "2"},
+        device="CPU",
+        num_processes=1,
+    )
+    assert describe(saved)["training"] is None
+    assert "trained on" not in format_description(describe(saved))
+    write_training_record(saved, record)
+    told = describe(saved)["training"]
+    assert told == json.loads(json.dumps(told))
+    assert (told["step"], told["validation"]["scores"], "settings" in told) == (
+        18_120,
+        {"loss": 2.34567},
+        False,
+    )
+    text = format_description(describe(saved))
+    assert "trained on      org/photos: 29,000 images, 1,014 to validate\n" in text
+    assert "                18,120 steps, epoch 9.988; loss on val 2.3457\n" in text
+    write_training_record(saved, replace(record, eval_split=None, validation=None, dataset=None))
+    text = format_description(describe(saved))
+    assert "trained on      images given in Python: 29,000 images\n" in text
+    assert "                18,120 steps, epoch 9.988\n" in text
+
+
+def test_a_backbone_that_is_gone_is_marked(saved, backbones):
+    edit_config(saved, text_model_name_or_path="/gone/text", vision_model_name_or_path="org/clip")
+    lines = format_description(describe(saved)).splitlines()
+    assert "text model      /gone/text (not there)" in lines
+    assert "vision model    org/clip" in lines
+
+
+def test_an_adapter_of_peft_on_the_hub(saved, tmp_path, monkeypatch):
+    repository = tmp_path / "models--org--adapter"
+    (repository / "snapshots" / COMMIT).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "snapshots" / COMMIT / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match="the repository holds an adapter of PEFT, of which `ituning convert`"):
+        describe("org/adapter")
 
 
 def test_a_place_without_a_captioner(saved, backbones, tmp_path):
@@ -168,7 +233,9 @@ def test_a_place_without_a_captioner(saved, backbones, tmp_path):
     with pytest.raises(OSError, match="holds an adapter of PEFT, of which `ituning convert` makes"):
         describe(tmp_path / "empty")
     (tmp_path / "empty" / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds a model of type None, expected 'ituning'"):
+    with pytest.raises(
+        ValueError, match="holds a model of type None, expected 'ituning': beside it is an adapter of PEFT"
+    ):
         describe(tmp_path / "empty")
     with pytest.raises(ValueError, match="holds a model of type 'gpt2', expected 'ituning'"):
         describe(backbones["text"])

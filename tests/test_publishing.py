@@ -14,6 +14,8 @@ from small_models import LeavesAMark, edit_json, make_captioner
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
 from ituning_hf.cli import main
+from ituning_hf.model_card import write_card
+from ituning_hf.model_card.facts import PLACEHOLDER
 from ituning_hf.publishing import review_captioner
 
 HUB = {"vision_model": "org/clip", "text_model": "org/text"}
@@ -115,13 +117,21 @@ def test_what_must_not_go_is_refused(folder: Path, spoil, message: str):
     assert len(problems) == 1 or "processor" in message or "cut" in message
 
 
-def test_all_problems_are_told_at_once_and_in_one_line(folder: Path, backbones, capsys):
+def test_all_problems_are_told_at_once_and_each_in_one_line(folder: Path, backbones, capsys):
     (folder / "notes.txt").write_text("x")
     (folder / "optimizer.bin").write_bytes(b"x")
     (folder / "README.md").unlink()
     assert main(["push", str(folder), "org/new"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    lines = error.splitlines()
+    assert lines[0] == f"ituning: error: {str(folder)!r} cannot go to the Hub as it is:"
+    assert all(line.startswith("- ") for line in lines[1:-1])
+    assert len(lines) == 7
+    assert lines[-1] == (
+        f"What is not on the Hub yet gets there by `hf upload org/NAME-vision {backbones['vision']}` and "
+        f"`hf upload org/NAME-text {backbones['text']}`; then give --vision-model org/NAME-vision "
+        "--text-model org/NAME-text."
+    )
     for problem in (
         "notes.txt is no part",
         "optimizer.bin is a pickle",
@@ -139,6 +149,13 @@ def test_a_local_folder_is_no_place_on_the_hub(folder: Path, backbones, name: st
     name = name.format(**backbones)
     with pytest.raises(ValueError, match="its frozen vision model is the local folder"):
         review_captioner(folder, vision_model=name, text_model="gpt2")
+
+
+def test_only_what_is_not_on_the_hub_is_to_be_uploaded_and_a_shell_can_read_it(folder: Path):
+    name = "/home/ann/my gpt2"
+    with pytest.raises(ValueError, match="hf upload org/NAME-text '/home/ann/my gpt2'`; then") as refused:
+        review_captioner(folder, vision_model="org/clip", text_model=name)
+    assert "NAME-vision" not in str(refused.value)
 
 
 def test_a_folder_here_of_the_name_of_an_id_is_refused(folder: Path, tmp_path: Path, monkeypatch):
@@ -180,12 +197,13 @@ def test_the_dry_run_lists_what_would_go(folder: Path, backbones, capsys):
     assert lines[len(sizes) :] == [
         f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files",
         "left out: .DS_Store, .git",
+        "card: yours: sent with its metadata completed",
         "vision model: org/clip at its newest commit, whose weights are compared first",
         "text model: org/text at its newest commit, whose weights are compared first",
         "to the private repository org/new, branch v1; nothing was sent",
     ]
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
-    assert contents["README.md"] == b"# Captioner\n\nOver org/clip.\n"
+    assert contents["README.md"].decode().endswith("---\n\n# Captioner\n\nOver org/clip.\n")
     config = json.loads(contents["config.json"])
     assert (config["vision_model_revision"], config["text_model_revision"]) == ("1" * 40, "2" * 40)
 
@@ -195,7 +213,7 @@ def test_a_place_that_begins_like_the_local_one_is_not_taken_for_it(folder: Path
     (folder / "README.md").write_text(f"{local}-large, {local}.bak, {local}2; {local}. {local}/x ({local})")
     contents = review_captioner(folder, **HUB).contents("org/mine", {"vision": "1" * 40, "text": "2" * 40})
     new = f"{local}-large, {local}.bak, {local}2; org/clip. org/clip/x (org/clip)"
-    assert contents["README.md"] == new.encode()
+    assert contents["README.md"].decode().endswith(f"---\n\n{new}")
 
 
 @pytest.mark.parametrize("recorded", ["C:\\Users\\ann\\gpt2", "/home/ann/gpt2"])
@@ -246,12 +264,70 @@ def test_a_rendered_card_is_rendered_for_its_place_on_the_hub(backbones, process
     assert (tmp_path / "README.md").read_bytes() == before
 
 
+REVISIONS = {"vision": "1" * 40, "text": "2" * 40}
+
+
+def card_on_the_hub(folder: Path) -> str:
+    return review_captioner(folder, **HUB).contents("org/mine", REVISIONS)["README.md"].decode()
+
+
+def test_an_edited_card_says_nothing_that_is_true_of_this_machine_alone(backbones, processor, tmp_path: Path):
+    save_captioner(make_captioner(backbones), processor, tmp_path)
+    path = tmp_path / "README.md"
+    path.write_text(path.read_text().replace("## Limits", "## Limits\n\nIt is mine."))
+    assert "not on the Hub" in path.read_text()
+    assert PLACEHOLDER in path.read_text()
+    card = card_on_the_hub(tmp_path)
+    assert "## Limits\n\nIt is mine." in card
+    assert "not on the Hub" not in card
+    assert PLACEHOLDER not in card
+    assert "## Use\n\n```python" in card
+    assert 'captioner, revision = "org/mine", "main"' in card
+    assert "a local folder" not in card
+    assert "| [org/clip](https://huggingface.co/org/clip) " in card
+    assert "stands for the captioner's folder" not in card
+    data = ModelCard(card).data
+    assert (data.base_model, data.base_model_relation) == (["org/clip", "org/text"], "adapter")
+
+
+def test_what_a_person_told_the_hub_stays_to_the_byte(folder: Path):
+    kept, models = "license: mit  # as we agreed\ntags: [mine]\n", "base_model:\n- org/clip\n- org/third\n"
+    (folder / "README.md").write_text(f"---\n{kept}{models}# more\nlanguage: no\n---\n# Mine\n")
+    card = card_on_the_hub(folder)
+    assert card == (
+        f"---\n{kept}# more\nlanguage: no\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n"
+        f"base_model_relation: adapter\n{models}- org/text\n---\n# Mine\n"
+    )
+    (folder / "README.md").write_text(card)
+    assert (
+        review_captioner(folder, **HUB).contents("org/mine", REVISIONS)["README.md"] == folder / "README.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("front", "told"), [("a: [", "is not YAML"), ("- a", "holds a list, expected 'name: value'")]
+)
+def test_a_card_that_the_hub_cannot_read_is_refused(folder: Path, front: str, told: str):
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# Mine\n")
+    with pytest.raises(ValueError, match=f"README.md cannot be read by the Hub .*{told}.*mend it"):
+        review_captioner(folder, **HUB)
+
+
+def test_the_dry_run_says_of_a_rendered_card_what_it_is_rendered_for(folder: Path, capsys):
+    (folder / "README.md").unlink()
+    write_card(folder)
+    flags = ["--vision-model", "org/clip", "--text-model", "org/text"]
+    assert main(["push", str(folder), "org/new", "--dry-run", *flags]) == 0
+    assert "card: rendered for org/new\n" in capsys.readouterr().out
+
+
 def test_a_captioner_over_pinned_models_of_the_hub_goes_byte_for_byte(folder: Path):
     for kind in ("vision", "text"):
         place = {f"{kind}_model_name_or_path": f"org/{kind}", f"{kind}_model_revision": "c" * 40}
         edit_json(folder / "config.json", **place)
     review = review_captioner(folder)
     assert [place.revision for place in review.places.values()] == ["c" * 40] * 2
+    (folder / "README.md").write_bytes(review.contents("org/mine", {})["README.md"])
     assert review.contents("org/mine", {}) == {name: folder / name for name in review.names}
 
 

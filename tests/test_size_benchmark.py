@@ -41,6 +41,14 @@ def test_what_is_counted(size: ModuleType):
     assert config.text_config.add_cross_attention is False
 
 
+def test_it_runs_small(size: ModuleType, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["size.py", "--small"])
+    size.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["bfloat16", "I-Tuning", "VisionEncoderDecoder", "ratio"]
+    assert float(lines[-1].split()[1]) > 2
+
+
 def test_its_help():
     run = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True)
     assert "VisionEncoderDecoder over the same backbones" in run.stdout

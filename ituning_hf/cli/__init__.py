@@ -8,8 +8,10 @@ each brings what it needs when it runs, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +20,9 @@ from .._version import __version__
 from . import caption, convert, demo, info, push, train
 
 _COMMANDS = (demo, train, caption, info, push, convert)  # in the order in which --help lists them
+
+_IN_PYTHON = re.compile(r"from_pretrained\(\.\.\., (vision|text)_model_name_or_path=\.\.\.\)")
+_UNDERSCORED = re.compile("--[a-z]+(_[a-z]+)+(=.*)?", re.DOTALL)
 
 _EXAMPLES = """\
 examples:
@@ -28,7 +33,8 @@ examples:
   ituning info my-captioner/best
   ituning push my-captioner/best org/my-captioner --dry-run
 
-Mistakes are told in one line. With ITUNING_TRACEBACK=1 in the environment, with the whole traceback.
+Mistakes are told in one line, several at once in a list. With ITUNING_TRACEBACK=1 in the environment, with
+the whole traceback.
 """
 
 
@@ -61,17 +67,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("ITUNING_TRACEBACK") or not _is_foreseen(error):
             raise
-        print("ituning: error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("ituning: error:", _told(error), file=sys.stderr)
         return 1 if isinstance(error, RuntimeError) else 2
     return code
+
+
+def _told(error: Exception) -> str:
+    """Return an error's message in the command's own terms: a list as it is, anything else in one line."""
+    lines = _IN_PYTHON.sub(r"--\1-model PLACE", str(error)).splitlines()
+    return "\n".join(lines) if lines[1:] and lines[1].startswith("- ") else " ".join(lines)
 
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["train"]:  # its options, --help among them, are the trainer's own
         return train.run(arguments[1:])
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args([_with_hyphens(argument) for argument in arguments])
+    if unknown:
+        raise ValueError(_not_understood(unknown[0], options.parser))
     _silence_transformers()
     return options.run(options)
+
+
+def _with_hyphens(argument: str) -> str:
+    """Take the spelling of `ituning train`, --num_beams, for --num-beams."""
+    if not _UNDERSCORED.fullmatch(argument):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _not_understood(argument: str, command: argparse.ArgumentParser) -> str:
+    name = argument.partition("=")[0]
+    if not name.startswith("-"):
+        return f"{name!r} belongs to no option; {command.prog} --help shows them."
+    nearest = difflib.get_close_matches(name, re.findall("--[a-z-]+", command.format_usage()), n=1)
+    meant = f": did you mean {nearest[0]}?" if nearest else "."
+    return f"{name} is no option{meant} {command.prog} --help shows them."
 
 
 def _is_foreseen(error: Exception) -> bool:
@@ -94,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_parser(commands)
+    for added in commands.choices.values():
+        added.set_defaults(parser=added)
     return parser
 
 

@@ -20,7 +20,6 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--output-dir",
-        "--output_dir",
         type=Path,
         default=Path("ituning-demo"),
         metavar="FOLDER",

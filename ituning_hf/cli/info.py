@@ -22,7 +22,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print what the captioner is, and return the exit code."""
-    from ..inspection import describe, format_description
+    from ..inspection import describe
+    from .description import format_description
 
     description = describe(options.model, revision=options.revision)
     print(json.dumps(description, indent=2) if options.json else format_description(description))

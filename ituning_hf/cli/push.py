@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ examples:
       --vision-model openai/clip-vit-base-patch16 --text-model gpt2
 
 The last is for a captioner that was trained over local copies of models that are on the Hub: it is checked
-that they are the same. The folder itself stays as it is.
+that they are the same. A model of your own goes there first, `hf upload org/my-gpt2 path/to/my-gpt2`, and its
+id is then given in the same way. The captioner's folder stays as it is.
 """
 
 
@@ -65,6 +67,10 @@ def run(options: argparse.Namespace) -> int:
         print("the same files were there already: no commit was made")
     if result.card_kept:
         print("the model card there was edited on the Hub, and stays")
+    for name, why in result.not_for_all.items():
+        print(
+            f"{name} is {why}: whoever has no access to it cannot load this public captioner", file=sys.stderr
+        )
     print(f"{result.url} at commit {result.commit}")
     revision = f', revision="{options.revision}"' if options.revision else ""
     print(f'AutoModel.from_pretrained("{result.repo_id}", trust_remote_code=True{revision})')
@@ -84,6 +90,10 @@ def _list(options: argparse.Namespace) -> None:
     print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
     if review.left_out:
         print(f"left out: {', '.join(review.left_out)}")
+    rendered = review.card_is_rendered
+    print(
+        f"card: {f'rendered for {options.repo}' if rendered else 'yours: sent with its metadata completed'}"
+    )
     for kind, place in review.places.items():
         at = place.revision or "its newest commit, whose weights are compared first"
         print(f"{kind} model: {place.name} at {at}")

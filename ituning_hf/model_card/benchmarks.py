@@ -72,7 +72,7 @@ class _Planned:
 _PLANNED = {
     "coco.md": _Planned("I-Tuning Base, trained on COCO", COCO, (COCO_TEST,)),
     "flickr30k.md": _Planned("I-Tuning Base, trained on Flickr30k", FLICKR30K, (FLICKR30K_TEST,)),
-    "nocaps.md": _Planned("I-Tuning Base, trained on COCO, on NoCaps", COCO, NOCAPS, NOCAPS_NOTE),
+    "nocaps.md": _Planned("I-Tuning Base, trained on COCO, evaluated on NoCaps", COCO, NOCAPS, NOCAPS_NOTE),
 }
 
 

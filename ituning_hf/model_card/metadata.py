@@ -12,7 +12,8 @@ from .evaluation_results import METRIC_NAMES, EvaluationResult
 from .facts import CardFacts
 
 # Transformers has no pipeline "image-to-text" any more: it takes the name for "image-text-to-text", which is
-# the one that runs a captioner, and the one that the Hub writes its "Use this model" code for.
+# the one that runs a captioner, and the one that the Hub writes its "Use this model" code for. (With a chat
+# template beside it, that code would ask the captioner a question, which it cannot answer.)
 PIPELINE_TAG = "image-text-to-text"
 TAGS = ["image-captioning", "i-tuning", "ituning", "clip", "gpt2"]
 # The Hub's names of metrics; of a family such as BLEU there is one.

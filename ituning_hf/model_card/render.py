@@ -22,6 +22,7 @@ _LIBRARIES = ("python", "torch", "transformers", "accelerate", "ituning_hf")
 # Told elsewhere on the card, or of no effect on the weights.
 _ELSEWHERE = {*ADAPTER_OPTIONS, "eval_split", "mixed_precision"}
 _WITHOUT_EFFECT = {"image_column", "caption_column", "num_sample_captions"}
+_OFF_AT_ZERO = {"label_smoothing", "eval_caption_images"}
 _BATCH_SIZES = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 
 
@@ -35,7 +36,7 @@ def render(facts: CardFacts) -> ModelCard:
         metadata(facts),
         template_path=str(TEMPLATE),
         facts=facts,
-        local=[backbone for backbone in facts.backbones if not backbone.on_hub],
+        note=_local_note(facts),
         backbones=_backbones_table(facts.vision, facts.text),
         adapter=table(("adapter", ""), list(_adapter_rows(facts))),
         data=_data_table(facts),
@@ -46,6 +47,23 @@ def render(facts: CardFacts) -> ModelCard:
         made_with=_made_with(facts),
     )
     return ModelCard(str(card).rstrip() + "\n")
+
+
+def _local_note(facts: CardFacts) -> str:
+    """Say what follows from backbones that are not on the Hub; nothing if both are there."""
+    local = [backbone for backbone in facts.backbones if not backbone.on_hub]
+    if not local:
+        return ""
+    are, them, they_lie = ("are", "them", "they lie") if len(local) > 1 else ("is", "it", "it lies")
+    roles = " and the ".join(backbone.role for backbone in local)
+    kinds = ["vision" if backbone is facts.vision else "text" for backbone in local]
+    options = ", ".join(f"{kind}_model_name_or_path=..." for kind in kinds)
+    return (
+        f"> The {roles} {are} not on the Hub, so that this captioner works\n"
+        f"> only on a machine that has {them}. Where {they_lie} elsewhere, say where:\n"
+        f"> `from_pretrained(..., {options})`. To share it, put\n"
+        f"> {them} on the Hub, too: `ituning push --help` shows how."
+    )
 
 
 def _backbones_table(*backbones: Backbone) -> str:
@@ -77,7 +95,7 @@ def _adapter_rows(facts: CardFacts) -> Iterator[tuple[str, str]]:
     yield "scale", str(adapter["scale"])
     yield "dropout", str(adapter["dropout"])
     yield "reads the encoder's hidden state", str(adapter["vision_feature_layer"])
-    yield "trained parameters", f"{parameters['trainable']:,} of {parameters['total']:,} ({share:.2%})"
+    yield "trainable parameters", f"{parameters['trainable']:,} of {parameters['total']:,} ({share:.2%})"
     if "bytes" in adapter:
         yield "stored as", f"{adapter['dtype']}, {adapter['bytes']:,} bytes"
     if facts.license is not None:
@@ -103,14 +121,20 @@ def _training_rows(record: TrainingRecord) -> Iterator[tuple[str, str]]:
     settings = {k: v for k, v in record.settings.items() if k not in _ELSEWHERE | _WITHOUT_EFFECT}
     if settings.get("max_train_steps") is not None:
         settings.pop("num_train_epochs", None)  # it had no say
+    if settings.get("early_stopping_patience") is None:
+        settings.pop("early_stopping_threshold", None)
     yield "optimiser", "AdamW on the cross-entropy of the captions' tokens"
     yield "optimiser steps", f"{record.step:,} ({record.epoch:.4g} epochs)"
     if settings.keys() >= _BATCH_SIZES:  # another training loop's record may have others
         batch = math.prod(settings[name] for name in _BATCH_SIZES)
         yield "images in a step", f"at most {batch * record.num_processes:,}"
     for name, value in sorted(settings.items()):
-        if value is not None and value != []:
+        if not _is_off(name, value):
             yield f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _is_off(name: str, value: Any) -> bool:
+    return value is None or value is False or value == [] or (name in _OFF_AT_ZERO and value == 0)
 
 
 def _validation(record: TrainingRecord | None) -> str:

@@ -14,6 +14,10 @@ from transformers.utils import CONFIG_NAME
 
 from ..model_card import write_card
 from ..model_card.evaluation_results import is_absolute
+from ..model_card.facts import facts_of
+from ..model_card.render import render
+from ..model_card.writing import is_rendered
+from .written_card import complete_card
 
 CARD = "README.md"
 
@@ -43,11 +47,16 @@ class Review:
     places: Mapping[str, Place]  # "vision" and "text"
     left_out: tuple[str, ...]  # hidden files and folders
 
+    @property
+    def card_is_rendered(self) -> bool:
+        """Whether this package rendered the card, and nobody has edited it since."""
+        return is_rendered(self.folder / CARD)
+
     def contents(self, repo_id: str, revisions: Mapping[str, str]) -> dict[str, Path | bytes]:
         """Return what each file will hold: itself, or other bytes where it names a place that is replaced.
 
-        A card that was rendered is rendered anew, with the captioner's id in it; a person's stays as it is,
-        but for the local folders that it names.
+        A card that was rendered is rendered anew, with the captioner's id in it. A person's keeps its words;
+        what is left in it of the rendered one is rendered anew, and its metadata completed.
 
         Args:
             repo_id: The captioner's id on the Hub.
@@ -60,7 +69,16 @@ class Review:
                 Path(folder, name).write_bytes(data)
             if write_card(folder, repo_id=repo_id):
                 contents[CARD] = Path(folder, CARD).read_bytes()
+            else:
+                contents[CARD] = self._written_card(Path(folder), repo_id)
         return contents
+
+    def _written_card(self, prepared: Path, repo_id: str) -> Path | bytes:
+        """Complete a person's card by what the files that will be on the Hub tell."""
+        before, after = render(facts_of(self.folder)), render(facts_of(prepared, repo_id=repo_id))
+        text = complete_card((prepared / CARD).read_text(encoding="utf-8"), before, after, repo_id)
+        path = self.folder / CARD
+        return path if text == path.read_text(encoding="utf-8") else text.encode()
 
     def _content(self, name: str, revisions: Mapping[str, str]) -> Path | bytes:
         """Replace local folders where one may be named: nothing else, the vocabulary least, is a text."""

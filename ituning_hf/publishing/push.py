@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..backbones_ituning import fingerprint
@@ -28,6 +28,7 @@ class PushResult:
     commit: str
     changed: bool  # False: the same content was there already, and no commit was made
     card_kept: bool  # the card there was edited on the Hub, and stays
+    not_for_all: Mapping[str, str]  # of a public captioner: its frozen models that are "private" or "gated"
 
 
 def push_captioner(
@@ -96,7 +97,8 @@ def push_captioner(
             repo_id, _operations(contents, before), commit_message=commit_message, revision=revision
         ).oid
     url, changed = f"{api.endpoint}/{repo_id}", commit != before.sha
-    return PushResult(repo_id, url, commit, changed, card_kept)
+    not_for_all = {} if before.private else _not_for_all(api, review)
+    return PushResult(repo_id, url, commit, changed, card_kept, not_for_all)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -116,9 +118,20 @@ def check_repo_id(repo_id: str) -> None:
         ) from error
 
 
+def _not_for_all(api: HfApi, review: Review) -> dict[str, str]:
+    """Tell of each frozen model that not everybody may load why, as far as the Hub lets this user know."""
+    found = {}
+    for place in review.places.values():
+        with suppress(HTTPError):  # the captioner is there by now, and that counts
+            info = api.model_info(place.name)
+            if info.private or info.gated:
+                found[place.name] = "private" if info.private else "gated"
+    return found
+
+
 def _is_edited_there(api: HfApi, review: Review, repo_id: str, before: ModelInfo) -> bool:
     """Tell whether a person wrote or edited the card on the Hub, and nobody the folder's."""
-    if CARD not in _names(before) or not is_rendered(review.folder / CARD):
+    if CARD not in _names(before) or not review.card_is_rendered:
         return False
     return not is_rendered(Path(api.hf_hub_download(repo_id, CARD, revision=before.sha)))
 

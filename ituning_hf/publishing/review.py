@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..model_card.training_record import TRAINING_FILE
 from ..modeling_ituning import ITuningForCaptioning
 from ..saving import load_processor
 from .contents import CARD, Place, Review
+from .written_card import read_metadata
 
 _CODE = {path.name: path for path in Path(__file__).parents[1].glob("*_ituning.py")}
 _ADAPTER = "model.safetensors"
@@ -87,7 +89,8 @@ def review_captioner(
     ]
     if problems:
         listed = "".join(f"\n- {problem}" for problem in problems)
-        raise ValueError(f"{str(folder)!r} cannot go to the Hub as it is:{listed}")
+        hint = _how_to_upload(raw, {"vision": vision_model, "text": text_model})
+        raise ValueError(f"{str(folder)!r} cannot go to the Hub as it is:{listed}{hint}")
     left_out = tuple(path.name for path in entries if path not in shown)
     kept = {kind: place for kind, place in places.items() if isinstance(place, Place)}
     return Review(folder, tuple(path.name for path in shown), kept, left_out)
@@ -128,6 +131,11 @@ def _check_text(path: Path) -> Iterator[str]:
     except ValueError as error:
         yield f"{path.name} is damaged ({error}): save the captioner and its processor again."
         return
+    if path.name == CARD:
+        try:
+            read_metadata(text)
+        except ValueError as error:
+            yield f"{CARD} cannot be read by the Hub ({' '.join(str(error).split())}): mend it."
     if (read_record := _RECORDS.get(path.name)) is not None:
         try:
             read_record(path.parent)
@@ -204,6 +212,19 @@ def _place(kind: str, raw: dict[str, Any], given: str | None) -> Place | str:
     revision = raw.get(f"{kind}_model_revision")
     pinned = given is None and revision is not None and _COMMIT.fullmatch(revision)
     return Place(name, revision if pinned else None, recorded, fingerprint)
+
+
+def _how_to_upload(raw: dict[str, Any], given: dict[str, str | None]) -> str:
+    """Say how frozen models that are not on the Hub get there; nothing if both are."""
+    names = {kind: name or raw.get(f"{kind}_model_name_or_path") for kind, name in given.items()}
+    local = {kind: name for kind, name in names.items() if name and is_local(name)}
+    if not local:
+        return ""
+    commands = " and ".join(
+        f"`hf upload org/NAME-{kind} {shlex.quote(name)}`" for kind, name in local.items()
+    )
+    options = " ".join(f"--{kind}-model org/NAME-{kind}" for kind in local)
+    return f"\nWhat is not on the Hub yet gets there by {commands}; then give {options}."
 
 
 __all__ = ["FILES", "review_captioner"]

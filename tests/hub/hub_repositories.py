@@ -30,6 +30,7 @@ class Commit:
 class Repository:
     name: str
     private: bool = False
+    gated: str | bool = False  # told, not enforced
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

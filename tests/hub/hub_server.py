@@ -36,6 +36,7 @@ def model_info(handler: Handler, repo: str, revision: str = "main") -> None:
     commit = repository.at(revision)
     siblings = [{"rfilename": path} for path in sorted(commit.files)]
     about = {"id": repo, "sha": commit.sha, "private": repository.private, "siblings": siblings}
+    about |= {"gated": repository.gated}
     about |= {"tags": [], "pipeline_tag": "image-text-to-text"}
     handler.answer_json(about)
 

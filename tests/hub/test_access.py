@@ -45,6 +45,10 @@ ituning("private", *caption, "org/secret")
 ituning("private, of others", *caption, "org/secret", token="reader")
 ituning("private, own", *caption, "org/secret", token="writer")
 
+for token in (None, "nonsense", "reader"):
+    ituning(f"cached, {token}", *caption, "org/secret", token=token)
+ituning("info, cached", "info", "org/secret")
+
 ituning("push, no token", *pushed, "org/new", *ids)
 ituning("push, bad token", *pushed, "org/new", *ids, token="nonsense")
 ituning("push, of others", *pushed, "org/captioner", *ids, token="reader")
@@ -52,6 +56,9 @@ ituning("push, no such place", *pushed, "org/new", "--vision-model", "org/none",
 ituning("push, another model", *pushed, "org/new", "--vision-model", "org/other", *ids[2:], token="writer")
 ituning("push, public", *pushed, "org/captioner", "--private", *ids, token="writer")
 ituning("push, no name", *pushed, "a/b/c", *ids, token="writer")
+others = ["--vision-model", "org/gated-clip", "--text-model", "org/private-text"]
+ituning("push, over what not all may load", *pushed, "org/open", *others, token="writer")
+ituning("push, privately over it", *pushed, "org/closed", "--private", *others, token="writer")
 ituning("push, own name", *pushed, "mine", *ids, token="writer")
 """
 )
@@ -74,6 +81,10 @@ def found(hub, client, captioners) -> dict[str, Any]:
     header = weights[: 8 + int.from_bytes(weights[:8], "little")]
     other = header.ljust(len(weights), b"\x2f")
     hub.repositories.create("org/other").commit("main", clip | {"model.safetensors": other})
+    text = hub.repositories.repositories["org/text"].at("main").files
+    hub.repositories.create("org/private-text", private=True).commit("main", text)
+    hub.repositories.create("org/gated-clip").commit("main", clip)
+    hub.repositories.repositories["org/gated-clip"].gated = "auto"
     return client().run(ACCESS, captioners["a"], captioners["picture"], package=True)
 
 
@@ -122,10 +133,32 @@ def test_what_goes_wrong_is_told_in_one_line(found, name: str):
     assert errors.startswith("ituning: error: ")
     assert errors.count("\n") == 1
     assert TOLD[name] in errors
+    assert ".." not in errors.replace("...", "")
 
 
 def test_a_name_without_a_namespace_is_the_users_own(found, hub):
     assert f"{hub.endpoint}/ann/mine at commit" in found["push, own name"][1]
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [("None", "or it is private"), ("nonsense", "that is valid"), ("reader", "it is private")],
+)
+def test_a_private_captioner_in_the_cache_without_its_token(found, token: str, told: str):
+    code, output, errors = found[f"cached, {token}"]
+    assert (code, output) == (2, "")
+    assert errors.startswith("ituning: error: The processor of 'org/secret' cannot be had: the Hub ")
+    assert told in errors
+    assert "save it beside" not in errors
+    assert found["info, cached"][0] == 0
+
+
+def test_a_public_captioner_over_models_that_not_all_may_load(found):
+    rest = "whoever has no access to it cannot load this public captioner"
+    code, output, errors = found["push, over what not all may load"]
+    assert (code, "org/open at commit" in output) == (0, True)
+    assert errors == f"org/gated-clip is gated: {rest}\norg/private-text is private: {rest}\n"
+    assert found["push, privately over it"][2] == found["push, own name"][2] == ""
 
 
 def test_nothing_was_written_where_it_was_refused(found, hub):

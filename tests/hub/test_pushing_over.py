@@ -66,4 +66,7 @@ def test_what_an_earlier_captioner_left_is_removed_and_nothing_else(commits):
 def test_a_card_that_was_edited_on_the_hub_gives_way_to_a_persons_alone(found, commits):
     assert (found["kept"], found["kept of a person's"]) == (True, False)
     cards = [commit.files["README.md"] for commit in commits[4:]]
-    assert cards == [b"# My words\n", b"# My newer words\n"]  # the push between them changed nothing
+    assert len(cards) == 2  # the push between them changed nothing
+    assert cards[0] == b"# My words\n"
+    assert b"base_model:\n- org/clip\n- org/text\n" in cards[1]
+    assert cards[1].endswith(b"---\n\n# My newer words\n")

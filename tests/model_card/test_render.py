@@ -146,6 +146,28 @@ def test_the_training(told: Path):
     assert section(render_card(told), "Training") == TRAINING
 
 
+def test_settings_without_effect_are_left_out(from_hub: Path, training):
+    off = {
+        "early_stopping_patience": None,
+        "early_stopping_threshold": 0.5,
+        "eval_caption_images": 0,
+        "label_smoothing": 0.0,
+        "gradient_checkpointing": False,
+    }
+    on = {"seed": 0, "weight_decay": 0.0, "max_grad_norm": 0.0}
+    write_training_record(from_hub, replace(training, settings=off | on))
+    shown = re.findall(r"^\| `(\w+)` ", render_card(from_hub).text, flags=re.MULTILINE)
+    assert shown == sorted(on)
+    on |= {"early_stopping_patience": 2, "early_stopping_threshold": 0.0, "eval_caption_images": 9}
+    write_training_record(from_hub, replace(training, settings=off | on))
+    shown = re.findall(r"^\| `(\w+)` ", render_card(from_hub).text, flags=re.MULTILINE)
+    assert shown == sorted(on)
+
+
+def test_a_captioner_of_no_known_training_is_not_called_trained(from_hub: Path):
+    assert not re.search(r"\btrained\b", str(render_card(from_hub)))
+
+
 def test_the_parts(from_hub: Path):
     description = describe(from_hub)
     trainable, total = (description["parameters"][key] for key in ("trainable", "total"))
@@ -167,7 +189,7 @@ def test_the_parts(from_hub: Path):
     ]
     assert rows["width r"] == ["21"]
     assert rows["in the language model's layers"] == ["0 to 1, 3"]
-    assert rows["trained parameters"] == [f"{trainable:,} of {total:,} ({trainable / total:.2%})"]
+    assert rows["trainable parameters"] == [f"{trainable:,} of {total:,} ({trainable / total:.2%})"]
     assert rows["stored as"] == [f"float32, {(from_hub / 'model.safetensors').stat().st_size:,} bytes"]
 
 

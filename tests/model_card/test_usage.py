@@ -22,18 +22,18 @@ def blocks(saved: Path, tmp_path: Path) -> list[str]:
 
 
 def test_the_usage_code_runs(blocks: list[str], saved: Path, tmp_path: Path, monkeypatch, capsys):
-    with_transformers, with_the_package = blocks
+    with_transformers, in_a_pipeline, with_the_package = blocks
     monkeypatch.chdir(tmp_path)
     exec(with_the_package, {})
     own = capsys.readouterr().out
     assert own.strip() == ituning_hf.caption(saved, "dog.jpg") != ""
 
     run = subprocess.run(
-        [sys.executable, "-c", with_transformers],
+        [sys.executable, "-c", with_transformers + in_a_pipeline],
         cwd=tmp_path,
         env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == own.strip()
+    assert [line.strip() for line in run.stdout.splitlines()] == [own.strip()] * 2
