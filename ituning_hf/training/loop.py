@@ -96,7 +96,7 @@ class CaptionTrainer:
         if self.args.resume_from_checkpoint is not None:
             checkpoint = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
             self.restore(checkpoint)
-            if not self.store.rewind(checkpoint):
+            if not self.store.rewind(checkpoint, self.args.max_checkpoints):
                 self.accelerator.print("This run is complete: there is nothing left to do.", flush=True)
                 return self.state
         elif self.accelerator.is_main_process:

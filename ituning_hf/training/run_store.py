@@ -99,8 +99,10 @@ class RunStore:
             state.best_metric = state.best_step = None
         return state
 
-    def rewind(self, checkpoint: Path) -> bool:
+    def rewind(self, checkpoint: Path, max_checkpoints: int) -> bool:
         """Clear away what a run did after a checkpoint, since it does that again.
+
+        Of those before it the newest are kept: a run may have ended between writing one and deleting another.
 
         Returns:
             False, with nothing touched, if the run had nothing left to do there.
@@ -110,6 +112,7 @@ class RunStore:
             if self.accelerator.is_main_process and not complete:
                 for folder in rewind(self.output_dir, checkpoint):
                     logger.warning("removed %s: the run makes it again from %s on", folder, checkpoint.name)
+                remove_old_checkpoints(self.output_dir, max_checkpoints)
         return not complete
 
     def _save_adapter_alone(self, models: list[Any], weights: list[Any], folder: str) -> None:

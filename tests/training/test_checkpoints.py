@@ -217,6 +217,16 @@ def hold(run: Path, ready: multiprocessing.Event) -> None:
         time.sleep(60)
 
 
+def claim_soon(run: Path) -> Path | None:
+    """Claim a folder whose holder was killed: its files may be closed a moment after it counts as dead."""
+    for _ in range(100):
+        try:
+            return claim(run)
+        except FileExistsError:
+            time.sleep(0.05)
+    return claim(run)
+
+
 def test_a_folder_is_held_as_long_as_its_run_lives(tmp_path: Path):
     context = multiprocessing.get_context("forkserver")
     ready = context.Event()
@@ -228,7 +238,7 @@ def test_a_folder_is_held_as_long_as_its_run_lives(tmp_path: Path):
             claim(tmp_path, resume_from)
     process.kill()
     process.join()
-    assert claim(tmp_path) is None
+    assert claim_soon(tmp_path) is None
 
 
 def test_a_second_run_is_refused_while_the_first_is_at_work(settings: Settings):
