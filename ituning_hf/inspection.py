@@ -30,7 +30,7 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     """Describe a saved captioner.
 
     Args:
-        model_name_or_path: The captioner's folder or Hub id. Of the latter only the configuration, the
+        model_name_or_path: The captioner's folder or Hub id. Of the latter only the configurations, the
             adapter and the record of its training are downloaded.
         revision: The captioner's revision on the Hub.
 
@@ -226,11 +226,9 @@ def _describe_backbone(kind: str, config: ITuningConfig, model: ITuningForCaptio
 
 
 def _generation_settings(name: str, revision: str | None, model: ITuningForCaptioning) -> dict[str, Any]:
-    path = cached_file(
-        name, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
-    )
+    path = _find_if_there(name, GENERATION_CONFIG_NAME, revision)
     # Where none was saved, the model makes its own when it is loaded, and it just did.
-    settings = GenerationConfig.from_pretrained(Path(path).parent) if path else model.generation_config
+    settings = GenerationConfig.from_pretrained(path.parent) if path else model.generation_config
     return {k: v for k, v in settings.to_diff_dict().items() if k != "transformers_version"}
 
 

@@ -120,7 +120,9 @@ def _write_captioner(name: str, config: ITuningTunerConfig, target: Path, revisi
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in stored.values()))
     for adapter in captioner.adapters().values():
         adapter.to(dtype)
-    processor = ITuningProcessor.from_vision_text_pretrained(vision_name, text_name)
+    processor = ITuningProcessor.from_vision_text_pretrained(
+        vision_name, text_name, vision_revision=config.vision_model_revision, text_revision=config.revision
+    )
     save_captioner(captioner, processor, target)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from small_models import LeavesAMark, make_captioner
+from small_models import LeavesAMark, edit_json, make_captioner
 from transformers import AutoModelForCausalLM
 
 from ituning_hf import ITuningForCaptioning, save_captioner
@@ -75,6 +75,16 @@ def test_backbones_that_moved(folders, backbones, tmp_path):
     convert(folders["captioner"], tmp_path / "back", vision_model=backbones["clip"])
     made = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
     assert made["vision_model_name_or_path"] == str(backbones["clip"])
+
+
+def test_the_tokenizer_comes_from_the_recorded_commit(folders, backbones, tmp_path, monkeypatch):
+    commit = "1" * 40  # the one that this machine has: what is newest there need not be the same
+    shutil.copytree(backbones["text"], tmp_path / "models--org--text" / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path="org/text", revision=commit)
+    convert(adapter, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["text_model_revision"] == commit
 
 
 def test_nothing_is_written_over(folders, tmp_path):
