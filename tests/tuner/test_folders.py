@@ -108,6 +108,15 @@ def test_what_is_neither_is_refused(backbones, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"peft_type": "OTHER"}', '{"peft_type": "ITUNING"}'], ids=repr
+)
+def test_a_damaged_configuration_is_named(tmp_path, text: str, capsys):
+    (tmp_path / "adapter_config.json").write_text(text)
+    assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert f"The adapter_config.json of {str(tmp_path)!r} cannot be used" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 @pytest.mark.parametrize("layers", [[1, 2, 3], [1]], ids=["too few", "too many"])
 def test_weights_that_are_not_the_whole_adapter_are_refused(folders, tmp_path, layers: list[int]):
