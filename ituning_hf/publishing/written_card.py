@@ -58,7 +58,7 @@ def _follow(text: str, before: str, after: str) -> str:
     old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
     for _, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         block = "".join(old[a:b])
-        if block.strip() and text.count(block) == 1:
+        if block.strip() and before.count(block) == 1:  # a blank line stands anywhere
             text = text.replace(block, "".join(new[c:d]))
     return text
 
