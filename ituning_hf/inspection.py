@@ -30,7 +30,7 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     """Describe a saved captioner.
 
     Args:
-        model_name_or_path: The captioner's folder or Hub id. Of the latter only the configuration, the
+        model_name_or_path: The captioner's folder or Hub id. Of the latter only the configurations, the
             adapter and the record of its training are downloaded.
         revision: The captioner's revision on the Hub.
 
@@ -155,7 +155,7 @@ def read_config(
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != ITuningConfig.model_type:
         beside = (
-            f"beside it is {_PEFT}" if _holds_peft_adapter(name, revision) else "give an I-Tuning captioner"
+            f"beside it is {_PEFT}" if holds_peft_adapter(name, revision) else "give an I-Tuning captioner"
         )
         raise ValueError(
             f"{name!r} holds a model of type {model_type!r}, expected {ITuningConfig.model_type!r}: {beside}."
@@ -171,7 +171,7 @@ def _find(name: str, filename: str, revision: str | None) -> Path:
 
 
 def _what_is_there(name: str, revision: str | None, error: OSError) -> str:
-    if _holds_peft_adapter(name, revision):
+    if holds_peft_adapter(name, revision):
         return f"{'the folder' if os.path.isdir(name) else 'the repository'} holds {_PEFT}"
     if not os.path.isdir(name):
         reason = explain_hub_error(error) or str(error).rstrip(".")
@@ -189,7 +189,8 @@ def _find_if_there(name: str, filename: str, revision: str | None) -> Path | Non
     return None if path is None else Path(path)
 
 
-def _holds_peft_adapter(name: str, revision: str | None) -> bool:
+def holds_peft_adapter(name: str, revision: str | None) -> bool:
+    """Tell whether an adapter of PEFT lies at a place, of whatever method."""
     return _find_if_there(name, "adapter_config.json", revision) is not None
 
 
@@ -226,11 +227,9 @@ def _describe_backbone(kind: str, config: ITuningConfig, model: ITuningForCaptio
 
 
 def _generation_settings(name: str, revision: str | None, model: ITuningForCaptioning) -> dict[str, Any]:
-    path = cached_file(
-        name, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
-    )
+    path = _find_if_there(name, GENERATION_CONFIG_NAME, revision)
     # Where none was saved, the model makes its own when it is loaded, and it just did.
-    settings = GenerationConfig.from_pretrained(Path(path).parent) if path else model.generation_config
+    settings = GenerationConfig.from_pretrained(path.parent) if path else model.generation_config
     return {k: v for k, v in settings.to_diff_dict().items() if k != "transformers_version"}
 
 
@@ -244,4 +243,4 @@ def _training(name: str, revision: str | None) -> dict[str, Any] | None:
     return {key: value for key, value in asdict(record).items() if key not in ("settings", "versions")}
 
 
-__all__ = ["describe", "describe_config", "read_config"]
+__all__ = ["describe", "describe_config", "holds_peft_adapter", "read_config"]

@@ -252,6 +252,13 @@ def test_options_may_have_underscores_as_those_of_train(saved, photos, capsys):
     assert [line["captions"] for line in read_lines(Path(output))] == expected
 
 
+def test_a_file_whose_name_looks_like_an_option(saved, photos, capsys):
+    name = "--my_dog"
+    shutil.copy("photos/b.png", name)
+    assert main(["caption", "--model", str(saved), *SHORT, "--", name]) == 0
+    assert capsys.readouterr().out == as_line(name, expected_captions(saved, name)) + "\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

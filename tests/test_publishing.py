@@ -304,6 +304,32 @@ def test_what_a_person_told_the_hub_stays_to_the_byte(folder: Path):
     )
 
 
+def test_a_card_may_have_what_was_rendered_more_than_once(backbones, processor, tmp_path: Path):
+    save_captioner(make_captioner(backbones), processor, tmp_path)
+    path = tmp_path / "README.md"
+    rendered = path.read_text()
+    path.write_text(rendered + rendered.split("---\n", 2)[2])
+    card = card_on_the_hub(tmp_path)
+    assert card.count('captioner, revision = "org/mine", "main"') == 2
+    assert card.count("| [org/clip](https://huggingface.co/org/clip) ") == 2
+    assert "not on the Hub" not in card
+
+
+def test_a_card_that_an_editor_of_windows_saved_keeps_its_one_front_matter(folder: Path):
+    (folder / "README.md").write_bytes(b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\n# Mine\r\n")
+    card = card_on_the_hub(folder)
+    assert card.startswith("---\nlicense: mit\n")
+    assert card.endswith("\n---\n# Mine\n")
+    assert card.count("---\n") == 2
+    assert ModelCard(card).data.base_model == ["org/clip", "org/text"]
+
+
+def test_models_that_a_card_tells_in_a_way_of_its_own_stay(folder: Path):
+    (folder / "README.md").write_text("---\nbase_model:\n- name: org/clip\n---\n# Mine\n")
+    models = [{"name": "org/clip"}, "org/clip", "org/text"]
+    assert ModelCard(card_on_the_hub(folder)).data.to_dict()["base_model"] == models
+
+
 @pytest.mark.parametrize(
     ("front", "told"), [("a: [", "is not YAML"), ("- a", "holds a list, expected 'name: value'")]
 )

@@ -81,7 +81,9 @@ def _told(error: Exception) -> str:
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["train"]:  # its options, --help among them, are the trainer's own
         return train.run(arguments[1:])
-    options, unknown = _parser().parse_known_args([_with_hyphens(argument) for argument in arguments])
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows are file names
+    spelt = [*map(_with_hyphens, arguments[:end]), *arguments[end:]]
+    options, unknown = _parser().parse_known_args(spelt)
     if unknown:
         raise ValueError(_not_understood(unknown[0], options.parser))
     _silence_transformers()

@@ -14,6 +14,7 @@ from huggingface_hub.utils import yaml_dump
 from ..model_card.facts import PLACEHOLDER
 
 _FRONT_MATTER = re.compile(r"\A\s*---\n((?:.*\n)*?)---[ \t]*(?:\n|\Z)")
+_MARK = "\ufeff"  # which editors of Windows put first, and behind which the Hub finds no front matter
 
 
 def read_metadata(card: str) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def read_metadata(card: str) -> dict[str, Any]:
     Raises:
         ValueError: if that is not YAML, or no mapping.
     """
-    found = _FRONT_MATTER.match(card)
+    found = _FRONT_MATTER.match(card.removeprefix(_MARK))
     try:
         content = yaml.safe_load(found[1]) if found else None
     except yaml.YAMLError as error:
@@ -42,11 +43,13 @@ def complete_card(card: str, before: ModelCard, after: ModelCard, repo_id: str) 
         after: The card that is rendered for the Hub.
         repo_id: Stands in for the placeholder of cards that were rendered.
     """
-    text = _follow(card, before.text, after.text).replace(PLACEHOLDER, repo_id)
+    text = _follow(card.removeprefix(_MARK), before.text, after.text).replace(PLACEHOLDER, repo_id)
     known, own = after.data.to_dict(), read_metadata(text)
     added = {key: value for key, value in known.items() if own.get(key) is None}
-    if (models := _as_list(own.get("base_model"))) and set(known.get("base_model", ())) - set(models):
-        added["base_model"] = list(dict.fromkeys([*models, *known["base_model"]]))
+    models = _as_list(own.get("base_model"))
+    unnamed = [model for model in known.get("base_model", []) if model not in models]
+    if models and unnamed:
+        added["base_model"] = [*models, *unnamed]
     return _with_metadata(text, added) if added else text
 
 
@@ -55,7 +58,7 @@ def _follow(text: str, before: str, after: str) -> str:
     old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
     for _, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         block = "".join(old[a:b])
-        if block.strip() and text.count(block) == 1:
+        if block.strip() and before.count(block) == 1:  # a blank line stands anywhere
             text = text.replace(block, "".join(new[c:d]))
     return text
 

@@ -87,9 +87,10 @@ def check_adapter(config: Any, model: nn.Module) -> Any:
 
 def _check_origin(config: Any, model: Any) -> None:
     """Refuse another language model than the recorded one, where what lies at its place can be read."""
-    if config.text_model_fingerprint is None or not model.name_or_path:
+    name = getattr(model, "name_or_path", None)  # a module around a GPT-2 has none
+    if config.text_model_fingerprint is None or not name:
         return
-    place = as_recorded_path(model.name_or_path)
+    place = as_recorded_path(name)
     commit = getattr(model.config, "_commit_hash", None)
     try:
         found = fingerprint("text", place, revision=commit, local_files_only=True)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType, load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, load_peft_weights
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from ..backbones_ituning import load_pretrained_backbone
+from ..inspection import holds_peft_adapter
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import ITuningProcessor
 from ..saving import load_model, save_captioner
@@ -63,22 +64,19 @@ def convert(
     Raises:
         FileExistsError: if `output` has something in it.
         OSError: if the source or a backbone is not there, or an adapter's weights are damaged.
-        ValueError: if the source is neither, an adapter's weights are not those that its configuration
-            describes, or a backbone is not the one it was trained on.
+        ValueError: if the source is neither, or an adapter's configuration is damaged, or its weights are not
+            those that the configuration describes, or a backbone is not the one it was trained on.
     """
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is there already: give a folder that is new or empty.")
     name = os.fspath(source)
-    if not _is_adapter(name, revision):
+    if not holds_peft_adapter(name, revision):  # if it is no captioner either, loading it says so
         moved = {"vision_model_name_or_path": vision_model, "text_model_name_or_path": text_model}
         places = {field: os.fspath(place) for field, place in moved.items() if place is not None}
         _write_adapter(load_model(name, "cpu", revision=revision, **places), target)
         return "adapter"
-    config: Any = PeftConfig.from_pretrained(name, revision=revision)
-    if not isinstance(config, ITuningTunerConfig):
-        method = PeftType(config.peft_type).value
-        raise ValueError(f"{name!r} is an adapter of {method}, expected one of 'ITUNING'.")
+    config = _read_config(name, revision)
     if vision_model is not None:
         config.vision_model_name_or_path, config.vision_model_revision = os.fspath(vision_model), None
     if text_model is not None:
@@ -87,12 +85,18 @@ def convert(
     return "captioner"
 
 
-def _is_adapter(name: str, revision: str | None) -> bool:
-    optional = {"_raise_exceptions_for_missing_entries": False}
+def _read_config(name: str, revision: str | None) -> ITuningTunerConfig:
     try:
-        return cached_file(name, CONFIG_NAME, revision=revision, **optional) is not None
-    except OSError:  # there is nothing at that place: looking for a captioner there says so
-        return False
+        config = PeftConfig.from_pretrained(name, revision=revision)
+        method = PeftType(config.peft_type).value
+    except (ValueError, TypeError, KeyError) as error:  # PEFT looks at nothing before it uses it
+        raise ValueError(
+            f"The adapter_config.json of {name!r} cannot be used ({type(error).__name__}: {error}): save the "
+            "adapter again."
+        ) from error
+    if not isinstance(config, ITuningTunerConfig):
+        raise ValueError(f"{name!r} is an adapter of {method}, expected one of 'ITUNING'.")
+    return config
 
 
 def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
@@ -120,7 +124,9 @@ def _write_captioner(name: str, config: ITuningTunerConfig, target: Path, revisi
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in stored.values()))
     for adapter in captioner.adapters().values():
         adapter.to(dtype)
-    processor = ITuningProcessor.from_vision_text_pretrained(vision_name, text_name)
+    processor = ITuningProcessor.from_vision_text_pretrained(
+        vision_name, text_name, vision_revision=config.vision_model_revision, text_revision=config.revision
+    )
     save_captioner(captioner, processor, target)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from small_models import LeavesAMark, make_captioner
+from small_models import LeavesAMark, edit_json, make_captioner
 from transformers import AutoModelForCausalLM
 
 from ituning_hf import ITuningForCaptioning, save_captioner
@@ -77,6 +77,16 @@ def test_backbones_that_moved(folders, backbones, tmp_path):
     assert made["vision_model_name_or_path"] == str(backbones["clip"])
 
 
+def test_the_tokenizer_comes_from_the_recorded_commit(folders, backbones, tmp_path, monkeypatch):
+    commit = "1" * 40  # the one that this machine has: what is newest there need not be the same
+    shutil.copytree(backbones["text"], tmp_path / "models--org--text" / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path="org/text", revision=commit)
+    convert(adapter, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["text_model_revision"] == commit
+
+
 def test_nothing_is_written_over(folders, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is there already: give a folder that is new or empty"):
@@ -96,6 +106,15 @@ def test_what_is_neither_is_refused(backbones, tmp_path):
     with pytest.raises(ValueError, match="is an adapter of LORA, expected one of 'ITUNING'"):
         convert(tmp_path / "lora", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"peft_type": "OTHER"}', '{"peft_type": "ITUNING"}'], ids=repr
+)
+def test_a_damaged_configuration_is_named(tmp_path, text: str, capsys):
+    (tmp_path / "adapter_config.json").write_text(text)
+    assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert f"The adapter_config.json of {str(tmp_path)!r} cannot be used" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")

@@ -152,6 +152,12 @@ def test_a_gpt2_without_its_output_layer_will_do(gpt2):
     assert hidden.shape == (4, 6, 22)
 
 
+def test_a_gpt2_inside_another_module_will_do(gpt2):
+    config = ituning_config(task_type=None, text_model_fingerprint="0" * 32)  # it has no place to compare
+    model = get_peft_model(nn.ModuleDict({"text": gpt2}), config)
+    assert isinstance(model.get_base_model()["text"].transformer.h[0], BaseTunerLayer)
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
 def test_a_task_whose_head_would_be_lost_is_refused(backbones, task: str):
     """LoRA trains and saves the head as well, and ours has no option for that."""
