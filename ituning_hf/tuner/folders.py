@@ -102,7 +102,10 @@ def _read_config(name: str, revision: str | None) -> ITuningTunerConfig:
 def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
     to_peft(captioner).save_pretrained(str(target))
     card = ModelCard.load(target / "README.md")  # PEFT's metadata is right; its text is a form to fill in
-    vision = captioner.config.vision_model_name_or_path
+    vision, text = captioner.config.vision_model_name_or_path, captioner.config.text_model_name_or_path
+    if os.path.isdir(text):  # which PEFT took for an id on the Hub, and is nobody else's business
+        card.data.base_model = None
+        card.data.tags = [tag for tag in card.data.tags if text not in tag]
     card.text = _ADAPTER_CARD.format(
         width=captioner.config.vision_config.hidden_size,
         layer=captioner.config.vision_feature_layer,

@@ -356,6 +356,18 @@ def test_a_read_only_folder_ends_the_run_and_keeps_the_checkpoint(settings: Sett
     assert_goes_on(args, complete)
 
 
+def test_a_run_that_ended_before_it_deleted_old_checkpoints_deletes_them(settings: Settings):
+    options = {"max_train_steps": 3, "checkpointing_steps": "1", "max_checkpoints": 2}
+    args = settings(**options)
+    assert Run(args).end() == 0
+    complete = contents(args.output_dir)
+    run = Path(args.output_dir)
+    shutil.copytree(list_checkpoints(run)[0], run / "checkpoints" / "step_00000001")
+    shutil.rmtree(run / "last")
+    assert Run(settings(**options, resume_from_checkpoint="latest")).end() == 0
+    assert contents(args.output_dir) == complete
+
+
 def test_a_run_that_goes_back_makes_what_came_after_again(settings: Settings):
     args = settings(max_train_steps=4, checkpointing_steps="1", max_checkpoints=3)
     assert Run(args).end() == 0

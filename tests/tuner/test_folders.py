@@ -60,6 +60,12 @@ def test_the_adapters_card_says_how_to_use_it(folders, pixel_values):
     assert names["model"].peft_config["default"].vision_feature_layer == -2
 
 
+def test_the_adapters_card_names_no_folder_of_this_machine(folders, backbones):
+    card = (folders["adapter"] / "README.md").read_text()
+    assert str(backbones["text"].parent) not in card
+    assert "library_name: peft" in card
+
+
 def test_backbones_that_moved(folders, backbones, tmp_path):
     adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
