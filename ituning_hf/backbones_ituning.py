@@ -319,4 +319,11 @@ def _naming_the_backbone(kind: str, where: str, advice: str = "") -> Iterator[No
         raise OSError(f"The frozen {kind} model {problem} at {where}: {error} {advice}".rstrip()) from error
 
 
-__all__ = ["check_weights_unchanged", "fingerprint", "load_backbone", "load_pretrained_backbone"]
+__all__ = [
+    "check_weights_unchanged",
+    "fingerprint",
+    "is_local",
+    "load_backbone",
+    "load_pretrained_backbone",
+    "refuse_local_backbones",
+]

@@ -21,6 +21,7 @@ from ._version import __version__
 from .configuration_ituning import ITuningConfig
 from .hub_errors import explain_hub_error
 from .modeling_ituning import ITuningForCaptioning
+from .training_record import TRAINING_FILE, read_training_record
 
 _PEFT = "an adapter of PEFT, of which `ituning convert` makes a captioner"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names and PyTorch's
@@ -64,7 +65,7 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     folder, raw_config = read_config(name, revision)
     config = ITuningConfig.from_dict(raw_config)
     stored = _read_adapter_header(_find(name, SAFE_WEIGHTS_NAME, revision))
-    model = _shapes(config)
+    model = build_shapes(config)
     parts = _describe_parts(config, model, stored)
     return {
         "name": name,
@@ -93,13 +94,14 @@ def describe_config(config: ITuningConfig) -> dict[str, Any]:
     Returns:
         Those parts of what `describe` returns, but for the adapter's `dtype` and `bytes`.
     """
-    model = _shapes(config)
+    model = build_shapes(config)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return _describe_parts(config, model, {"parameters": trainable})
 
 
-def _shapes(config: ITuningConfig) -> ITuningForCaptioning:
-    with torch.device("meta"):  # without memory
+def build_shapes(config: ITuningConfig) -> ITuningForCaptioning:
+    """Build a captioner whose tensors have shapes and no memory."""
+    with torch.device("meta"):
         return ITuningForCaptioning(config)
 
 
@@ -234,8 +236,6 @@ def _generation_settings(name: str, revision: str | None, model: ITuningForCapti
 
 
 def _training(name: str, revision: str | None) -> dict[str, Any] | None:
-    from .model_card.training_record import TRAINING_FILE, read_training_record  # which describes captioners
-
     path = _find_if_there(name, TRAINING_FILE, revision)
     record = read_training_record(path.parent) if path else None
     if record is None:
@@ -243,4 +243,4 @@ def _training(name: str, revision: str | None) -> dict[str, Any] | None:
     return {key: value for key, value in asdict(record).items() if key not in ("settings", "versions")}
 
 
-__all__ = ["describe", "describe_config", "holds_peft_adapter", "read_config"]
+__all__ = ["build_shapes", "describe", "describe_config", "holds_peft_adapter", "read_config"]

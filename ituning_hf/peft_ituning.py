@@ -16,6 +16,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from .backbones_ituning import check_weights_unchanged, fingerprint, load_pretrained_backbone
 from .checkpoint_ituning import ADAPTER_OPTIONS
 from .configuration_ituning import ITuningConfig, as_recorded_path
+from .gpt2_ituning import decoder_blocks
 
 PEFT_TYPE = "ITUNING"
 
@@ -57,7 +58,7 @@ def parts_from_peft(
         ),
         **{field: getattr(options, field) for field in ADAPTER_OPTIONS},
     )
-    blocks = peft_model.get_base_model().transformer.h
+    blocks: Any = decoder_blocks(peft_model.get_base_model())
     tensors = {
         f"text_model.transformer.h.{i}.adapter.{key}": tensor.detach()
         for i in config.adapter_layers or []

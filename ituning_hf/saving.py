@@ -13,10 +13,10 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from .hub_errors import explain_hub_error
 from .inspection import read_config
 from .model_card.evaluation_results import EVALUATION_FILE
-from .model_card.training_record import TRAINING_FILE, TrainingRecord, write_training_record
 from .model_card.writing import write_card
 from .modeling_ituning import ITuningForCaptioning
 from .processing_ituning import ITuningProcessor
+from .training_record import TRAINING_FILE, TrainingRecord, write_training_record
 
 
 def save_captioner(

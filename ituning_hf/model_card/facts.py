@@ -8,8 +8,8 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..inspection import describe
+from ..training_record import DRAWN_SCENES, TrainingRecord, read_training_record
 from .evaluation_results import Benchmark, is_absolute, read_evaluations
-from .training_record import DRAWN_SCENES, TrainingRecord, read_training_record
 
 PLACEHOLDER = "your-name/your-captioner"  # where a captioner was not given its id on the Hub
 

@@ -10,11 +10,11 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from ..checkpoint_ituning import ADAPTER_OPTIONS
+from ..training_record import TrainingRecord, ValidationRecord
 from .evaluation_results import METRIC_NAMES, Benchmark, EvaluationResult
 from .facts import Backbone, CardFacts
 from .metadata import as_printed, metadata
 from .tables import table
-from .training_record import TrainingRecord, ValidationRecord
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 USUAL_METRICS = ("bleu_4", "meteor", "rouge_l", "cider", "spice")

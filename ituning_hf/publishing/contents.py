@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub.constants import REPOCARD_NAME as CARD
 from transformers.utils import CONFIG_NAME
 
 from ..model_card import write_card
@@ -18,8 +19,6 @@ from ..model_card.facts import facts_of
 from ..model_card.render import render
 from ..model_card.writing import is_rendered
 from .written_card import complete_card
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True)

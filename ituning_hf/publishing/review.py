@@ -10,27 +10,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..backbones_ituning import is_local
 from ..checkpoint_ituning import AUTO_MAP, check_adapter_tensors, read_adapter_file
 from ..configuration_ituning import ITuningConfig
-from ..inspection import read_config
-from ..model_card import read_evaluations, read_training_record
+from ..inspection import build_shapes, read_config
+from ..model_card import read_evaluations
 from ..model_card.evaluation_results import EVALUATION_FILE
-from ..model_card.training_record import TRAINING_FILE
-from ..modeling_ituning import ITuningForCaptioning
 from ..saving import load_processor
+from ..training_record import TRAINING_FILE, read_training_record
 from .contents import CARD, Place, Review
 from .written_card import read_metadata
 
 _CODE = {path.name: path for path in Path(__file__).parents[1].glob("*_ituning.py")}
-_ADAPTER = "model.safetensors"
 FILES = {  # all that a captioner may have
-    "config.json",
-    _ADAPTER,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_NAME,
     CARD,
-    "generation_config.json",
+    GENERATION_CONFIG_NAME,
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
@@ -112,7 +110,7 @@ def _check_file(path: Path) -> Iterator[str]:
     elif name not in FILES:
         what = "holds other weights than the adapter's" if name.endswith(_WEIGHTS) else "is no part of it"
         yield f"{name} {what}: move it away."
-    elif name != _ADAPTER:
+    elif name != SAFE_WEIGHTS_NAME:
         yield from _check_text(path)
 
 
@@ -164,22 +162,21 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _check_adapter(folder: Path, raw: dict[str, Any]) -> Iterator[str]:
-    path = folder / _ADAPTER
+    path = folder / SAFE_WEIGHTS_NAME
     if not path.is_file():
-        yield f"there is no {_ADAPTER}, the adapter: save the captioner again."
+        yield f"there is no {SAFE_WEIGHTS_NAME}, the adapter: save the captioner again."
         return
     try:
         config = ITuningConfig.from_dict(raw)
         tensors = read_adapter_file(str(path))
         if frozen := [key for key in tensors if ".adapter." not in key]:
             yield (
-                f"{_ADAPTER} holds {len(frozen)} tensor(s) that are not the adapter's (first: {frozen[:3]}), "
-                "such as a backbone's: save the captioner with save_pretrained, which leaves them out."
+                f"{SAFE_WEIGHTS_NAME} holds {len(frozen)} tensor(s) that are not the adapter's (first: "
+                f"{frozen[:3]}), such as a backbone's: save the captioner with save_pretrained, which leaves "
+                "them out."
             )
             return
-        with torch.device("meta"):  # shapes without memory
-            expected = ITuningForCaptioning(config).adapter_state_dict()
-        check_adapter_tensors(tensors, expected, str(folder))
+        check_adapter_tensors(tensors, build_shapes(config).adapter_state_dict(), str(folder))
     except ValueError as error:
         yield str(error)
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from .._version import __version__
 from ..data.hf_datasets import is_hub_name
-from ..model_card.training_record import DRAWN_SCENES, TrainingRecord, ValidationRecord
+from ..training_record import DRAWN_SCENES, TrainingRecord, ValidationRecord
 from .setup import GIVEN_DATA, TrainingData
 from .state import TrainState
 

@@ -9,12 +9,13 @@ from typing import Literal
 
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.constants import REPOCARD_NAME
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, load_peft_weights
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
-from ..backbones_ituning import load_pretrained_backbone
+from ..backbones_ituning import is_local, load_pretrained_backbone
 from ..inspection import holds_peft_adapter
 from ..modeling_ituning import ITuningForCaptioning
 from ..processing_ituning import ITuningProcessor
@@ -101,17 +102,17 @@ def _read_config(name: str, revision: str | None) -> ITuningTunerConfig:
 
 def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
     to_peft(captioner).save_pretrained(str(target))
-    card = ModelCard.load(target / "README.md")  # PEFT's metadata is right; its text is a form to fill in
+    card = ModelCard.load(target / REPOCARD_NAME)  # PEFT's metadata is right; its text is a form to fill in
     vision, text = captioner.config.vision_model_name_or_path, captioner.config.text_model_name_or_path
-    if os.path.isdir(text):  # which PEFT took for an id on the Hub, and is nobody else's business
+    if is_local(text):  # which PEFT took for an id on the Hub, and is nobody else's business
         card.data.base_model = None
         card.data.tags = [tag for tag in card.data.tags if text not in tag]
     card.text = _ADAPTER_CARD.format(
         width=captioner.config.vision_config.hidden_size,
         layer=captioner.config.vision_feature_layer,
-        vision="a local vision encoder" if os.path.isdir(vision) else f"`{vision}`",
+        vision="a local vision encoder" if is_local(vision) else f"`{vision}`",
     )
-    card.save(target / "README.md")
+    card.save(target / REPOCARD_NAME)
 
 
 def _write_captioner(name: str, config: ITuningTunerConfig, target: Path, revision: str | None) -> None:

@@ -18,11 +18,15 @@ def find_decoders(model: nn.Module) -> list[GPT2Model]:
     return [module for module in model.modules() if isinstance(module, GPT2Model)]
 
 
+def find_layers(model: nn.Module) -> list[ITuningLayer]:
+    """Return the layers inside a model that hold adapters, or held some."""
+    return [module for module in model.modules() if isinstance(module, ITuningLayer)]
+
+
 def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
     """Return the adapters that take part in a forward pass, by layer and name; empty if there are none."""
-    layers = [module for module in model.modules() if isinstance(module, ITuningLayer)]
     # Two loops and no assignment inside: torch.compile would break its graph at one.
-    adapters = {layer.layer_idx: layer.active() for layer in layers}
+    adapters = {layer.layer_idx: layer.active() for layer in find_layers(model)}
     return {index: active for index, active in adapters.items() if active}
 
 
@@ -78,4 +82,4 @@ def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return args, kwargs | {"visual_key_values": key_values}
 
 
-__all__ = ["active_adapters", "find_decoders", "project_image", "take_image"]
+__all__ = ["active_adapters", "find_decoders", "find_layers", "project_image", "take_image"]

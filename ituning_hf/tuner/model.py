@@ -13,7 +13,7 @@ from torch import nn
 from ..inputs_ituning import check_rows
 from .checks import check_adapter, check_generation, check_name
 from .config import ITuningTunerConfig
-from .image import active_adapters, find_decoders, project_image, take_image
+from .image import active_adapters, find_decoders, find_layers, project_image, take_image
 from .layer import ADAPTERS, ITuningLayer
 from .registration import PEFT_TYPE
 
@@ -85,7 +85,7 @@ class ITuningTuner(BaseTuner):
         """
         check_name(adapter_name, self.peft_config)
         self.peft_config[adapter_name] = check_adapter(self.peft_config[adapter_name], model)
-        for layer in _layers(model):
+        for layer in find_layers(model):
             if adapter_name in layer.ituning_adapter:
                 del layer.ituning_adapter[adapter_name]
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -246,10 +246,6 @@ class ITuningTuner(BaseTuner):
             check_rows(prompt.shape[0], image.shape[0])  # before there are rows for each beam
             image = key_values
         return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
-
-
-def _layers(model: nn.Module) -> list[ITuningLayer]:
-    return [module for module in model.modules() if isinstance(module, ITuningLayer)]
 
 
 def _begin_token(options: dict[str, Any], own: Any) -> int:
