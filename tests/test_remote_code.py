@@ -267,12 +267,13 @@ LAYERS = [
     ("gpt2_ituning", "backbones_ituning", "checkpoint_ituning", "generation_ituning", "peft_ituning"),
     ("modeling_ituning",),
     ("data",),
+    ("launching", "processes", "settings"),
     ("training", "evaluation", "tuner", "visualization", "captioning", "inspection"),
     ("demo",),
     ("__init__",),
     ("cli",),
 ]
-LIBRARY = 4
+LIBRARY = 5
 
 
 def is_for_type_checking(node: ast.AST) -> bool:

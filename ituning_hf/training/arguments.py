@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from .options import (
+from ..settings import DatasetArguments, Settings
+from ..settings.options import (
     AT_LEAST_ONE,
     BELOW_ONE,
-    BETWEEN_0_AND_1,
     CAPTION_LENGTH,
     EVERY,
     NOT_EMPTY,
@@ -18,8 +16,6 @@ from .options import (
     POSITIVE,
     SEED,
     SHARE,
-    check_value,
-    kinds_of,
     one_of,
     option,
     some_of,
@@ -75,45 +71,9 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DatasetArguments):
     """Images and their captions."""
 
-    title: ClassVar[str] = "data"
-
-    dataset: str = option(
-        "scenes",
-        "what to train on: a folder with metadata.jsonl, a Karpathy or COCO .json file, a .csv, a .parquet, "
-        "the name of a `datasets` data set, or 'scenes' for rendered ones",
-        NOT_EMPTY,
-        "DATA",
-    )
-    image_root: str | None = option(
-        None,
-        "what the image names of a Karpathy file are relative to",
-        NOT_EMPTY,
-        "FOLDER",
-        "images/ beside the file, or the file's own folder",
-    )
-    image_column: str | None = option(
-        None,
-        "column of images in a CSV, Parquet or `datasets` data set",
-        NOT_EMPTY,
-        "NAME",
-        "by its usual names",
-    )
-    caption_column: str | None = option(
-        None,
-        "column of captions in a CSV, Parquet or `datasets` data set",
-        NOT_EMPTY,
-        "NAME",
-        "by its usual names",
-    )
-    num_scenes: int = option(1000, "scenes to train on, with --dataset scenes", AT_LEAST_ONE)
-    val_share: float = option(
-        0.1,
-        "share of the images, chosen by --seed, that becomes the val split where a data set has no splits",
-        BETWEEN_0_AND_1,
-    )
     captions_per_image: int = option(
         5, "captions of each image in a batch; of more, each epoch draws so many", AT_LEAST_ONE
     )
@@ -249,15 +209,13 @@ class RunArguments:
     )
 
 
-_PATHS = {"vision_model", "text_model", "dataset", "image_root", "output_dir", "resume_from_checkpoint"}
-
 # The order in which the help shows them.
 SECTIONS = (ModelArguments, DataArguments, OptimizationArguments, ValidationArguments, RunArguments)
 
 
 @dataclass
 class TrainArguments(
-    RunArguments, ValidationArguments, OptimizationArguments, DataArguments, ModelArguments
+    RunArguments, ValidationArguments, OptimizationArguments, DataArguments, ModelArguments, Settings
 ):  # a dataclass takes its fields from the last base first
     """The settings of a run, each of them checked; `ituning train --help` says what they mean.
 
@@ -266,18 +224,16 @@ class TrainArguments(
             worded with the command line's flags.
     """
 
+    paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {
+        "vision_model",
+        "text_model",
+        "output_dir",
+        "resume_from_checkpoint",
+    }
+
     def __post_init__(self) -> None:
-        """Check every value before anything is loaded."""
-        kinds = kinds_of(TrainArguments)
-        for declared in dataclasses.fields(self):
-            kind = kinds[declared.name]
-            value = kind.adapt(getattr(self, declared.name))
-            if declared.name in _PATHS and isinstance(value, str):
-                value = os.path.expanduser(value)  # no shell has seen a YAML file
-            if declared.metadata["rule"] is EVERY and type(value) is int:
-                value = str(value)
-            setattr(self, declared.name, value)
-            check_value(declared.name, value, kind, declared.metadata["rule"])
+        """Check every value, and those that depend on each other."""
+        super().__post_init__()
         self._check_models()
         self._check_validation()
 
@@ -299,7 +255,3 @@ class TrainArguments(
         for flag, is_given in needs_validation.items():
             if is_given and self.eval_split == "none":
                 raise ValueError(f"{flag} needs validation, and --eval_split is 'none': give val or test.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings by name."""
-        return dataclasses.asdict(self)

@@ -10,18 +10,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
+from ..processes import OtherProcessError, create_accelerator, leave_group, one_fate
 from .arguments import TrainArguments
 from .command_line import parse_arguments
 from .dry_run import dry_run
-from .errors import OtherProcessError, RunStopped, TrainingError
-from .launching import refuse_unsupported_launch
+from .errors import RunStopped
 from .loop import CaptionTrainer
-from .processes import leave_group, one_fate
 from .run_folder import claim_output_dir
 from .setup import (
     GIVEN_DATA,
@@ -88,34 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def create_accelerator(args: TrainArguments) -> Accelerator:
-    """Return an accelerator over all the processes that were launched.
-
-    Under `torchrun` on a machine without a GPU, Accelerate lets each process believe that it is alone,
-    unless it is told to stay on the CPU.
-
-    Raises:
-        ValueError: if it was launched for something that the training loop does not do.
-        TrainingError: if it still sees fewer processes than there are; each would train on everything and
-            write over the others.
-    """
-    refuse_unsupported_launch(os.environ)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    cpu = launched > 1 and not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        cpu=cpu,
-        log_with=args.report_to or None,
-        project_dir=os.path.join(args.output_dir, "tensorboard"),
-    )
-    if accelerator.num_processes != launched:
-        raise TrainingError(
-            f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: start "
-            "them with `accelerate launch` or `torchrun`."
-        )
-    return accelerator
-
-
 def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     """Train a captioner as the settings say.
 
@@ -140,7 +110,11 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     args = with_backbones(args)
     if data is not None:
         args = replace(args, dataset=GIVEN_DATA)
-    accelerator = create_accelerator(args)
+    accelerator = create_accelerator(
+        args.mixed_precision,
+        log_with=args.report_to or None,
+        project_dir=os.path.join(args.output_dir, "tensorboard"),
+    )
 
     def report(text: str) -> None:
         with suppress(OSError):  # whoever read it has gone; the run goes on

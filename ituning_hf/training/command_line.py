@@ -1,198 +1,31 @@
-"""Settings from the command line and from a YAML file, and the help that shows them."""
+"""The command line of `ituning train`."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import difflib
-import os
-import re
-import shutil
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Sequence
 
-import yaml
-
+from ..settings import CommandLine
 from .arguments import SECTIONS, TrainArguments
-from .options import Kind, kinds_of
 
-_DESCRIPTION = """\
+_COMMAND_LINE = CommandLine(
+    TrainArguments,
+    SECTIONS,
+    prog="ituning train",
+    description="""\
 Train an image captioner: small adapters between a frozen CLIP and a frozen
 GPT-2. Only the adapters are trained and stored. Without any option it trains
-on rendered scenes. Every option may as well stand in a YAML file."""
-_EXAMPLES = """\
+on rendered scenes. Every option may as well stand in a YAML file.""",
+    examples="""\
 examples:
   ituning train --dataset photos/ --vision_model openai/clip-vit-base-patch16 \\
       --text_model gpt2 --output_dir outputs/mine --dry_run
   ituning train --config run.yaml --learning_rate 1e-4
   ituning train --config run.yaml --resume_from_checkpoint latest
   accelerate launch -m ituning_hf.cli train --config run.yaml  # several GPUs
-"""
-_MAX_WIDTH = 110
-_YAML_NULLS = ("", "~", "null", "Null", "NULL")
+""",
+)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
-    """Read settings from a YAML file (`--config`) and from flags, which win over it.
-
-    Args:
-        argv: The command line without the program's name; `sys.argv[1:]` by default.
-
-    Raises:
-        ValueError: for an unknown option or an unknown key in the file, or a value that cannot be used.
-        FileNotFoundError: if the file is not there.
-        SystemExit: after `--help`.
-    """
-    options, unknown = _parser().parse_known_args(argv)
-    if unknown:
-        raise ValueError(_not_understood(unknown))
-    given = vars(options)
-    settings = read_config(given.pop("config")) if "config" in given else {}
-    kinds = kinds_of(TrainArguments)
-    for name, value in given.items():
-        settings[name] = _parse(kinds[name], value, f"--{name}")
-    return TrainArguments(**settings)
-
-
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a file of settings: YAML, or JSON, which is YAML too; a run's `run.json` gives that run's.
-
-    Raises:
-        ValueError: if it is not a mapping, has a key twice or one that is no setting, or a value that is
-            not of the setting's type.
-        FileNotFoundError: if it is not there.
-    """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_TextLoader)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"--config {path}: there is no such file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from error
-    if content is None or content == "":
-        return {}
-    if not isinstance(content, dict):
-        kind = "list" if isinstance(content, list) else "text"
-        raise ValueError(f"--config {path} holds a {kind}, expected settings as 'name: value'.")
-    kinds = kinds_of(TrainArguments)
-    if isinstance(content.get("settings"), dict) and "data_fingerprint" in content:
-        content = content["settings"]
-    for name in content:
-        if name not in kinds:
-            raise ValueError(f"--config {path}: {name!r} is no setting{_nearest(name, kinds, '')}")
-    settings = {}
-    for name, value in content.items():
-        null = isinstance(value, str) and value in _YAML_NULLS
-        settings[name] = _null(kinds[name]) if null else _parse(kinds[name], value, f"{path}: {name}")
-    return settings
-
-
-def _parse(kind: Kind, value: Any, source: str) -> Any:
-    try:
-        return kind.parse(value)
-    except ValueError:
-        raise ValueError(f"{source} is {value!r}, expected {kind.name}.") from None
-
-
-def _null(kind: Kind) -> Any:
-    """YAML's null: no value, or an empty list; TrainArguments refuses it where there must be one."""
-    return [] if kind.is_list and not kind.is_optional else None
-
-
-def _not_understood(unknown: Sequence[str]) -> str:
-    flags = [text.partition("=")[0] for text in unknown if text.startswith("--")]
-    if not flags:
-        return f"{unknown[0]!r} belongs to no option. ituning train --help shows them all."
-    names = [*kinds_of(TrainArguments), "config"]
-    return f"{flags[0]} is no option{_nearest(flags[0], names, '--')} ituning train --help shows them all."
-
-
-def _nearest(name: str, known: Iterable[str], prefix: str) -> str:
-    """Suggest what a misspelt name may have meant."""
-    found = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), list(known), n=1)
-    return f": did you mean {prefix}{found[0]}?" if found else "."
-
-
-class _TextLoader(yaml.BaseLoader):
-    """Reads every value as text for the setting's own type, and refuses a key that stands there twice.
-
-    YAML's own types take 5e-4 for text and `no` for false, and of two equal keys it takes the last.
-    """
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key!r} stands there twice", problem_mark=key_node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Tells mistakes as every other part of the program does, in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument (--\w+)(/[\w-]+)?", r"\1", message)  # its name once
-        raise ValueError(f"{message}; ituning train --help shows the options.")
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Shows each option once, though hyphens are understood too, and its value once."""
-
-    def __init__(self, prog: str) -> None:
-        width = min(shutil.get_terminal_size().columns, _MAX_WIDTH) - 2
-        super().__init__(prog, max_help_position=26, width=width)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if action.nargs == 0:
-            return ", ".join(action.option_strings)
-        name = action.option_strings[0]
-        return name if action.nargs == "?" else f"{name} {action.metavar}"
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="ituning train",
-        usage="ituning train [--config FILE] [--OPTION VALUE ...]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=_Formatter,
-        allow_abbrev=False,  # a typo must not become another option
-        argument_default=argparse.SUPPRESS,  # only what was given wins over the file
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="a YAML file of these settings, as 'name: value'; options win over it",
-    )
-    kinds = kinds_of(TrainArguments)
-    for section in SECTIONS:
-        group = parser.add_argument_group(section.title)
-        for declared in dataclasses.fields(section):
-            _add_option(group, declared, kinds[declared.name])
-    return parser
-
-
-def _add_option(group: Any, declared: dataclasses.Field[Any], kind: Kind) -> None:
-    names = dict.fromkeys([f"--{declared.name}", f"--{declared.name.replace('_', '-')}"])
-    details: dict[str, Any] = {"help": _help(declared), "metavar": _metavar(declared, kind)}
-    if kind.is_list:
-        details["nargs"] = "+"
-    elif kind.item is bool:  # a flag, that `--flag false` takes back where the file sets it
-        details |= {"nargs": "?", "const": "true"}
-    group.add_argument(*names, **details)
-
-
-def _metavar(declared: dataclasses.Field[Any], kind: Kind) -> str:
-    name = declared.metadata["metavar"] or kind.item.__name__.upper()
-    return f"{name} ..." if kind.is_list else name
-
-
-def _help(declared: dataclasses.Field[Any]) -> str:
-    """The setting's meaning, and its default once."""
-    text, default = declared.metadata["help"], declared.default
-    if default is False:
-        return text
-    shown = f"{default:g}" if isinstance(default, float) else default
-    return f"{text} (default: {declared.metadata['unset'] or shown})"
+    """Read the settings of a run; see `CommandLine.parse`."""
+    return _COMMAND_LINE.parse(argv)

@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from ..modeling_ituning import ITuningForCaptioning
+from ..processes import leave_group
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
 from .loop import CaptionTrainer
 from .memory import format_bytes, peak_resident_memory
-from .processes import leave_group
 from .run_folder import find_starting_point
 from .setup import TrainingData, describe_run, describe_steps, load_model
 from .signals import StopRequest

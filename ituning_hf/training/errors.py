@@ -15,19 +15,6 @@ class TooManyUnreadableError(TrainingError):
     """More of the images cannot be read than the run allows."""
 
 
-class OtherProcessError(TrainingError):
-    """Another process of this run failed, and tells why; this one ends with it.
-
-    Args:
-        text: The other process's message.
-        exit_code: What the other process ends with, so that both end alike.
-    """
-
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
-
-
 class RunStopped(KeyboardInterrupt):
     """A signal ended the run; like any interruption, no `except Exception` of a library may swallow it.
 

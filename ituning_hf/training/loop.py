@@ -17,13 +17,13 @@ from accelerate.utils import send_to_device, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..modeling_ituning import ITuningForCaptioning
+from ..processes import one_fate
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages
 from .checkpoints import LOG_FILE, RUN_FILE, find_checkpoint, write_json
 from .errors import NonFiniteLossError, RunStopped
 from .optimization import create_optimizer, create_schedule
-from .processes import one_fate
 from .progress import Progress
 from .record import training_record
 from .run_store import RunStore

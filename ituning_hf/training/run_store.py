@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from ..checkpoint_ituning import read_adapter_file
 from ..model_card import TrainingRecord
 from ..modeling_ituning import ITuningForCaptioning
+from ..processes import one_fate
 from ..processing_ituning import ITuningProcessor
 from ..saving import save_captioner
 from .checkpoints import (
@@ -28,7 +29,7 @@ from .checkpoints import (
     write_json,
     writing,
 )
-from .processes import one_fate, shared_folder
+from .shared_folder import shared_folder
 from .state import TrainState, check_same_run, read_state
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from accelerate import Accelerator
 
 from ..checkpoint_ituning import ADAPTER_OPTIONS
 from ..configuration_ituning import ITuningConfig
-from ..data import CaptionedImage, count_over_long, load_captioned_images
+from ..data import CaptionedImage, count_over_long
 from ..modeling_ituning import ITuningForCaptioning
+from ..processes import one_fate
 from ..processing_ituning import ITuningProcessor
 from .arguments import TrainArguments
-from .processes import one_fate
 from .small_backbones import make_small_backbones, small_text_config, small_vision_config
 
 Report = Callable[[str], None]
@@ -54,24 +54,12 @@ def load_data(args: TrainArguments) -> TrainingData:
         ValueError: for a data set that cannot be read.
         FileNotFoundError: for one that is not there, or whose images are not.
     """
-
-    def load(split: str, num_scenes: int) -> list[CaptionedImage]:
-        return load_captioned_images(
-            args.dataset,
-            split,
-            image_root=args.image_root,
-            seed=args.seed,
-            num_scenes=num_scenes,
-            image_column=args.image_column,
-            caption_column=args.caption_column,
-            val_share=args.val_share,
-        )
-
-    train = load("train", args.num_scenes)
+    train = args.load_split("train", args.seed)
     if args.eval_split == "none":
         return TrainingData(train, [])
     try:
-        return TrainingData(train, load(args.eval_split, max(1, args.num_scenes // 10)))
+        num_scenes = max(1, args.num_scenes // 10)
+        return TrainingData(train, args.load_split(args.eval_split, args.seed, num_scenes))
     except ValueError as error:
         raise ValueError(f"{error}. To train without validation, give --eval_split none.") from error
 

@@ -13,10 +13,10 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 
 from ..data import CaptionedImage, SampleKey
 from ..model_card.evaluation_results import METRIC_NAMES
+from ..processes import one_fate
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages
-from .processes import one_fate
 
 FEW_BATCHES = 2
 SHOWN_CHARACTERS = 110  # of a sample caption

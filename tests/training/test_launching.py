@@ -7,9 +7,10 @@ import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from ituning_hf.cli import main
+from ituning_hf.launching import refuse_unsupported_launch
+from ituning_hf.processes import create_accelerator
 from ituning_hf.training import TrainArguments
-from ituning_hf.training.cli import create_accelerator, train
-from ituning_hf.training.launching import refuse_unsupported_launch
+from ituning_hf.training.cli import train
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "examples" / "accelerate").glob("*.yaml"))
 
@@ -47,7 +48,7 @@ def test_what_accelerate_says_of_a_plain_launch_is_fine(monkeypatch):
     refuse_unsupported_launch(environment)
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    assert create_accelerator(TrainArguments()).num_processes == 1
+    assert create_accelerator().num_processes == 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -16,6 +16,7 @@ from small_models import read_log, train_until, validation_scores
 from transformers import GPT2LMHeadModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
+from ituning_hf.processes import create_accelerator
 from ituning_hf.training import (
     NonFiniteLossError,
     TooManyUnreadableError,
@@ -25,7 +26,6 @@ from ituning_hf.training import (
     parse_arguments,
     train,
 )
-from ituning_hf.training.cli import create_accelerator
 
 Settings = Callable[..., TrainArguments]
 
@@ -110,8 +110,8 @@ def test_a_resumed_run_goes_on_with_the_gradients_scale(
     """As fp16 has it on CUDA: an overflow skips a step, and when the next one comes hangs on the scale."""
     scales = []
 
-    def with_scaler(args: TrainArguments) -> Accelerator:
-        accelerator = create_accelerator(args)
+    def with_scaler(*args: Any, **kwargs: Any) -> Accelerator:
+        accelerator = create_accelerator(*args, **kwargs)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=1)
         update = accelerator.scaler.update
 

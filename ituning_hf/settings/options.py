@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML's words
@@ -170,3 +170,31 @@ def check_value(name: str, value: Any, kind: Kind, rule: Rule) -> None:
         raise ValueError(f"--{name} is {value}, expected a finite number.")
     if value is not None and not rule.holds(value):
         raise ValueError(f"--{name} is {value!r}, expected {rule.expected}.")
+
+
+@dataclass
+class Settings:
+    """Base of the settings of a command: a dataclass whose fields are all made by `option`.
+
+    Raises:
+        ValueError: for a value of the wrong type or out of its range, worded with the command line's flags.
+    """
+
+    paths: ClassVar[frozenset[str]] = frozenset()  # those in which ~ stands for the home folder
+
+    def __post_init__(self) -> None:
+        """Check every value before anything is loaded."""
+        kinds = kinds_of(type(self))
+        for declared in fields(self):
+            kind, rule = kinds[declared.name], declared.metadata["rule"]
+            value = kind.adapt(getattr(self, declared.name))
+            if declared.name in self.paths and isinstance(value, str):
+                value = os.path.expanduser(value)  # no shell has seen a YAML file
+            if rule is EVERY and type(value) is int:
+                value = str(value)
+            setattr(self, declared.name, value)
+            check_value(declared.name, value, kind, rule)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        return asdict(self)

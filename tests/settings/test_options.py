@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.training.options import AT_LEAST_ONE, EVERY, Kind, check_value, one_of, some_of
+from ituning_hf.settings.options import AT_LEAST_ONE, EVERY, Kind, check_value, one_of, some_of
 
 
 @pytest.mark.parametrize(

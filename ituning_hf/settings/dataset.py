@@ -1,0 +1,75 @@
+"""The settings that name a data set, of every command that reads one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..data import CaptionedImage, load_captioned_images
+from .options import AT_LEAST_ONE, BETWEEN_0_AND_1, NOT_EMPTY, option
+
+
+@dataclass
+class DatasetArguments:
+    """Images and their captions."""
+
+    title: ClassVar[str] = "data"
+    paths: ClassVar[frozenset[str]] = frozenset({"dataset", "image_root"})
+
+    dataset: str = option(
+        "scenes",
+        "what to train on: a folder with metadata.jsonl, a Karpathy or COCO .json file, a .csv, a .parquet, "
+        "the name of a `datasets` data set, or 'scenes' for rendered ones",
+        NOT_EMPTY,
+        "DATA",
+    )
+    image_root: str | None = option(
+        None,
+        "what the image names of a Karpathy file are relative to",
+        NOT_EMPTY,
+        "FOLDER",
+        "images/ beside the file, or the file's own folder",
+    )
+    image_column: str | None = option(
+        None,
+        "column of images in a CSV, Parquet or `datasets` data set",
+        NOT_EMPTY,
+        "NAME",
+        "by its usual names",
+    )
+    caption_column: str | None = option(
+        None,
+        "column of captions in a CSV, Parquet or `datasets` data set",
+        NOT_EMPTY,
+        "NAME",
+        "by its usual names",
+    )
+    num_scenes: int = option(1000, "scenes to train on, with --dataset scenes", AT_LEAST_ONE)
+    val_share: float = option(
+        0.1,
+        "share of the images, chosen by --seed, that becomes the val split where a data set has no splits",
+        BETWEEN_0_AND_1,
+    )
+
+    def load_split(self, split: str, seed: int, num_scenes: int | None = None) -> list[CaptionedImage]:
+        """Read one split of the data set; every file is known to be there afterwards.
+
+        Args:
+            split: "train", "val" or "test".
+            seed: Of the drawn scenes, and of the lot where the data set has no splits.
+            num_scenes: In place of the setting.
+
+        Raises:
+            ValueError: for a data set that cannot be read.
+            FileNotFoundError: for one that is not there, or whose images are not.
+        """
+        return load_captioned_images(
+            self.dataset,
+            split,
+            image_root=self.image_root,
+            seed=seed,
+            num_scenes=self.num_scenes if num_scenes is None else num_scenes,
+            image_column=self.image_column,
+            caption_column=self.caption_column,
+            val_share=self.val_share,
+        )
