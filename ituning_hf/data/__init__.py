@@ -1,6 +1,7 @@
 """Captioned images: reading them, drawing them, ordering them, batching them."""
 
 from .augmentation import AUGMENTATIONS, augment
+from .benchmarks import BenchmarkData, explain_count
 from .coco import read_coco_captions
 from .csv_files import read_csv
 from .dataset import (
@@ -14,7 +15,7 @@ from .hf_datasets import read_hf_dataset
 from .imagefolder import read_imagefolder
 from .images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
 from .karpathy import read_karpathy
-from .loading import load_captioned_images
+from .loading import count_splits, load_captioned_images
 from .nocaps import read_nocaps
 from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption
 from .sampler import ImageBatchSampler, SampleKey
@@ -23,6 +24,7 @@ from .scenes import Scene, SceneObject, make_scene, read_scenes
 __all__ = [
     "AUGMENTATIONS",
     "IMAGE_SUFFIXES",
+    "BenchmarkData",
     "CaptionDataset",
     "CaptionItem",
     "CaptionProcessor",
@@ -38,6 +40,8 @@ __all__ = [
     "check_images_exist",
     "clean_caption",
     "count_over_long",
+    "count_splits",
+    "explain_count",
     "find_images",
     "load_captioned_images",
     "load_image",
