@@ -4,8 +4,20 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from .java import Java, find_java, meteor, spice, spice_can_run, tokenize_with_java
+import numpy as np
+
+from .corpus_formulas import meteor_from_counts
+from .java import Java, find_java, meteor_counts, spice, tokenize_with_java, why_no_spice
+from .scores import CaptionScores
 from .tokenizer import tokenize_caption
+
+_NumberedCaptions = dict[int, list[str]]  # the scorers' form
+
+_SCORERS = {
+    "bleu": ("bleu.bleu_scorer", "BleuScorer"),
+    "rouge_l": ("rouge.rouge", "Rouge"),
+    "cider": ("cider.cider", "Cider"),
+}
 
 
 def compute_caption_metrics(
@@ -42,24 +54,103 @@ def compute_caption_metrics(
         >>> print(*(f"{name} {score:.3f}" for name, score in scores.items()))
         bleu_1 0.705 bleu_2 0.669 bleu_3 0.574 bleu_4 0.020 rouge_l 0.665 cider 2.849
     """
+    return score_captions(predictions, references, java).metrics
+
+
+def score_captions(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], java: bool | None = None
+) -> CaptionScores:
+    """Score captions as `compute_caption_metrics` does, and keep what each image contributes.
+
+    Args:
+        predictions: A caption for each image.
+        references: The captions of each image by people.
+        java: True demands Java, False does without, None takes it where it is found.
+
+    Returns:
+        The metrics, their values for each image, and how they were computed.
+
+    Raises:
+        TypeError: As `compute_caption_metrics`.
+        ValueError: As `compute_caption_metrics`.
+        ImportError: The scorers are not installed.
+        RuntimeError: Java is demanded and not found, or its programs fail.
+
+    Example:
+        >>> scores = score_captions(
+        ...     ["a dog runs", "two cats sleep"],
+        ...     [["a dog runs on grass", "A running dog."], ["Two cats are asleep."]],
+        ...     java=False,
+        ... )
+        >>> print(*(f"{value:.3f}" for value in scores.per_image["rouge_l"]))
+        1.000 0.328
+        >>> scores.left_out["meteor"]
+        'METEOR is left out: it runs in Java, and java=False does without.'
+    """
     _check(predictions, references)
-    scorers = [_official("bleu.bleu", "Bleu")(4), _official("rouge.rouge", "Rouge")()]
-    scorers.append(_official("cider.cider", "Cider")())
+    scorers = {name: _official(*path) for name, path in _SCORERS.items()}
     runtime = _choose_java(java)
     tokenized_predictions, tokenized_references = _tokenize(predictions, references, runtime)
     if not any(caption for captions in tokenized_references.values() for caption in captions):
         raise ValueError("the references hold no word, only spaces and punctuation; CIDEr needs one")
 
-    bleu, rouge, cider = scorers
-    scores, _ = bleu.compute_score(tokenized_references, tokenized_predictions, verbose=0)
-    metrics = {f"bleu_{n}": float(score) for n, score in enumerate(scores, start=1)}
-    metrics["rouge_l"] = float(rouge.compute_score(tokenized_references, tokenized_predictions)[0])
-    metrics["cider"] = float(cider.compute_score(tokenized_references, tokenized_predictions)[0])
+    metrics, per_image, bleu_counts = _bleu(scorers["bleu"], tokenized_references, tokenized_predictions)
+    for name in ("rouge_l", "cider"):
+        score, scores = scorers[name]().compute_score(tokenized_references, tokenized_predictions)
+        metrics[name], per_image[name] = float(score), np.asarray(scores).tolist()
+    left_out, counts = _why_left_out(runtime, java), None
     if runtime is not None:
-        metrics["meteor"] = meteor(tokenized_references, tokenized_predictions, runtime)
-        if spice_can_run(runtime):
-            metrics["spice"] = spice(tokenized_references, tokenized_predictions)
-    return metrics
+        counts = meteor_counts(tokenized_references, tokenized_predictions, runtime)
+        metrics["meteor"] = float(meteor_from_counts(counts.sum(0)))
+        per_image["meteor"] = meteor_from_counts(counts).tolist()
+    if "spice" not in left_out:
+        per_image["spice"] = spice(tokenized_references, tokenized_predictions)
+        metrics["spice"] = float(np.mean(per_image["spice"]))
+    return CaptionScores(
+        metrics=metrics,
+        per_image=per_image,
+        tokenizer="Python" if runtime is None else "PTB (Java)",
+        java_version=runtime and runtime.version,
+        left_out=left_out,
+        bleu_counts=bleu_counts,
+        meteor_counts=counts,
+    )
+
+
+def _bleu(
+    scorer_class: Any, references: _NumberedCaptions, predictions: _NumberedCaptions
+) -> tuple[dict[str, float], dict[str, list[float]], np.ndarray]:
+    """Return BLEU-1 to BLEU-4 of all images, of each image, and each image's counts."""
+    scorer = scorer_class(n=4)
+    for image, captions in references.items():
+        scorer += (predictions[image][0], captions)
+    scores, per_image = scorer.compute_score(option="closest", verbose=0)
+    counts = [
+        [
+            *image["correct"],
+            *image["guess"],
+            image["testlen"],
+            min(image["reflen"], key=lambda length: (abs(length - image["testlen"]), length)),
+        ]
+        for image in scorer.ctest
+    ]
+    names = [f"bleu_{n}" for n in range(1, 5)]
+    return (
+        dict(zip(names, map(float, scores), strict=True)),
+        dict(zip(names, per_image, strict=True)),
+        np.array(counts, dtype=np.float64),
+    )
+
+
+def _why_left_out(runtime: Java | None, java: bool | None) -> dict[str, str]:
+    if runtime is None:
+        reason = "java=False does without" if java is False else "no working `java` is on the PATH"
+        return {
+            name: f"{title} is left out: it runs in Java, and {reason}."
+            for name, title in (("meteor", "METEOR"), ("spice", "SPICE"))
+        }
+    reason_for_spice = why_no_spice(runtime)
+    return {"spice": f"SPICE is left out: {reason_for_spice}."} if reason_for_spice else {}
 
 
 def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -107,7 +198,7 @@ def _choose_java(java: bool | None) -> Java | None:
 
 def _tokenize(
     predictions: Sequence[str], references: Sequence[Sequence[str]], java: Java | None
-) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+) -> tuple[_NumberedCaptions, _NumberedCaptions]:
     """Give the scorers their form: image number to captions, one of them where it is the prediction."""
 
     def tokenize(captions: Sequence[str]) -> list[str]:
