@@ -33,11 +33,16 @@ class CaptionedImage:
             the scene or row.
         captions: At least one, cleaned by `clean_caption`, none of them empty.
         source: A file to decode, or whatever else the image comes from.
+        image_id: The number that the data set itself gives the image, where it does.
+        domain: The part of a benchmark that it belongs to: of NoCaps "in-domain", "near-domain" or
+            "out-domain".
     """
 
     name: str
     captions: tuple[str, ...]
     source: Path | ImageSource
+    image_id: int | None = None
+    domain: str | None = None
 
     def load(self) -> Image.Image:
         """Read the image as upright RGB.
