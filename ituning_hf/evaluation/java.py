@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .corpus_formulas import NUM_METEOR_COUNTS
+from .corpus_formulas import read_meteor_counts
 from .tokenizer import PUNCTUATION
 
 # Java 18 and later read file.encoding but write in stdout.encoding.
@@ -100,10 +100,10 @@ def meteor_counts(
         capture_output=True,
         check=False,
     )
-    counts = [line.split() for line in answer.stdout.decode().splitlines()]
-    if answer.returncode != 0 or [len(row) for row in counts] != [NUM_METEOR_COUNTS] * len(lines):
+    said = answer.stdout.decode().splitlines()
+    if answer.returncode != 0 or len(said) != len(lines):
         raise RuntimeError(_failure("METEOR", answer.stderr))
-    return np.array(counts, dtype=np.float64)
+    return read_meteor_counts(said)
 
 
 def why_no_spice(java: Java) -> str | None:
