@@ -1,23 +1,11 @@
 """The caption metrics of the COCO benchmark, by its official scorers."""
 
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
+from collections.abc import Collection, Sequence
 
-import numpy as np
-
-from .corpus_formulas import meteor_from_counts
-from .java import Java, find_java, meteor_counts, spice, tokenize_with_java, why_no_spice
+from .java import Java, find_java, tokenize_with_java, why_no_spice
+from .official import SCORERS, NumberedCaptions, require_scorers
 from .scores import CaptionScores
 from .tokenizer import tokenize_caption
-
-_NumberedCaptions = dict[int, list[str]]  # the scorers' form
-
-_SCORERS = {
-    "bleu": ("bleu.bleu_scorer", "BleuScorer"),
-    "rouge_l": ("rouge.rouge", "Rouge"),
-    "cider": ("cider.cider", "Cider"),
-}
 
 
 def compute_caption_metrics(
@@ -58,7 +46,11 @@ def compute_caption_metrics(
 
 
 def score_captions(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], java: bool | None = None
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    java: bool | None = None,
+    *,
+    only: Collection[str] | None = None,
 ) -> CaptionScores:
     """Score captions as `compute_caption_metrics` does, and keep what each image contributes.
 
@@ -66,15 +58,18 @@ def score_captions(
         predictions: A caption for each image.
         references: The captions of each image by people.
         java: True demands Java, False does without, None takes it where it is found.
+        only: Some of "bleu", "rouge_l", "cider", "meteor" and "spice", all of which must be had; None
+            computes whatever can be had.
 
     Returns:
         The metrics, their values for each image, and how they were computed.
 
     Raises:
         TypeError: As `compute_caption_metrics`.
-        ValueError: As `compute_caption_metrics`.
+        ValueError: As `compute_caption_metrics`, or `only` names another metric.
         ImportError: The scorers are not installed.
-        RuntimeError: Java is demanded and not found, or its programs fail.
+        RuntimeError: Java is demanded and not found, or its programs fail, or what `only` names cannot
+            be had, and why.
 
     Example:
         >>> scores = score_captions(
@@ -88,58 +83,39 @@ def score_captions(
         'METEOR is left out: it runs in Java, and java=False does without.'
     """
     _check(predictions, references)
-    scorers = {name: _official(*path) for name, path in _SCORERS.items()}
+    require_scorers()
     runtime = _choose_java(java)
+    wanted, left_out = _choose_metrics(only, runtime, java)
     tokenized_predictions, tokenized_references = _tokenize(predictions, references, runtime)
     if not any(caption for captions in tokenized_references.values() for caption in captions):
         raise ValueError("the references hold no word, only spaces and punctuation; CIDEr needs one")
 
-    metrics, per_image, bleu_counts = _bleu(scorers["bleu"], tokenized_references, tokenized_predictions)
-    for name in ("rouge_l", "cider"):
-        score, scores = scorers[name]().compute_score(tokenized_references, tokenized_predictions)
-        metrics[name], per_image[name] = float(score), np.asarray(scores).tolist()
-    left_out, counts = _why_left_out(runtime, java), None
-    if runtime is not None:
-        counts = meteor_counts(tokenized_references, tokenized_predictions, runtime)
-        metrics["meteor"] = float(meteor_from_counts(counts.sum(0)))
-        per_image["meteor"] = meteor_from_counts(counts).tolist()
-    if "spice" not in left_out:
-        per_image["spice"] = spice(tokenized_references, tokenized_predictions)
-        metrics["spice"] = float(np.mean(per_image["spice"]))
+    found = {
+        name: scorer(tokenized_references, tokenized_predictions, runtime)
+        for name, scorer in SCORERS.items()
+        if name in wanted
+    }
     return CaptionScores(
-        metrics=metrics,
-        per_image=per_image,
+        metrics={name: score for part in found.values() for name, score in part.metrics.items()},
+        per_image={name: values for part in found.values() for name, values in part.per_image.items()},
+        counts={name: part.counts for name, part in found.items() if part.counts is not None},
         tokenizer="Python" if runtime is None else "PTB (Java)",
         java_version=runtime and runtime.version,
         left_out=left_out,
-        bleu_counts=bleu_counts,
-        meteor_counts=counts,
     )
 
 
-def _bleu(
-    scorer_class: Any, references: _NumberedCaptions, predictions: _NumberedCaptions
-) -> tuple[dict[str, float], dict[str, list[float]], np.ndarray]:
-    """Return BLEU-1 to BLEU-4 of all images, of each image, and each image's counts."""
-    scorer = scorer_class(n=4)
-    for image, captions in references.items():
-        scorer += (predictions[image][0], captions)
-    scores, per_image = scorer.compute_score(option="closest", verbose=0)
-    counts = [
-        [
-            *image["correct"],
-            *image["guess"],
-            image["testlen"],
-            min(image["reflen"], key=lambda length: (abs(length - image["testlen"]), length)),
-        ]
-        for image in scorer.ctest
-    ]
-    names = [f"bleu_{n}" for n in range(1, 5)]
-    return (
-        dict(zip(names, map(float, scores), strict=True)),
-        dict(zip(names, per_image, strict=True)),
-        np.array(counts, dtype=np.float64),
-    )
+def _choose_metrics(
+    only: Collection[str] | None, runtime: Java | None, java: bool | None
+) -> tuple[set[str], dict[str, str]]:
+    """Return the metrics to compute, and why others are left out."""
+    wanted = set(SCORERS if only is None else only)
+    if not wanted or not wanted <= set(SCORERS):
+        raise ValueError(f"only is {only!r}, expected some of {[*SCORERS]}")
+    left_out = {name: why for name, why in _why_left_out(runtime, java).items() if name in wanted}
+    if left_out and only is not None:
+        raise RuntimeError(" ".join(left_out.values()))
+    return wanted - set(left_out), left_out
 
 
 def _why_left_out(runtime: Java | None, java: bool | None) -> dict[str, str]:
@@ -175,15 +151,6 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> N
                 raise TypeError(f"references[{index}] must hold strings only, got {caption!r}")
 
 
-def _official(module: str, name: str) -> Any:
-    try:
-        return getattr(import_module(f"pycocoevalcap.{module}"), name)
-    except ImportError as error:
-        raise ImportError(
-            "the caption metrics need pycocoevalcap; install it with: pip install 'ituning_hf[eval]'"
-        ) from error
-
-
 def _choose_java(java: bool | None) -> Java | None:
     if java is False:
         return None
@@ -198,9 +165,7 @@ def _choose_java(java: bool | None) -> Java | None:
 
 def _tokenize(
     predictions: Sequence[str], references: Sequence[Sequence[str]], java: Java | None
-) -> tuple[_NumberedCaptions, _NumberedCaptions]:
-    """Give the scorers their form: image number to captions, one of them where it is the prediction."""
-
+) -> tuple[NumberedCaptions, NumberedCaptions]:
     def tokenize(captions: Sequence[str]) -> list[str]:
         if java is None:
             return [tokenize_caption(caption) for caption in captions]

@@ -19,9 +19,8 @@ class CaptionScores:
         tokenizer: "PTB (Java)", the official one, or "Python".
         java_version: The major version of the Java that ran; None without.
         left_out: Why METEOR or SPICE are not in `metrics`, a sentence each, by the metric's name.
-        bleu_counts: Array of shape `(images, 10)`, what each image contributes to BLEU; see
-            `bleu_from_counts`.
-        meteor_counts: Array of shape `(images, 23)`, the same for METEOR; None without Java.
+        counts: What each image contributes where the metric is no mean: of "bleu" an array of shape
+            `(images, 10)`, see `bleu_from_counts`, and of "meteor" one of shape `(images, 23)`.
     """
 
     metrics: dict[str, float]
@@ -29,8 +28,12 @@ class CaptionScores:
     tokenizer: str
     java_version: int | None
     left_out: dict[str, str]
-    bleu_counts: np.ndarray = field(repr=False, compare=False)
-    meteor_counts: np.ndarray | None = field(repr=False, compare=False)
+    counts: dict[str, np.ndarray] = field(repr=False, compare=False)
+
+    @property
+    def num_images(self) -> int:
+        """How many images were scored."""
+        return len(next(iter(self.per_image.values())))
 
     def with_means(self, per_image: Mapping[str, Sequence[float]]) -> "CaptionScores":
         """Add metrics that are means over the images, such as CLIPScore.
@@ -43,22 +46,22 @@ class CaptionScores:
         """
         values = {name: [float(value) for value in given] for name, given in per_image.items()}
         for name, given in values.items():
-            if len(given) != len(self.bleu_counts):
-                raise ValueError(f"{name} has {len(given)} values for {len(self.bleu_counts)} images")
+            if len(given) != self.num_images:
+                raise ValueError(f"{name} has {len(given)} values for {self.num_images} images")
         means = {name: float(np.mean(given)) for name, given in values.items()}
         return replace(self, metrics=self.metrics | means, per_image=self.per_image | values)
 
     def subset(self, indices: Sequence[int]) -> dict[str, float]:
         """Score some of the images, as the NoCaps server does a domain.
 
-        CIDEr's document frequencies stay those of all the images: a domain's CIDEr is the mean of
-        its images' values. The server's code is not public, but its published values show it. In the
-        three rows of https://github.com/nocaps-org/updown-baseline (validation, 648, 2,938 and 914
-        images, as the rows' SPICE confirms) the means of the domains' CIDEr, weighted by images,
-        are 55.28, 73.28 and 55.45 where "overall" says 55.3, 73.3 and 55.4. With frequencies counted
-        in each domain by itself they would be off by points: on 1,000 Flickr8k images parted by
-        topic -3.2, at random +2.1 (CIDEr x 100). BLEU and METEOR are computed from the counts of the
-        part.
+        CIDEr's document frequencies stay those of all the images, so that a domain's CIDEr is the mean
+        of its images' values. The server's code is not public; its published values show it. In the three
+        rows of https://github.com/nocaps-org/updown-baseline (validation: 648, 2,938 and 914 images) the
+        means of the domains' CIDEr, weighted by images, are 55.28, 73.28 and 55.45 where "overall" says
+        55.3, 73.3 and 55.4: the same within the rounding of the four numbers, as for SPICE. Frequencies
+        counted in each domain alone would part them by points: on 1,000 Flickr8k images by 3.2 where
+        topics are the domains, and by 2.1 where chance is. BLEU and METEOR are computed from the counts of
+        the part.
 
         Args:
             indices: Places of images among the predictions.
@@ -72,7 +75,7 @@ class CaptionScores:
         """
         if len(indices) == 0:
             raise ValueError("there is no image in this part to score; leave it out")
-        weights = np.zeros(len(self.bleu_counts))
+        weights = np.zeros(self.num_images)
         np.add.at(weights, np.asarray(indices), 1)
         return self._weighted(weights)
 
@@ -101,11 +104,10 @@ class CaptionScores:
         if num_resamples < 1:
             raise ValueError(f"num_resamples is {num_resamples}, expected at least 1")
         generator = np.random.default_rng(seed)
-        num_images = len(self.bleu_counts)
         found = []
         for _ in range(num_resamples):
-            drawn = generator.integers(num_images, size=num_images)
-            found.append([*self._weighted(np.bincount(drawn, minlength=num_images)).values()])
+            drawn = generator.integers(self.num_images, size=self.num_images)
+            found.append([*self._weighted(np.bincount(drawn, minlength=self.num_images)).values()])
         outside = (1 - confidence) / 2
         low, high = np.quantile(found, [outside, 1 - outside], axis=0)
         return {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.metrics)}
@@ -113,9 +115,9 @@ class CaptionScores:
     def _weighted(self, weights: np.ndarray) -> dict[str, float]:
         """Score the images as if each were there as often as its weight says."""
         found = {name: weights @ values / weights.sum() for name, values in self.per_image.items()}
-        found |= {
-            f"bleu_{n}": score for n, score in enumerate(bleu_from_counts(weights @ self.bleu_counts), 1)
-        }
-        if self.meteor_counts is not None:
-            found["meteor"] = meteor_from_counts(weights @ self.meteor_counts)
+        if "bleu" in self.counts:
+            bleu = bleu_from_counts(weights @ self.counts["bleu"])
+            found |= {f"bleu_{n}": score for n, score in enumerate(bleu, start=1)}
+        if "meteor" in self.counts:
+            found["meteor"] = meteor_from_counts(weights @ self.counts["meteor"])
         return {name: float(found[name]) for name in self.metrics}
