@@ -15,6 +15,7 @@ from .imagefolder import read_imagefolder
 from .images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
 from .karpathy import read_karpathy
 from .loading import load_captioned_images
+from .nocaps import read_nocaps
 from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption
 from .sampler import ImageBatchSampler, SampleKey
 from .scenes import Scene, SceneObject, make_scene, read_scenes
@@ -46,5 +47,6 @@ __all__ = [
     "read_hf_dataset",
     "read_imagefolder",
     "read_karpathy",
+    "read_nocaps",
     "read_scenes",
 ]

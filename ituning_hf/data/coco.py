@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def read_coco_captions(
 
     `captions_train2017.json` has its images in a folder `train2017`, which is looked for in
     `image_root`, or else beside the file and one level up, there also below `images`. All these
-    folders may as well hold the images directly.
+    folders may as well hold the images directly. An image's number is its "id", where that is one.
 
     Args:
         json_path: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`.
@@ -70,33 +70,89 @@ def read_coco_captions(
 
 
 def _read_rows(path: Path, image_root: Path | None) -> list[Row]:
-    images = _read_captions(path)
-    if not images:
+    content = read_json(path)
+    images = find_images(content, path)
+    captions = find_captions(content, images, path)
+    if not captions:
         raise ValueError(f"{path} has no captioned images")
-    folder = _find_folder(path, image_root, [name for name, _ in images[:_PROBED]])
-    return join_rows((str(path), Row(name, captions, folder / name)) for name, captions in images)
+    names = {key: images[key]["file_name"] for key in captions}
+    part = re.search(r"(train|val|test)\d{4}", path.stem)
+    folder = find_folder(path, image_root, [part.group()] if part else [], list(names.values()))
+    return join_rows(
+        (
+            str(path),
+            Row(names[key], texts, folder / names[key], image_id=key if isinstance(key, int) else None),
+        )
+        for key, texts in captions.items()
+    )
 
 
-def _read_captions(path: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Read the captions of each image that has an annotation, by its file's name."""
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: It is none.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also UnicodeDecodeError
         raise ValueError(f"{path} is not a JSON file: {error}") from error
-    images, annotations = _find_list(content, "images", path), _find_list(content, "annotations", path)
-    names = {
-        _field(image, "id", int | str, where): parse_file_name(image.get("file_name"), where, "file_name")
-        for where, image in images
-    }
-    if len(names) < len(images):
+
+
+def find_images(content: Any, path: Path) -> dict[int | str, dict[str, Any]]:
+    """Take the images out of a file's content: by "id" the fields of each, "file_name" among them.
+
+    Raises:
+        ValueError: They are not there, or two have the same "id".
+    """
+    entries = _find_list(content, "images", path)
+    images = {}
+    for where, entry in entries:
+        key = _field(entry, "id", int | str, where)
+        images[key] = entry | {"file_name": parse_file_name(entry.get("file_name"), where, "file_name")}
+    if len(images) < len(entries):
         raise ValueError(f"{path}: several images have the same 'id'")
-    captions: dict[Any, list[str]] = {image_id: [] for image_id in names}
-    for where, annotation in annotations:
-        image_id = _field(annotation, "image_id", int | str, where)
-        if image_id not in captions:
-            raise ValueError(f"{where} is of image {image_id!r}, which is not among the file's images")
-        captions[image_id].append(_field(annotation, "caption", str, where))
-    return [(names[image_id], clean_captions(texts)) for image_id, texts in captions.items() if texts]
+    return images
+
+
+def find_captions(content: Any, images: Iterable[int | str], path: Path) -> dict[int | str, tuple[str, ...]]:
+    """Take the captions out of a file's content, cleaned: those of each image that has annotations.
+
+    Raises:
+        ValueError: They are not there, or one is of an image that is not.
+    """
+    captions: dict[int | str, list[str]] = {key: [] for key in images}
+    for where, annotation in _find_list(content, "annotations", path):
+        key = _field(annotation, "image_id", int | str, where)
+        if key not in captions:
+            raise ValueError(f"{where} is of image {key!r}, which is not among the file's images")
+        captions[key].append(_field(annotation, "caption", str, where))
+    return {key: clean_captions(texts) for key, texts in captions.items() if texts}
+
+
+def find_folder(path: Path, image_root: Path | None, parts: Sequence[str], names: Sequence[str]) -> Path:
+    """Find the folder that holds some of the images of an annotation file.
+
+    Args:
+        path: The file.
+        image_root: Where to look; by default beside the file and one level up.
+        parts: Folders that may be in between.
+        names: The images' files.
+
+    Raises:
+        FileNotFoundError: None of the first is in any of the folders.
+    """
+    bases = [path.parent, path.parent.parent] if image_root is None else [image_root]
+    bases = [folder for base in bases for folder in (base, base / "images")]
+    folders = [base / part for part in parts for base in bases] + bases
+    for folder in folders:
+        if any((folder / name).is_file() for name in names[:_PROBED]):
+            return folder
+    looked = ", ".join(map(str, folders))
+    raise FileNotFoundError(
+        f"{path}: no image found; looked for {names[0]} (and others) in {looked}. image_root must be the "
+        "folder that holds the images, or the folders of images"
+    )
 
 
 def _find_list(content: Any, key: str, path: Path) -> list[tuple[str, Any]]:
@@ -114,20 +170,3 @@ def _field(entry: Any, key: str, kind: Any, where: str) -> Any:
             f"{where} has no {key!r}: give a file of COCO's captions, as captions_train2017.json"
         )
     return value
-
-
-def _find_folder(path: Path, image_root: Path | None, names: Sequence[str]) -> Path:
-    """Find the folder that holds some of the named images."""
-    part = re.search(r"(train|val|test)\d{4}", path.stem)
-    bases = [path.parent, path.parent.parent] if image_root is None else [image_root]
-    bases = [folder for base in bases for folder in (base, base / "images")]
-    folders = [base / part.group() for base in bases] if part else []
-    folders += bases
-    for folder in folders:
-        if any((folder / name).is_file() for name in names):
-            return folder
-    looked = ", ".join(map(str, folders))
-    raise FileNotFoundError(
-        f"{path}: no image found; looked for {names[0]} (and others) in {looked}. image_root must be the "
-        "folder that holds the images, or the folders of images"
-    )

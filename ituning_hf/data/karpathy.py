@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .records import CaptionedImage, check_captions, clean_captions
+from .records import CaptionedImage, check_captions, check_unique, clean_captions
 from .splits import MissingSplitError
 
 
@@ -17,24 +17,28 @@ def read_karpathy(
 ) -> list[CaptionedImage]:
     """Read one split of a Karpathy JSON file, in the file's order.
 
-    An image lies at image_root/filepath/filename. Where the entry has no `filepath`, or that
-    folder is not there (COCO's two folders merged into one), it lies at image_root/filename.
+    An image lies at image_root/filepath/filename. Where the entry has no `filepath`, or none of the
+    file's folders is there (COCO's two merged into one), it lies at image_root/filename. Its number is
+    COCO's own, `cocoid`, and in the other files `imgid`.
 
     Args:
-        json_path: `{"images": [{"filename", "split", "sentences": [{"raw"}], "filepath"?}]}`.
+        json_path: `{"images": [{"filename", "split", "sentences": [{"raw"}], "filepath"?, "cocoid"?,
+            "imgid"?}]}`.
         image_root: The folder that the file names are relative to.
         split: "train" means train and restval together, as COCO captioners train on both; any
             other name means itself.
 
     Raises:
         ValueError: The file is not JSON, not Karpathy's, has nothing in `split`, or has images
-            with no caption.
+            with no caption or of the same name or number.
     """
     path, root = Path(json_path), Path(image_root)
     wanted = {"train", "restval"} if split == "train" else {split}
     entries = _read_entries(path)
+    folders = {str(entry.get("filepath") or "") for entry in entries}
+    merged = not any((root / folder).is_dir() for folder in folders if folder)
     records = [
-        _read_entry(entry, root, f"{path}: images[{position}]")
+        _read_entry(entry, root, merged, f"{path}: images[{position}]")
         for position, entry in enumerate(entries)
         if entry["split"] in wanted
     ]
@@ -43,6 +47,7 @@ def read_karpathy(
         present = ", ".join(f"{name!r} ({count})" for name, count in counts.items())
         raise MissingSplitError(f"{path} has no images of split {split!r}; it has {present or 'none'}")
     check_captions(records, path)
+    check_unique(records, path)
     return records
 
 
@@ -60,7 +65,7 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _read_entry(entry: dict[str, Any], root: Path, where: str) -> CaptionedImage:
+def _read_entry(entry: dict[str, Any], root: Path, merged: bool, where: str) -> CaptionedImage:
     try:
         folder, filename = entry.get("filepath") or "", entry["filename"]
         captions = clean_captions(sentence["raw"] for sentence in entry["sentences"])
@@ -69,5 +74,6 @@ def _read_entry(entry: dict[str, Any], root: Path, where: str) -> CaptionedImage
         raise ValueError(
             f"{where} is not a Karpathy entry: it needs 'filename' and 'sentences', each with 'raw'"
         ) from error
-    source = root / nested if (root / folder).is_dir() else root / filename
-    return CaptionedImage(name=str(nested), captions=captions, source=source)
+    source = root / (filename if merged else nested)
+    numbers = [entry[key] for key in ("cocoid", "imgid") if isinstance(entry.get(key), int)]
+    return CaptionedImage(str(nested), captions, source, image_id=numbers[0] if numbers else None)

@@ -13,6 +13,7 @@ from .csv_files import read_csv
 from .hf_datasets import has_parquet, is_hub_name, is_saved_dataset, read_hf_dataset
 from .imagefolder import has_metadata, read_imagefolder
 from .karpathy import read_karpathy
+from .nocaps import is_nocaps, read_nocaps
 from .records import CaptionedImage, check_images_exist
 from .scenes import read_scenes
 from .splits import DEFAULT_VAL_SHARE
@@ -48,6 +49,7 @@ def load_captioned_images(
     image_column: str | None = None,
     caption_column: str | None = None,
     val_share: float = DEFAULT_VAL_SHARE,
+    require_captions: bool = True,
 ) -> list[CaptionedImage]:
     """Read one split of a data set and make sure that its files are there.
 
@@ -55,8 +57,8 @@ def load_captioned_images(
         dataset: One of these. A folder named scenes is given as "./scenes".
 
             - "scenes" for the built-in drawn scenes;
-            - the path of a `.json` file, Karpathy's (`read_karpathy`) or COCO's captions
-              (`read_coco_captions`), which is told by its content;
+            - the path of a `.json` file, Karpathy's (`read_karpathy`), COCO's captions
+              (`read_coco_captions`) or NoCaps' (`read_nocaps`), which is told by its content;
             - the path of a `.csv`, `.tsv` or `.txt` table (`read_csv`);
             - a folder with `metadata.jsonl` (`read_imagefolder`);
             - a `.parquet` file, a folder with such files, a folder that `save_to_disk` of
@@ -71,6 +73,8 @@ def load_captioned_images(
         image_column: The column of images or their file names in a table; found by default.
         caption_column: The column of captions in a table; found by default.
         val_share: Share of the images that become "val" where the data set has no splits.
+        require_captions: False takes NoCaps' files of images without captions too; an image without
+            captions among others that have some is refused all the same.
 
     Raises:
         ValueError: `dataset` is none of these, has nothing in `split`, is malformed, or does not
@@ -85,6 +89,7 @@ def load_captioned_images(
         "val_share": val_share,
         "seed": seed,
         "num_scenes": num_scenes,
+        "require_captions": require_captions,
     }
     kind = _find_kind(str(dataset))
     given = [name for name, default in _DEFAULTS.items() if settings[name] != default]
@@ -103,9 +108,9 @@ def _find_kind(dataset: str) -> _Kind:
         if kind.fits(dataset):
             return kind
     raise ValueError(
-        f"no data set at {dataset!r}: give 'scenes', the path of a Karpathy or COCO captions .json file, "
-        "of a .csv, .tsv, .txt or .parquet file, a folder with metadata.jsonl or Parquet files, a folder "
-        "saved by `datasets`, or a name on the Hub, 'org/name' or 'org/name:config'"
+        f"no data set at {dataset!r}: give 'scenes', the path of a Karpathy, COCO captions or NoCaps .json "
+        "file, of a .csv, .tsv, .txt or .parquet file, a folder with metadata.jsonl or Parquet files, a "
+        "folder saved by `datasets`, or a name on the Hub, 'org/name' or 'org/name:config'"
     )
 
 
@@ -127,6 +132,12 @@ def _read_scenes(dataset: object, split: str, num_scenes: int, seed: int) -> lis
     return read_scenes(split, num_scenes, seed)
 
 
+def _read_nocaps(
+    path: str, split: str, image_root: str | os.PathLike[str] | None, require_captions: bool
+) -> list[CaptionedImage]:
+    return read_nocaps(path, image_root, split, require_captions)
+
+
 def _read_coco(
     path: Path, split: str, image_root: str | os.PathLike[str] | None, **options: Any
 ) -> list[CaptionedImage]:
@@ -143,7 +154,7 @@ def _read_karpathy(
     if beside.is_dir():
         records = read_karpathy(path, beside, split)
         # The folder may be another data set's. All images are checked later; one tells here.
-        if isinstance(records[0].source, Path) and records[0].source.is_file():
+        if any(isinstance(record.source, Path) and record.source.is_file() for record in records):
             return records
     return read_karpathy(path, path.parent, split)
 
@@ -153,6 +164,12 @@ _TABLE = ("image_root", "image_column", "caption_column", "val_share", "seed")
 # The first that fits is taken.
 _KINDS = (
     _Kind("the built-in scenes", lambda name: name == "scenes", _read_scenes, ("num_scenes", "seed")),
+    _Kind(
+        "a NoCaps file",
+        lambda name: _is_file(name, _JSON) and is_nocaps(Path(name)),
+        _read_nocaps,
+        ("image_root", "require_captions"),
+    ),
     _Kind(
         "a COCO captions file",
         lambda name: _is_file(name, _JSON) and is_coco(Path(name)),

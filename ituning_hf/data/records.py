@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +43,11 @@ class CaptionedImage:
     Args:
         name: Unique within the data set: the file's path below the image root, or the number of
             the scene or row.
-        captions: At least one, cleaned by `clean_caption`, none of them empty.
+        captions: At least one, cleaned by `clean_caption`, none of them empty; none only where images
+            without captions were asked for.
         source: A file to decode, or whatever else the image comes from.
-        image_id: The number that the data set itself gives the image, where it does.
-        domain: The part of a benchmark that it belongs to: of NoCaps "in-domain", "near-domain" or
-            "out-domain".
+        image_id: The data set's own number of it, by which results are handed in; None if it has none.
+        domain: "in-domain", "near-domain" or "out-domain" of NoCaps; None elsewhere.
     """
 
     name: str
@@ -97,21 +98,42 @@ def check_captions(records: Sequence[CaptionedImage], where: object) -> None:
         )
 
 
+def check_unique(records: Sequence[CaptionedImage], where: object) -> None:
+    """Refuse records of which two have the same name, or the same number.
+
+    Args:
+        records: Those of one split.
+        where: The file or folder they came from, for the message.
+
+    Raises:
+        ValueError: Once, with the doubled names or numbers.
+    """
+    ids = [record.image_id for record in records if record.image_id is not None]
+    for what, values in (("names", [record.name for record in records]), ("ids", ids)):
+        doubled = [str(value) for value, count in Counter(values).items() if count > 1]
+        if doubled:
+            raise ValueError(
+                f"{where}: {len(doubled)} {what} of images stand there more than once "
+                f"({_first_names(doubled)}); leave each image there once, with all its captions"
+            )
+
+
 def check_images_exist(records: Sequence[CaptionedImage]) -> None:
     """Refuse records whose file is not there, before any time is spent on training.
 
     Raises:
-        FileNotFoundError: Once, with the number of missing files and the first three.
+        FileNotFoundError: Once, with the number of missing files, the first three, and the folders that
+            were looked in.
     """
-    missing = [
-        str(record.source)
-        for record in records
-        if isinstance(record.source, Path) and not record.source.is_file()
-    ]
+    files = [record.source for record in records if isinstance(record.source, Path)]
+    missing = [path for path in files if not path.is_file()]
     if missing:
+        wanted, absent = (Counter(path.parent for path in paths) for paths in (files, missing))
+        folders = [f"{folder} ({count} of {wanted[folder]} missing)" for folder, count in absent.items()]
         raise FileNotFoundError(
-            f"{len(missing)} of the split's {len(records)} images are missing ({_first_names(missing)}): "
-            "mend their names in the data set, or give the folder that they are relative to as image_root"
+            f"{len(missing)} of the split's {len(records)} images are missing "
+            f"({_first_names([str(path) for path in missing])}): mend their names in the data set, or give "
+            f"the folder that they are relative to as image_root. Looked in {_first_names(folders)}"
         )
 
 

@@ -22,16 +22,20 @@ class Row:
         captions: Cleaned; there may be none.
         source: As of a record.
         split: "train", "val" or "test", or None where the data set does not say.
+        image_id: As of a record.
+        domain: As of a record.
     """
 
     name: str
     captions: tuple[str, ...]
     source: Path | ImageSource
     split: str | None = None
+    image_id: int | None = None
+    domain: str | None = None
 
     def to_record(self) -> CaptionedImage:
         """Leave the split out."""
-        return CaptionedImage(self.name, self.captions, self.source)
+        return CaptionedImage(self.name, self.captions, self.source, self.image_id, self.domain)
 
 
 def join_rows(rows: Iterable[tuple[str, Row]]) -> list[Row]:

@@ -18,7 +18,7 @@ class DatasetArguments:
 
     dataset: str = option(
         "scenes",
-        "a folder with metadata.jsonl, a Karpathy or COCO .json file, a .csv, a .parquet, the name of a "
+        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name of a "
         "`datasets` data set, or 'scenes' for rendered ones",
         NOT_EMPTY,
         "DATA",
@@ -51,13 +51,16 @@ class DatasetArguments:
         BETWEEN_0_AND_1,
     )
 
-    def load_split(self, split: str, seed: int, num_scenes: int | None = None) -> list[CaptionedImage]:
+    def load_split(
+        self, split: str, seed: int, num_scenes: int | None = None, require_captions: bool = True
+    ) -> list[CaptionedImage]:
         """Read one split of the data set; every file is known to be there afterwards.
 
         Args:
             split: "train", "val" or "test".
             seed: Of the drawn scenes, and of the lot where the data set has no splits.
             num_scenes: In place of the setting.
+            require_captions: False takes NoCaps' files of images without captions too.
 
         Raises:
             ValueError: for a data set that cannot be read.
@@ -72,4 +75,5 @@ class DatasetArguments:
             image_column=self.image_column,
             caption_column=self.caption_column,
             val_share=self.val_share,
+            require_captions=require_captions,
         )

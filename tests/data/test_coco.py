@@ -54,9 +54,9 @@ def coco2017(tmp_path: Path) -> Path:
 def test_reads_the_captions_of_each_image(coco2017: Path, tmp_path: Path) -> None:
     folder = tmp_path / "train2017"
     assert read_coco_captions(coco2017, None, "train") == [
-        CaptionedImage("000000000001.jpg", ("a cat",), folder / "000000000001.jpg"),
-        CaptionedImage("000000000002.jpg", ("two dogs", "dogs"), folder / "000000000002.jpg"),
-        CaptionedImage("000000000003.jpg", ("a",), folder / "000000000003.jpg"),
+        CaptionedImage("000000000001.jpg", ("a cat",), folder / "000000000001.jpg", image_id=1),
+        CaptionedImage("000000000002.jpg", ("two dogs", "dogs"), folder / "000000000002.jpg", image_id=2),
+        CaptionedImage("000000000003.jpg", ("a",), folder / "000000000003.jpg", image_id=3),
     ]
 
 

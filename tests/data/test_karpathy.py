@@ -36,21 +36,49 @@ def test_train_takes_restval_in_the_file_s_order(write_json: Callable[..., Path]
 
 
 def test_filepath_is_followed_where_it_exists(write_json: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "val2014").mkdir()
     path = write_json(
         [
             entry("a.jpg", "val", "a", filepath="val2014"),
-            entry("b.jpg", "val", "a", filepath="train2014"),
+            entry("b.jpg", "train", "a", filepath="train2014"),
             entry("c.jpg", "val", "a", filepath=""),
         ]
     )
-    records = read_karpathy(str(path), str(tmp_path), "val")
-    assert [record.source for record in records] == [
-        tmp_path / "val2014" / "a.jpg",
-        tmp_path / "b.jpg",
-        tmp_path / "c.jpg",
-    ]
-    assert [record.name for record in records] == ["val2014/a.jpg", "train2014/b.jpg", "c.jpg"]
+    names = ["val2014/a.jpg", "train2014/b.jpg", "c.jpg"]
+
+    def sources() -> list[Path]:
+        (a, c), (b,) = (read_karpathy(str(path), str(tmp_path), split) for split in ("val", "train"))
+        assert [record.name for record in (a, b, c)] == names
+        return [record.source for record in (a, b, c)]
+
+    assert sources() == [tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "c.jpg"]
+    (tmp_path / "val2014").mkdir()  # a half download: the other folder is missing, not merged
+    assert sources() == [tmp_path / name for name in names]
+
+
+def test_images_are_numbered(write_json: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_json(
+        [
+            entry("a.jpg", "val", "a", cocoid=391895, imgid=0),
+            entry("b.jpg", "val", "a", imgid=1),
+            entry("c.jpg", "val", "a"),
+            entry("d.jpg", "test", "a", imgid=1),
+        ]
+    )
+    assert [record.image_id for record in read_karpathy(path, tmp_path, "val")] == [391895, 1, None]
+
+
+def test_doubled_images_are_refused(write_json: Callable[..., Path], tmp_path: Path) -> None:
+    entries = [entry(f"{i}.jpg", "val", "a", imgid=i // 2) for i in range(3)]
+    with pytest.raises(
+        ValueError, match=r"dataset\.json: 1 ids of images stand there more than once \(0\); "
+    ):
+        read_karpathy(write_json(entries), tmp_path, "val")
+    entries = [entry("a.jpg", "val", "a"), entry("a.jpg", "val", "b"), entry("a.jpg", "test", "c")]
+    with pytest.raises(
+        ValueError, match=r"1 names of images stand there more than once \(a\.jpg\); leave each"
+    ):
+        read_karpathy(write_json(entries), tmp_path, "val")
+    assert len(read_karpathy(write_json(entries), tmp_path, "test")) == 1
 
 
 def test_other_content_is_refused(tmp_path: Path) -> None:

@@ -41,3 +41,17 @@ def test_missing_images_make_one_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=expected):
         check_images_exist(records)
     check_images_exist(records[4:])
+
+
+def test_the_folders_of_missing_images_are_named(tmp_path: Path) -> None:
+    save_image(tmp_path / "train2014" / "0.jpg")
+    folders = ["train2014", "val2014", "val2014", "train2014", "elsewhere", "more"]
+    records = [
+        CaptionedImage(str(i), ("a",), tmp_path / folder / f"{i}.jpg") for i, folder in enumerate(folders)
+    ]
+    with pytest.raises(FileNotFoundError) as caught:
+        check_images_exist(records)
+    assert str(caught.value).endswith(
+        f"as image_root. Looked in {tmp_path}/val2014 (2 of 2 missing), "
+        f"{tmp_path}/train2014 (1 of 2 missing), {tmp_path}/elsewhere (1 of 1 missing), ..."
+    )
