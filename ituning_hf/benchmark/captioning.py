@@ -94,8 +94,8 @@ class SplitCaptioner:
     ) -> None:
         self.model, self.processor, self.images = model, processor, images
         self.options, self.num_workers, self.max_unreadable = options, num_workers, max_unreadable
-        starts = range(0, len(images), batch_size)
-        self.batches = [range(start, min(start + batch_size, len(images))) for start in starts]
+        places = list(range(len(images)))
+        self.batches = [places[start : start + batch_size] for start in places[::batch_size]]
 
     def run(self, accelerator: Accelerator, drafts: Drafts) -> list[CaptionedBatch]:
         """Caption what is left; every process must call it.
@@ -167,8 +167,8 @@ class SplitCaptioner:
         if len(unreadable) > self.max_unreadable or len(unreadable) == len(self.images):
             raise EvaluationError(
                 f"{len(unreadable)} of {len(self.images)} images could not be read, and "
-                f"--max_unreadable_share allows {self.max_unreadable} (one of them: {unreadable[0][1]}). Mend "
-                "them, or raise it."
+                f"--max_unreadable_share allows {self.max_unreadable} (one of them: {unreadable[0][1]}). "
+                "Mend them, or raise it."
             )
 
 

@@ -35,8 +35,8 @@ class BenchmarkImages:
 
     @property
     def domains(self) -> list[str]:
-        """The parts that the benchmark is reported by, such as NoCaps' "in-domain", in order of first image."""
-        return list(dict.fromkeys(image.domain for image in self.images if image.domain is not None))
+        """The parts that the benchmark is reported by, such as NoCaps' "in-domain", sorted."""
+        return sorted({image.domain for image in self.images if image.domain is not None})
 
     def describe(self) -> str:
         """Say it in a line."""
@@ -54,7 +54,7 @@ def load_images(args: EvaluateArguments) -> BenchmarkImages:
             which some have references and others none, or of which two have the same number.
         FileNotFoundError: for a data set that is not there, or whose images are not.
     """
-    images = args.load_split(args.split, args.seed)
+    images = args.load_split(args.split, args.seed, require_captions=False)
     if args.expected_images not in (None, len(images)):
         raise ValueError(
             f"--expected_images is {args.expected_images}, and split {args.split!r} of {args.dataset} has "

@@ -63,7 +63,9 @@ def _read(path: Path) -> Iterator[tuple[int | str, str]]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--predictions {path}: there is no such file.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"--predictions {path} is no text in UTF-8 ({error}), expected {_EXPECTED}.") from error
+        raise ValueError(
+            f"--predictions {path} is no text in UTF-8 ({error}), expected {_EXPECTED}."
+        ) from error
     content = _parse(text, path)
     if isinstance(content, dict):
         content = [{"image": name, "caption": caption} for name, caption in content.items()]
@@ -90,7 +92,10 @@ def _caption_of(entry: Any) -> tuple[int | str, str] | None:
     match entry:
         case {"image_id": int(key), "caption": str(caption)} if not isinstance(key, bool):
             return key, caption
-        case {"image": str(key), "caption": str(caption)} | {"image": str(key), "captions": [str(caption), *_]}:
+        case {"image": str(key), "caption": str(caption)} | {
+            "image": str(key),
+            "captions": [str(caption), *_],
+        }:
             return key, caption
     return None
 

@@ -79,6 +79,20 @@ class CaptionScores:
         np.add.at(weights, np.asarray(indices), 1)
         return self._weighted(weights)
 
+    def part(self, indices: Sequence[int]) -> "CaptionScores":
+        """Return the scores of some of the images by themselves, scored as `subset` scores them.
+
+        Args:
+            indices: As for `subset`, like the errors.
+        """
+        chosen = list(indices)
+        return replace(
+            self,
+            metrics=self.subset(chosen),
+            per_image={name: [values[i] for i in chosen] for name, values in self.per_image.items()},
+            counts={name: counts[chosen] for name, counts in self.counts.items()},
+        )
+
     def confidence_intervals(
         self, confidence: float = 0.95, num_resamples: int = 1000, seed: int = 0
     ) -> dict[str, tuple[float, float]]:

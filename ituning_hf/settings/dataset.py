@@ -18,8 +18,8 @@ class DatasetArguments:
 
     dataset: str = option(
         "scenes",
-        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name of a "
-        "`datasets` data set, or 'scenes' for rendered ones",
+        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name of "
+        "a `datasets` data set, or 'scenes' for rendered ones",
         NOT_EMPTY,
         "DATA",
     )
