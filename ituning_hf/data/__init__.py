@@ -18,6 +18,7 @@ from .loading import load_captioned_images
 from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption
 from .sampler import ImageBatchSampler, SampleKey
 from .scenes import Scene, SceneObject, make_scene, read_scenes
+from .splits import MissingSplitError
 
 __all__ = [
     "AUGMENTATIONS",
@@ -29,6 +30,7 @@ __all__ = [
     "Collator",
     "ImageBatchSampler",
     "ImageSource",
+    "MissingSplitError",
     "SampleKey",
     "Scene",
     "SceneObject",
