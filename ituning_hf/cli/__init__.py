@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from .._version import __version__
-from . import caption, convert, demo, evaluate, info, push, train
+from . import caption, convert, demo, evaluate, features, info, push, train
 
-_COMMANDS = (demo, train, evaluate, caption, info, push, convert)  # in the order in which --help lists them
-
+# In the order in which --help lists them.
+_COMMANDS = (demo, features, train, evaluate, caption, info, push, convert)
 # Their options, --help among them, are not described here: they may stand in a file too.
 _WITH_OWN_PARSER = {"train": train, "evaluate": evaluate}
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its arguments; those of the process by default.
 
     Returns:
-        The exit code: 0, or 1 where an image could not be read or the work failed on its way, 2 for a
+        The exit code: 0, or 1 where an image could not be read or a long work failed on its way, 2 for a
         mistake of the user's, 130 after Ctrl-C, 141 when whoever read the output has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -116,9 +116,11 @@ def _is_foreseen(error: Exception) -> bool:
     """Tell whether an error is told well by its own message; a traceback is for faults of ours."""
     if isinstance(error, RuntimeError):
         from ..benchmark.errors import EvaluationError
+        from ..features import BuildError
         from ..training.errors import TrainingError
 
-        return isinstance(error, (EvaluationError, TrainingError))  # of work that was sound when it began
+        # Of what was sound when it began.
+        return isinstance(error, (BuildError, EvaluationError, TrainingError))
     return isinstance(error, (OSError, ValueError)) or type(error) is ImportError  # not a missing module
 
 
@@ -134,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(commands)
     for added in commands.choices.values():
-        added.set_defaults(parser=added)
+        added.set_defaults(parser=added)  # a command's own commands name theirs
     return parser
 
 
