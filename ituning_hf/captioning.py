@@ -146,7 +146,7 @@ def iter_captions(
     Raises:
         ValueError: as in `caption`; at the call, before the first image is opened.
     """
-    options = _search_options(model, num_captions, num_beams, max_new_tokens, generate_kwargs)
+    options = search_options(model, num_captions, num_beams, max_new_tokens, generate_kwargs)
     _require_positive(batch_size=batch_size, **options)
     prompts = _one_prompt_per_image(prompt, len(sources))
     batches = _prepared_batches(processor, sources, prompts, batch_size)
@@ -157,14 +157,28 @@ def iter_captions(
     )
 
 
-def _search_options(
+def search_options(
     model: Any,
     num_captions: int,
     num_beams: int | None,
     max_new_tokens: int | None,
     generate_kwargs: dict[str, Any],
 ) -> dict[str, Any]:
-    """Settle what a caller left open by the generation settings, the given or the captioner's own."""
+    """Settle what a caller left open by the generation settings, the given or the captioner's own.
+
+    Args:
+        model: A captioner.
+        num_captions: As for `caption`, like the arguments that follow it.
+        num_beams: Beams of the search.
+        max_new_tokens: The longest caption, in tokens.
+        generate_kwargs: What else `generate` is to get.
+
+    Returns:
+        Arguments of `generate`.
+
+    Raises:
+        ValueError: for more captions than beams.
+    """
     given = generate_kwargs.get("generation_config")
     settings = given or model.generation_config
     sampling = generate_kwargs.get("do_sample", settings.do_sample)
@@ -259,6 +273,23 @@ def _generate(
     inputs = {"pixel_values": torch.cat([image.pixel_values for image in images])}  # type: ignore[misc]
     if images[0].prompt is not None:
         inputs |= processor(text=[image.prompt for image in images], return_tensors="pt")
+    return generate_captions(model, processor, inputs, options)
+
+
+def generate_captions(
+    model: Any, processor: Any, inputs: dict[str, torch.Tensor], options: dict[str, Any]
+) -> list[list[str]]:
+    """Caption a batch of prepared images.
+
+    Args:
+        model: A captioner.
+        processor: Its processor.
+        inputs: `pixel_values` or `visual_features`, and a prompt where there is one; on any device.
+        options: Of the search, as `search_options` gives them.
+
+    Returns:
+        The captions of each image, the most likely first.
+    """
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     training = model.training
     if training:  # captions may be looked at in the midst of it, without its dropout
@@ -274,4 +305,4 @@ def _generate(
     return [texts[i : i + n] for i in range(0, len(texts), n)]
 
 
-__all__ = ["CaptionResult", "caption", "iter_captions"]
+__all__ = ["CaptionResult", "caption", "generate_captions", "iter_captions", "search_options"]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .atomic_files import give_ordinary_permissions
+from .devices import usable_device
 from .hub_errors import explain_hub_error
 from .inspection import read_config
 from .model_card.evaluation_results import EVALUATION_FILE
@@ -48,13 +50,6 @@ def save_captioner(
     if training is not None:
         write_training_record(folder, training)
     write_card(folder)
-
-
-def give_ordinary_permissions(path: Path) -> None:
-    """Let whoever may read other new files read this one: safetensors keeps its files from everybody else."""
-    umask = os.umask(0o077)  # there is no way to look at it without setting it
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
 
 
 def _digest(path: Path) -> bytes | None:
@@ -99,23 +94,10 @@ def load_captioner(
 
 def load_model(name: str | os.PathLike[str], device: Any = None, **options: Any) -> ITuningForCaptioning:
     """Load a saved captioner to a device, None being the best there is; `options` as in `from_pretrained`."""
-    target = _usable_device(device)
+    target = usable_device(device)
     read_config(name, options.get("revision"))  # says clearly what is wrong with the place
     model: Any = ITuningForCaptioning.from_pretrained(name, **options)
     return model.to(target)
-
-
-def _usable_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        device = next((d for d in ("cuda", "mps") if getattr(torch, d).is_available()), "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    # What PyTorch raises for a device that it does not know, was not built for, or does not find.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used ({str(error).split('. ')[0]}): give one that this "
-            "machine has, such as cpu, cuda, cuda:1 or mps, or none to take the best."
-        ) from error
 
 
 def load_processor(name: str | os.PathLike[str], revision: str | None = None) -> ITuningProcessor:
@@ -140,4 +122,4 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
     return processor
 
 
-__all__ = ["give_ordinary_permissions", "load_captioner", "load_model", "load_processor", "save_captioner"]
+__all__ = ["load_captioner", "load_model", "load_processor", "save_captioner"]

@@ -259,6 +259,8 @@ LAYERS = [
     (
         "_version",
         "hub_errors",
+        "atomic_files",
+        "devices",
         "adapter_ituning",
         "configuration_ituning",
         "processing_ituning",
@@ -267,9 +269,9 @@ LAYERS = [
     ("gpt2_ituning", "backbones_ituning", "checkpoint_ituning", "generation_ituning", "peft_ituning"),
     ("modeling_ituning",),
     ("data",),
-    ("launching", "processes", "settings"),
+    ("features", "launching", "processes", "settings"),
     ("training", "evaluation", "tuner", "visualization", "captioning", "inspection"),
-    ("demo",),
+    ("benchmark", "demo"),
     ("__init__",),
     ("cli",),
 ]
@@ -337,6 +339,7 @@ def test_the_graph_of_imports_is_read_right():
     found = graph()
     assert found["modeling_ituning"] == {
         "adapter_ituning",
+        "backbones_ituning",
         "checkpoint_ituning",
         "configuration_ituning",
         "generation_ituning",

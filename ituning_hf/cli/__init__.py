@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from .._version import __version__
-from . import caption, convert, demo, info, push, train
+from . import caption, convert, demo, evaluate, features, info, push, train
 
-_COMMANDS = (demo, train, caption, info, push, convert)  # in the order in which --help lists them
+# In the order in which --help lists them.
+_COMMANDS = (demo, features, train, evaluate, caption, info, push, convert)
+# Their options, --help among them, are not described here: they may stand in a file too.
+_WITH_OWN_PARSER = {"train": train, "evaluate": evaluate}
 
 _IN_PYTHON = re.compile(r"from_pretrained\(\.\.\., (vision|text)_model_name_or_path=\.\.\.\)")
 _UNDERSCORED = re.compile("--[a-z]+(_[a-z]+)+(=.*)?", re.DOTALL)
@@ -29,6 +32,7 @@ examples:
   ituning demo
   ituning train --dataset photos/ --vision_model openai/clip-vit-base-patch16 --text_model gpt2 \\
       --output_dir my-captioner
+  ituning evaluate --model my-captioner/best --dataset photos/ --split val
   ituning caption photos/ --model my-captioner/best --output captions.jsonl
   ituning info my-captioner/best
   ituning push my-captioner/best org/my-captioner --dry-run
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its arguments; those of the process by default.
 
     Returns:
-        The exit code: 0, or 1 where an image could not be read or training failed on its way, 2 for a
+        The exit code: 0, or 1 where an image could not be read or a long work failed on its way, 2 for a
         mistake of the user's, 130 after Ctrl-C, 141 when whoever read the output has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -79,8 +83,9 @@ def _told(error: Exception) -> str:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["train"]:  # its options, --help among them, are the trainer's own
-        return train.run(arguments[1:])
+    for name, command in _WITH_OWN_PARSER.items():
+        if arguments[:1] == [name]:
+            return command.run(arguments[1:])
     end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows are file names
     spelt = [*map(_with_hyphens, arguments[:end]), *arguments[end:]]
     options, unknown = _parser().parse_known_args(spelt)
@@ -110,9 +115,12 @@ def _not_understood(argument: str, command: argparse.ArgumentParser) -> str:
 def _is_foreseen(error: Exception) -> bool:
     """Tell whether an error is told well by its own message; a traceback is for faults of ours."""
     if isinstance(error, RuntimeError):
-        from ..training.errors import TrainingError  # a run that was sound when it began
+        from ..benchmark.errors import EvaluationError
+        from ..features import BuildError
+        from ..training.errors import TrainingError
 
-        return isinstance(error, TrainingError)
+        # Of what was sound when it began.
+        return isinstance(error, (BuildError, EvaluationError, TrainingError))
     return isinstance(error, (OSError, ValueError)) or type(error) is ImportError  # not a missing module
 
 
@@ -128,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(commands)
     for added in commands.choices.values():
-        added.set_defaults(parser=added)
+        added.set_defaults(parser=added)  # a command's own commands name theirs
     return parser
 
 

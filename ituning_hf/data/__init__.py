@@ -20,6 +20,7 @@ from .nocaps import read_nocaps
 from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption
 from .sampler import ImageBatchSampler, SampleKey
 from .scenes import Scene, SceneObject, make_scene, read_scenes
+from .splits import MissingSplitError
 
 __all__ = [
     "AUGMENTATIONS",
@@ -32,6 +33,7 @@ __all__ = [
     "Collator",
     "ImageBatchSampler",
     "ImageSource",
+    "MissingSplitError",
     "SampleKey",
     "Scene",
     "SceneObject",

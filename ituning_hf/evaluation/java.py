@@ -10,25 +10,30 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
+
+from .corpus_formulas import read_meteor_counts
 from .tokenizer import PUNCTUATION
 
 # Java 18 and later read file.encoding but write in stdout.encoding.
 _SETTINGS = ["-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]
+_METEOR_JAR = "meteor-1.5.jar"
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 _SPICE_JAVA = range(8, 12)  # SPICE's own store of parses opens with no later Java
 _SPICE_PROGRAM = """
 import json, sys
 from pycocoevalcap.spice import spice
 spice.get_stanford_models = lambda: None  # else Spice() would download what it does not find
-predictions, references = json.load(sys.stdin)
-print("\\n" + json.dumps(float(spice.Spice().compute_score(references, predictions)[0])))
+predictions, references = (
+    {int(image): captions for image, captions in given.items()} for given in json.load(sys.stdin)
+)  # the scorer sorts the images, and "10" comes before "2"
+_, scores = spice.Spice().compute_score(references, predictions)
+print("\\n" + json.dumps([score["All"]["f"] for score in scores]))
 """
 
 
@@ -74,62 +79,53 @@ def tokenize_with_java(captions: Sequence[str], java: Java) -> list[str]:
     ]
 
 
-def meteor(references: dict[int, list[str]], predictions: dict[int, list[str]], java: Java) -> float:
-    """Score tokenized captions with METEOR 1.5, which needs 2 GB and several seconds to start.
+def meteor_counts(
+    references: dict[int, list[str]], predictions: dict[int, list[str]], java: Java
+) -> np.ndarray:
+    """Align tokenized captions with METEOR 1.5, which needs 2 GB and several seconds to start.
+
+    Returns:
+        Array of shape `(images, 23)`, the counts that `meteor_from_counts` makes a score of; with
+        several references, those of the reference that scores best.
 
     Raises:
         RuntimeError: METEOR's program failed.
     """
-    from pycocoevalcap.meteor.meteor import METEOR_JAR, Meteor
-
-    command = [
-        java.program,
-        *_SETTINGS,
-        "-Xmx2G",
-        "-jar",
-        METEOR_JAR,
-        "-",
-        "-",
-        "-stdio",
-        "-l",
-        "en",
-        "-norm",
-    ]
-    scorer: Any = Meteor.__new__(Meteor)  # its __init__ would start Java in its own way
-    scorer.lock = threading.Lock()
-    with tempfile.TemporaryFile() as complaints:
-        scorer.meteor_p = subprocess.Popen(
-            command,
-            cwd=_package_folder("meteor"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-        )
-        try:
-            with scorer.meteor_p:
-                score = scorer.compute_score(references, predictions)[0]
-                scorer.meteor_p.kill()  # it would wait for more
-        except (ValueError, OSError) as error:  # no number came back, or nothing listens
-            complaints.seek(0)
-            raise RuntimeError(_failure("METEOR", complaints.read())) from error
-        finally:
-            scorer.lock = threading.Lock()  # a failure leaves the old one held, and __del__ waits for it
-    return float(score)
+    # One call with all the lines: a dialogue, as the wrapper holds it, waits for ever on a dead partner.
+    lines = [" ||| ".join(["SCORE", *references[image], predictions[image][0]]) for image in references]
+    answer = subprocess.run(
+        [java.program, *_SETTINGS, "-Xmx2G", "-jar", _METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"],
+        cwd=_package_folder("meteor"),
+        input="".join(line + "\n" for line in lines).encode(errors="ignore"),
+        capture_output=True,
+        check=False,
+    )
+    said = answer.stdout.decode().splitlines()
+    if answer.returncode != 0 or len(said) != len(lines):
+        raise RuntimeError(_failure("METEOR", answer.stderr))
+    return read_meteor_counts(said)
 
 
-def spice_can_run(java: Java) -> bool:
-    """Whether SPICE's models are installed and this Java is one that it runs on.
+def why_no_spice(java: Java) -> str | None:
+    """Tell why SPICE cannot run: its models, or a Java that it runs on, are missing; None if it can.
 
-    The models are never downloaded here: `python -m pycocoevalcap.spice.get_stanford_models` does it.
+    The models are never downloaded here.
     """
+    if java.version not in _SPICE_JAVA:
+        return f"it needs Java 8 to 11, and this is Java {java.version}"
     library = _package_folder("spice") / "lib"
-    return java.version in _SPICE_JAVA and all((library / name).is_file() for name in _SPICE_MODELS)
+    if not all((library / name).is_file() for name in _SPICE_MODELS):
+        return "its models are not installed; python -m pycocoevalcap.spice.get_stanford_models does it"
+    return None
 
 
-def spice(references: dict[int, list[str]], predictions: dict[int, list[str]]) -> float:
+def spice(references: dict[int, list[str]], predictions: dict[int, list[str]]) -> list[float]:
     """Score tokenized captions with SPICE, which needs up to 8 GB.
 
     It runs in a process of its own, since it prints.
+
+    Returns:
+        The score of each image, in the order of their numbers.
 
     Raises:
         RuntimeError: SPICE's program failed.
@@ -142,7 +138,7 @@ def spice(references: dict[int, list[str]], predictions: dict[int, list[str]]) -
     )
     if answer.returncode != 0:
         raise RuntimeError(_failure("SPICE", answer.stderr))
-    return float(json.loads(answer.stdout.splitlines()[-1]))
+    return [float(score) for score in json.loads(answer.stdout.splitlines()[-1])]
 
 
 def _package_folder(name: str) -> Path:

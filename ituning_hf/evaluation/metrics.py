@@ -1,10 +1,10 @@
 """The caption metrics of the COCO benchmark, by its official scorers."""
 
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
+from collections.abc import Collection, Sequence
 
-from .java import Java, find_java, meteor, spice, spice_can_run, tokenize_with_java
+from .java import Java, find_java, tokenize_with_java, why_no_spice
+from .official import SCORERS, NumberedCaptions, require_scorers
+from .scores import CaptionScores
 from .tokenizer import tokenize_caption
 
 
@@ -42,24 +42,91 @@ def compute_caption_metrics(
         >>> print(*(f"{name} {score:.3f}" for name, score in scores.items()))
         bleu_1 0.705 bleu_2 0.669 bleu_3 0.574 bleu_4 0.020 rouge_l 0.665 cider 2.849
     """
+    return score_captions(predictions, references, java).metrics
+
+
+def score_captions(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    java: bool | None = None,
+    *,
+    only: Collection[str] | None = None,
+) -> CaptionScores:
+    """Score captions as `compute_caption_metrics` does, and keep what each image contributes.
+
+    Args:
+        predictions: A caption for each image.
+        references: The captions of each image by people.
+        java: True demands Java, False does without, None takes it where it is found.
+        only: Some of "bleu", "rouge_l", "cider", "meteor" and "spice", all of which must be had; None
+            computes whatever can be had.
+
+    Returns:
+        The metrics, their values for each image, and how they were computed.
+
+    Raises:
+        TypeError: As `compute_caption_metrics`.
+        ValueError: As `compute_caption_metrics`, or `only` names another metric.
+        ImportError: The scorers are not installed.
+        RuntimeError: Java is demanded and not found, or its programs fail, or what `only` names cannot
+            be had, and why.
+
+    Example:
+        >>> scores = score_captions(
+        ...     ["a dog runs", "two cats sleep"],
+        ...     [["a dog runs on grass", "A running dog."], ["Two cats are asleep."]],
+        ...     java=False,
+        ... )
+        >>> print(*(f"{value:.3f}" for value in scores.per_image["rouge_l"]))
+        1.000 0.328
+        >>> scores.left_out["meteor"]
+        'METEOR is left out: it runs in Java, and java=False does without.'
+    """
     _check(predictions, references)
-    scorers = [_official("bleu.bleu", "Bleu")(4), _official("rouge.rouge", "Rouge")()]
-    scorers.append(_official("cider.cider", "Cider")())
+    require_scorers()
     runtime = _choose_java(java)
+    wanted, left_out = _choose_metrics(only, runtime, java)
     tokenized_predictions, tokenized_references = _tokenize(predictions, references, runtime)
     if not any(caption for captions in tokenized_references.values() for caption in captions):
         raise ValueError("the references hold no word, only spaces and punctuation; CIDEr needs one")
 
-    bleu, rouge, cider = scorers
-    scores, _ = bleu.compute_score(tokenized_references, tokenized_predictions, verbose=0)
-    metrics = {f"bleu_{n}": float(score) for n, score in enumerate(scores, start=1)}
-    metrics["rouge_l"] = float(rouge.compute_score(tokenized_references, tokenized_predictions)[0])
-    metrics["cider"] = float(cider.compute_score(tokenized_references, tokenized_predictions)[0])
-    if runtime is not None:
-        metrics["meteor"] = meteor(tokenized_references, tokenized_predictions, runtime)
-        if spice_can_run(runtime):
-            metrics["spice"] = spice(tokenized_references, tokenized_predictions)
-    return metrics
+    found = {
+        name: scorer(tokenized_references, tokenized_predictions, runtime)
+        for name, scorer in SCORERS.items()
+        if name in wanted
+    }
+    return CaptionScores(
+        metrics={name: score for part in found.values() for name, score in part.metrics.items()},
+        per_image={name: values for part in found.values() for name, values in part.per_image.items()},
+        counts={name: part.counts for name, part in found.items() if part.counts is not None},
+        tokenizer="Python" if runtime is None else "PTB (Java)",
+        java_version=runtime and runtime.version,
+        left_out=left_out,
+    )
+
+
+def _choose_metrics(
+    only: Collection[str] | None, runtime: Java | None, java: bool | None
+) -> tuple[set[str], dict[str, str]]:
+    """Return the metrics to compute, and why others are left out."""
+    wanted = set(SCORERS if only is None else only)
+    if not wanted or not wanted <= set(SCORERS):
+        raise ValueError(f"only is {only!r}, expected some of {[*SCORERS]}")
+    left_out = {name: why for name, why in _why_left_out(runtime, java).items() if name in wanted}
+    if left_out and only is not None:
+        raise RuntimeError(" ".join(left_out.values()))
+    return wanted - set(left_out), left_out
+
+
+def _why_left_out(runtime: Java | None, java: bool | None) -> dict[str, str]:
+    if runtime is None:
+        reason = "java=False does without" if java is False else "no working `java` is on the PATH"
+        return {
+            name: f"{title} is left out: it runs in Java, and {reason}."
+            for name, title in (("meteor", "METEOR"), ("spice", "SPICE"))
+        }
+    reason_for_spice = why_no_spice(runtime)
+    return {"spice": f"SPICE is left out: {reason_for_spice}."} if reason_for_spice else {}
 
 
 def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -84,15 +151,6 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> N
                 raise TypeError(f"references[{index}] must hold strings only, got {caption!r}")
 
 
-def _official(module: str, name: str) -> Any:
-    try:
-        return getattr(import_module(f"pycocoevalcap.{module}"), name)
-    except ImportError as error:
-        raise ImportError(
-            "the caption metrics need pycocoevalcap; install it with: pip install 'ituning_hf[eval]'"
-        ) from error
-
-
 def _choose_java(java: bool | None) -> Java | None:
     if java is False:
         return None
@@ -107,9 +165,7 @@ def _choose_java(java: bool | None) -> Java | None:
 
 def _tokenize(
     predictions: Sequence[str], references: Sequence[Sequence[str]], java: Java | None
-) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Give the scorers their form: image number to captions, one of them where it is the prediction."""
-
+) -> tuple[NumberedCaptions, NumberedCaptions]:
     def tokenize(captions: Sequence[str]) -> list[str]:
         if java is None:
             return [tokenize_caption(caption) for caption in captions]

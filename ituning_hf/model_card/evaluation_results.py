@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..atomic_files import draft_of, put_in_place
+
 EVALUATION_FILE = "evaluation.json"
 FORMAT_VERSION = 1
 
@@ -110,7 +112,9 @@ def write_evaluations(folder: str | os.PathLike[str], results: Sequence[Evaluati
     """
     content = {"format_version": FORMAT_VERSION, "results": [asdict(result) for result in results]}
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    (Path(folder) / EVALUATION_FILE).write_text(text + "\n", encoding="utf-8")
+    path = Path(folder) / EVALUATION_FILE
+    draft_of(path).write_text(text + "\n", encoding="utf-8")
+    put_in_place(path)
 
 
 def is_absolute(path: str) -> bool:

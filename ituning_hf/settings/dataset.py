@@ -19,8 +19,8 @@ class DatasetArguments:
 
     dataset: str = option(
         "scenes",
-        "what to train on: a folder with metadata.jsonl, a Karpathy or COCO .json file, a .csv, a .parquet, "
-        "the name of a `datasets` data set, or 'scenes' for rendered ones",
+        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name of "
+        "a `datasets` data set, or 'scenes' for rendered ones",
         NOT_EMPTY,
         "DATA",
     )
@@ -45,7 +45,7 @@ class DatasetArguments:
         "NAME",
         "by its usual names",
     )
-    num_scenes: int = option(1000, "scenes to train on, with --dataset scenes", AT_LEAST_ONE)
+    num_scenes: int = option(1000, "scenes to draw, with --dataset scenes", AT_LEAST_ONE)
     val_share: float = option(
         0.1,
         "share of the images, chosen by --seed, that becomes the val split where a data set has no splits",

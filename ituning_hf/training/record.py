@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 from typing import Any
 
-import accelerate
-import torch
-import transformers
 from accelerate import Accelerator
 
-from .._version import __version__
 from ..data.hf_datasets import is_hub_name
+from ..environment import device_name, library_versions
 from ..training_record import DRAWN_SCENES, TrainingRecord, ValidationRecord
 from .setup import GIVEN_DATA, TrainingData
 from .state import TrainState
@@ -51,8 +47,8 @@ def training_record(
         epoch=state.step / steps_per_epoch,
         settings=settings,
         validation=None if state.validation is None else ValidationRecord(**state.validation),
-        versions=_versions(),
-        device=_device_name(accelerator.device),
+        versions=library_versions(),
+        device=device_name(accelerator.device),
         num_processes=accelerator.num_processes,
     )
 
@@ -64,19 +60,3 @@ def _dataset_name(dataset: str) -> str | None:
     if dataset == "scenes":
         return DRAWN_SCENES
     return os.path.basename(dataset) if os.path.isabs(dataset) else dataset
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-        "ituning_hf": __version__,
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()})" if device.type == "cpu" else device.type.upper()

@@ -1,0 +1,111 @@
+"""What was captioned so far, on disk: a killed evaluation goes on with what is left.
+
+Each process of each try appends a line for each batch to a file of its own. The file's name tells which
+evaluation it is of, so that no captions of another captioner are ever taken for this one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..modeling_ituning import ITuningForCaptioning
+from .arguments import EvaluateArguments
+from .images import BenchmarkImages
+
+_PATTERN = ".captions-{identity}-{unique}.jsonl"
+# What the captions do not depend on, beside how they are scored and where the report goes.
+_WITHOUT_EFFECT = (
+    *("expected_images", "dataset_name", "max_unreadable_share", "dataloader_num_workers", "java"),
+    *("clip_model", "output_dir", "overwrite", "no_card", "dry_run"),
+)
+
+
+@dataclass(frozen=True)
+class CaptionedBatch:
+    """What became of one batch of images.
+
+    Args:
+        number: Of the batch, in the order of the split.
+        captions: The images' places in the split, each with its caption.
+        unreadable: The places of those that could not be read, each with the reason.
+        seconds: The captioning took, without reading the images.
+    """
+
+    number: int
+    captions: list[tuple[int, str]]
+    unreadable: list[tuple[int, str]]
+    seconds: float
+
+
+class Drafts:
+    """The unfinished work of an evaluation in its folder.
+
+    Args:
+        folder: Where the report goes.
+        identity: Of the evaluation, as `identify` gives it.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder, self.identity = folder, identity
+
+    def read(self) -> dict[int, CaptionedBatch]:
+        """Return the batches that were captioned, by their number."""
+        found = {}
+        for path in self._own():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    batch = _from_json(json.loads(line))
+                except ValueError:  # the line that was being written when it was killed
+                    continue
+                found[batch.number] = batch
+        return found
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """Give a function that keeps a batch: what it was called with survives the process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = _PATTERN.format(identity=self.identity, unique=uuid.uuid4().hex[:8])
+        with (self.folder / name).open("x", encoding="utf-8") as file:
+
+            def keep(batch: CaptionedBatch) -> None:
+                file.write(json.dumps(asdict(batch)) + "\n")
+                file.flush()
+
+            yield keep
+
+    def exist(self) -> bool:
+        """Tell whether there is any work to go on with."""
+        return bool(self._own())
+
+    def _own(self) -> list[Path]:
+        return sorted(self.folder.glob(_PATTERN.format(identity=self.identity, unique="*")))
+
+
+def all_drafts(folder: Path) -> list[Path]:
+    """Return the unfinished work in a folder, of any evaluation."""
+    return sorted(folder.glob(_PATTERN.format(identity="*", unique="*")))
+
+
+def identify(args: EvaluateArguments, benchmark: BenchmarkImages, model: ITuningForCaptioning) -> str:
+    """Return a digest of all that the captions depend on: settings, images, and the captioner's weights.
+
+    The frozen models' are in the captioner's configuration, as fingerprints. Pixels are not read.
+    """
+    settings = {name: value for name, value in args.to_dict().items() if name not in _WITHOUT_EFFECT}
+    names = [image.name for image in benchmark.images]
+    digest = hashlib.sha256(json.dumps([settings, names, model.config.to_dict()], sort_keys=True).encode())
+    for name, tensor in sorted(model.adapter_state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _from_json(line: dict[str, Any]) -> CaptionedBatch:
+    pairs = {name: [(index, text) for index, text in line[name]] for name in ("captions", "unreadable")}
+    return CaptionedBatch(line["number"], **pairs, seconds=line["seconds"])

@@ -1,0 +1,89 @@
+"""The images of an evaluation: read, counted, and known by a number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data import CaptionedImage
+from ..training_record import DRAWN_SCENES
+from .arguments import EvaluateArguments
+
+
+@dataclass(frozen=True)
+class BenchmarkImages:
+    """A split of a data set.
+
+    Args:
+        dataset: The data set's name, for reports; no place on a machine.
+        split: "train", "val" or "test".
+        images: In the data set's order.
+        ids: The number of each, by which result files know it: the data set's own, else its position.
+    """
+
+    dataset: str
+    split: str
+    images: list[CaptionedImage]
+    ids: list[int]
+
+    @property
+    def has_references(self) -> bool:
+        """Whether people's captions are at hand; those of a test split may be private."""
+        return bool(self.images[0].captions)
+
+    @property
+    def domains(self) -> list[str]:
+        """The parts that the benchmark is reported by, such as NoCaps' "in-domain", sorted."""
+        return sorted({image.domain for image in self.images if image.domain is not None})
+
+    def describe(self) -> str:
+        """Say it in a line."""
+        references = sum(len(image.captions) for image in self.images)
+        with_what = f"{references:,} references" if references else "no references"
+        domains = f" ({', '.join(self.domains)})" if self.domains else ""
+        return f"{len(self.images):,} of {self.dataset}, {self.split}{domains}, with {with_what}"
+
+
+def load_images(args: EvaluateArguments) -> BenchmarkImages:
+    """Read the split that the settings name.
+
+    Raises:
+        ValueError: for a data set that cannot be read, another number of images than expected, or images of
+            which some have references and others none, or of which two have the same number.
+        FileNotFoundError: for a data set that is not there, or whose images are not.
+    """
+    images = args.load_split(args.split, args.seed, require_captions=False)
+    if args.expected_images not in (None, len(images)):
+        raise ValueError(
+            f"--expected_images is {args.expected_images}, and split {args.split!r} of {args.dataset} has "
+            f"{len(images)} images: some are missing or too many, or this is another data set."
+        )
+    bare = [image.name for image in images if not image.captions]
+    if 0 < len(bare) < len(images):
+        raise ValueError(
+            f"{len(bare)} of the {len(images)} images of {args.dataset} have no captions of people "
+            f"({bare[0]!r} for one), and the others have: write some for each, or remove them."
+        )
+    return BenchmarkImages(_name(args), args.split, images, _ids(images))
+
+
+def _ids(images: Sequence[CaptionedImage]) -> list[int]:
+    own = [image.image_id for image in images if image.image_id is not None]
+    if len(own) < len(images):
+        return list(range(len(images)))
+    number, count = Counter(own).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} images of the split have the same id, {number}: each needs its own.")
+    return own
+
+
+def _name(args: EvaluateArguments) -> str:
+    """Return what to call the data set: the way to it on this machine is nobody else's business."""
+    if args.dataset_name is not None:
+        return args.dataset_name
+    if args.dataset == "scenes":
+        return DRAWN_SCENES
+    path = Path(args.dataset)
+    return path.resolve().name if path.exists() else args.dataset
