@@ -220,6 +220,7 @@ def test_the_pipeline_captions_several_images(folders, expected):
 # --- What imports what
 
 HUB = {
+    "adapter_file_ituning",
     "adapter_ituning",
     "backbones_ituning",
     "checkpoint_ituning",
@@ -230,6 +231,7 @@ HUB = {
     "modeling_ituning",
     "peft_ituning",
     "processing_ituning",
+    "recorded_ituning",
 }
 THIRD_PARTY = {"torch", "transformers", "safetensors", "huggingface_hub", "PIL", "numpy"}
 
@@ -264,7 +266,15 @@ LAYERS = [
         "processing_ituning",
         "inputs_ituning",
     ),
-    ("gpt2_ituning", "backbones_ituning", "checkpoint_ituning", "generation_ituning", "peft_ituning"),
+    (
+        "adapter_file_ituning",
+        "gpt2_ituning",
+        "backbones_ituning",
+        "recorded_ituning",
+        "checkpoint_ituning",
+        "generation_ituning",
+        "peft_ituning",
+    ),
     ("modeling_ituning",),
     ("data",),
     ("launching", "processes", "settings"),
@@ -343,6 +353,7 @@ def test_the_graph_of_imports_is_read_right():
         "gpt2_ituning",
         "inputs_ituning",
         "peft_ituning",
+        "recorded_ituning",
     }
     assert found[""] >= {"_version", "modeling_ituning"}
     assert "data.images" in found["data"]
