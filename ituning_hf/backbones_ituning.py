@@ -24,6 +24,7 @@ from transformers import CLIPVisionModel, GPT2LMHeadModel, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 from .configuration_ituning import ITuningConfig
+from .inputs_ituning import check_pixel_values
 
 # Buffers and tied copies, which some ways of saving write and others do not.
 _NOT_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|position_ids|lm_head\.weight)$")
@@ -117,6 +118,28 @@ def load_backbone_config(kind: str, name: str, **hub_kwargs: Any) -> Any:
     with _naming_the_backbone(kind, repr(name)):
         _check_place(name)
         return _BACKBONES[kind][0].config_class.from_pretrained(name, **hub_kwargs)
+
+
+@torch.no_grad()
+def encode_images(vision_model: Any, pixel_values: torch.Tensor, feature_layer: int) -> torch.Tensor:
+    """Encode images, without building a graph.
+
+    Args:
+        vision_model: A CLIP vision encoder.
+        pixel_values: Shape (num_images, 3, image_size, image_size).
+        feature_layer: Which of its hidden states is wanted; see `vision_feature_layer` of [`ITuningConfig`].
+
+    Returns:
+        The hidden state, of shape (num_images, N, d_v), the class token first.
+
+    Raises:
+        ValueError: for pixels of another shape than the encoder's.
+    """
+    config = vision_model.config
+    check_pixel_values(pixel_values, config.num_channels, config.image_size)
+    if feature_layer == -1:
+        return vision_model(pixel_values).last_hidden_state
+    return vision_model(pixel_values, output_hidden_states=True).hidden_states[feature_layer]
 
 
 def fingerprint(kind: str, name: str, **hub_kwargs: Any) -> str:
@@ -322,6 +345,7 @@ def _naming_the_backbone(kind: str, where: str, advice: str = "") -> Iterator[No
 
 __all__ = [
     "check_weights_unchanged",
+    "encode_images",
     "fingerprint",
     "is_local",
     "load_backbone",

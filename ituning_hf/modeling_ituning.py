@@ -19,11 +19,12 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .adapter_ituning import ITuningAdapter
+from .backbones_ituning import encode_images
 from .checkpoint_ituning import ITuningPreTrainedModel
 from .configuration_ituning import ITuningConfig
 from .generation_ituning import ITuningGenerationMixin, default_generation_config, positions_from_mask
 from .gpt2_ituning import ITuningGPT2Block, VisualKeyValues, decoder_blocks
-from .inputs_ituning import check_pixel_values, check_rows, check_text, check_visual_features
+from .inputs_ituning import check_rows, check_text, check_visual_features
 from .peft_ituning import parts_from_peft
 from .recorded_ituning import UnloadedVisionModel
 
@@ -202,7 +203,6 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             )
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
-    @torch.no_grad()
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode images, without building a graph.
 
@@ -215,12 +215,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Raises:
             ValueError: for pixels of another shape than the encoder's.
         """
-        vision = self.config.vision_config
-        check_pixel_values(pixel_values, vision.num_channels, vision.image_size)
-        layer = self.config.vision_feature_layer
-        if layer == -1:
-            return self.vision_model(pixel_values).last_hidden_state
-        return self.vision_model(pixel_values, output_hidden_states=True).hidden_states[layer]
+        return encode_images(self.vision_model, pixel_values, self.config.vision_feature_layer)
 
     def project_visual(self, visual_features: torch.Tensor) -> VisualKeyValues:
         """Project the visual memory to each adapted layer's keys and values.

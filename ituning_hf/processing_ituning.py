@@ -218,18 +218,32 @@ class ITuningProcessor(ProcessorMixin):
             The processor. An encoder saved without its image preparation gets CLIP's own at the encoder's
             image size, with a warning.
         """
-        of_vision = {"revision": vision_revision or "main", **hub_kwargs}
         of_text = {"revision": text_revision or "main", **hub_kwargs}
-        try:
-            image_processor = CLIPImageProcessorPil.from_pretrained(vision, **of_vision)
-        except OSError:
-            config = AutoConfig.from_pretrained(vision, **of_vision)
-            size = getattr(config, "vision_config", config).image_size
-            logger.warning(f"{vision} says nothing of image preparation; using CLIP's, at {size} pixels.")
-            image_processor = CLIPImageProcessorPil(
-                size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-            )
+        image_processor = load_image_processor(vision, vision_revision, **hub_kwargs)
         return cls(image_processor, AutoTokenizer.from_pretrained(text, **of_text))
+
+
+def load_image_processor(
+    vision: str | os.PathLike[str], revision: str | None = None, **hub_kwargs: Any
+) -> CLIPImageProcessorPil:
+    """Take the image preparation of a vision encoder.
+
+    Args:
+        vision: A CLIP's folder or Hub id.
+        revision: Its revision on the Hub.
+        **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
+
+    Returns:
+        The image preparation. An encoder saved without one gets CLIP's own at its image size, with a warning.
+    """
+    hub_kwargs["revision"] = revision or "main"
+    try:
+        return CLIPImageProcessorPil.from_pretrained(vision, **hub_kwargs)
+    except OSError:
+        config = AutoConfig.from_pretrained(vision, **hub_kwargs)
+        size = getattr(config, "vision_config", config).image_size
+        logger.warning(f"{vision} says nothing of image preparation; using CLIP's, at {size} pixels.")
+        return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
 def _refuse_other_files(tokenizer_config: dict[str, Any], path: str) -> None:
@@ -275,4 +289,4 @@ def caption_rows(
 
 ITuningProcessor.register_for_auto_class()
 
-__all__ = ["ITuningProcessor", "caption_rows"]
+__all__ = ["ITuningProcessor", "caption_rows", "load_image_processor"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .atomic_files import give_ordinary_permissions
 from .hub_errors import explain_hub_error
 from .inspection import read_config
 from .model_card.evaluation_results import EVALUATION_FILE
@@ -48,13 +49,6 @@ def save_captioner(
     if training is not None:
         write_training_record(folder, training)
     write_card(folder)
-
-
-def give_ordinary_permissions(path: Path) -> None:
-    """Let whoever may read other new files read this one: safetensors keeps its files from everybody else."""
-    umask = os.umask(0o077)  # there is no way to look at it without setting it
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
 
 
 def _digest(path: Path) -> bytes | None:
@@ -140,4 +134,4 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
     return processor
 
 
-__all__ = ["give_ordinary_permissions", "load_captioner", "load_model", "load_processor", "save_captioner"]
+__all__ = ["load_captioner", "load_model", "load_processor", "save_captioner"]

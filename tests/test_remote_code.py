@@ -261,6 +261,7 @@ LAYERS = [
     (
         "_version",
         "hub_errors",
+        "atomic_files",
         "adapter_ituning",
         "configuration_ituning",
         "processing_ituning",
@@ -277,13 +278,14 @@ LAYERS = [
     ),
     ("modeling_ituning",),
     ("data",),
+    ("features",),
     ("launching", "processes", "settings"),
     ("training", "evaluation", "tuner", "visualization", "captioning", "inspection"),
     ("demo",),
     ("__init__",),
     ("cli",),
 ]
-LIBRARY = 5
+LIBRARY = 6
 
 
 def is_for_type_checking(node: ast.AST) -> bool:
@@ -347,6 +349,7 @@ def test_the_graph_of_imports_is_read_right():
     found = graph()
     assert found["modeling_ituning"] == {
         "adapter_ituning",
+        "backbones_ituning",
         "checkpoint_ituning",
         "configuration_ituning",
         "generation_ituning",

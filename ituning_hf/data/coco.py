@@ -12,7 +12,7 @@ from typing import Any
 
 from .records import CaptionedImage, clean_captions
 from .rows import Row, join_rows, parse_file_name
-from .splits import DEFAULT_VAL_SHARE, select_split
+from .splits import DEFAULT_VAL_SHARE, MissingSplitError, select_split
 
 _PROBED = 10  # images looked for in a folder to tell whether it is theirs
 
@@ -62,7 +62,9 @@ def read_coco_captions(
         return select_split(_read_rows(path, root), split, path, seed, val_share)
     files = {"train": path, "val": sibling}
     if split not in files:
-        raise ValueError(f"{path} has no images of split {split!r}; it has 'train', and {sibling.name} 'val'")
+        raise MissingSplitError(
+            f"{path} has no images of split {split!r}; it has 'train', and {sibling.name} 'val'"
+        )
     rows = [replace(row, split=split) for row in _read_rows(files[split], root)]
     return select_split(rows, split, files[split], seed, val_share)
 

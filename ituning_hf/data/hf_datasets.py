@@ -11,7 +11,7 @@ from typing import Any
 
 from .records import CaptionedImage, clean_captions
 from .rows import CAPTION_COLUMNS, IMAGE_COLUMNS, Row, find_column, join_rows
-from .splits import DEFAULT_VAL_SHARE, SPLIT_NAMES, parse_split, select_split
+from .splits import DEFAULT_VAL_SHARE, SPLIT_NAMES, MissingSplitError, parse_split, select_split
 from .table_images import TableImage, holds_images, read_column, read_images
 
 _STATE_FILES = ("dataset_dict.json", "state.json", "dataset_info.json")
@@ -126,7 +126,8 @@ def _choose_part(parts: dict[str, Any], split: str, source: str | os.PathLike[st
     found = [name for name in parts if SPLIT_NAMES.get(name) == split]
     if len(found) != 1:
         present = ", ".join(f"{name!r} ({len(table)})" for name, table in parts.items())
-        raise ValueError(f"{source} must have one split {split!r}; it has {present}")
+        error = ValueError if found else MissingSplitError
+        raise error(f"{source} must have one split {split!r}; it has {present}")
     return found[0], split
 
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .records import CaptionedImage, check_captions, clean_captions
+from .splits import MissingSplitError
 
 
 def read_karpathy(
@@ -40,7 +41,7 @@ def read_karpathy(
     if not records:
         counts = Counter(entry["split"] for entry in entries)
         present = ", ".join(f"{name!r} ({count})" for name, count in counts.items())
-        raise ValueError(f"{path} has no images of split {split!r}; it has {present or 'none'}")
+        raise MissingSplitError(f"{path} has no images of split {split!r}; it has {present or 'none'}")
     check_captions(records, path)
     return records
 

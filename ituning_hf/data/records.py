@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 
 
 class ImageSource(Protocol):
-    """Where an image that is no file of its own comes from; it can be pickled."""
+    """Where an image that is no file of its own comes from; it can be pickled.
+
+    Attributes:
+        num_bytes: The length of what `read` returns, known without reading it.
+    """
+
+    @property
+    def num_bytes(self) -> int:
+        """See above."""
+
+    def read(self) -> bytes:
+        """Return what the image is made from: of the same bytes comes the same image."""
 
     def load(self) -> Image.Image:
         """Make the image, upright RGB.

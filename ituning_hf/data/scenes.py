@@ -125,6 +125,16 @@ class Scene:
         """Draw the scene at the usual size, as the image of a data set."""
         return self.render()
 
+    def read(self) -> bytes:
+        """Return what the scene is drawn from."""
+        objects = [f"{o.size} {o.colour} {o.shape} {float(o.x)!r} {float(o.y)!r}" for o in self.objects]
+        return "\n".join([self.background, *objects]).encode()
+
+    @property
+    def num_bytes(self) -> int:
+        """The length of what `read` returns."""
+        return len(self.read())
+
     def captions(self, n: int = 5) -> tuple[str, ...]:
         """Say what is to be seen in n different sentences; see `describe_scene`."""
         return describe_scene(self, n)

@@ -18,6 +18,10 @@ DEFAULT_VAL_SHARE = 0.1
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
+class MissingSplitError(ValueError):
+    """A data set has no images of a split; the text says which it has."""
+
+
 def parse_split(value: Any, where: str) -> str | None:
     """Read what a row says of its split.
 
@@ -52,13 +56,14 @@ def select_split(
         val_share: The probability with which an image is taken, between 0 and 1.
 
     Raises:
-        ValueError: Only some rows have a split, there is none of `split`, an image of it has no
-            caption, or `val_share` is no share.
+        MissingSplitError: There is no row of `split`.
+        ValueError: Only some rows have a split, an image of it has no caption, or `val_share` is
+            no share.
     """
     by_split = _group(rows, where, seed, val_share)
     if not by_split.get(split):
         present = ", ".join(f"{name!r} ({len(rows)})" for name, rows in by_split.items() if rows)
-        raise ValueError(f"{where} has no images of split {split!r}; it has {present or 'none'}")
+        raise MissingSplitError(f"{where} has no images of split {split!r}; it has {present or 'none'}")
     records = [row.to_record() for row in by_split[split]]
     check_captions(records, where)
     return records

@@ -25,11 +25,13 @@ class TableImage:
             disk, and is pickled as the path of its file.
         position: Of the row.
         name: What messages call the image.
+        num_bytes: Of its file.
     """
 
     table: Any
     position: int
     name: str
+    num_bytes: int
 
     def read(self) -> bytes:
         """Return the image's file, undecoded."""
@@ -117,7 +119,7 @@ def _locate(
 ) -> Path | TableImage:
     at = f"{where}[{position}]"
     if cell.size is not None:
-        return TableImage(images, position, at)
+        return TableImage(images, position, at, cell.size)
     name = parse_file_name(cell.path, at, column, absolute=True)
     if root is None:
         raise ValueError(

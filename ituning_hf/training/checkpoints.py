@@ -7,17 +7,15 @@ whole old folder, and gets its name back.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
-from ..saving import give_ordinary_permissions
+from ..atomic_files import draft_of, give_ordinary_permissions, sync
+from ..atomic_files import write_json as write_json
 from .errors import TrainingError
 
 RUN_FILE = "run.json"
@@ -42,11 +40,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         discard_draft(target)
         raise
-
-
-def draft_of(target: Path) -> Path:
-    """Return where a file or folder is written before it gets its name."""
-    return target.with_name(f".{target.name}.partial")
 
 
 def open_draft(target: Path) -> Path:
@@ -87,17 +80,6 @@ def remove_folder(target: Path) -> None:
     draft = draft_of(target)
     target.rename(draft)
     shutil.rmtree(draft)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is never seen half-written."""
-    draft = draft_of(path)
-    draft.write_text(
-        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    sync(draft)
-    draft.replace(path)
-    sync(path.parent)
 
 
 @contextmanager
@@ -183,17 +165,6 @@ def rewind(output_dir: Path, checkpoint: Path) -> list[Path]:
     for folder in folders:
         remove_folder(folder)
     return folders
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk itself."""
-    if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _old_of(target: Path) -> Path:
