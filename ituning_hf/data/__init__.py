@@ -13,6 +13,7 @@ from .dataset import (
 from .hf_datasets import read_hf_dataset
 from .imagefolder import read_imagefolder
 from .images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
+from .inputs import FeatureInputs, FeatureSource, ImageInputs, PixelInputs
 from .karpathy import read_karpathy
 from .loading import load_captioned_images
 from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption
@@ -27,8 +28,12 @@ __all__ = [
     "CaptionProcessor",
     "CaptionedImage",
     "Collator",
+    "FeatureInputs",
+    "FeatureSource",
     "ImageBatchSampler",
+    "ImageInputs",
     "ImageSource",
+    "PixelInputs",
     "SampleKey",
     "Scene",
     "SceneObject",

@@ -32,6 +32,7 @@ def read_coco_captions(
     split: str,
     seed: int = 0,
     val_share: float = DEFAULT_VAL_SHARE,
+    require_images: bool = True,
 ) -> list[CaptionedImage]:
     """Read one split of COCO captions, in the order of the file's images.
 
@@ -49,6 +50,7 @@ def read_coco_captions(
         split: "train", "val" or "test".
         seed: Decides which images a "val" by lot takes.
         val_share: The probability with which it takes an image, between 0 and 1.
+        require_images: False where nobody is going to open them, and they need not be there.
 
     Raises:
         ValueError: The file is not JSON, not COCO's captions, annotates images that it does not
@@ -59,21 +61,21 @@ def read_coco_captions(
     root = None if image_root is None else Path(image_root)
     sibling = path.with_name(path.name.replace("train", "val"))
     if sibling == path or not sibling.is_file():
-        return select_split(_read_rows(path, root), split, path, seed, val_share)
+        return select_split(_read_rows(path, root, require_images), split, path, seed, val_share)
     files = {"train": path, "val": sibling}
     if split not in files:
         raise MissingSplitError(
             f"{path} has no images of split {split!r}; it has 'train', and {sibling.name} 'val'"
         )
-    rows = [replace(row, split=split) for row in _read_rows(files[split], root)]
+    rows = [replace(row, split=split) for row in _read_rows(files[split], root, require_images)]
     return select_split(rows, split, files[split], seed, val_share)
 
 
-def _read_rows(path: Path, image_root: Path | None) -> list[Row]:
+def _read_rows(path: Path, image_root: Path | None, require_images: bool) -> list[Row]:
     images = _read_captions(path)
     if not images:
         raise ValueError(f"{path} has no captioned images")
-    folder = _find_folder(path, image_root, [name for name, _ in images[:_PROBED]])
+    folder = _find_folder(path, image_root, [name for name, _ in images[:_PROBED]], require_images)
     return join_rows((str(path), Row(name, captions, folder / name)) for name, captions in images)
 
 
@@ -116,8 +118,8 @@ def _field(entry: Any, key: str, kind: Any, where: str) -> Any:
     return value
 
 
-def _find_folder(path: Path, image_root: Path | None, names: Sequence[str]) -> Path:
-    """Find the folder that holds some of the named images."""
+def _find_folder(path: Path, image_root: Path | None, names: Sequence[str], required: bool) -> Path:
+    """Find the folder that holds some of the named images; the likeliest, if there need not be one."""
     part = re.search(r"(train|val|test)\d{4}", path.stem)
     bases = [path.parent, path.parent.parent] if image_root is None else [image_root]
     bases = [folder for base in bases for folder in (base, base / "images")]
@@ -126,6 +128,8 @@ def _find_folder(path: Path, image_root: Path | None, names: Sequence[str]) -> P
     for folder in folders:
         if any((folder / name).is_file() for name in names):
             return folder
+    if not required:
+        return folders[0]
     looked = ", ".join(map(str, folders))
     raise FileNotFoundError(
         f"{path}: no image found; looked for {names[0]} (and others) in {looked}. image_root must be the "

@@ -48,6 +48,7 @@ def load_captioned_images(
     image_column: str | None = None,
     caption_column: str | None = None,
     val_share: float = DEFAULT_VAL_SHARE,
+    require_images: bool = True,
 ) -> list[CaptionedImage]:
     """Read one split of a data set and make sure that its files are there.
 
@@ -71,6 +72,7 @@ def load_captioned_images(
         image_column: The column of images or their file names in a table; found by default.
         caption_column: The column of captions in a table; found by default.
         val_share: Share of the images that become "val" where the data set has no splits.
+        require_images: False where nobody is going to open them, and they need not be there.
 
     Raises:
         ValueError: `dataset` is none of these, has nothing in `split`, is malformed, or does not
@@ -85,6 +87,7 @@ def load_captioned_images(
         "val_share": val_share,
         "seed": seed,
         "num_scenes": num_scenes,
+        "require_images": require_images,
     }
     kind = _find_kind(str(dataset))
     given = [name for name, default in _DEFAULTS.items() if settings[name] != default]
@@ -94,7 +97,8 @@ def load_captioned_images(
             f"{' and '.join(foreign)}: of no use with {kind.name} ({str(dataset)!r}); leave it out"
         )
     records = kind.read(dataset, split, **{name: settings[name] for name in kind.options})
-    check_images_exist(records)
+    if require_images:
+        check_images_exist(records)
     return records
 
 
@@ -157,7 +161,7 @@ _KINDS = (
         "a COCO captions file",
         lambda name: _is_file(name, _JSON) and is_coco(Path(name)),
         _read_coco,
-        ("image_root", "val_share", "seed"),
+        ("image_root", "val_share", "seed", "require_images"),
     ),
     _Kind("a Karpathy file", lambda name: _is_file(name, _JSON), _read_karpathy, ("image_root",)),
     _Kind("a text table", lambda name: _is_file(name, _CSV), read_csv, _TABLE),

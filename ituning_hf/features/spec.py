@@ -10,6 +10,7 @@ from typing import Any
 
 from ..atomic_files import write_json
 from ..configuration_ituning import ITuningConfig
+from ..recorded_ituning import RecordedBackbone
 
 STORE_FILE = "store.json"
 FORMAT_VERSION = 1
@@ -63,6 +64,16 @@ class FeatureSpec:
     num_tokens: int
     hidden_size: int
     format_version: int = FORMAT_VERSION
+
+    @property
+    def vision_model(self) -> RecordedBackbone:
+        """What is recorded of the encoder, for a captioner that does not load it."""
+        return RecordedBackbone(
+            name=self.vision_model_name_or_path,
+            revision=self.vision_model_revision,
+            fingerprint=self.vision_model_fingerprint,
+            config=self.vision_config,
+        )
 
     @property
     def bytes_per_image(self) -> int:

@@ -51,13 +51,16 @@ class DatasetArguments:
         BETWEEN_0_AND_1,
     )
 
-    def load_split(self, split: str, seed: int, num_scenes: int | None = None) -> list[CaptionedImage]:
+    def load_split(
+        self, split: str, seed: int, num_scenes: int | None = None, require_images: bool = True
+    ) -> list[CaptionedImage]:
         """Read one split of the data set; every file is known to be there afterwards.
 
         Args:
             split: "train", "val" or "test".
             seed: Of the drawn scenes, and of the lot where the data set has no splits.
             num_scenes: In place of the setting.
+            require_images: False where nobody is going to open them, and they need not be there.
 
         Raises:
             ValueError: for a data set that cannot be read.
@@ -72,4 +75,5 @@ class DatasetArguments:
             image_column=self.image_column,
             caption_column=self.caption_column,
             val_share=self.val_share,
+            require_images=require_images,
         )
