@@ -11,6 +11,7 @@ import torch
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .atomic_files import give_ordinary_permissions
+from .devices import usable_device
 from .hub_errors import explain_hub_error
 from .inspection import read_config
 from .model_card.evaluation_results import EVALUATION_FILE
@@ -93,23 +94,10 @@ def load_captioner(
 
 def load_model(name: str | os.PathLike[str], device: Any = None, **options: Any) -> ITuningForCaptioning:
     """Load a saved captioner to a device, None being the best there is; `options` as in `from_pretrained`."""
-    target = _usable_device(device)
+    target = usable_device(device)
     read_config(name, options.get("revision"))  # says clearly what is wrong with the place
     model: Any = ITuningForCaptioning.from_pretrained(name, **options)
     return model.to(target)
-
-
-def _usable_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        device = next((d for d in ("cuda", "mps") if getattr(torch, d).is_available()), "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    # What PyTorch raises for a device that it does not know, was not built for, or does not find.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used ({str(error).split('. ')[0]}): give one that this "
-            "machine has, such as cpu, cuda, cuda:1 or mps, or none to take the best."
-        ) from error
 
 
 def load_processor(name: str | os.PathLike[str], revision: str | None = None) -> ITuningProcessor:

@@ -262,6 +262,7 @@ LAYERS = [
         "_version",
         "hub_errors",
         "atomic_files",
+        "devices",
         "adapter_ituning",
         "configuration_ituning",
         "processing_ituning",

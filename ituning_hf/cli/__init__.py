@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from .._version import __version__
-from . import caption, convert, demo, info, push, train
+from . import caption, convert, demo, features, info, push, train
 
-_COMMANDS = (demo, train, caption, info, push, convert)  # in the order in which --help lists them
+_COMMANDS = (demo, train, features, caption, info, push, convert)  # in the order in which --help lists them
 
 _IN_PYTHON = re.compile(r"from_pretrained\(\.\.\., (vision|text)_model_name_or_path=\.\.\.\)")
 _UNDERSCORED = re.compile("--[a-z]+(_[a-z]+)+(=.*)?", re.DOTALL)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its arguments; those of the process by default.
 
     Returns:
-        The exit code: 0, or 1 where an image could not be read or training failed on its way, 2 for a
+        The exit code: 0, or 1 where an image could not be read or a long work failed on its way, 2 for a
         mistake of the user's, 130 after Ctrl-C, 141 when whoever read the output has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -110,9 +110,10 @@ def _not_understood(argument: str, command: argparse.ArgumentParser) -> str:
 def _is_foreseen(error: Exception) -> bool:
     """Tell whether an error is told well by its own message; a traceback is for faults of ours."""
     if isinstance(error, RuntimeError):
-        from ..training.errors import TrainingError  # a run that was sound when it began
+        from ..features import BuildError
+        from ..training.errors import TrainingError
 
-        return isinstance(error, TrainingError)
+        return isinstance(error, (BuildError, TrainingError))  # of what was sound when it began
     return isinstance(error, (OSError, ValueError)) or type(error) is ImportError  # not a missing module
 
 
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(commands)
     for added in commands.choices.values():
-        added.set_defaults(parser=added)
+        added.set_defaults(parser=added)  # a command's own commands name theirs
     return parser
 
 

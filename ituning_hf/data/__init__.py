@@ -19,6 +19,7 @@ from .loading import load_captioned_images
 from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption
 from .sampler import ImageBatchSampler, SampleKey
 from .scenes import Scene, SceneObject, make_scene, read_scenes
+from .splits import MissingSplitError
 
 __all__ = [
     "AUGMENTATIONS",
@@ -33,6 +34,7 @@ __all__ = [
     "ImageBatchSampler",
     "ImageInputs",
     "ImageSource",
+    "MissingSplitError",
     "PixelInputs",
     "SampleKey",
     "Scene",

@@ -1,6 +1,22 @@
 """Features of the frozen vision encoder, computed once for each image and stored."""
 
+from .build import BuildError, BuildResult, build_features
+from .encoder import describe_encoder
+from .plan import BuildPlan, format_bytes, plan_build
 from .spec import MIXED_PRECISIONS, STORAGES, FeatureSpec, feature_bytes
 from .store import FeatureStore
 
-__all__ = ["MIXED_PRECISIONS", "STORAGES", "FeatureSpec", "FeatureStore", "feature_bytes"]
+__all__ = [
+    "MIXED_PRECISIONS",
+    "STORAGES",
+    "BuildError",
+    "BuildPlan",
+    "BuildResult",
+    "FeatureSpec",
+    "FeatureStore",
+    "build_features",
+    "describe_encoder",
+    "feature_bytes",
+    "format_bytes",
+    "plan_build",
+]

@@ -76,6 +76,13 @@ class FeatureSpec:
         )
 
     @property
+    def computation(self) -> dict[str, Any]:
+        """What decides on the numbers: neither where the encoder lies nor who saved it."""
+        places = ("vision_model_name_or_path", "vision_model_revision")
+        fields = {name: value for name, value in asdict(self).items() if name not in places}
+        return fields | {"vision_config": {name: self.vision_config.get(name) for name in _ENCODER_FIELDS}}
+
+    @property
     def bytes_per_image(self) -> int:
         """What the features of one image take on disk; names and headers come on top, about 300 bytes."""
         return feature_bytes(self.num_tokens, self.hidden_size, self.storage)

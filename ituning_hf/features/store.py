@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import KeysView, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +108,10 @@ class FeatureStore:
         It does not depend on where the store, the pictures or the encoder lie, nor on other images. The
         features themselves are not read.
         """
-        places = ("vision_model_name_or_path", "vision_model_revision")
-        made_by = {key: value for key, value in asdict(self.spec).items() if key not in places}
         pictures = [
             [r.name, self._place[r.name][1].digest if r.name in self._place else None] for r in records
         ]
-        content = json.dumps([made_by, pictures], sort_keys=True)
+        content = json.dumps([self.spec.computation, pictures], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def require(self, records: Sequence[CaptionedImage]) -> None:

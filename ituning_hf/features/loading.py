@@ -1,0 +1,80 @@
+"""Pictures, decoded and prepared for the encoder ahead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPImageProcessorPil
+
+from ..data import CaptionedImage, UnreadableImageError
+from .pictures import Picture
+from .plan import BuildPlan, cut
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Some images of one shard.
+
+    Args:
+        names: The images'.
+        pixel_values: Shape (num_images, 3, image_size, image_size); zeros where a picture cannot be read.
+        pictures: What each picture is.
+        reasons: Why it cannot be read, or None.
+    """
+
+    names: list[str]
+    pixel_values: torch.Tensor
+    pictures: list[Picture]
+    reasons: list[str | None]
+
+
+def load_pictures(plan: BuildPlan, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    """Return what loads a plan's pictures, shard after shard.
+
+    Batches are cut inside a shard, from its start: an image's batch depends on its shard alone.
+
+    Args:
+        plan: Which pictures.
+        batch_size: The most images of a batch.
+        num_workers: Processes that decode; 0 for none but this one.
+    """
+    batches = [batch for shard in plan.shards for batch in cut(shard, batch_size)]
+    return DataLoader(
+        _Batches(batches, plan.spec.image_processor, plan.spec.vision_config["image_size"]),
+        batch_size=None,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # its own: nothing is drawn from the caller's
+    )
+
+
+class _Batches(Dataset[PictureBatch]):
+    def __init__(
+        self, batches: Sequence[Sequence[CaptionedImage]], settings: dict[str, Any], image_size: int
+    ) -> None:
+        self.batches = batches
+        self.image_processor = CLIPImageProcessorPil.from_dict(settings)
+        self.blank = torch.zeros(3, image_size, image_size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> PictureBatch:
+        records = self.batches[index]
+        pixels, reasons = zip(*map(self._prepare, records), strict=True)
+        return PictureBatch(
+            names=[record.name for record in records],
+            pixel_values=torch.stack([self.blank if p is None else p for p in pixels]),
+            pictures=[Picture.of(record) for record in records],
+            reasons=list(reasons),
+        )
+
+    def _prepare(self, record: CaptionedImage) -> tuple[torch.Tensor | None, str | None]:
+        try:
+            image = record.load()
+        except UnreadableImageError as error:
+            return None, str(error)
+        return self.image_processor(images=[image], return_tensors="pt")["pixel_values"][0], None
