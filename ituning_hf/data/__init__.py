@@ -1,6 +1,7 @@
 """Captioned images: reading them, drawing them, ordering them, batching them."""
 
 from .augmentation import AUGMENTATIONS, augment
+from .benchmarks import BenchmarkData, explain_count
 from .coco import read_coco_captions
 from .csv_files import read_csv
 from .dataset import (
@@ -15,7 +16,7 @@ from .imagefolder import read_imagefolder
 from .images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
 from .inputs import FeatureInputs, FeatureSource, ImageInputs, PixelInputs
 from .karpathy import read_karpathy
-from .loading import load_captioned_images
+from .loading import count_splits, load_captioned_images
 from .nocaps import read_nocaps
 from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption
 from .sampler import ImageBatchSampler, SampleKey
@@ -25,6 +26,7 @@ from .splits import MissingSplitError
 __all__ = [
     "AUGMENTATIONS",
     "IMAGE_SUFFIXES",
+    "BenchmarkData",
     "CaptionDataset",
     "CaptionItem",
     "CaptionProcessor",
@@ -45,6 +47,8 @@ __all__ = [
     "check_images_exist",
     "clean_caption",
     "count_over_long",
+    "count_splits",
+    "explain_count",
     "find_images",
     "load_captioned_images",
     "load_image",

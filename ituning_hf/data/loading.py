@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,31 @@ def load_captioned_images(
     if require_images:
         check_images_exist(records)
     return records
+
+
+def count_splits(dataset: str | os.PathLike[str], **settings: Any) -> dict[str, int]:
+    """Count the images of each split of a data set, for messages; files need not be there.
+
+    Args:
+        dataset: As of `load_captioned_images`.
+        settings: Its keyword arguments.
+
+    Returns:
+        By split, those that are there; "restval" of a Karpathy file by itself, and nothing for drawn scenes,
+        of which there are as many as one asks for.
+    """
+    kind = _find_kind(str(dataset))
+    if kind.read is _read_scenes:
+        return {}
+    splits = ("train", "restval", "val", "test") if kind.read is _read_karpathy else ("train", "val", "test")
+    settings = _DEFAULTS | {"seed": 0, "require_captions": False} | settings
+    counts = {}
+    for split in splits:
+        with suppress(ValueError, FileNotFoundError):
+            counts[split] = len(kind.read(dataset, split, **{name: settings[name] for name in kind.options}))
+    if "restval" in counts:
+        counts["train"] -= counts["restval"]
+    return {split: count for split, count in counts.items() if count}
 
 
 def _find_kind(dataset: str) -> _Kind:

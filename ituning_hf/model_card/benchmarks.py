@@ -1,6 +1,6 @@
 """The cards of the captioners that the paper's benchmarks call for, of which none was trained yet.
 
-Facts of the data, and where they come from:
+Facts of the data, and where they come from; the counts are those of `data.benchmarks`:
 
 - COCO, Karpathy's splits: `dataset_coco.json`; terms: https://cocodataset.org/#termsofuse.
 - Flickr30k, Karpathy's splits: `dataset_flickr30k.json`; terms, as the authors of its Entities state them:
@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from transformers import CLIPVisionConfig, GPT2Config
 
 from ..configuration_ituning import ITuningConfig
+from ..data import benchmarks as counts
 from ..inspection import describe_config
 from .evaluation_results import Benchmark
 from .facts import Backbone, CardFacts, DataFacts
@@ -28,7 +29,11 @@ NOTICE = (
 
 COCO = DataFacts(
     name="COCO, Karpathy's splits",
-    splits={"train and restval": 113_287, "val": 5_000, "test": 5_000},
+    splits={
+        "train and restval": counts.COCO.num_train_images,
+        "val": counts.COCO.splits["val"],
+        "test": counts.COCO.splits["test"],
+    },
     terms=(
         "Annotations: CC BY 4.0. The images belong to others and are under Flickr's terms of use "
         "([COCO's terms](https://cocodataset.org/#termsofuse))."
@@ -36,22 +41,24 @@ COCO = DataFacts(
 )
 FLICKR30K = DataFacts(
     name="Flickr30k, Karpathy's splits",
-    splits={"train": 29_000, "val": 1_014, "test": 1_000},
+    splits=dict(counts.FLICKR30K.splits),
     terms=(
         "The images are under Flickr's terms of use, for non-commercial research and education "
         "([its authors' note](https://github.com/BryanPlummer/flickr30k_entities))."
     ),
 )
-COCO_TEST = Benchmark(dataset="COCO Karpathy", split="test", num_images=5_000)
-FLICKR30K_TEST = Benchmark(dataset="Flickr30k Karpathy", split="test", num_images=1_000)
+COCO_TEST = Benchmark(dataset="COCO Karpathy", split="test", num_images=counts.COCO.splits["test"])
+FLICKR30K_TEST = Benchmark(
+    dataset="Flickr30k Karpathy", split="test", num_images=counts.FLICKR30K.splits["test"]
+)
 NOCAPS = tuple(
     Benchmark(dataset="NoCaps", split=split, num_images=images, subset=domain)
     for split, domain, images in (
-        ("val", "in-domain", 648),
-        ("val", "near-domain", 2_938),
-        ("val", "out-of-domain", 914),
-        ("val", None, 4_500),
-        ("test", None, 10_600),
+        ("val", "in-domain", counts.NOCAPS_DOMAINS["val"]["in-domain"]),
+        ("val", "near-domain", counts.NOCAPS_DOMAINS["val"]["near-domain"]),
+        ("val", "out-of-domain", counts.NOCAPS_DOMAINS["val"]["out-domain"]),
+        ("val", None, counts.NOCAPS.splits["val"]),
+        ("test", None, counts.NOCAPS.splits["test"]),
     )
 )
 NOCAPS_NOTE = (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..data import CaptionedImage, load_captioned_images
+from ..data import CaptionedImage, count_splits, explain_count, load_captioned_images
 from .options import AT_LEAST_ONE, BETWEEN_0_AND_1, NOT_EMPTY, option
 
 
@@ -18,8 +19,8 @@ class DatasetArguments:
 
     dataset: str = option(
         "scenes",
-        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name of "
-        "a `datasets` data set, or 'scenes' for rendered ones",
+        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name "
+        "of a `datasets` data set, or 'scenes' for rendered ones",
         NOT_EMPTY,
         "DATA",
     )
@@ -84,3 +85,29 @@ class DatasetArguments:
             require_captions=require_captions,
             require_images=require_images,
         )
+
+    def check_count(
+        self, setting: str, expected: int | None, images: Sequence[CaptionedImage], seed: int
+    ) -> None:
+        """Hold the images of a split against the number that a setting says there must be.
+
+        Args:
+            setting: The setting's name, for the message.
+            expected: Its value; None checks nothing.
+            images: What was read.
+            seed: As they were read with.
+
+        Raises:
+            ValueError: There are more or fewer; with what each split holds, and what is missing of it.
+        """
+        if expected is not None and len(images) != expected:
+            splits = count_splits(
+                self.dataset,
+                image_root=self.image_root,
+                seed=seed,
+                image_column=self.image_column,
+                caption_column=self.caption_column,
+                val_share=self.val_share,
+            )
+            problem = explain_count(expected, len(images), splits)
+            raise ValueError(f"--{setting} is {expected:,}, and {self.dataset} has {problem}")

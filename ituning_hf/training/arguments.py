@@ -84,6 +84,15 @@ class DataArguments(DatasetArguments):
         "FOLDER",
         "the images are opened, and encoded at each step",
     )
+    expected_train_images: int | None = option(
+        None,
+        "images that there must be to train on: a data set with more or fewer is refused at once",
+        AT_LEAST_ONE,
+        unset="any number",
+    )
+    expected_eval_images: int | None = option(
+        None, "images that there must be in --eval_split", AT_LEAST_ONE, unset="any number"
+    )
     captions_per_image: int = option(
         5, "captions of each image in a batch; of more, each epoch draws so many", AT_LEAST_ONE
     )
@@ -279,6 +288,7 @@ class TrainArguments(
         needs_validation = {
             "--eval_caption_images": self.eval_caption_images > 0,
             "--early_stopping_patience": self.early_stopping_patience is not None,
+            "--expected_eval_images": self.expected_eval_images is not None,
         }
         for flag, is_given in needs_validation.items():
             if is_given and self.eval_split == "none":

@@ -65,19 +65,23 @@ def load_data(args: TrainArguments) -> TrainingData:
     """Read the splits; every file is known to be there afterwards, unless there are features in its place.
 
     Raises:
-        ValueError: for a data set that cannot be read.
+        ValueError: for a data set that cannot be read, or has not as many images as the settings say.
         FileNotFoundError: for one that is not there, or whose images are not.
     """
     require_images = args.features is None
     train = args.load_split("train", args.seed, require_images=require_images)
+    args.check_count("expected_train_images", args.expected_train_images, train, args.seed)
     if args.eval_split == "none":
         return TrainingData(train, [])
     try:
         num_scenes = max(1, args.num_scenes // 10)
-        evaluation = args.load_split(args.eval_split, args.seed, num_scenes, require_images)
-        return TrainingData(train, evaluation)
+        evaluation = args.load_split(
+            args.eval_split, args.seed, num_scenes, require_images=require_images
+        )
     except ValueError as error:
         raise ValueError(f"{error}. To train without validation, give --eval_split none.") from error
+    args.check_count("expected_eval_images", args.expected_eval_images, evaluation, args.seed)
+    return TrainingData(train, evaluation)
 
 
 def with_features(args: TrainArguments, data: TrainingData) -> TrainingData:
