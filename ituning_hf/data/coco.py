@@ -134,7 +134,11 @@ def find_captions(content: Any, images: Iterable[int | str], path: Path) -> dict
 
 
 def find_folder(
-    path: Path, image_root: Path | None, parts: Sequence[str], names: Sequence[str], require_images: bool = True
+    path: Path,
+    image_root: Path | None,
+    parts: Sequence[str],
+    names: Sequence[str],
+    require_images: bool = True,
 ) -> Path:
     """Find the folder that holds some of the images of an annotation file.
 

@@ -75,9 +75,7 @@ def load_data(args: TrainArguments) -> TrainingData:
         return TrainingData(train, [])
     try:
         num_scenes = max(1, args.num_scenes // 10)
-        evaluation = args.load_split(
-            args.eval_split, args.seed, num_scenes, require_images=require_images
-        )
+        evaluation = args.load_split(args.eval_split, args.seed, num_scenes, require_images=require_images)
     except ValueError as error:
         raise ValueError(f"{error}. To train without validation, give --eval_split none.") from error
     args.check_count("expected_eval_images", args.expected_eval_images, evaluation, args.seed)
