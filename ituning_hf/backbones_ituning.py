@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -244,20 +244,21 @@ def refuse_local_backbones(config: ITuningConfig) -> None:
         )
 
 
-def split_device_map(device_map: Any) -> dict[str, Any]:
+def split_device_map(device_map: Any, kinds: Sequence[str] = tuple(_BACKBONES)) -> dict[str, Any]:
     """Split a device map over the captioner into one for each backbone.
 
     Args:
         device_map: What `from_pretrained` takes: None, a device, "auto" and its like, or a dictionary
             from module names of the captioner to devices.
+        kinds: The backbones that are loaded.
 
     Raises:
         ValueError: if a dictionary leaves a backbone without a device.
     """
     if not isinstance(device_map, Mapping):
-        return {"vision": device_map, "text": device_map}
+        return dict.fromkeys(kinds, device_map)
     maps: dict[str, Any] = {}
-    for kind in _BACKBONES:
+    for kind in kinds:
         prefix = f"{kind}_model"
         part = {
             key.removeprefix(prefix).removeprefix("."): device

@@ -7,20 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
+from .adapter_file_ituning import check_adapter_tensors, read_adapter_file
 from .backbones_ituning import (
-    fingerprint,
     load_backbone,
-    load_backbone_config,
     load_pretrained_backbone,
     refuse_local_backbones,
     split_device_map,
 )
-from .configuration_ituning import ITuningConfig, as_recorded_path
+from .configuration_ituning import ITuningConfig
+from .recorded_ituning import RecordedBackbone, UnloadedVisionModel, record_backbone, recorded_fields
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +60,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_vision_text_pretrained(
         cls,
-        vision: str | os.PathLike[str],
+        vision: str | os.PathLike[str] | RecordedBackbone,
         text: str | os.PathLike[str],
         *,
         vision_revision: str | None = None,
@@ -76,7 +75,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         """Build a new, untrained captioner over two frozen models.
 
         Args:
-            vision: A CLIP vision encoder, or a full CLIP: a local folder or a Hub id.
+            vision: A CLIP vision encoder, or a full CLIP: a local folder or a Hub id. Or what is recorded of
+                one, which is then not loaded: the captioner takes `visual_features` alone.
             text: A GPT-2 language model: a local folder or a Hub id.
             vision_revision: The encoder's revision on the Hub; recorded as a commit hash where known.
             text_revision: The language model's revision on the Hub.
@@ -103,26 +103,23 @@ class ITuningPreTrainedModel(PreTrainedModel):
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
         }
-        load: dict[str, Any] = {"attn_implementation": attn_implementation}
-        load |= {} if dtype is None else {"dtype": dtype}
-        places: dict[str, dict[str, Any]] = {}
-        recorded: dict[str, Any] = {}
-        for kind, name, revision in (("vision", vision, vision_revision), ("text", text, text_revision)):
-            place = as_recorded_path(name)
-            revision = resolve_revision(place, revision, **hub)
-            commit = getattr(revision, "resolved", revision)
-            places[kind] = {"name": place, "revision": commit}
-            recorded |= {
-                f"{kind}_config": load_backbone_config(kind, place, revision=commit, **hub).to_dict(),
-                f"{kind}_model_name_or_path": place,
-                f"{kind}_model_revision": commit,
-                f"{kind}_model_fingerprint": fingerprint(kind, place, revision=commit, **hub),
-            }
+        encoder = (
+            record_backbone("vision", vision, vision_revision, **hub)
+            if isinstance(vision, (str, os.PathLike))
+            else vision
+        )
+        decoder = record_backbone("text", text, text_revision, **hub)
+        recorded = recorded_fields("vision", encoder) | recorded_fields("text", decoder)
         config = ITuningConfig(**recorded, **adapter_options)  # refuses bad options before weights are read
-        models = {
-            kind: load_pretrained_backbone(kind, **place, **hub, **load) for kind, place in places.items()
-        }
-        return cls(config, models["vision"], models["text"]).eval()
+        load: dict[str, Any] = {"attn_implementation": attn_implementation, **hub}
+        load |= {} if dtype is None else {"dtype": dtype}
+        vision_model = (
+            UnloadedVisionModel(config.vision_config)
+            if encoder is vision
+            else load_pretrained_backbone("vision", encoder.name, revision=encoder.revision, **load)
+        )
+        text_model = load_pretrained_backbone("text", decoder.name, revision=decoder.revision, **load)
+        return cls(config, vision_model, text_model).eval()
 
     @classmethod
     def from_pretrained(
@@ -130,6 +127,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         config: Any = None,
+        load_vision_model: bool = True,
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
@@ -149,6 +147,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: The adapter's folder or Hub id.
             config: A configuration, or its place, instead of the adapter's own.
+            load_vision_model: False leaves the vision encoder out, whether it is there or not: the captioner
+                takes `visual_features` alone, and goes on recording its encoder when it is saved.
             dtype: Precision of everything, such as `torch.bfloat16` or "bfloat16". By default each part
                 keeps that of its file.
             device_map: A device, "auto", or a dictionary from module names to devices.
@@ -183,33 +183,23 @@ class ITuningPreTrainedModel(PreTrainedModel):
         }
         old_name = kwargs.pop("torch_dtype", None)  # dtype's until Transformers 5
         dtype = old_name if dtype is None else dtype
-        revision = resolve_revision(name, revision, **hub)
+        own = {"revision": resolve_revision(name, revision, **hub), "subfolder": subfolder}
         hub["force_download"] = force_download
-        own: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
-        # Any other object is a configuration, though under remote code not of this very class: the file is
-        # then loaded twice, once for AutoConfig and once beside the model's.
-        if config is None or isinstance(config, (str, os.PathLike)):
-            config, kwargs = ITuningConfig.from_pretrained(
-                name if config is None else config,
-                return_unused_kwargs=True,
-                **own,
-                **hub,
-                **kwargs,
-            )
-        if unknown := sorted(set(kwargs) - _PASSED_BY_CALLERS):
-            raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
-        # The Auto classes put it into the configuration that they hand over.
-        attn_implementation = attn_implementation or config._attn_implementation
-
+        config = _load_config(name if config is None else config, kwargs, **own, **hub)
         # First, because it is small: a bad one is found before long work.
         tensors = read_adapter_file(cached_file(name, SAFE_WEIGHTS_NAME, **own, **hub))
-        maps = split_device_map(device_map)
-        load = {"attn_implementation": attn_implementation} | ({} if dtype is None else {"dtype": dtype})
-        vision = load_backbone("vision", config, device_map=maps["vision"], **hub, **load)
-        if quantization_config is not None:
-            load["quantization_config"] = quantization_config
-        text = load_backbone("text", config, device_map=maps["text"], **hub, **load)
-        model = cls(config, vision, text)
+        # The Auto classes put it into the configuration that they hand over.
+        load = {"attn_implementation": attn_implementation or config._attn_implementation, **hub}
+        load |= {} if dtype is None else {"dtype": dtype}
+        vision_model: Any
+        if load_vision_model:
+            maps = split_device_map(device_map)
+            vision_model = load_backbone("vision", config, device_map=maps["vision"], **load)
+        else:
+            maps = split_device_map(device_map, kinds=("text",))
+            vision_model = UnloadedVisionModel(config.vision_config)
+        load |= {} if quantization_config is None else {"quantization_config": quantization_config}
+        model = cls(config, vision_model, load_backbone("text", config, device_map=maps["text"], **load))
         model.load_adapter_state_dict(tensors, name, dtype)
         model._load_generation_config(generation_config, name, **own, **hub)
         model.name_or_path = config.name_or_path = name
@@ -298,53 +288,22 @@ class ITuningPreTrainedModel(PreTrainedModel):
         return super().push_to_hub(repo_id, **kwargs)
 
 
-def read_adapter_file(path: str) -> dict[str, torch.Tensor]:
-    """Read an adapter's safetensors file.
+def _load_config(config: Any, kwargs: dict[str, Any], **hub_kwargs: Any) -> Any:
+    """Load a captioner's configuration; what `kwargs` names of its fields wins over the file.
+
+    Any object that is no place is a configuration, though under remote code not of this very class: the file
+    is then loaded twice, once for AutoConfig and once beside the model's.
 
     Raises:
-        ValueError: if it is not whole.
+        TypeError: for a keyword that is no field, and that nobody is known to pass.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"The adapter file {path} cannot be read ({error}): it is corrupt or was cut short; "
-            "copy or download it again."
-        ) from error
-
-
-def check_adapter_tensors(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], name: str
-) -> None:
-    """Refuse an adapter file that has not exactly the tensors that the configuration asks for.
-
-    Raises:
-        ValueError: with the first few keys that are missing, unexpected, or of another shape or kind.
-    """
-    missing = [key for key in expected if key not in found]
-    unexpected = [key for key in found if key not in expected]
-    misfits = [
-        f"{key} is {tuple(found[key].shape)} {found[key].dtype}, wanted {tuple(expected[key].shape)} floats"
-        for key in expected
-        if key in found and (found[key].shape != expected[key].shape or not found[key].is_floating_point())
-    ]
-    broken = [key for key in found if not found[key].isfinite().all()]
-    problems = [
-        f"{len(keys)} {what} (first: {keys[:3]})"
-        for what, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("not fitting", misfits),
-            ("not finite", broken),
+    if isinstance(config, (str, os.PathLike)):
+        config, kwargs = ITuningConfig.from_pretrained(
+            config, return_unused_kwargs=True, **hub_kwargs, **kwargs
         )
-        if keys
-    ]
-    if problems:
-        raise ValueError(
-            f"The adapter file of {name!r} does not fit its configuration: {'; '.join(problems)}. "
-            "The file and config.json must come from one and the same save_pretrained."
-        )
+    if unknown := sorted(set(kwargs) - _PASSED_BY_CALLERS):
+        raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
+    return config
 
 
-__all__ = ["ITuningPreTrainedModel"]
+__all__ = ["ADAPTER_OPTIONS", "AUTO_MAP", "ITuningPreTrainedModel"]

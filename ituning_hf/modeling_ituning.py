@@ -26,6 +26,7 @@ from .generation_ituning import ITuningGenerationMixin, default_generation_confi
 from .gpt2_ituning import ITuningGPT2Block, VisualKeyValues, decoder_blocks
 from .inputs_ituning import check_rows, check_text, check_visual_features
 from .peft_ituning import parts_from_peft
+from .recorded_ituning import UnloadedVisionModel
 
 
 class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
@@ -41,7 +42,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
 
     Args:
         config: The configuration.
-        vision_model: A built vision encoder; its configuration becomes `config.vision_config`.
+        vision_model: A built vision encoder, or what stands in for one that is not loaded; its configuration
+            becomes `config.vision_config`.
         text_model: A built language model; its configuration becomes `config.text_config`.
 
     Example:
@@ -72,7 +74,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     def __init__(
         self,
         config: ITuningConfig,
-        vision_model: PreTrainedModel | None = None,
+        vision_model: PreTrainedModel | UnloadedVisionModel | None = None,
         text_model: PreTrainedModel | None = None,
     ) -> None:
         # The backbones' modules hold their own configuration objects: share them, so that a change
@@ -219,12 +221,16 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         """Project the visual memory to each adapted layer's keys and values.
 
         Args:
-            visual_features: Shape (num_images, N, d_v).
+            visual_features: Shape (num_images, N, d_v), in any floating-point precision.
 
         Returns:
             For each adapted layer its keys and values, each of shape (num_images, h, N, r / h).
         """
-        return {i: a.project_visual(visual_features) for i, a in self.adapters().items()}
+        adapters = self.adapters()
+        weight = next(iter(adapters.values())).k_proj.weight
+        # Once for all layers, and after the way to the device: stored features are half as many bytes.
+        visual_features = visual_features.to(weight.device).to(weight.dtype)
+        return {i: adapter.project_visual(visual_features) for i, adapter in adapters.items()}
 
     @can_return_tuple
     def forward(

@@ -36,6 +36,7 @@ def parts_from_peft(
         adapter's weights under the captioner's names.
 
     Raises:
+        TypeError: if the vision encoder is no encoder, such as one that is not loaded, and no place either.
         ValueError: if that is no such model, or has another head, or several adapters are active, or another
             method is on it, or a backbone is not the one that was recorded.
         OSError: if a backbone is not there any more.
@@ -96,6 +97,11 @@ def _adapter_of(peft_model: Any, name: str | None) -> tuple[str, Any]:
 
 
 def _vision_model(vision_model: PreTrainedModel | str | os.PathLike[str], options: Any) -> PreTrainedModel:
+    if not isinstance(vision_model, (PreTrainedModel, str, os.PathLike)):
+        raise TypeError(
+            f"vision_model is a {type(vision_model).__name__}, expected the encoder itself, which is a "
+            "CLIPVisionModel, or its folder or Hub id."
+        )
     if not isinstance(vision_model, PreTrainedModel):
         place = as_recorded_path(vision_model)
         recorded = place == options.vision_model_name_or_path

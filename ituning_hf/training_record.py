@@ -59,6 +59,8 @@ class TrainingRecord:
         versions: Of Python and the libraries, by name.
         device: What it ran on.
         num_processes: On how many of them at a time.
+        features: The numbers' form in the stored features that it was trained on, such as "bfloat16"; None if
+            the vision encoder saw the images at each step.
 
     Raises:
         ValueError: for a value of another kind, naming it.
@@ -76,6 +78,7 @@ class TrainingRecord:
     versions: dict[str, str]
     device: str
     num_processes: int
+    features: str | None = None
 
     def __post_init__(self) -> None:
         """Check every value's kind: the card formats them."""

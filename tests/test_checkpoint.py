@@ -95,6 +95,7 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "adapter_file_ituning.py",
         "adapter_ituning.py",
         "backbones_ituning.py",
         "checkpoint_ituning.py",
@@ -104,6 +105,7 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "inputs_ituning.py",
         "modeling_ituning.py",
         "peft_ituning.py",
+        "recorded_ituning.py",
     }
     weights = 4 * sum(p.numel() for p in captioner.parameters() if p.requires_grad)
     assert weights <= (saved / "model.safetensors").stat().st_size < weights + 6_000

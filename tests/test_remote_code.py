@@ -220,6 +220,7 @@ def test_the_pipeline_captions_several_images(folders, expected):
 # --- What imports what
 
 HUB = {
+    "adapter_file_ituning",
     "adapter_ituning",
     "backbones_ituning",
     "checkpoint_ituning",
@@ -230,6 +231,7 @@ HUB = {
     "modeling_ituning",
     "peft_ituning",
     "processing_ituning",
+    "recorded_ituning",
 }
 THIRD_PARTY = {"torch", "transformers", "safetensors", "huggingface_hub", "PIL", "numpy"}
 
@@ -266,7 +268,15 @@ LAYERS = [
         "processing_ituning",
         "inputs_ituning",
     ),
-    ("gpt2_ituning", "backbones_ituning", "checkpoint_ituning", "generation_ituning", "peft_ituning"),
+    (
+        "adapter_file_ituning",
+        "gpt2_ituning",
+        "backbones_ituning",
+        "recorded_ituning",
+        "checkpoint_ituning",
+        "generation_ituning",
+        "peft_ituning",
+    ),
     ("modeling_ituning",),
     ("data",),
     ("features", "launching", "processes", "settings"),
@@ -275,7 +285,7 @@ LAYERS = [
     ("__init__",),
     ("cli",),
 ]
-LIBRARY = 5
+LIBRARY = 6
 
 
 def is_for_type_checking(node: ast.AST) -> bool:
@@ -346,6 +356,7 @@ def test_the_graph_of_imports_is_read_right():
         "gpt2_ituning",
         "inputs_ituning",
         "peft_ituning",
+        "recorded_ituning",
     }
     assert found[""] >= {"_version", "modeling_ituning"}
     assert "data.images" in found["data"]

@@ -21,6 +21,7 @@ def folder(captioner, processor, tmp_path: Path) -> Path:
 def test_what_is_in_the_folder(folder: Path):
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
+        "adapter_file_ituning.py",
         "adapter_ituning.py",
         "backbones_ituning.py",
         "checkpoint_ituning.py",
@@ -35,6 +36,7 @@ def test_what_is_in_the_folder(folder: Path):
         "peft_ituning.py",
         "processing_ituning.py",
         "processor_config.json",
+        "recorded_ituning.py",
         "tokenizer.json",
         "tokenizer_config.json",
     ]

@@ -24,8 +24,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioning import generate_captions
-from ..data import CaptionedImage, UnreadableImageError
-from ..features import FeatureStore
+from ..data import CaptionedImage, ImageInputs, UnreadableImageError
 from ..processes import one_fate
 from ..processing_ituning import ITuningProcessor
 from .drafts import CaptionedBatch, Drafts
@@ -44,29 +43,20 @@ class PreparedImages(Dataset[Item]):
 
     Args:
         images: The split.
-        processor: Prepares pictures.
-        store: Holds the features that stand in for the pictures, if any.
+        inputs: Pixels, or features in their place.
     """
 
-    def __init__(
-        self, images: Sequence[CaptionedImage], processor: ITuningProcessor, store: FeatureStore | None
-    ) -> None:
-        self.images, self.processor, self.store = images, processor, store
-        self.input_name = "pixel_values" if store is None else "visual_features"
+    def __init__(self, images: Sequence[CaptionedImage], inputs: ImageInputs) -> None:
+        self.images, self.inputs = images, inputs
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Item:
         try:
-            return index, self._read(self.images[index]), ""
+            return index, self.inputs.read(self.images[index], 0, index), ""
         except UnreadableImageError as error:  # one broken file must not end a long evaluation
             return index, None, str(error)
-
-    def _read(self, image: CaptionedImage) -> torch.Tensor:
-        if self.store is not None:
-            return self.store.read(image.name)
-        return self.processor.image_processor(images=[image.load()], return_tensors="pt")["pixel_values"][0]
 
 
 class SplitCaptioner:
@@ -156,7 +146,7 @@ class SplitCaptioner:
         if not readable:
             return CaptionedBatch(number, [], unreadable, 0.0)
         started = time.perf_counter()
-        inputs = {self.images.input_name: torch.stack([tensor for _, tensor in readable])}
+        inputs = {self.images.inputs.name: torch.stack([tensor for _, tensor in readable])}
         # Their texts are at hand only when a GPU has finished.
         found = generate_captions(self.model, self.processor, inputs, self.options)
         seconds = time.perf_counter() - started

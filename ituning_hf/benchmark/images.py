@@ -54,7 +54,8 @@ def load_images(args: EvaluateArguments) -> BenchmarkImages:
             which some have references and others none, or of which two have the same number.
         FileNotFoundError: for a data set that is not there, or whose images are not.
     """
-    images = args.load_split(args.split, args.seed, require_captions=False)
+    reads_pictures = args.clip_model is not None or (args.features is None and args.predictions is None)
+    images = args.load_split(args.split, args.seed, require_captions=False, require_images=reads_pictures)
     args.check_count("expected_images", args.expected_images, images, args.seed)
     bare = [image.name for image in images if not image.captions]
     if 0 < len(bare) < len(images):

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..captioning import search_options
+from ..data import FeatureInputs, PixelInputs
 from ..environment import device_name
 from ..features import FeatureStore
 from ..processes import create_accelerator, leave_group, one_fate
@@ -133,6 +134,7 @@ def _prepare(
     model = load_model(args.model, accelerator.device, **_loading_options(args))
     if store is not None:
         store.require_fits(model.config)
+    inputs = PixelInputs(processor.image_processor) if store is None else FeatureInputs(store)
     options = search_options(model, 1, args.num_beams, args.max_new_tokens, {})
     args = replace(args, num_beams=options["num_beams"])  # the report says what was done
     check_card(args, benchmark)
@@ -141,7 +143,7 @@ def _prepare(
     captioner = SplitCaptioner(
         model,
         processor,
-        PreparedImages(benchmark.images, processor, store),
+        PreparedImages(benchmark.images, inputs),
         options,
         batch_size=args.batch_size,
         num_workers=args.dataloader_num_workers,

@@ -68,8 +68,8 @@ def _refuse_without_references(args: EvaluateArguments, benchmark: BenchmarkImag
     if given:
         raise ValueError(
             f"{' and '.join(given)}: split {benchmark.split!r} of {args.dataset} has no captions of people, "
-            "so there is nothing to score by. With --model alone its captions are written, for the benchmark's "
-            "own server to score."
+            "so there is nothing to score by. With --model alone its captions are written, for the "
+            "benchmark's own server to score."
         )
 
 

@@ -14,6 +14,7 @@ from .dataset import (
 from .hf_datasets import read_hf_dataset
 from .imagefolder import read_imagefolder
 from .images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
+from .inputs import FeatureInputs, FeatureSource, ImageInputs, PixelInputs
 from .karpathy import read_karpathy
 from .loading import count_splits, load_captioned_images
 from .nocaps import read_nocaps
@@ -31,9 +32,13 @@ __all__ = [
     "CaptionProcessor",
     "CaptionedImage",
     "Collator",
+    "FeatureInputs",
+    "FeatureSource",
     "ImageBatchSampler",
+    "ImageInputs",
     "ImageSource",
     "MissingSplitError",
+    "PixelInputs",
     "SampleKey",
     "Scene",
     "SceneObject",

@@ -32,6 +32,7 @@ def read_coco_captions(
     split: str,
     seed: int = 0,
     val_share: float = DEFAULT_VAL_SHARE,
+    require_images: bool = True,
 ) -> list[CaptionedImage]:
     """Read one split of COCO captions, in the order of the file's images.
 
@@ -49,6 +50,7 @@ def read_coco_captions(
         split: "train", "val" or "test".
         seed: Decides which images a "val" by lot takes.
         val_share: The probability with which it takes an image, between 0 and 1.
+        require_images: False where nobody is going to open them, and they need not be there.
 
     Raises:
         ValueError: The file is not JSON, not COCO's captions, annotates images that it does not
@@ -59,17 +61,17 @@ def read_coco_captions(
     root = None if image_root is None else Path(image_root)
     sibling = path.with_name(path.name.replace("train", "val"))
     if sibling == path or not sibling.is_file():
-        return select_split(_read_rows(path, root), split, path, seed, val_share)
+        return select_split(_read_rows(path, root, require_images), split, path, seed, val_share)
     files = {"train": path, "val": sibling}
     if split not in files:
         raise MissingSplitError(
             f"{path} has no images of split {split!r}; it has 'train', and {sibling.name} 'val'"
         )
-    rows = [replace(row, split=split) for row in _read_rows(files[split], root)]
+    rows = [replace(row, split=split) for row in _read_rows(files[split], root, require_images)]
     return select_split(rows, split, files[split], seed, val_share)
 
 
-def _read_rows(path: Path, image_root: Path | None) -> list[Row]:
+def _read_rows(path: Path, image_root: Path | None, require_images: bool) -> list[Row]:
     content = read_json(path)
     images = find_images(content, path)
     captions = find_captions(content, images, path)
@@ -77,7 +79,8 @@ def _read_rows(path: Path, image_root: Path | None) -> list[Row]:
         raise ValueError(f"{path} has no captioned images")
     names = {key: images[key]["file_name"] for key in captions}
     part = re.search(r"(train|val|test)\d{4}", path.stem)
-    folder = find_folder(path, image_root, [part.group()] if part else [], list(names.values()))
+    parts = [part.group()] if part else []
+    folder = find_folder(path, image_root, parts, list(names.values()), require_images)
     return join_rows(
         (
             str(path),
@@ -130,7 +133,13 @@ def find_captions(content: Any, images: Iterable[int | str], path: Path) -> dict
     return {key: clean_captions(texts) for key, texts in captions.items() if texts}
 
 
-def find_folder(path: Path, image_root: Path | None, parts: Sequence[str], names: Sequence[str]) -> Path:
+def find_folder(
+    path: Path,
+    image_root: Path | None,
+    parts: Sequence[str],
+    names: Sequence[str],
+    require_images: bool = True,
+) -> Path:
     """Find the folder that holds some of the images of an annotation file.
 
     Args:
@@ -138,6 +147,7 @@ def find_folder(path: Path, image_root: Path | None, parts: Sequence[str], names
         image_root: Where to look; by default beside the file and one level up.
         parts: Folders that may be in between.
         names: The images' files.
+        require_images: False gives the likeliest folder where none of them is anywhere.
 
     Raises:
         FileNotFoundError: None of the first is in any of the folders.
@@ -148,6 +158,8 @@ def find_folder(path: Path, image_root: Path | None, parts: Sequence[str], names
     for folder in folders:
         if any((folder / name).is_file() for name in names[:_PROBED]):
             return folder
+    if not require_images:
+        return folders[0]
     looked = ", ".join(map(str, folders))
     raise FileNotFoundError(
         f"{path}: no image found; looked for {names[0]} (and others) in {looked}. image_root must be the "

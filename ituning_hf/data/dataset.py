@@ -7,25 +7,18 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from ..processing_ituning import caption_rows
-from .augmentation import augment, check_augmentation
 from .images import UnreadableImageError
+from .inputs import ImageInputs
 from .records import CaptionedImage
 from .sampler import SampleKey
 
 
 class CaptionProcessor(Protocol):
-    """What this module needs of a processor.
+    """What this module needs of a processor; the tokenizer has `bos_token_id` and `pad_token_id`."""
 
-    `image_processor(images=[image], return_tensors="pt")["pixel_values"]` is a float tensor of
-    shape (1, 3, H, W), with H and W always the same. The tokenizer has `bos_token_id` and
-    `pad_token_id`.
-    """
-
-    image_processor: Any
     tokenizer: Any
 
     def encode_captions(self, captions: list[str], max_length: int) -> list[list[int]]:
@@ -42,46 +35,45 @@ class CaptionItem(TypedDict):
 
     Fields:
         index: Of the image in the data set.
-        pixel_values: (3, H, W), or None for padding and where the image could not be read.
+        image: What `ImageInputs.read` gives: pixels, (3, H, W), or features, (N, d_v). None for padding
+            and where the image could not be read.
         captions: The token ids of up to captions_per_image captions.
         unreadable: Why the image could not be read, or None.
     """
 
     index: int
-    pixel_values: torch.Tensor | None
+    image: torch.Tensor | None
     captions: list[list[int]]
     unreadable: str | None
 
 
 class CaptionDataset(Dataset[CaptionItem]):
-    """Images with up to k of their captions, chosen (and the image augmented) anew in every epoch.
+    """Images with up to k of their captions, chosen anew in every epoch.
 
     Everything is a pure function of the key and the arguments, so that a resumed run sees what
     the interrupted one would have seen. No global random state is read or changed.
 
     Args:
         records: The images; the key's index counts in this order.
-        processor: Turns images and captions into numbers.
+        inputs: Turns images into numbers.
+        processor: Turns captions into numbers.
         captions_per_image: k, the most captions taken of an image.
         max_caption_tokens: Longer captions are cut; begin and end token count.
-        seed: Of the choice of captions and of the augmentation; 0 or more.
-        augmentation: Names of random changes of the images, for training only; see `augment`.
+        seed: Of the choice of captions; 0 or more.
 
     Raises:
-        ValueError: `captions_per_image` is below 1, `max_caption_tokens` below 3, or an
-            augmentation unknown.
+        ValueError: `captions_per_image` is below 1, or `max_caption_tokens` below 3.
     """
 
     def __init__(
         self,
         records: Sequence[CaptionedImage],
+        inputs: ImageInputs,
         processor: CaptionProcessor,
         captions_per_image: int,
         max_caption_tokens: int,
         seed: int,
-        augmentation: Sequence[str] = (),
     ) -> None:
-        check_augmentation(augmentation)
         if captions_per_image < 1:
             raise ValueError(f"captions_per_image must be at least 1, got {captions_per_image}")
         if max_caption_tokens < 3:
@@ -90,26 +82,24 @@ class CaptionDataset(Dataset[CaptionItem]):
                 f"got {max_caption_tokens}"
             )
         self.records = records
+        self.inputs = inputs
         self.processor = processor
         self.captions_per_image = captions_per_image
         self.max_caption_tokens = max_caption_tokens
         self.seed = seed
-        self.augmentation = tuple(augmentation)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: SampleKey) -> CaptionItem:
-        item = CaptionItem(index=key.index, pixel_values=None, captions=[], unreadable=None)
-        if key.padding:  # nothing of it counts, so its pixels are not worth decoding
+        item = CaptionItem(index=key.index, image=None, captions=[], unreadable=None)
+        if key.padding:  # nothing of it counts, so its image is not worth reading
             return item
         try:
-            image = self.records[key.index].load()
+            item["image"] = self.inputs.read(self.records[key.index], key.epoch, key.index)
         except UnreadableImageError as error:  # one broken file must not end a long run
             item["unreadable"] = str(error)
             return item
-        image = augment(image, self.augmentation, self.seed, key.epoch, key.index)
-        item["pixel_values"] = _to_pixel_values(self.processor, image)
         item["captions"] = self.processor.encode_captions(
             self._choose_captions(key), max_length=self.max_caption_tokens
         )
@@ -128,16 +118,18 @@ class Collator:
     """Joins items into an image-major batch of exactly k caption rows per image.
 
     Args:
-        processor: Gives the begin and padding tokens and the size of an image.
+        inputs: As the data set has them.
+        processor: Gives the begin and padding tokens.
         captions_per_image: k, as the data set has it.
     """
 
-    def __init__(self, processor: CaptionProcessor, captions_per_image: int) -> None:
+    def __init__(self, inputs: ImageInputs, processor: CaptionProcessor, captions_per_image: int) -> None:
         self.captions_per_image = captions_per_image
         self.bos_token_id: int = processor.tokenizer.bos_token_id
         self.pad_token_id: int = processor.tokenizer.pad_token_id
-        # Asked of the processor, since all images of a batch may be unreadable.
-        self.no_pixels = torch.zeros_like(_to_pixel_values(processor, Image.new("RGB", (64, 64))))
+        self.input_name = inputs.name
+        # Asked for beforehand, since all images of a batch may be unreadable.
+        self.blank = inputs.blank()
 
     def __call__(self, items: Sequence[CaptionItem]) -> dict[str, Any]:
         """Batch B items.
@@ -146,15 +138,16 @@ class Collator:
         attended to, because a row that attends to nothing has no softmax, but has no label.
 
         Returns:
-            `pixel_values` (B, 3, H, W), zeros where an item has none; `input_ids`,
-            `attention_mask` and `labels`, each (B * k, T), padded on the right to the longest
-            caption (T >= 2), labels -100 on padding; and `unreadable`, a list of the error texts.
+            `pixel_values` (B, 3, H, W) or `visual_features` (B, N, d_v), by the name of the inputs,
+            zeros where an item has none; `input_ids`, `attention_mask` and `labels`, each (B * k, T),
+            padded on the right to the longest caption (T >= 2), labels -100 on padding; and
+            `unreadable`, a list of the error texts.
         """
         captions = [item["captions"] for item in items]
         rows = caption_rows(captions, self.bos_token_id, self.pad_token_id, self.captions_per_image)
-        pixels = [item["pixel_values"] for item in items]
+        images = [self.blank if item["image"] is None else item["image"] for item in items]
         return {
-            "pixel_values": torch.stack([self.no_pixels if p is None else p for p in pixels]),
+            self.input_name: torch.stack(images),
             **{name: torch.tensor(values) for name, values in rows.items()},
             "unreadable": [text for item in items if (text := item["unreadable"]) is not None],
         }
@@ -182,7 +175,3 @@ def count_over_long(
         encoded = processor.encode_captions(batch, max_length=max_caption_tokens + 1)
         count += sum(len(ids) > max_caption_tokens for ids in encoded)
     return count
-
-
-def _to_pixel_values(processor: CaptionProcessor, image: Image.Image) -> torch.Tensor:
-    return processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]

@@ -51,6 +51,7 @@ def load_captioned_images(
     caption_column: str | None = None,
     val_share: float = DEFAULT_VAL_SHARE,
     require_captions: bool = True,
+    require_images: bool = True,
 ) -> list[CaptionedImage]:
     """Read one split of a data set and make sure that its files are there.
 
@@ -76,6 +77,7 @@ def load_captioned_images(
         val_share: Share of the images that become "val" where the data set has no splits.
         require_captions: False takes NoCaps' files of images without captions too; an image without
             captions among others that have some is refused all the same.
+        require_images: False where nobody is going to open them, and they need not be there.
 
     Raises:
         ValueError: `dataset` is none of these, has nothing in `split`, is malformed, or does not
@@ -91,6 +93,7 @@ def load_captioned_images(
         "seed": seed,
         "num_scenes": num_scenes,
         "require_captions": require_captions,
+        "require_images": require_images,
     }
     kind = _find_kind(str(dataset))
     given = [name for name, default in _DEFAULTS.items() if settings[name] != default]
@@ -100,7 +103,8 @@ def load_captioned_images(
             f"{' and '.join(foreign)}: of no use with {kind.name} ({str(dataset)!r}); leave it out"
         )
     records = kind.read(dataset, split, **{name: settings[name] for name in kind.options})
-    check_images_exist(records)
+    if require_images:
+        check_images_exist(records)
     return records
 
 
@@ -200,7 +204,7 @@ _KINDS = (
         "a COCO captions file",
         lambda name: _is_file(name, _JSON) and is_coco(Path(name)),
         _read_coco,
-        ("image_root", "val_share", "seed"),
+        ("image_root", "val_share", "seed", "require_images"),
     ),
     _Kind("a Karpathy file", lambda name: _is_file(name, _JSON), _read_karpathy, ("image_root",)),
     _Kind("a text table", lambda name: _is_file(name, _CSV), read_csv, _TABLE),

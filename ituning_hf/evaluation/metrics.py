@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from .java import Java, find_java, tokenize_with_java, why_no_spice
 from .official import SCORERS, NumberedCaptions, require_scorers
 from .scores import CaptionScores
-from .tokenizer import tokenize_caption
+from .tokenizer import tokenize_captions
 
 
 def compute_caption_metrics(
@@ -167,9 +167,7 @@ def _tokenize(
     predictions: Sequence[str], references: Sequence[Sequence[str]], java: Java | None
 ) -> tuple[NumberedCaptions, NumberedCaptions]:
     def tokenize(captions: Sequence[str]) -> list[str]:
-        if java is None:
-            return [tokenize_caption(caption) for caption in captions]
-        return tokenize_with_java(captions, java)
+        return tokenize_captions(captions) if java is None else tokenize_with_java(captions, java)
 
     tokenized_predictions = {index: [caption] for index, caption in enumerate(tokenize(predictions))}
     flat = iter(tokenize([caption for captions in references for caption in captions]))

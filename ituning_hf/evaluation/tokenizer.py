@@ -15,7 +15,7 @@ apostrophe or in compounds (o'é, 3.5-é), and rare scripts.
 # ruff: noqa: RUF001 -- signs that look alike are what this file is about
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 """Tokens that the metrics leave out. Brackets are not among them: the official list has "-LRB-",
@@ -144,7 +144,7 @@ _RULES = [
 ]
 _COMPILED_RULES = [re.compile(rule) for rule in _RULES]
 # Nearly every word of a caption: no rule can do more with it than take it whole.
-_PLAIN = re.compile(r"\s*(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]+)(?=\s|$)")
+_PLAIN = re.compile(r"[^\S\n]*(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]+)(?=\s|$)")
 
 
 def tokenize_caption(caption: str) -> str:
@@ -161,19 +161,43 @@ def tokenize_caption(caption: str) -> str:
         >>> tokenize_caption('A man\'s dog, "Rex", can\'t jump over the t.v.')
         "a man 's dog rex ca n't jump over the t.v."
     """
-    return " ".join(token for token in _tokens(caption) if token not in PUNCTUATION)
+    return tokenize_captions([caption])[0]
 
 
-def _tokens(caption: str) -> Iterator[str]:
-    caption = " ".join(caption.splitlines()).replace("\xad", "").replace("&apos;", "'")
+def tokenize_captions(captions: Sequence[str]) -> list[str]:
+    """Tokenize captions in the order in which the metrics read them.
+
+    The original reads all captions as one text: the first word of the next one decides whether a last
+    "vitamin c." keeps its full stop.
+
+    Args:
+        captions: Any strings.
+
+    Returns:
+        What `tokenize_caption` would give for each, if it saw the next one too.
+    """
+    lines: list[list[str]] = [[] for _ in captions]
+    number = 0
+    for token in _tokens("\n".join(" ".join(caption.splitlines()) for caption in captions)):
+        if token == "\n":
+            number += 1
+        elif token not in PUNCTUATION:
+            lines[number].append(token)
+    return [" ".join(line) for line in lines]
+
+
+def _tokens(text: str) -> Iterator[str]:
+    text = text.replace("\xad", "").replace("&apos;", "'")
     position = 0
-    while position < len(caption):
-        if match := _PLAIN.match(caption, position):
+    while position < len(text):
+        if match := _PLAIN.match(text, position):
             yield match[1].lower()
             position = match.end()
             continue
-        matches = [match for rule in _COMPILED_RULES if (match := rule.match(caption, position))]
-        if not matches:  # a space, or a character that the original does not know either
+        matches = [match for rule in _COMPILED_RULES if (match := rule.match(text, position))]
+        if not matches:  # a space, a line's end, or a character that the original does not know either
+            if text[position] == "\n":
+                yield "\n"
             position += 1
             continue
         longest = max(matches, key=re.Match.end)

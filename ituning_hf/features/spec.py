@@ -10,6 +10,7 @@ from typing import Any
 
 from ..atomic_files import write_json
 from ..configuration_ituning import ITuningConfig
+from ..recorded_ituning import RecordedBackbone
 
 STORE_FILE = "store.json"
 FORMAT_VERSION = 1
@@ -63,6 +64,23 @@ class FeatureSpec:
     num_tokens: int
     hidden_size: int
     format_version: int = FORMAT_VERSION
+
+    @property
+    def vision_model(self) -> RecordedBackbone:
+        """What is recorded of the encoder, for a captioner that does not load it."""
+        return RecordedBackbone(
+            name=self.vision_model_name_or_path,
+            revision=self.vision_model_revision,
+            fingerprint=self.vision_model_fingerprint,
+            config=self.vision_config,
+        )
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """What decides on the numbers: neither where the encoder lies nor who saved it."""
+        places = ("vision_model_name_or_path", "vision_model_revision")
+        fields = {name: value for name, value in asdict(self).items() if name not in places}
+        return fields | {"vision_config": {name: self.vision_config.get(name) for name in _ENCODER_FIELDS}}
 
     @property
     def bytes_per_image(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import KeysView, Sequence
 from pathlib import Path
@@ -94,6 +96,23 @@ class FeatureStore:
         # A copy where it is not one already: what is read is mapped, and sending a part of a mapped file to
         # another process sends all of it.
         return features.clone() if scales is None else unpack(features, scales)
+
+    def blank(self) -> torch.Tensor:
+        """Return zeros of the shape and dtype that `read` gives."""
+        dtype = torch.float32 if self.spec.storage == "float32" else torch.bfloat16
+        return torch.zeros(self.spec.num_tokens, self.spec.hidden_size, dtype=dtype)
+
+    def fingerprint(self, records: Sequence[CaptionedImage]) -> str:
+        """Return a digest of what the features of some images were made from, and how.
+
+        It does not depend on where the store, the pictures or the encoder lie, nor on other images. The
+        features themselves are not read.
+        """
+        pictures = [
+            [r.name, self._place[r.name][1].digest if r.name in self._place else None] for r in records
+        ]
+        content = json.dumps([self.spec.computation, pictures], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def require(self, records: Sequence[CaptionedImage]) -> None:
         """Refuse images that the store does not have, or of whose picture it has an earlier version.

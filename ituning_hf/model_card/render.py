@@ -125,6 +125,8 @@ def _training_rows(record: TrainingRecord) -> Iterator[tuple[str, str]]:
         settings.pop("early_stopping_threshold", None)
     yield "optimiser", "AdamW on the cross-entropy of the captions' tokens"
     yield "optimiser steps", f"{record.step:,} ({record.epoch:.4g} epochs)"
+    if record.features is not None:
+        yield "image features", f"computed once and stored in {record.features}"
     if settings.keys() >= _BATCH_SIZES:  # another training loop's record may have others
         batch = math.prod(settings[name] for name in _BATCH_SIZES)
         yield "images in a step", f"at most {batch * record.num_processes:,}"

@@ -12,8 +12,9 @@ from typing import Any
 
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
+from ..adapter_file_ituning import check_adapter_tensors, read_adapter_file
 from ..backbones_ituning import is_local
-from ..checkpoint_ituning import AUTO_MAP, check_adapter_tensors, read_adapter_file
+from ..checkpoint_ituning import AUTO_MAP
 from ..configuration_ituning import ITuningConfig
 from ..inspection import build_shapes, read_config
 from ..model_card import read_evaluations

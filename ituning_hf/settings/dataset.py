@@ -19,8 +19,8 @@ class DatasetArguments:
 
     dataset: str = option(
         "scenes",
-        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name of "
-        "a `datasets` data set, or 'scenes' for rendered ones",
+        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name "
+        "of a `datasets` data set, or 'scenes' for rendered ones",
         NOT_EMPTY,
         "DATA",
     )
@@ -53,7 +53,12 @@ class DatasetArguments:
     )
 
     def load_split(
-        self, split: str, seed: int, num_scenes: int | None = None, require_captions: bool = True
+        self,
+        split: str,
+        seed: int,
+        num_scenes: int | None = None,
+        require_captions: bool = True,
+        require_images: bool = True,
     ) -> list[CaptionedImage]:
         """Read one split of the data set; every file is known to be there afterwards.
 
@@ -62,6 +67,7 @@ class DatasetArguments:
             seed: Of the drawn scenes, and of the lot where the data set has no splits.
             num_scenes: In place of the setting.
             require_captions: False takes NoCaps' files of images without captions too.
+            require_images: False where nobody is going to open them, and they need not be there.
 
         Raises:
             ValueError: for a data set that cannot be read.
@@ -77,6 +83,7 @@ class DatasetArguments:
             caption_column=self.caption_column,
             val_share=self.val_share,
             require_captions=require_captions,
+            require_images=require_images,
         )
 
     def check_count(

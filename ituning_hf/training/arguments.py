@@ -65,8 +65,10 @@ class ModelArguments:
     )
     adapter_scale: float = option(1.0, "fixed factor on each adapter's output")
     adapter_dropout: float = option(0.0, "dropout probability on each adapter's output", BELOW_ONE)
-    vision_feature_layer: int = option(
-        -1, "which of the vision encoder's hidden states is read; -1 is the last layer's"
+    vision_feature_layer: int | None = option(
+        None,
+        "which of the vision encoder's hidden states is read; -1 is the last layer's",
+        unset="the last layer's, or that of --features",
     )
 
 
@@ -74,6 +76,14 @@ class ModelArguments:
 class DataArguments(DatasetArguments):
     """Images and their captions."""
 
+    features: str | None = option(
+        None,
+        "what `ituning features build` wrote for the images: in place of opening them, and of the vision "
+        "encoder's weights; --vision_model need not be given then",
+        NOT_EMPTY,
+        "FOLDER",
+        "the images are opened, and encoded at each step",
+    )
     expected_train_images: int | None = option(
         None,
         "images that there must be to train on: a data set with more or fewer is refused at once",
@@ -236,6 +246,7 @@ class TrainArguments(
     paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {
         "vision_model",
         "text_model",
+        "features",
         "output_dir",
         "resume_from_checkpoint",
     }
@@ -243,10 +254,27 @@ class TrainArguments(
     def __post_init__(self) -> None:
         """Check every value, and those that depend on each other."""
         super().__post_init__()
+        self._check_features()
         self._check_models()
         self._check_validation()
 
+    def _check_features(self) -> None:
+        if self.features is None:
+            return
+        if self.augmentation:
+            raise ValueError(
+                f"--augmentation is {self.augmentation}, and --features holds what the vision encoder made "
+                "of the images as they are: leave one of them out."
+            )
+        if self.text_model is None and self.dataset != "scenes":
+            raise ValueError(
+                "--features is given and --text_model is not, and small backbones would be trained with an "
+                "encoder of their own, whose features those are not: give --text_model."
+            )
+
     def _check_models(self) -> None:
+        if self.features is not None:  # they tell of their encoder
+            return
         if (self.vision_model is None) != (self.text_model is None):
             given = "--vision_model" if self.vision_model else "--text_model"
             raise ValueError(f"only {given} is given: give both --vision_model and --text_model, or neither.")

@@ -10,7 +10,17 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ..data import CaptionDataset, CaptionedImage, Collator, ImageBatchSampler, SampleKey
+from ..data import (
+    CaptionDataset,
+    CaptionedImage,
+    Collator,
+    FeatureInputs,
+    FeatureSource,
+    ImageBatchSampler,
+    ImageInputs,
+    PixelInputs,
+    SampleKey,
+)
 from ..processing_ituning import ITuningProcessor
 from .arguments import TrainArguments
 from .errors import TooManyUnreadableError
@@ -26,10 +36,24 @@ class BatchMaker:
         args: The settings.
         processor: The captioner's processor.
         accelerator: Says how many processes share the images.
+        features: What the vision encoder made of the images; None to open them.
     """
 
-    def __init__(self, args: TrainArguments, processor: ITuningProcessor, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        args: TrainArguments,
+        processor: ITuningProcessor,
+        accelerator: Accelerator,
+        features: FeatureSource | None,
+    ) -> None:
         self.args, self.processor, self.accelerator = args, processor, accelerator
+        self.features = features
+
+    def inputs(self, augmentation: Sequence[str] = ()) -> ImageInputs:
+        """Return the kind of input by which the captioner takes the images."""
+        if self.features is not None:
+            return FeatureInputs(self.features)
+        return PixelInputs(self.processor.image_processor, augmentation, self.args.seed)
 
     def sampler(
         self,
@@ -69,18 +93,19 @@ class BatchMaker:
             collate: Makes a batch of items; by default the tensors that the captioner takes.
             num_workers: Processes that read; by default as the settings say.
         """
+        inputs = self.inputs(augmentation)
         dataset = CaptionDataset(
             images,
+            inputs,
             self.processor,
             captions_per_image,
             self.args.max_caption_tokens,
             self.args.seed,
-            augmentation=augmentation,
         )
         return DataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=collate or Collator(self.processor, captions_per_image),
+            collate_fn=collate or Collator(inputs, self.processor, captions_per_image),
             num_workers=self.args.dataloader_num_workers if num_workers is None else num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=ignore_stop_signals,

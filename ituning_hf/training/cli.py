@@ -29,6 +29,7 @@ from .setup import (
     load_data,
     load_model,
     with_backbones,
+    with_features,
 )
 from .signals import stop_on_signals
 from .state import TrainState
@@ -122,7 +123,7 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
 
     with stop_on_signals() as stop:
         with one_fate(accelerator):
-            data = data or load_data(args)
+            data = with_features(args, data or load_data(args))
         if args.dry_run:
             return dry_run(args, data, accelerator, report)
         with _claimed(accelerator, args) as checkpoint:

@@ -53,7 +53,7 @@ def dry_run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, 
     # A checkpoint is compared with the settings of the run itself.
     planned = replace(args, dry_run=False, resume_from_checkpoint=checkpoint)
     set_seed(args.seed)
-    if args.vision_model is None and checkpoint is None:
+    if args.text_model is None and checkpoint is None:
         model, processor = _load_over_untrained_backbones(planned, data, accelerator, report)
     else:
         model, processor = load_model(planned, data, accelerator, report)
@@ -136,8 +136,8 @@ def _count(trainer: CaptionTrainer, batches: list[dict[str, Any]]) -> tuple[int,
     """Count a step's images, captions and label tokens over all processes, without what only fills up."""
     counts = torch.zeros(3, dtype=torch.long, device=trainer.accelerator.device)
     for batch in batches:
-        num_images = len(batch["pixel_values"])
-        is_label = (batch["labels"][:, 1:] != IGNORE_INDEX).unflatten(0, (num_images, -1))  # (N, k, T)
+        of_image = (-1, trainer.args.captions_per_image)
+        is_label = (batch["labels"][:, 1:] != IGNORE_INDEX).unflatten(0, of_image)  # (images, k, T)
         has_caption = is_label.any(dim=2)
         counts += torch.stack([has_caption.any(dim=1).sum(), has_caption.sum(), is_label.sum()])
     images, captions, tokens = trainer.accelerator.reduce(counts, "sum").tolist()

@@ -64,7 +64,7 @@ class CaptionTrainer:
         self.state = TrainState()
         self.identity = run_identity(args, model, data, accelerator)
         self.skipped = SkippedImages(args.max_unreadable_share)
-        self.batches = BatchMaker(args, processor, accelerator)
+        self.batches = BatchMaker(args, processor, accelerator, data.features)
         self.sampler = self.batches.sampler(data.train, args.gradient_accumulation_steps)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
@@ -74,7 +74,9 @@ class CaptionTrainer:
             optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.validator = Validator(args, self.model, processor, data.evaluation, accelerator, self.skipped)
+        self.validator = Validator(
+            args, self.model, processor, data.evaluation, self.batches, accelerator, self.skipped
+        )
         accelerator.register_for_checkpointing(self.schedule)
         self.store = RunStore(self.output_dir, model, processor, accelerator, self.identity)
         set_seed(args.seed + accelerator.process_index)  # dropout; everything else has seeds of its own

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 
-from ..checkpoint_ituning import read_adapter_file
+from ..adapter_file_ituning import read_adapter_file
 from ..model_card import TrainingRecord
 from ..modeling_ituning import ITuningForCaptioning
 from ..processes import one_fate

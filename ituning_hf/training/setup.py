@@ -7,15 +7,20 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from ..checkpoint_ituning import ADAPTER_OPTIONS
 from ..configuration_ituning import ITuningConfig
 from ..data import CaptionedImage, count_over_long
+from ..features import FeatureStore
+from ..inspection import describe_config
 from ..modeling_ituning import ITuningForCaptioning
 from ..processes import one_fate
-from ..processing_ituning import ITuningProcessor
+from ..processing_ituning import ITuningProcessor, load_image_processor
+from ..recorded_ituning import record_backbone
 from .arguments import TrainArguments
 from .small_backbones import make_small_backbones, small_text_config, small_vision_config
 
@@ -34,10 +39,12 @@ class TrainingData:
     Args:
         train: What is trained on.
         evaluation: What the validation loss is computed on; empty without a split for it.
+        features: What the vision encoder made of them; None to open them.
     """
 
     train: list[CaptionedImage]
     evaluation: list[CaptionedImage]
+    features: FeatureStore | None = None
 
     def fingerprint(self) -> str:
         """Return a digest of the images' names and captions; pixels are not read."""
@@ -46,33 +53,57 @@ class TrainingData:
             digest.update(json.dumps([(image.name, image.captions) for image in images]).encode())
         return digest.hexdigest()[:16]
 
+    def describe_features(self) -> dict[str, str] | None:
+        """Return the storage and the fingerprint of the features, None if the images are opened."""
+        if self.features is None:
+            return None
+        images = [*self.train, *self.evaluation]
+        return {"storage": self.features.spec.storage, "fingerprint": self.features.fingerprint(images)}
+
 
 def load_data(args: TrainArguments) -> TrainingData:
-    """Read the splits; every file is known to be there afterwards.
+    """Read the splits; every file is known to be there afterwards, unless there are features in its place.
 
     Raises:
         ValueError: for a data set that cannot be read, or has not as many images as the settings say.
         FileNotFoundError: for one that is not there, or whose images are not.
     """
-    train = args.load_split("train", args.seed)
+    require_images = args.features is None
+    train = args.load_split("train", args.seed, require_images=require_images)
     args.check_count("expected_train_images", args.expected_train_images, train, args.seed)
     if args.eval_split == "none":
         return TrainingData(train, [])
     try:
         num_scenes = max(1, args.num_scenes // 10)
-        evaluation = args.load_split(args.eval_split, args.seed, num_scenes)
+        evaluation = args.load_split(args.eval_split, args.seed, num_scenes, require_images=require_images)
     except ValueError as error:
         raise ValueError(f"{error}. To train without validation, give --eval_split none.") from error
     args.check_count("expected_eval_images", args.expected_eval_images, evaluation, args.seed)
     return TrainingData(train, evaluation)
 
 
+def with_features(args: TrainArguments, data: TrainingData) -> TrainingData:
+    """Open the features that the settings name; they are known to be of all the images afterwards.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if they are damaged, not of all the images, or of other pictures.
+    """
+    if args.features is None:
+        return data
+    store = FeatureStore(args.features)
+    for images in (data.train, data.evaluation):
+        store.require(images)
+    return replace(data, features=store)
+
+
 def with_backbones(args: TrainArguments) -> TrainArguments:
     """Name the shipped backbones where the built-in scenes are trained on and no others are given."""
-    if args.dataset != "scenes" or args.vision_model is not None:
+    if args.dataset != "scenes" or args.text_model is not None:
         return args
     vision, text = (str(SCENE_BACKBONES / kind) for kind in ("vision", "text"))
-    return replace(args, vision_model=vision, text_model=text)
+    # Features tell of the encoder that made them.
+    return replace(args, vision_model=vision if args.features is None else args.vision_model, text_model=text)
 
 
 def load_model(
@@ -84,23 +115,34 @@ def load_model(
         OSError: for a backbone that is not there.
         ValueError: for one that cannot be used, or adapter settings that do not fit it.
     """
-    options = {name: getattr(args, name) for name in ADAPTER_OPTIONS}
+    options = {name: value for name in ADAPTER_OPTIONS if (value := getattr(args, name)) is not None}
     vision, text = args.vision_model, args.text_model
-    if vision is None or text is None:
+    if text is None:
         shapes = {"vision_config": small_vision_config(), "text_config": small_text_config()}
         _check_positions(ITuningConfig(**shapes, **options), args)  # before the minutes that follow
         vision, text = _small_backbones(args, data, accelerator, report)
-    model = ITuningForCaptioning.from_vision_text_pretrained(vision, text, **options)
-    processor = ITuningProcessor.from_vision_text_pretrained(
-        vision,
-        text,
-        vision_revision=model.config.vision_model_revision,
-        text_revision=model.config.text_model_revision,
-    )
+    model, processor = _load_over_backbones(vision, text, data.features, options)
     _check_fit(model, processor, args)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model, processor
+
+
+def _load_over_backbones(
+    vision: str | None, text: str, features: FeatureStore | None, options: dict[str, Any]
+) -> tuple[ITuningForCaptioning, ITuningProcessor]:
+    """Build the captioner and its processor; with features the vision encoder is not loaded."""
+    if features is None:
+        model = ITuningForCaptioning.from_vision_text_pretrained(str(vision), text, **options)
+        image_processor = load_image_processor(str(vision), model.config.vision_model_revision)
+    else:
+        encoder = features.spec.vision_model if vision is None else record_backbone("vision", vision)
+        options = {"vision_feature_layer": features.spec.vision_feature_layer} | options
+        model = ITuningForCaptioning.from_vision_text_pretrained(encoder, text, **options)
+        features.require_fits(model.config)
+        image_processor = CLIPImageProcessorPil.from_dict(features.spec.image_processor)
+    tokenizer = AutoTokenizer.from_pretrained(text, revision=model.config.text_model_revision or "main")
+    return model, ITuningProcessor(image_processor, tokenizer)
 
 
 def _small_backbones(
@@ -151,11 +193,11 @@ def describe_run(
     """Say what is about to be trained on what, a line each."""
     tensors = model.adapter_state_dict().values()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    total = describe_config(model.config)["parameters"]["total"]  # the encoder's may not be loaded
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     config = model.config
     backbones = f"{config.vision_model_name_or_path} + {config.text_model_name_or_path} (frozen)"
-    if args.dry_run and args.vision_model is None and args.resume_from_checkpoint is None:
+    if args.dry_run and args.text_model is None and args.resume_from_checkpoint is None:
         backbones = "small ones, untrained here; the run would train them first"
     lines = [
         f"Backbones  {backbones}",
@@ -165,6 +207,12 @@ def describe_run(
         f"{size / 2**20:.1f} MiB on disk",
         f"Images     {len(data.train):,} to train on, {len(data.evaluation):,} for validation",
     ]
+    if data.features is not None:
+        spec = data.features.spec
+        lines.append(
+            f"Features   {spec.storage}, {spec.num_tokens} x {spec.hidden_size} for each image, in "
+            f"{args.features}; neither images nor vision encoder are loaded"
+        )
     over_long = count_over_long(data.train, processor, args.max_caption_tokens)
     if over_long:
         lines.append(f"Captions   {over_long:,} are cut at {args.max_caption_tokens} tokens")

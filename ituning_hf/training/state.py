@@ -17,7 +17,7 @@ from .arguments import TrainArguments
 from .checkpoints import STATE_FILE
 from .setup import TrainingData
 
-# What a resumed run may change without becoming another run. The backbones are known by fingerprint.
+# What a resumed run may change without becoming another run. Backbones and features are known by fingerprint.
 _FREE_SETTINGS = frozenset(
     {
         "output_dir",
@@ -26,6 +26,7 @@ _FREE_SETTINGS = frozenset(
         "checkpointing_steps",
         "vision_model",
         "text_model",
+        "features",
         "max_checkpoints",
         "report_to",
         "dry_run",
@@ -78,6 +79,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """Return what makes a run this run; a checkpoint must agree with it to be resumed."""
     settings = {name: value for name, value in args.to_dict().items() if name not in _FREE_SETTINGS}
+    settings["vision_feature_layer"] = model.config.vision_feature_layer  # features may have chosen it
     settings["mixed_precision"] = accelerator.mixed_precision  # `accelerate config` may have chosen it
     for name in ("dataset", "image_root"):
         if settings[name] is not None and os.path.exists(settings[name]):
@@ -87,6 +89,7 @@ def run_identity(
         "num_processes": accelerator.num_processes,
         "num_images": len(data.train),
         "data_fingerprint": data.fingerprint(),
+        "features": data.describe_features(),
         "vision_model_fingerprint": model.config.vision_model_fingerprint,
         "text_model_fingerprint": model.config.text_model_fingerprint,
         "ituning_hf": __version__,
@@ -102,7 +105,7 @@ def run_record(args: TrainArguments, identity: dict[str, Any]) -> dict[str, Any]
     """
     place = ("output_dir", "resume_from_checkpoint", "dry_run")
     settings = {name: value for name, value in args.to_dict().items() if name not in place}
-    for name in ("vision_model", "text_model"):
+    for name in ("vision_model", "text_model", "features"):
         if settings[name] is not None and os.path.exists(settings[name]):
             settings[name] = os.path.abspath(settings[name])
     return identity | {"settings": settings | identity["settings"]}
@@ -146,6 +149,12 @@ def check_same_run(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path)
             f"({saved['num_images']} images to train on, now {own['num_images']}). Bring the data back, or "
             "start anew in another --output_dir."
         )
+    if (before := saved.get("features")) != own["features"]:
+        raise ValueError(
+            f"{checkpoint} was trained on {_describe_images(before)}, and this run is on "
+            f"{_describe_images(own['features'])}, which gives other weights: resume with the same, or start "
+            "anew in another --output_dir."
+        )
     changed = [
         f"--{name} {saved['settings'].get(name)!r}, now {value!r}"
         for name, value in own["settings"].items()
@@ -158,3 +167,9 @@ def check_same_run(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path)
             f"{checkpoint} belongs to a run with other settings: it had {'; '.join(changed)}. Resume with "
             "the same, or start anew in another --output_dir."
         )
+
+
+def _describe_images(features: dict[str, str] | None) -> str:
+    if features is None:
+        return "the images themselves"
+    return f"--features in {features['storage']} of fingerprint {features['fingerprint']}"

@@ -60,6 +60,7 @@ class Validator:
         model: The captioner as Accelerate prepared it.
         processor: Its processor.
         images: The validation split.
+        batches: Reads them.
         accelerator: Where and in what precision.
         skipped: Gets to know the images that cannot be read.
     """
@@ -70,13 +71,13 @@ class Validator:
         model: torch.nn.Module,
         processor: ITuningProcessor,
         images: Sequence[CaptionedImage],
+        batches: BatchMaker,
         accelerator: Accelerator,
         skipped: SkippedImages,
     ) -> None:
         self.args, self.model, self.processor, self.images = args, model, processor, images
-        self.accelerator, self.skipped = accelerator, skipped
+        self.batches, self.accelerator, self.skipped = batches, accelerator, skipped
         self.captioner = accelerator.unwrap_model(model)
-        self.batches = BatchMaker(args, processor, accelerator)
 
     def run(self) -> Validation:
         """Compute the loss, and the captions that the settings ask for.
@@ -138,15 +139,16 @@ class Validator:
         workers = 0 if len(batches) <= FEW_BATCHES else None
         for items in self.batches.loader(self.images, batches, 1, collate=list, num_workers=workers):
             self.skipped.name(item["unreadable"] for item in items if item["unreadable"] is not None)
-            if readable := [item for item in items if item["pixel_values"] is not None]:
-                texts = self._generate(torch.stack([item["pixel_values"] for item in readable]))
+            if readable := [item for item in items if item["image"] is not None]:
+                texts = self._generate(torch.stack([item["image"] for item in readable]))
                 captions += zip((item["index"] for item in readable), texts, strict=True)
         return dict(sorted(gather_object(captions)))
 
-    def _generate(self, pixel_values: torch.Tensor) -> list[str]:
+    def _generate(self, images: torch.Tensor) -> list[str]:
+        inputs = {self.batches.inputs().name: images.to(self.accelerator.device)}
         with self.accelerator.autocast():
             ids = self.captioner.generate(
-                pixel_values=pixel_values.to(self.accelerator.device),
+                **inputs,
                 num_beams=1,
                 max_new_tokens=self.args.max_caption_tokens - 1,  # and the begin token
             )

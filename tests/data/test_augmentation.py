@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ituning_hf.data import AUGMENTATIONS, CaptionDataset, CaptionedImage, SampleKey, augment, make_scene
+from ituning_hf.data import (
+    AUGMENTATIONS,
+    CaptionDataset,
+    CaptionedImage,
+    PixelInputs,
+    SampleKey,
+    augment,
+    make_scene,
+)
 from ituning_hf.training import arguments
 
 from .conftest import WordProcessor
@@ -102,31 +110,29 @@ CAPTIONS = tuple("w" * length for length in range(1, 8))
 
 def test_the_choice_of_captions_stays(word_processor: WordProcessor) -> None:
     records = [CaptionedImage(str(i), CAPTIONS, make_scene(0, i)) for i in range(2)]
-    plain = CaptionDataset(records, word_processor, 2, 6, 3)
+    plain = CaptionDataset(records, PixelInputs(word_processor.image_processor), word_processor, 2, 6, 3)
     keys = [SampleKey(epoch, index, False) for epoch in range(3) for index in range(2)]
     for count in range(1, 4):
         for names in combinations(AUGMENTATIONS, count):
-            augmented = CaptionDataset(records, word_processor, 2, 6, 3, augmentation=names)
+            inputs = PixelInputs(word_processor.image_processor, names, 3)
+            augmented = CaptionDataset(records, inputs, word_processor, 2, 6, 3)
             for key in keys:
                 assert augmented[key]["captions"] == plain[key]["captions"]
             if names != ("flip",):
-                pixels = [augmented[key]["pixel_values"] for key in keys]
-                assert not any(
-                    a.equal(plain[key]["pixel_values"]) for a, key in zip(pixels, keys, strict=True)
-                )
+                pixels = [augmented[key]["image"] for key in keys]
+                assert not any(a.equal(plain[key]["image"]) for a, key in zip(pixels, keys, strict=True))
 
 
 def test_the_image_is_augmented_before_the_processor(word_processor: WordProcessor) -> None:
     scene = make_scene(0, 1)
-    dataset = CaptionDataset(
-        [CaptionedImage("a", CAPTIONS, scene)], word_processor, 1, 6, 3, ["crop", "color"]
-    )
+    inputs = PixelInputs(word_processor.image_processor, ["crop", "color"], 3)
+    dataset = CaptionDataset([CaptionedImage("a", CAPTIONS, scene)], inputs, word_processor, 1, 6, 3)
     image = augment(scene.load(), ["crop", "color"], 3, 2, 0)
     expected = word_processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
-    assert dataset[SampleKey(2, 0, False)]["pixel_values"].equal(expected)
-    assert dataset[SampleKey(2, 0, True)]["pixel_values"] is None
+    assert dataset[SampleKey(2, 0, False)]["image"].equal(expected)
+    assert dataset[SampleKey(2, 0, True)]["image"] is None
 
 
 def test_unknown_names_are_refused(word_processor: WordProcessor) -> None:
     with pytest.raises(ValueError, match=r"^augmentation must be of crop, flip, color; got rotate, colour$"):
-        CaptionDataset([], word_processor, 1, 6, 0, ["rotate", "flip", "colour"])
+        PixelInputs(word_processor.image_processor, ["rotate", "flip", "colour"])

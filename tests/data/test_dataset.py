@@ -13,6 +13,7 @@ from ituning_hf.data import (
     CaptionedImage,
     Collator,
     ImageBatchSampler,
+    PixelInputs,
     SampleKey,
     count_over_long,
     load_captioned_images,
@@ -28,7 +29,11 @@ CAPTIONS = tuple("w" * length for length in range(1, 8))
 def new_dataset(
     processor: WordProcessor, records: list[CaptionedImage], k: int = 3, seed: int = 0, max_tokens: int = 6
 ) -> CaptionDataset:
-    return CaptionDataset(records, processor, k, max_tokens, seed)
+    return CaptionDataset(records, PixelInputs(processor.image_processor), processor, k, max_tokens, seed)
+
+
+def new_collator(processor: WordProcessor, k: int) -> Collator:
+    return Collator(PixelInputs(processor.image_processor), processor, k)
 
 
 @pytest.fixture
@@ -50,8 +55,8 @@ def test_an_item_holds_pixels_and_token_ids(word_processor: WordProcessor, recor
     assert item["captions"] == [[BEGIN, 11, 13, END], [BEGIN, 13, 13, 15, 14, END]]
     assert (item["index"], item["unreadable"], len(dataset)) == (1, None, 2)
     expected = word_processor.image_processor(images=[few.load()], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(item["pixel_values"], expected[0], rtol=0, atol=0)
-    assert item["pixel_values"].shape == (3, 30, 30)
+    torch.testing.assert_close(item["image"], expected[0], rtol=0, atol=0)
+    assert item["image"].shape == (3, 30, 30)
 
 
 def chosen(dataset: CaptionDataset, epoch: int, index: int = 0) -> list[int]:
@@ -98,14 +103,14 @@ def test_padding_is_neither_decoded_nor_captioned(
     word_processor: WordProcessor, broken: CaptionedImage
 ) -> None:
     item = new_dataset(word_processor, [broken])[SampleKey(2, 0, True)]
-    assert item == {"index": 0, "pixel_values": None, "captions": [], "unreadable": None}
+    assert item == {"index": 0, "image": None, "captions": [], "unreadable": None}
 
 
 def test_an_unreadable_image_is_reported_not_raised(
     word_processor: WordProcessor, broken: CaptionedImage
 ) -> None:
     item = new_dataset(word_processor, [broken])[SampleKey(0, 0, False)]
-    assert (item["pixel_values"], item["captions"]) == (None, [])
+    assert (item["image"], item["captions"]) == (None, [])
     assert item["unreadable"].startswith(f"cannot read {broken.source}: the file is empty")
 
 
@@ -129,7 +134,7 @@ def test_a_batch_is_image_major(
     two = CaptionedImage("two", ("a dog runs", "dogs"), record.source)
     dataset = new_dataset(word_processor, [broken, two, record], k=2)
     items = [dataset[SampleKey(0, 1, False)], dataset[SampleKey(0, 0, False)], dataset[SampleKey(0, 2, True)]]
-    batch = Collator(word_processor, captions_per_image=2)(items)
+    batch = new_collator(word_processor, k=2)(items)
     only_begin = [BEGIN, PAD, PAD, PAD, PAD]
     assert batch["input_ids"].tolist() == [
         [BEGIN, 11, 13, 14, END],
@@ -142,7 +147,7 @@ def test_a_batch_is_image_major(
         [BEGIN, 14, END, -100, -100],
         *[[-100] * 5] * 4,
     ]
-    torch.testing.assert_close(batch["pixel_values"][0], items[0]["pixel_values"], rtol=0, atol=0)
+    torch.testing.assert_close(batch["pixel_values"][0], items[0]["image"], rtol=0, atol=0)
     assert batch["pixel_values"].shape == (3, 3, 30, 30)
     assert not batch["pixel_values"][1:].any()
     assert batch["unreadable"] == [items[1]["unreadable"]]
@@ -158,7 +163,7 @@ def test_a_batch_without_any_image_keeps_its_shapes(
     word_processor: WordProcessor, broken: CaptionedImage
 ) -> None:
     items = [new_dataset(word_processor, [broken])[SampleKey(0, 0, False)]] * 2
-    batch = Collator(word_processor, captions_per_image=3)(items)
+    batch = new_collator(word_processor, k=3)(items)
     assert batch["pixel_values"].shape == (2, 3, 30, 30)
     assert batch["pixel_values"].dtype == torch.float32
     assert batch["input_ids"].tolist() == [[BEGIN, PAD]] * 6
@@ -175,7 +180,7 @@ def test_worker_processes_give_the_same_batches(word_processor: WordProcessor) -
                 DataLoader(
                     dataset,
                     batch_sampler=sampler,
-                    collate_fn=Collator(word_processor, 2),
+                    collate_fn=new_collator(word_processor, 2),
                     num_workers=workers,
                 ),
                 5,
@@ -204,8 +209,9 @@ def test_tokenizes_in_batches(word_processor: WordProcessor) -> None:
 
 def test_works_with_the_real_processor(processor: ITuningProcessor, flickr8k_mini: Path) -> None:
     records = load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", "val")
-    dataset = CaptionDataset(records, processor, captions_per_image=6, max_caption_tokens=400, seed=0)
-    batch = Collator(processor, 6)([dataset[SampleKey(0, index, False)] for index in range(3)])
+    inputs = PixelInputs(processor.image_processor)
+    dataset = CaptionDataset(records, inputs, processor, captions_per_image=6, max_caption_tokens=400, seed=0)
+    batch = Collator(inputs, processor, 6)([dataset[SampleKey(0, index, False)] for index in range(3)])
     assert batch["pixel_values"].shape == (3, 3, 30, 30)
     captions = [caption for record in records[:3] for caption in (*record.captions, "")]
     assert batch["input_ids"].shape[0] == len(captions) == 18

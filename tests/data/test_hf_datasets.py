@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from ituning_hf.data import (
     CaptionDataset,
     Collator,
+    PixelInputs,
     SampleKey,
     UnreadableImageError,
     load_captioned_images,
@@ -301,16 +302,17 @@ def test_pickles_hold_no_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_worker_processes(tmp_path: Path, word_processor: WordProcessor, method: str) -> None:
     path = write(tmp_path / "a.parquet", table(4, split=["val"] * 4))
-    dataset = CaptionDataset(read_hf_dataset(path, "val"), word_processor, 1, 9, 0)
+    inputs = PixelInputs(word_processor.image_processor)
+    dataset = CaptionDataset(read_hf_dataset(path, "val"), inputs, word_processor, 1, 9, 0)
     loader = DataLoader(
         dataset,
         batch_sampler=[[SampleKey(0, i, False) for i in range(4)]],
-        collate_fn=Collator(word_processor, 1),
+        collate_fn=Collator(inputs, word_processor, 1),
         num_workers=1,
         multiprocessing_context=method,
     )
     (batch,) = loader
-    expected = [dataset[SampleKey(0, i, False)]["pixel_values"] for i in range(4)]
+    expected = [dataset[SampleKey(0, i, False)]["image"] for i in range(4)]
     assert batch["unreadable"] == []
     for pixels, wanted in zip(batch["pixel_values"], expected, strict=True):
         assert pixels.equal(wanted)
