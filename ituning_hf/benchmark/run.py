@@ -37,6 +37,7 @@ from .report import (
 from .scoring import check_scoring, describe_scorers, parts_of, score
 from .screen import describe_evaluation
 
+NUM_SHOWN = 4  # captions of a dry run
 Report = Callable[[str], None]
 
 SERVER_NOTE = (
@@ -130,8 +131,8 @@ def _prepare(
     store = None if args.features is None else FeatureStore(args.features)
     if store is not None:
         store.require(benchmark.images)
-    processor = load_processor(args.model, args.revision)
     model = load_model(args.model, accelerator.device, **_loading_options(args))
+    processor = load_processor(args.model, args.revision)
     if store is not None:
         store.require_fits(model.config)
     inputs = PixelInputs(processor.image_processor) if store is None else FeatureInputs(store)
@@ -242,5 +243,8 @@ def _describe_captioning(
         f"Batches    {len(captioner.batches):,} of {args.batch_size} images, over {num_processes} "
         f"process{'es' if num_processes > 1 else ''}{before}",
         f"Time       {batch.seconds:.2f} s for the first batch, without warm-up",
-        *(f"Caption    {captioner.images.images[place].name}: {text}" for place, text in batch.captions),
+        *(
+            f"Caption    {captioner.images.images[place].name}: {text}"
+            for place, text in batch.captions[:NUM_SHOWN]
+        ),
     ]

@@ -163,9 +163,9 @@ def _read_scenes(dataset: object, split: str, num_scenes: int, seed: int) -> lis
 
 
 def _read_nocaps(
-    path: str, split: str, image_root: str | os.PathLike[str] | None, require_captions: bool
+    path: str, split: str, image_root: str | os.PathLike[str] | None, **required: bool
 ) -> list[CaptionedImage]:
-    return read_nocaps(path, image_root, split, require_captions)
+    return read_nocaps(path, image_root, split, **required)
 
 
 def _read_coco(
@@ -198,7 +198,7 @@ _KINDS = (
         "a NoCaps file",
         lambda name: _is_file(name, _JSON) and is_nocaps(Path(name)),
         _read_nocaps,
-        ("image_root", "require_captions"),
+        ("image_root", "require_captions", "require_images"),
     ),
     _Kind(
         "a COCO captions file",

@@ -39,6 +39,7 @@ def read_nocaps(
     image_root: str | os.PathLike[str] | None,
     split: str,
     require_captions: bool = True,
+    require_images: bool = True,
 ) -> list[CaptionedImage]:
     """Read a file of NoCaps, which is one split, in the order of its images.
 
@@ -51,6 +52,7 @@ def read_nocaps(
         image_root: The folder that holds the pictures or their folder; None looks for it.
         split: "val" or "test", as the file is.
         require_captions: Whether a file without captions is refused.
+        require_images: False where nobody is going to open them, and they need not be there.
 
     Returns:
         Records with NoCaps' ids and, where the file says them, domains; without captions where the file
@@ -76,7 +78,7 @@ def read_nocaps(
     captions = find_captions(content, images, path) if has_captions else {}
     root = None if image_root is None else Path(image_root)
     names = [entry["file_name"] for entry in images.values()]
-    folder = find_folder(path, root, _FOLDERS[split], names)
+    folder = find_folder(path, root, _FOLDERS[split], names, require_images)
     records = [
         CaptionedImage(name, captions.get(key, ()), folder / name, *_id_and_domain(key, entry, path))
         for name, (key, entry) in zip(names, images.items(), strict=True)
