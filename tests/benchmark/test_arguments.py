@@ -57,6 +57,5 @@ def test_the_command_has_its_own_help(capsys: pytest.CaptureFixture[str]):
 
 def test_a_mistake_is_told_in_one_line(capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", "--modle", "x"]) == 2
-    assert capsys.readouterr().err == (
-        "ituning: error: --modle is no option: did you mean --model? ituning evaluate --help shows them all.\n"
-    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ituning: error: --modle is no option: did you mean --model?")

@@ -95,5 +95,5 @@ def test_scores_without_references_are_refused(
     settings: Settings, said: tuple[Path, list[str]], tmp_path: Path
 ):
     path = write_nocaps(said, tmp_path, "test")
-    with pytest.raises(ValueError, match="--java: split 'test' of .* has no captions of people"):
+    with pytest.raises(ValueError, match=r"--java: split 'test' of .* has no captions of people"):
         evaluate_captioner(settings(dataset=str(path), split="test", java=True))

@@ -1,4 +1,4 @@
-"""Two processes find what one finds, and a command ends as it should."""
+"""Two processes find what one finds."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ Settings = Callable[..., EvaluateArguments]
 TWO = ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "ituning_hf.cli"]
 
 
-def run(command: list[str], folder: Path, expect: int = 0) -> str:
+def run(command: list[str], folder: Path) -> str:
     """Run a command of this environment elsewhere, and return what it printed, errors last."""
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
     program = str(Path(sys.executable).parent / command[0])
@@ -29,7 +29,7 @@ def run(command: list[str], folder: Path, expect: int = 0) -> str:
         timeout=300,
         check=False,
     )
-    assert done.returncode == expect, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -52,12 +52,3 @@ def test_two_processes_find_what_one_finds(settings: Settings, photos: Path, tmp
     assert [
         result["image_id"] for result in read_json(tmp_path / "two" / "results.json")
     ] == evaluation.places
-
-
-def test_a_mistake_is_told_once_and_ends_all(settings: Settings, tmp_path: Path):
-    printed = run(
-        [*TWO, "evaluate", *flags(settings(expected_images=8))], tmp_path, expect=1
-    )  # torchrun's own
-    assert printed.count("ituning: error: --expected_images is 8") == 1
-    assert "exitcode  : 2" in printed
-    assert not (tmp_path / "report").exists()
