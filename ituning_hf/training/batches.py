@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data import CaptionDataset, CaptionedImage, Collator, ImageBatchSampler, SampleKey
+from ..data.workers import ignore_stop_signals
 from ..processing_ituning import ITuningProcessor
 from .arguments import TrainArguments
 from .errors import TooManyUnreadableError
-from .signals import ignore_stop_signals
 
 logger = logging.getLogger(__name__)
 
