@@ -200,6 +200,7 @@ def _load_records(options: argparse.Namespace) -> list[CaptionedImage]:
                 image_column=options.image_column,
                 caption_column=options.caption_column,
                 val_share=options.val_share,
+                require_captions=False,
             )
         except MissingSplitError as error:
             if options.splits:

@@ -21,7 +21,7 @@ from typing import Any
 
 from .coco import find_captions, find_folder, find_images, read_json
 from .records import CaptionedImage, check_captions, check_unique
-from .splits import SPLIT_NAMES
+from .splits import SPLIT_NAMES, MissingSplitError
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 
@@ -59,8 +59,8 @@ def read_nocaps(
         has none.
 
     Raises:
-        ValueError: The file is not JSON or not NoCaps', is of another split, or has no captions
-            though they are required.
+        MissingSplitError: The file is another split.
+        ValueError: The file is not JSON or not NoCaps', or has no captions though they are required.
         FileNotFoundError: The pictures are in none of the folders that were looked in.
     """
     path = Path(json_path)
@@ -97,7 +97,9 @@ def _check_split(content: Any, path: Path, split: str) -> None:
         words = re.findall(r"(?<![a-z])(val|validation|test)(?![a-z])", text.lower())
         if len(own := {SPLIT_NAMES[word] for word in words}) == 1:
             if split not in own:
-                raise ValueError(f"{path} has no images of split {split!r}; it is NoCaps' {own.pop()!r}")
+                raise MissingSplitError(
+                    f"{path} has no images of split {split!r}; it is NoCaps' {own.pop()!r}"
+                )
             return
     raise ValueError(
         f"{path} says neither val nor test: name it as NoCaps does, nocaps_val_... or nocaps_test_..."

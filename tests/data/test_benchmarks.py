@@ -52,3 +52,11 @@ def test_counts_the_splits_of_other_data(tmp_path: Path) -> None:
     assert set(counts) == {"train", "val"}
     assert sum(counts.values()) == 20
     assert count_splits("scenes") == {}
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(20)]
+    annotations = [{"image_id": i, "caption": "a"} for i in range(20)]
+    for part in ("train", "val"):
+        path = tmp_path / f"captions_{part}2017.json"
+        path.write_text(
+            json.dumps({"images": images, "annotations": annotations[: 20 if part == "train" else 3]})
+        )
+    assert count_splits(tmp_path / "captions_train2017.json") == {"train": 20, "val": 3}

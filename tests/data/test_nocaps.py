@@ -175,6 +175,11 @@ def test_missing_pictures_are_counted(val: Path, tmp_path: Path) -> None:
         load_captioned_images(val, "val")
 
 
+def test_pictures_may_be_absent_where_nobody_opens_them(val: Path, tmp_path: Path) -> None:
+    records = load_captioned_images(val, "val", require_images=False)
+    assert [record.source for record in records] == [tmp_path / "val" / f"{name}.jpg" for name in IDS]
+
+
 def test_it_is_told_from_other_json(val: Path, tmp_path: Path) -> None:
     assert is_nocaps(val)
     (tmp_path / "a.json").write_text(json.dumps({"images": [{"file_name": "open_images_id"}]}))

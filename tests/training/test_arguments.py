@@ -83,6 +83,8 @@ def test_lists_of_two_runs_are_not_one():
             {"metric_for_best_model": "cider", "eval_caption_images": 9, "eval_split": "none"},
             "--eval_caption_images needs validation, and --eval_split is 'none'",
         ),
+        ({"expected_eval_images": 9, "eval_split": "none"}, "--expected_eval_images needs validation"),
+        ({"expected_train_images": 0}, "--expected_train_images is 0, expected at least 1"),
         ({"early_stopping_patience": 0}, "--early_stopping_patience is 0, expected at least 1"),
         ({"early_stopping_patience": 2, "eval_split": "none"}, "--early_stopping_patience needs validation"),
         ({"early_stopping_threshold": -0.1}, r"--early_stopping_threshold is -0\.1, expected at least 0"),
