@@ -7,17 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_models import SHARED_DATA
+from small_models import IMAGE_SIZE, SHARED_DATA, VISION
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
 from ituning_hf.benchmark import EvaluateArguments, EvaluationError, evaluate_captioner
 from ituning_hf.benchmark import run as run_module
 from ituning_hf.benchmark.captioning import SplitCaptioner
 from ituning_hf.evaluation import score_captions
+from ituning_hf.evaluation.clip_score import clip_scores
 from ituning_hf.features import build_features
 from ituning_hf.model_card.evaluation_results import EvaluationResult, read_evaluations, write_evaluations
 
 from .conftest import NUM_IMAGES, contents, read_json, references_of
 
+needs_data = pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs ../shared/data")
 Settings = Callable[..., EvaluateArguments]
 Said = tuple[Path, list[str]]
 
@@ -287,7 +297,35 @@ def test_missing_scorers_and_a_missing_java_are_told_before_captioning(
         evaluate_captioner(settings())
 
 
-@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs ../shared/data")
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A whole CLIP of random weights, with the real tokenizer."""
+    folder = tmp_path / "clip"
+    text = CLIPTextConfig(hidden_size=14, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2)
+    vision = CLIPVisionConfig(**VISION)
+    CLIPModel(CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict())).save_pretrained(folder)
+    size = {"shortest_edge": IMAGE_SIZE}
+    crop = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    CLIPImageProcessorPil(size=size, crop_size=crop).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(SHARED_DATA / "clip-tokenizer").save_pretrained(folder)
+    return folder
+
+
+@needs_data
+def test_clip_scores_join_the_others(
+    settings: Settings, clip: Path, said: Said, tmp_path: Path, captioner: Path
+):
+    evaluation = evaluate_captioner(settings(clip_model=str(clip)))
+    paths = [said[0] / f"{i}.png" for i in range(NUM_IMAGES)]
+    expected = clip_scores(clip, paths, said[1], references_of(said[1]))
+    lines = [json.loads(line) for line in (tmp_path / "report" / "per_image.jsonl").read_text().splitlines()]
+    for name, values in expected.items():
+        assert [line["metrics"][name] for line in lines] == pytest.approx(values, rel=1e-5)
+        assert evaluation.metrics[name] == pytest.approx(sum(values) / NUM_IMAGES, rel=1e-5)
+    assert "RefCLIPScore" in (captioner / "README.md").read_text()
+
+
+@needs_data
 def test_real_photographs(settings: Settings, tmp_path: Path):
     data = {"dataset": str(SHARED_DATA / "flickr8k-mini" / "dataset_flickr8k_mini.json"), "split": "val"}
     evaluation = evaluate_captioner(
