@@ -15,6 +15,7 @@ from stand_in_data import COCO, FLICKR, NOCAPS, make_all
 from transformers import CLIPVisionConfig, GPT2Config
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning, ITuningProcessor, cli, save_captioner
+from ituning_hf.benchmark.arguments import EvaluateArguments
 from ituning_hf.benchmark.arguments import parse_arguments as parse_evaluation
 from ituning_hf.benchmark.cli import main as evaluate
 from ituning_hf.data import benchmarks
@@ -69,6 +70,20 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in re.findall(r"^# +(ituning .*)$", text, flags=re.MULTILINE)]
 
 
+def stores() -> dict[str, str]:
+    """The data set of each folder of features that the recipes' commands build."""
+    found = {}
+    for command in (command for path in TRAINING + EVALUATION for command in commands(path)):
+        if command[0] == "features":
+            options = cli._parser().parse_args([*map(cli._with_hyphens, command)])
+            assert options.vision_model == "openai/clip-vit-base-patch16"
+            assert found.setdefault(str(options.output_dir), options.dataset) == options.dataset
+    return found
+
+
+STORES = stores()
+
+
 def test_these_are_all() -> None:
     assert sorted(CONFIGS.glob("*")) == sorted(TRAINING + EVALUATION)
 
@@ -76,13 +91,8 @@ def test_these_are_all() -> None:
 @each_recipe
 def test_every_line_is_marked_and_read(path: Path) -> None:
     comments, settings = read(path)
-    assert [
-        line.split()[1] for line in comments if line.startswith("#   ") and not line.startswith("#    ")
-    ] == [
-        "paper",
-        "remembered",
-        "chosen",
-    ]
+    legend = re.findall(r"^#   (\w+) ", "\n".join(comments), flags=re.MULTILINE)
+    assert legend == ["paper", "remembered", "chosen"]
     assert max(map(len, path.read_text().splitlines())) <= 110
     assert settings.keys() == yaml.safe_load(path.read_text()).keys()
     parse = parse_training if path in TRAINING else parse_evaluation
@@ -95,31 +105,18 @@ def test_every_line_is_marked_and_read(path: Path) -> None:
 @each_recipe
 def test_its_commands_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parents[1])
-    found = commands(path)
-    own = str(path.relative_to(CONFIGS.parents[1]))
-    assert [verb for verb, *_ in found if verb != "features"][:2] == [
-        "train" if path in TRAINING else "evaluate"
-    ] * 2
-    for verb, *rest in found:
-        if verb == "features":
-            cli._parser().parse_args([verb, *map(cli._with_hyphens, rest)])
-        else:
-            args = (parse_training if verb == "train" else parse_evaluation)(rest)
-            assert args.features is None or args.features == stored_by(found, path)
-    trained = {words[words.index("--config") + 1] for words in found if words[0] == "train"}
-    assert trained <= {own}
-
-
-def stored_by(found: list[list[str]], path: Path) -> str:
-    """The folder that the recipe's own `features build` writes, or that of the recipe that it points to."""
-    built = [command for command in found if command[0] == "features"]
-    if not built:
-        built = [
-            command
-            for command in commands(CONFIGS / path.name.replace("_test", ""))
-            if command[0] == "features"
-        ]
-    return built[0][built[0].index("--output_dir") + 1]
+    found = [command for command in commands(path) if command[0] != "features"]
+    verb = "train" if path in TRAINING else "evaluate"
+    assert found[0] == [verb, "--config", f"examples/configs/{path.name}", "--dry_run"]
+    assert found[1] == found[0][:-1]  # one command: all else stands in the file
+    parsed = [(parse_training if verb == "train" else parse_evaluation)(flags) for verb, *flags in found]
+    stored = [args for args in parsed if args.features is not None]
+    assert len(stored) == (2 if path in TRAINING else 1)
+    for args in stored:
+        assert STORES[args.features] == args.dataset
+    for args in parsed[2:]:  # what was trained is what is evaluated
+        if path in TRAINING and isinstance(args, EvaluateArguments):
+            assert (args.model, args.dataset) == (f"{parsed[0].output_dir}/best", parsed[0].dataset)
 
 
 @pytest.mark.parametrize("name", TRAINED + EVALUATED)
@@ -299,8 +296,8 @@ def test_a_copy_that_is_too_small_is_refused_at_once(stand_ins: Path, monkeypatc
     assert str(caught.value).endswith(
         "/dataset_coco.json has 11 images (in all: train 7, restval 4, val 3, test 2). COCO has train "
         "82,783, restval 30,504, val 5,000, test 5,000: train has 82,776 too few, restval has 30,500 too "
-        "few, val has 4,997 too few, test has 4,998 too few. Mend the data set, or give the number that is meant, "
-        "or none."
+        "few, val has 4,997 too few, test has 4,998 too few. Mend the data set, or give the number that is "
+        "meant, or none."
     )
     message = r"^--expected_eval_images is 1,014, and .* has 3 images .*val has 1,011 too few"
     with pytest.raises(ValueError, match=message):
