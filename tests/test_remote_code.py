@@ -91,6 +91,7 @@ for trust in (None, False):
 
 WITHOUT_ENCODER = """
 import json
+
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
