@@ -90,6 +90,8 @@ for trust in (None, False):
 """
 
 WITHOUT_ENCODER = """
+import json
+
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
