@@ -126,7 +126,6 @@ class SplitCaptioner:
             batch_sampler=[self.batches[number] for number in numbers],
             collate_fn=list,
             num_workers=min(self.num_workers, len(numbers)),
-            pin_memory=False,
             worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),  # its own: nothing is drawn from anybody else's
         )

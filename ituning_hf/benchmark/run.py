@@ -63,8 +63,9 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
     """Caption a split of a data set, score the captions, and write the report that the settings ask for.
 
     Under several processes (`torchrun`, `accelerate launch`) each must call it. Captions and scores are the
-    same for any number of them; see `captioning.py`. One that was killed goes on where it was, when called
-    with the same settings again.
+    same for any number of them; see `captioning.py`. Their group is closed when all captions are made, and
+    the main process scores alone. An evaluation that was killed goes on where it was, when called with the
+    same settings again.
 
     Args:
         args: The settings; those of `ituning evaluate`.

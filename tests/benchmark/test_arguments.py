@@ -46,7 +46,8 @@ def test_the_command_line_for_others_names_no_place_on_the_machine():
         "ituning evaluate --model 'my captioner' --num_beams 3 --dataset data/coco.json --image_root coco"
     )
     assert public_settings(args)["model"] == "my captioner"
-    assert parse_arguments(["--model", "x", "--java", "False"]).java is False  # as `command_of` writes it
+    java = EvaluateArguments(model="best", java=False)
+    assert parse_arguments(command_of(java).split()[2:]) == java
 
 
 def test_the_command_has_its_own_help(capsys: pytest.CaptureFixture[str]):

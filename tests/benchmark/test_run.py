@@ -242,7 +242,7 @@ def test_the_card_shows_the_scores_beside_those_of_other_benchmarks(settings: Se
     assert ours.metrics == evaluation.metrics
     assert ours.command == (
         "ituning evaluate --model my-captioner --num_beams 3 --max_new_tokens 9 --batch_size 2 "
-        "--dataset photos --java False"
+        "--dataset photos --java false"
     )
     assert f"| {100 * ours.metrics['cider']:.1f} " in (captioner / "README.md").read_text()
 
