@@ -105,14 +105,12 @@ def test_two_builders_at_once(flags: list[str], tmp_path: Path):
 
 @pytest.mark.stress
 def test_random_kill_points(backbones: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Five kills fall between operations on files, five at any time of the life of a process of its own."""
+    """Five kills fall between operations on files, five at any time, upon a process of the command's own."""
     rng = random.Random(0)
     values = {"dataset": "scenes", "num_scenes": 1500, "vision_model": backbones["vision"], "shard_size": 50}
     flags = [part for name, value in values.items() for part in (f"--{name}", str(value))]
     whole = tmp_path / "whole"
     operations = finish(flags, whole).file_operations
-    seconds = finish_command(flags, tmp_path / "timed")
-    assert differences(tmp_path / "timed", whole) == []
     rows, failed = [], []
     for point in range(10):
         cut = tmp_path / f"cut{point}"
@@ -121,11 +119,13 @@ def test_random_kill_points(backbones: dict[str, Path], tmp_path: Path, capsys: 
             assert Builder(flags, cut, kill_at=kill_at).end() == SIGKILL
             what = f"before file operation {kill_at} of {operations}"
         else:
-            what = kill_command(flags, cut, rng.uniform(0, seconds), seconds)
-        left = len(shards(cut)), len(list(cut.glob(".*.partial")))
-        finish_command(flags, cut)
+            what = kill_command(flags, cut, rng.randint(0, 34), rng.uniform(0, 0.1))
+        left = f"{len(shards(cut))} of 36 | {len(list(cut.glob('.*.partial')))}"
+        process = start_command(flags, cut)
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
         failed += differences(cut, whole)
-        rows.append(f"| {point + 1} | {what} | {left[0]} of 36 | {left[1]} | {failed or 'yes'} |")
+        rows.append(f"| {point + 1} | {what} | {left} | {failed or 'yes'} |")
     with capsys.disabled():
         head = ["", "| | killed | shards left | drafts left | resumed: same bytes |", "|---|---|---|---|---|"]
         sys.stdout.write("\n".join([*head, *rows, ""]))
@@ -136,27 +136,15 @@ def start_command(flags: list[str], folder: Path) -> subprocess.Popen[str]:
     program = str(Path(sys.executable).parent / "ituning")
     command = [program, "features", "build", *flags, "--output_dir", str(folder)]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
 
 
-def finish_command(flags: list[str], folder: Path) -> float:
-    """Run the command to its end; return the seconds from the store's first file on."""
+def kill_command(flags: list[str], folder: Path, count: int, wait: float) -> str:
+    """Kill the command with all its processes some time after the store has so many shards."""
     process = start_command(flags, folder)
-    while not (folder / "store.json").exists():
+    while not (folder / "store.json").exists() or len(shards(folder)) < count:
         assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    start = time.monotonic()
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    return time.monotonic() - start
-
-
-def kill_command(flags: list[str], folder: Path, wait: float, seconds: float) -> str:
-    """Kill the command with all its processes some time after the store's first file."""
-    process = start_command(flags, folder)
-    while not (folder / "store.json").exists():
         time.sleep(0.002)
     time.sleep(wait)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -164,4 +152,4 @@ def kill_command(flags: list[str], folder: Path, wait: float, seconds: float) ->
         member.kill()
     process.communicate(timeout=60)
     assert process.returncode == SIGKILL
-    return f"after {wait:.2f} s of {seconds:.2f} s"
+    return f"{wait:.3f} s after shard {count}"
