@@ -70,6 +70,7 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in re.findall(r"^# +(ituning .*)$", text, flags=re.MULTILINE)]
 
 
+@pytest.fixture(scope="module")
 def stores() -> dict[str, str]:
     """The data set of each folder of features that the recipes' commands build."""
     found = {}
@@ -79,9 +80,6 @@ def stores() -> dict[str, str]:
             assert options.vision_model == "openai/clip-vit-base-patch16"
             assert found.setdefault(str(options.output_dir), options.dataset) == options.dataset
     return found
-
-
-STORES = stores()
 
 
 def test_these_are_all() -> None:
@@ -103,7 +101,7 @@ def test_every_line_is_marked_and_read(path: Path) -> None:
 
 
 @each_recipe
-def test_its_commands_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_commands_are_understood(path: Path, stores: dict[str, str], monkeypatch) -> None:
     monkeypatch.chdir(CONFIGS.parents[1])
     found = [command for command in commands(path) if command[0] != "features"]
     verb = "train" if path in TRAINING else "evaluate"
@@ -113,7 +111,7 @@ def test_its_commands_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch
     stored = [args for args in parsed if args.features is not None]
     assert len(stored) == (2 if path in TRAINING else 1)
     for args in stored:
-        assert STORES[args.features] == args.dataset
+        assert stores[args.features] == args.dataset
     for args in parsed[2:]:  # what was trained is what is evaluated
         if path in TRAINING and isinstance(args, EvaluateArguments):
             assert (args.model, args.dataset) == (f"{parsed[0].output_dir}/best", parsed[0].dataset)

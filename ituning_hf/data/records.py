@@ -129,9 +129,9 @@ def check_images_exist(records: Sequence[CaptionedImage]) -> None:
     missing = [path for path in files if not path.is_file()]
     if missing:
         wanted, absent = (Counter(path.parent for path in paths) for paths in (files, missing))
-        folders = [f"{folder} ({count} of {wanted[folder]} missing)" for folder, count in absent.items()]
+        folders = [f"{folder} ({count:,} of {wanted[folder]:,} missing)" for folder, count in absent.items()]
         raise FileNotFoundError(
-            f"{len(missing)} of the split's {len(records)} images are missing "
+            f"{len(missing):,} of the split's {len(records):,} images are missing "
             f"({_first_names([str(path) for path in missing])}): mend their names in the data set, or give "
             f"the folder that they are relative to as image_root. Looked in {_first_names(folders)}"
         )
