@@ -191,13 +191,12 @@ class ITuningPreTrainedModel(PreTrainedModel):
         # The Auto classes put it into the configuration that they hand over.
         load = {"attn_implementation": attn_implementation or config._attn_implementation, **hub}
         load |= {} if dtype is None else {"dtype": dtype}
-        vision_model: Any
-        if load_vision_model:
-            maps = split_device_map(device_map)
-            vision_model = load_backbone("vision", config, device_map=maps["vision"], **load)
-        else:
-            maps = split_device_map(device_map, kinds=("text",))
-            vision_model = UnloadedVisionModel(config.vision_config)
+        maps = split_device_map(device_map, ("vision", "text") if load_vision_model else ("text",))
+        vision_model = (
+            load_backbone("vision", config, device_map=maps["vision"], **load)
+            if load_vision_model
+            else UnloadedVisionModel(config.vision_config)
+        )
         load |= {} if quantization_config is None else {"quantization_config": quantization_config}
         model = cls(config, vision_model, load_backbone("text", config, device_map=maps["text"], **load))
         model.load_adapter_state_dict(tensors, name, dtype)

@@ -24,6 +24,7 @@ from transformers import (
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.backbones_ituning import fingerprint, split_device_map
+from ituning_hf.recorded_ituning import UnloadedVisionModel, record_backbone
 
 PARTS = [f"{part}_proj.{kind}" for part in ("q", "k", "v", "out") for kind in ("weight", "bias")]
 KEYS = {f"text_model.transformer.h.{i}.adapter.{part}" for i in range(4) for part in PARTS}
@@ -321,11 +322,128 @@ def test_a_device_map_that_leaves_a_backbone_out_is_refused(saved: Path):
 
 def test_device_maps_are_split_at_the_backbones():
     assert split_device_map("auto") == {"vision": "auto", "text": "auto"}
+    assert split_device_map({"text_model": 3}, kinds=("text",)) == {"text": {"": 3}}
     assert split_device_map(None) == {"vision": None, "text": None}
     given = {"vision_model": 0, "text_model.transformer.h.0": 1, "text_model.lm_head": "disk"}
     expected = {"vision": {"": 0}, "text": {"transformer.h.0": 1, "lm_head": "disk"}}
     assert split_device_map(given) == expected
     assert split_device_map({"": 2, "text_model": 3}) == {"vision": {"": 2}, "text": {"": 3}}
+
+
+# --- Without the vision encoder
+
+
+def features_of(model: ITuningForCaptioning) -> torch.Tensor:
+    pixels = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(3))
+    return model.get_image_features(pixels)
+
+
+@pytest.fixture
+def without_encoder(own_backbones: dict[str, Path], captioner, tmp_path: Path) -> ITuningForCaptioning:
+    """The captioner, loaded when its encoder was not there."""
+    make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
+    own_backbones["vision"].rename(tmp_path / "put away")
+    return ITuningForCaptioning.from_pretrained(tmp_path / "captioner", load_vision_model=False)
+
+
+def test_an_encoder_that_is_not_loaded_need_not_be_there(captioner, without_encoder):
+    features = features_of(captioner)
+    found = without_encoder(input_ids=text_rows(), visual_features=features).logits
+    assert torch.equal(found, logits_of(captioner))
+    for options in ({}, {"num_beams": 3}):
+        settings = {"visual_features": features, "max_new_tokens": 5, **options}
+        assert torch.equal(without_encoder.generate(**settings), captioner.generate(**settings))
+    assert not list(without_encoder.vision_model.parameters())
+    assert not without_encoder.vision_model.training
+    expected = sum(p.numel() for p in captioner.parameters()) - captioner.vision_model.num_parameters()
+    assert without_encoder.num_parameters() == expected
+    assert (without_encoder.device.type, without_encoder.dtype) == ("cpu", torch.float32)
+
+
+def test_a_captioner_without_its_encoder_takes_no_pixels(without_encoder, pixel_values: torch.Tensor):
+    message = (
+        r"vision encoder is not loaded, so it cannot take pixel_values: give visual_features, .*, or load"
+    )
+    for call in (
+        lambda: without_encoder(pixel_values=pixel_values, input_ids=text_rows()),
+        lambda: without_encoder.generate(pixel_values=pixel_values),
+        lambda: without_encoder.get_image_features(pixel_values),
+        lambda: without_encoder.visual_attention(text_rows(), pixel_values=pixel_values),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_saved_without_its_encoder_it_is_saved_complete(captioner, without_encoder, tmp_path: Path):
+    without_encoder.save_pretrained(tmp_path / "again")
+    for path in (tmp_path / "captioner").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+    with pytest.raises(OSError, match="frozen vision model was not found at vision_model_name_or_path"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "again")
+    (tmp_path / "put away").rename(tmp_path / "vision")
+    assert torch.equal(
+        logits_of(ITuningForCaptioning.from_pretrained(tmp_path / "again")), logits_of(captioner)
+    )
+    encoder = CLIPVisionModel.from_pretrained(tmp_path / "vision")
+    nudge_one_norm(encoder)
+    encoder.save_pretrained(tmp_path / "vision")
+    ITuningForCaptioning.from_pretrained(tmp_path / "again", load_vision_model=False)
+    with pytest.raises(ValueError, match=r"vision model found at .* is not the one this adapter was"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "again")
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_without_an_encoder_are_whole(captioner, without_encoder, again: Callable):
+    features = features_of(captioner)
+    other = again(without_encoder)
+    assert torch.equal(other(input_ids=text_rows(), visual_features=features).logits, logits_of(captioner))
+    assert other.vision_model.config is other.config.vision_config
+    other.to(torch.bfloat16).train()
+    assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
+    loss = other(input_ids=text_rows(), visual_features=features, labels=text_rows()).loss
+    loss.backward()
+    assert {name for name, p in other.named_parameters() if p.grad is not None} == KEYS
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, SPLIT, {"text_model": "cpu"}])
+def test_device_maps_without_an_encoder(captioner, saved: Path, device_map: Any):
+    pytest.importorskip("accelerate")
+    options = {"load_vision_model": False, "device_map": device_map}
+    loaded = ITuningForCaptioning.from_pretrained(saved, **options)
+    features = features_of(captioner)
+    assert torch.equal(loaded(input_ids=text_rows(), visual_features=features).logits, logits_of(captioner))
+
+
+def test_the_auto_class_leaves_the_encoder_out_too(saved: Path):
+    model = AutoModel.from_pretrained(saved, load_vision_model=False, dtype=torch.bfloat16)
+    assert type(model.vision_model) is UnloadedVisionModel
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_new_captioner_over_a_recorded_encoder(own_backbones: dict[str, Path], tmp_path: Path):
+    model = make_captioner(own_backbones)
+    recorded = record_backbone("vision", own_backbones["vision"])
+    assert recorded.fingerprint == model.config.vision_model_fingerprint
+    own_backbones["vision"].rename(tmp_path / "put away")
+    new = ITuningForCaptioning.from_vision_text_pretrained(recorded, own_backbones["text"], **ADAPTER)
+    randomize_adapters(new)
+    assert not new.training
+    features = features_of(model)
+    assert torch.equal(new(input_ids=text_rows(), visual_features=features).logits, logits_of(model))
+    for name, captioner in (("new", new), ("whole", model)):
+        captioner.save_pretrained(tmp_path / name)
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_features_in_another_precision_become_the_adapters(captioner, dtype: torch.dtype):
+    features = features_of(captioner).to(dtype)
+    rounded = captioner(input_ids=text_rows(), visual_features=features.float()).logits
+    assert torch.equal(captioner(input_ids=text_rows(), visual_features=features).logits, rounded)
+    assert rounded.dtype is torch.float32
+    projected = captioner.project_visual(features)
+    assert {key.dtype for key, _ in projected.values()} == {torch.float32}
 
 
 # --- Quantisation

@@ -13,7 +13,7 @@ from small_models import make_captioner
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ituning_hf
-from ituning_hf import ITuningProcessor, cli, save_captioner
+from ituning_hf import ITuningProcessor, benchmark, cli, save_captioner
 from ituning_hf.training import parse_arguments
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
@@ -59,8 +59,13 @@ def test_the_readmes_training_commands_are_understood(tmp_path: Path, monkeypatc
             parse_arguments(line)
 
 
+def test_the_readmes_evaluations_are_understood():
+    for line in commands("ituning evaluate"):
+        benchmark.parse_arguments(line)
+
+
 def test_the_readmes_other_commands_are_understood():
-    lines = [line for line in commands("ituning") if line[0] != "train"]
+    lines = [line for line in commands("ituning") if line[0] not in ("train", "evaluate")]
     assert {line[0] for line in lines} == {"caption", "convert", "demo", "info", "push"}
     for line in lines:
         cli._parser().parse_args(line)

@@ -1,6 +1,7 @@
 """A saved captioner in processes that have neither this package nor its optional dependencies."""
 
 import ast
+import shutil
 import sys
 from functools import partial
 from graphlib import TopologicalSorter
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from fresh_process import run_fresh
 from PIL import Image
+from safetensors.torch import save_file
 from small_models import make_captioner
 from transformers import (
     AutoConfig,
@@ -85,6 +87,27 @@ for trust in (None, False):
         AutoModel.from_pretrained(folder, trust_remote_code=trust)
     except ValueError as error:
         found[f"trust {trust}"] = str(error)
+"""
+
+WITHOUT_ENCODER = """
+import json
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+folder, features, again = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True, load_vision_model=False)
+features = load_file(features)["features"]
+found = {
+    "vision model": f"{type(model.vision_model).__module__}.{type(model.vision_model).__qualname__}",
+    "greedy": model.generate(visual_features=features, max_new_tokens=9).tolist(),
+}
+try:
+    model.generate(pixel_values=torch.zeros(1, 3, 30, 30))
+except ValueError as error:
+    found["refusal"] = str(error)
+model.save_pretrained(again)
 """
 
 SAVE = """
@@ -192,6 +215,25 @@ def test_it_saves_itself_file_by_file(second, folders, copy: str):
     assert differing == set()
 
 
+def test_features_are_captioned_without_package_and_encoder(
+    folders, expected, backbones, processor, tmp_path: Path
+):
+    encoder = shutil.copytree(backbones["vision"], tmp_path / "encoder")
+    model = ITuningForCaptioning.from_pretrained(folders["captioner"], vision_model_name_or_path=encoder)
+    model.save_pretrained(tmp_path / "captioner")
+    image = Image.open(folders["picture.png"])
+    features = model.get_image_features(processor(images=[image, image.rotate(90)])["pixel_values"])
+    save_file({"features": features}, tmp_path / "features.safetensors")
+    shutil.rmtree(encoder)
+    places = [tmp_path / name for name in ("captioner", "features.safetensors", "again")]
+    found = run_fresh(WITHOUT_ENCODER, tmp_path, *places)
+    assert found["vision model"].startswith("transformers_modules.")
+    assert found["greedy"] == expected["greedy"]
+    assert found["refusal"].startswith("This captioner's vision encoder is not loaded")
+    for path in places[0].iterdir():
+        assert (places[2] / path.name).read_bytes() == path.read_bytes(), path.name
+
+
 # --- With the package
 
 
@@ -279,7 +321,8 @@ LAYERS = [
     ),
     ("modeling_ituning",),
     ("data",),
-    ("features", "launching", "processes", "settings"),
+    ("features",),
+    ("launching", "processes", "settings"),
     ("training", "evaluation", "tuner", "visualization", "captioning", "inspection"),
     ("benchmark", "demo"),
     ("__init__",),

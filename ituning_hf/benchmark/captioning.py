@@ -10,7 +10,6 @@ be read leave their batch smaller and move no other.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioning import generate_captions
 from ..data import CaptionedImage, ImageInputs, UnreadableImageError
+from ..data.workers import ignore_stop_signals
 from ..processes import one_fate
 from ..processing_ituning import ITuningProcessor
 from .drafts import CaptionedBatch, Drafts
@@ -126,8 +126,7 @@ class SplitCaptioner:
             batch_sampler=[self.batches[number] for number in numbers],
             collate_fn=list,
             num_workers=min(self.num_workers, len(numbers)),
-            pin_memory=False,
-            worker_init_fn=_ignore_ctrl_c,
+            worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),  # its own: nothing is drawn from anybody else's
         )
         with logging_redirect_tqdm(), _bar(sum(len(self.batches[n]) for n in numbers), accelerator) as bar:
@@ -172,8 +171,3 @@ def _bar(total: int, accelerator: Accelerator) -> tqdm:
         disable=not accelerator.is_main_process,
         mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS,
     )
-
-
-def _ignore_ctrl_c(worker_id: int) -> None:
-    """Leave it to the captioning process, which ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -28,7 +28,8 @@ def command_of(args: EvaluateArguments) -> str:
     for declared in fields(args):
         value = getattr(args, declared.name)
         if declared.name not in _WITHOUT_EFFECT and value != declared.default:
-            words += [f"--{declared.name}", str(_without_folders(declared.name, value))]
+            shown = str(value).lower() if isinstance(value, bool) else _without_folders(declared.name, value)
+            words += [f"--{declared.name}", str(shown)]
     return shlex.join(words)
 
 

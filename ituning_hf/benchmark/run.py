@@ -37,6 +37,7 @@ from .report import (
 from .scoring import check_scoring, describe_scorers, parts_of, score
 from .screen import describe_evaluation
 
+NUM_SHOWN = 4  # captions of a dry run
 Report = Callable[[str], None]
 
 SERVER_NOTE = (
@@ -62,8 +63,9 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
     """Caption a split of a data set, score the captions, and write the report that the settings ask for.
 
     Under several processes (`torchrun`, `accelerate launch`) each must call it. Captions and scores are the
-    same for any number of them; see `captioning.py`. One that was killed goes on where it was, when called
-    with the same settings again.
+    same for any number of them; see `captioning.py`. Their group is closed when all captions are made, and
+    the main process scores alone. An evaluation that was killed goes on where it was, when called with the
+    same settings again.
 
     Args:
         args: The settings; those of `ituning evaluate`.
@@ -130,8 +132,8 @@ def _prepare(
     store = None if args.features is None else FeatureStore(args.features)
     if store is not None:
         store.require(benchmark.images)
-    processor = load_processor(args.model, args.revision)
     model = load_model(args.model, accelerator.device, **_loading_options(args))
+    processor = load_processor(args.model, args.revision)
     if store is not None:
         store.require_fits(model.config)
     inputs = PixelInputs(processor.image_processor) if store is None else FeatureInputs(store)
@@ -242,5 +244,8 @@ def _describe_captioning(
         f"Batches    {len(captioner.batches):,} of {args.batch_size} images, over {num_processes} "
         f"process{'es' if num_processes > 1 else ''}{before}",
         f"Time       {batch.seconds:.2f} s for the first batch, without warm-up",
-        *(f"Caption    {captioner.images.images[place].name}: {text}" for place, text in batch.captions),
+        *(
+            f"Caption    {captioner.images.images[place].name}: {text}"
+            for place, text in batch.captions[:NUM_SHOWN]
+        ),
     ]

@@ -58,10 +58,10 @@ def score_table(parts: Sequence[Part]) -> list[str]:
 def _how_scored(evaluation: Evaluation) -> list[str]:
     scores = evaluation.scores
     assert scores is not None
-    java = f", Java {scores.java_version}" if scores.java_version is not None else ""
+    java = f" {scores.java_version})" if scores.java_version is not None else ""
     return [
         "Scores x 100, as papers print them; metrics.json has them as they are, 0 to 1 and CIDEr 0 to 10.",
-        f"Tokenizer: {scores.tokenizer}{java}.",
+        f"Tokenizer: {scores.tokenizer.removesuffix(')')}{java}.",
         *scores.left_out.values(),
     ]
 
@@ -93,4 +93,5 @@ def _speed(evaluation: Evaluation) -> list[str]:
 
 
 def _short(text: str) -> str:
-    return shorten(text, SHOWN_CHARACTERS, placeholder=" ...") or "(an empty caption)"
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)  # a terminal obeys the others
+    return shorten(shown, SHOWN_CHARACTERS, placeholder=" ...") or "(an empty caption)"

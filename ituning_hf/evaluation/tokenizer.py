@@ -68,6 +68,9 @@ _ABBREVIATIONS = """
     tue tues univ va vs vt wed wis wisc wm wyo"""
 _CAPITALIZED = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
 _BEFORE_NUMBERS = "art ca fig figs no nos op pp prop"
+_FILE_TYPES = """
+    bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png
+    ppt ps py sql tar txt wav x xml zip"""
 _SENTENCE_STARTS = """
     A About According After An As At But Earlier He Her Here However If In It Last Many More Now
     Once One Other Our She Since So Some Such That The Their Then There These They This We What
@@ -90,13 +93,16 @@ _SIGNS = "!-~\x80\x91-\x97¡-¿×÷–-․…‧‰-⁞⁰-₎₠¤€℀-⯿、
 _L = f"[{_LETTERS}]"
 _A = f"[{_LETTERS}0-9]"
 _Q = "['’]"
+_ANY_Q = "['’`‘]"
 _WORD = rf"{_L}{_A}*(?:[.!?]{_L}{_A}*)*"
 _NUMBER = r"(?:\d+(?:[.,:]\d+)*|(?:[.,:]\d+)+)"
 _FRACTION = r"\d{1,4}\\?/\d{1,4}"
 _CLITIC = "(?:[sSmMdD]|ll|LL|re|RE|ve|VE)"
 # O'Neil, l'eau: apostrophes that do not part a word
-_PART = rf"(?:[dDlLoO]{_Q}[A-Za-z0-9]{{2,}}|{_A}+)"
-_NAME = rf"(?:[dDlLoO]{_Q}[A-Za-z0-9]{{2,}}|[nN]{_Q}[A-Za-z]{{2,}}|[A-HJ-XZ]{_Q}[A-Za-z]{{2,}})"
+_PART = rf"(?:[dDlLoO]{_ANY_Q}[A-Za-z0-9]{{2,}}|{_A}+)"
+_NAME = rf"(?:[dDlLoO]{_ANY_Q}[A-Za-z0-9]{{2,}}|[nN]{_ANY_Q}[A-Za-z]{{2,}}|[A-HJ-XZ]{_ANY_Q}[A-Za-z]{{2,}})"
+_HOST = r"(?:[^\s\"`'<>|.!?,(){}$\--_]+\.)+"  # the original has a range, "-" to "_", by accident
+_PATH = r"(?:/[^\s<>\"|()]+[^\s<>\"|.!?(){},-])"
 _ABBREVIATION = rf"(?:{_any_case(_ABBREVIATIONS)}|{_capitalized(_CAPITALIZED)})\."
 _NEW_SENTENCE = rf"\s+(?:{_capitalized(_SENTENCE_STARTS)})(?:\s|$)|\s*$"
 
@@ -105,8 +111,8 @@ _RULES = [
     # words in two: can|not, 't|is, could|n't
     rf"(?i:(can)not|(gon|wan)na|(got)ta|(lem|gim)me)(?!{_A})",
     r"('[tT])(?i:is|was)",
-    r"([A-Za-z]*[A-MO-Za-mo-z])[nN]['‘’][tT]",
-    r"[nN]['‘’][tT]",
+    r"([A-Za-z]*[A-MO-Za-mo-z])[nN]['`‘’][tT]",
+    r"[nN]['`‘’][tT]",
     # it|'s, rock 'n' roll, the '80s
     rf"({_L}{_A}*){_Q}{_CLITIC}",
     rf"'{_CLITIC}(?![A-Za-z])|’{_CLITIC}",
@@ -116,31 +122,32 @@ _RULES = [
     # words, compounds, abbreviations
     _WORD,
     _NAME,
-    rf"[A-Za-z]+[aeiouyAEIOUY]{_Q}[aeiouA-Z][A-Za-z]*",
-    rf"(?i:c{_Q}mon|c{_Q}est|e{_Q}er|o{_Q}o|cap{_Q}n|ev{_Q}ry|s{_Q}mores)",
+    rf"[A-Za-z]+[aeiouyAEIOUY]{_ANY_Q}[aeiouA-Z][A-Za-z]*",
+    rf"(?i:c{_ANY_Q}mon|c{_ANY_Q}est|e{_ANY_Q}er|o{_ANY_Q}o|cap{_ANY_Q}n|ev{_ANY_Q}ry|s{_ANY_Q}mores)",
     rf"{_A}+",
-    rf"(?:{_PART}|[A-Za-z0-9][A-Za-z0-9.,]*)(?:[-_‐‑](?:{_PART}|[A-Za-z](?:\.[A-Za-z])+\.))+",
+    rf"(?:{_PART}|[A-Za-z0-9][A-Za-z0-9.,]*(?=[-‐‑]))(?:[-_‐‑](?:{_PART}|[A-Za-z](?:\.[A-Za-z])+\.))+",
     r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}",
-    r"[A-Z]+(?:&[A-Z]+)+",
+    r"[A-Z]+(?:[+&][A-Z]+)+",
     rf"([A-Za-z])\.(?:{_NEW_SENTENCE})",
     rf"[A-Za-z](?:\.[A-Za-z])*\.|[pP]h\.[dD]\.|{_ABBREVIATION}",
     rf"{_any_case(_BEFORE_NUMBERS)}\.(?=\s*\d)|((?:{_WORD}|{_A}+)(?:-{_A}+)*\.)[,;:、]",
+    rf"((?:[A-Za-z0-9]+\.)+{_any_case(_FILE_TYPES)})(?:[\s.?!,]|$)",
     # numbers, telephone numbers, money
     rf"[-+]?{_NUMBER}",
     rf"(?:\d{{1,4}}[- ])?{_FRACTION}",
     r"(?:\(\d{2,3}\) ?|\d{2,4}[- ])\d{3,4}[- .]\d{3,5}",
     r"[A-Z]+\$",
     # addresses, tags
-    rf"[cC]\+\+|[cCfF]#|#{_L}+|@[A-Za-z_]+",
+    rf"[cC]\+\+|[cCfF]#|#{_L}+|@[A-Za-z_][A-Za-z0-9_]*",
     r"(?i:https?://[^\s<>\"|()]+\.[^\s<>\"|()]*[^\s<>\"|(),.!?])",
-    r"(?i:www\.(?:[^\s<>\"|.!?(){},]+\.)+[a-z]{2,4})",
+    rf"(?:(?i:www\.(?:[^\s<>\"|.!?(){{}},]+\.)+[a-z]{{2,4}})|{_HOST}(?i:com|net|org|edu)){_PATH}?",
     r"[A-Za-z0-9][^\s\"<>|()@]*@[^\s\"<>|()@.]+(?:\.[^\s\"<>|()@.]+)*",
     r"</?[A-Za-z!?][^\s<>]*>|<[A-Za-z]+(?: [A-Za-z]+(?:='[^'\n]*'|=\"[^\"\n]*\")?)* ?/?>",
     r"&(?:#\d+|[A-Za-z]{2,});",
     # signs
     r"[<>]?[:;=][-o*']?[()\[DPdp@|\\{](?![A-Za-z0-9])|[:;=]-?\](?![A-Za-z0-9])|\^_\^|'_'|>_<|-_-",
     r"-[LRlr][RSCrsc][Bb]-",
-    rf"\.{{3,5}}|\. \. \.|''|``|[‘’“”]{{1,2}}|#+|-+|[!?]+|_+|\*+|@+|[{_SIGNS}]",
+    rf"\.{{3,5}}|\. \. \.|''|``|[‘’“”]{{1,2}}|#+|-+|>>|<<|[!?]+|_+|\*+|@+|[{_SIGNS}]",
 ]
 _COMPILED_RULES = [re.compile(rule) for rule in _RULES]
 # Nearly every word of a caption: no rule can do more with it than take it whole.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessorPil
 
 from ..data import CaptionedImage, UnreadableImageError
+from ..data.workers import ignore_stop_signals
 from .pictures import Picture
 from .plan import BuildPlan, cut
 
@@ -47,8 +49,19 @@ def load_pictures(plan: BuildPlan, batch_size: int, num_workers: int) -> DataLoa
         _Batches(batches, plan.spec.image_processor, plan.spec.vision_config["image_size"]),
         batch_size=None,
         num_workers=num_workers,
+        worker_init_fn=_quieten,
         generator=torch.Generator(),  # its own: nothing is drawn from the caller's
     )
+
+
+def _quieten(worker_id: int) -> None:
+    """Let a worker end when it is told to, and say nothing then.
+
+    Its errors reach the process that it works for in other ways. What it would print is that this process,
+    interrupted by a signal, has not fetched a batch that it was about to.
+    """
+    ignore_stop_signals(worker_id)
+    sys.excepthook = lambda *error: None
 
 
 class _Batches(Dataset[PictureBatch]):

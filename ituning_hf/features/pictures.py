@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..data import CaptionedImage
 
@@ -14,8 +14,7 @@ from ..data import CaptionedImage
 _COMPARED_CONTENTS = 64
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """What a picture was when its features were computed.
 
     Args:

@@ -53,8 +53,8 @@ class BuildPlan:
         if self.num_bytes > self.free_bytes:
             raise OSError(
                 f"the features of {self.num_images:,} images take {format_bytes(self.num_bytes)}, and the "
-                f"disk of {self.folder} has {format_bytes(self.free_bytes)} left: make room, give a folder on "
-                "another disk, or fewer images (storage int8 takes half of bfloat16)."
+                f"disk of {self.folder} has {format_bytes(self.free_bytes)} left: make room, give a folder "
+                "on another disk, or fewer images (storage int8 takes half of bfloat16)."
             )
 
 

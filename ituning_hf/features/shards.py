@@ -52,17 +52,16 @@ class ShardIndex:
         """Read what `to_json` wrote."""
         content = json.loads(text)
         return cls(
-            {name: Picture(**picture) for name, picture in content["pictures"].items()},
+            {name: Picture(*picture) for name, picture in content["pictures"].items()},
             {
-                name: Unreadable(Picture(**entry["picture"]), entry["reason"])
+                name: Unreadable(Picture(*entry["picture"]), entry["reason"])
                 for name, entry in content["unreadable"].items()
             },
         )
 
     def file_name(self) -> str:
         """Return the shard's name: a digest of what it says of its images, and of nothing else."""
-        digest = hashlib.sha256(self.to_json().encode()).hexdigest()
-        return _PATTERN.replace("*", digest[:16])
+        return _file_name(self.to_json())
 
 
 def write_shard(folder: Path, index: ShardIndex, packed: Mapping[str, Mapping[str, torch.Tensor]]) -> Path:
@@ -107,11 +106,12 @@ def read_index(path: Path) -> ShardIndex:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            index = ShardIndex.from_json(file.metadata()["index"])
+            text = file.metadata()["index"]
+            index = ShardIndex.from_json(text)
             names = set(file.keys())
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if index.file_name() != path.name:
+    if _file_name(text) != path.name:
         raise _damaged(path, "its name is not that of what it holds")
     if missing := [name for name in index.pictures if tensor_name("features", name) not in names]:
         raise _damaged(path, f"it lacks {missing[0]!r}")
@@ -139,6 +139,10 @@ def tensor_name(kind: str, image: str) -> str:
     """
     escaped = image.replace("\\", "\\\\").encode("utf-8", errors="backslashreplace").decode()
     return f"{kind}/{escaped}"
+
+
+def _file_name(index: str) -> str:
+    return _PATTERN.replace("*", hashlib.sha256(index.encode()).hexdigest()[:16])
 
 
 def _damaged(path: Path, problem: str) -> ValueError:

@@ -21,10 +21,10 @@ from ..data import (
     PixelInputs,
     SampleKey,
 )
+from ..data.workers import ignore_stop_signals
 from ..processing_ituning import ITuningProcessor
 from .arguments import TrainArguments
 from .errors import TooManyUnreadableError
-from .signals import ignore_stop_signals
 
 logger = logging.getLogger(__name__)
 

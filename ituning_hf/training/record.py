@@ -36,7 +36,7 @@ def training_record(
     settings = dict(identity["settings"])
     dataset, _ = settings.pop("dataset"), settings.pop("image_root")
     settings.pop("val_share" if dataset == "scenes" else "num_scenes")  # of no use with the data at hand
-    name, features = _dataset_name(dataset), identity["features"]
+    name = _dataset_name(dataset)
     return TrainingRecord(
         dataset=name,
         dataset_on_hub=name is not None and name == dataset and is_hub_name(name),
@@ -46,7 +46,7 @@ def training_record(
         step=state.step,
         epoch=state.step / steps_per_epoch,
         settings=settings,
-        features=None if features is None else features["storage"],
+        features=None if data.features is None else data.features.spec.storage,
         validation=None if state.validation is None else ValidationRecord(**state.validation),
         versions=library_versions(),
         device=device_name(accelerator.device),

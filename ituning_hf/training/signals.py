@@ -10,12 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..data.workers import STOP_SIGNALS
 from .errors import RunStopped
 
-# SIGHUP is what a closed terminal sends; Windows has none.
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
-)
 # A terminal sends Ctrl-C to every process, and torchrun passes its own on to its workers: one press is two
 # signals to them, a moment apart.
 SAME_PRESS_SECONDS = 1.0
@@ -70,12 +67,3 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-
-
-def ignore_stop_signals(worker_id: int) -> None:
-    """Let a data loader's worker live on when a signal goes to the whole process group.
-
-    The training process still needs its images to finish the step, and tells it when to end.
-    """
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)

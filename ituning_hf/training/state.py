@@ -89,7 +89,7 @@ def run_identity(
         "num_processes": accelerator.num_processes,
         "num_images": len(data.train),
         "data_fingerprint": data.fingerprint(),
-        "features": data.describe_features(),
+        "image_features": data.describe_features(),
         "vision_model_fingerprint": model.config.vision_model_fingerprint,
         "text_model_fingerprint": model.config.text_model_fingerprint,
         "ituning_hf": __version__,
@@ -149,12 +149,7 @@ def check_same_run(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path)
             f"({saved['num_images']} images to train on, now {own['num_images']}). Bring the data back, or "
             "start anew in another --output_dir."
         )
-    if (before := saved.get("features")) != own["features"]:
-        raise ValueError(
-            f"{checkpoint} was trained on {_describe_images(before)}, and this run is on "
-            f"{_describe_images(own['features'])}, which gives other weights: resume with the same, or start "
-            "anew in another --output_dir."
-        )
+    _check_same_features(saved.get("image_features"), own["image_features"], checkpoint)
     changed = [
         f"--{name} {saved['settings'].get(name)!r}, now {value!r}"
         for name, value in own["settings"].items()
@@ -166,6 +161,15 @@ def check_same_run(saved: dict[str, Any], own: dict[str, Any], checkpoint: Path)
         raise ValueError(
             f"{checkpoint} belongs to a run with other settings: it had {'; '.join(changed)}. Resume with "
             "the same, or start anew in another --output_dir."
+        )
+
+
+def _check_same_features(before: dict[str, str] | None, now: dict[str, str] | None, checkpoint: Path) -> None:
+    if before != now:
+        raise ValueError(
+            f"{checkpoint} was trained on {_describe_images(before)}, and this run is on "
+            f"{_describe_images(now)}, which gives other weights: resume with the same, or start anew in "
+            "another --output_dir."
         )
 
 

@@ -2,13 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from small_models import read_log
 from transformers import AutoModel, AutoProcessor
 
 from ituning_hf.data import load_captioned_images
+from ituning_hf.features import build_features
 from ituning_hf.training import TrainArguments, make_small_backbones, train
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -55,3 +58,35 @@ def test_an_adapter_trained_on_photographs_captions_others(tmp_path: Path):
     captions = processor.batch_decode(ids, skip_special_tokens=True)
     assert all(caption.strip() for caption in captions)
     assert len(set(captions)) > 5
+
+
+@pytest.mark.slow
+def test_from_stored_features_it_is_the_same_run(tmp_path: Path):
+    """Small backbones, a store by their encoder, and the same losses from it, without the encoder."""
+    splits = [load_captioned_images(DATASET, split) for split in ("train", "val")]
+    vision, text = make_small_backbones(
+        tmp_path / "backbones",
+        splits[0],
+        tokenizer=SHARED / "gpt2-tokenizer",
+        vision_steps=20,
+        text_steps=40,
+    )
+    args = TrainArguments(
+        vision_model=str(vision),
+        text_model=str(text),
+        dataset=str(DATASET),
+        output_dir=str(tmp_path / "pictures"),
+        max_train_steps=12,
+        eval_steps="6",
+        captions_per_image=2,
+        learning_rate=3e-3,
+    )
+    build_features([*splits[0], *splits[1]], tmp_path / "store", vision_model=vision, storage="float32")
+    train(args)
+    vision.rename(tmp_path / "put away")
+    stored = {"vision_model": None, "features": str(tmp_path / "store"), "output_dir": str(tmp_path / "run")}
+    train(replace(args, **stored))
+    logs = [read_log(tmp_path / name) for name in ("run", "pictures")]
+    ours, theirs = ([r.get("loss", r.get("validation_loss")) for r in log] for log in logs)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert [r.get("samples") for r in logs[0]] == [r.get("samples") for r in logs[1]]

@@ -62,6 +62,7 @@ def test_the_record_of_a_run(settings: Settings):
         "checkpointing_steps",
         "dataloader_num_workers",
         "dataset",
+        "features",
         "image_root",
         "max_checkpoints",
         "max_unreadable_share",

@@ -65,6 +65,18 @@ def test_both_give_equal_logits_and_captions(backbones, pixel_values, options: d
     assert (model.training, back.training) == (False, False)
 
 
+def test_a_captioner_without_its_encoder_becomes_a_peft_model_too(backbones, pixel_values, tmp_path: Path):
+    captioner = make_captioner(backbones)
+    captioner.save_pretrained(tmp_path)
+    without = ITuningForCaptioning.from_pretrained(tmp_path, load_vision_model=False)
+    features = captioner.get_image_features(pixel_values)
+    model = to_peft(without)
+    assert torch.equal(peft_logits_of(model, features), logits_of(captioner, pixel_values))
+    assert model.peft_config["default"] == to_peft(captioner).peft_config["default"]
+    with pytest.raises(TypeError, match="vision_model is a UnloadedVisionModel, expected the encoder itself"):
+        ITuningForCaptioning.from_peft(model, without.vision_model)
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_captioner_comes_back_from_peft_byte_for_byte(backbones, tmp_path: Path, options: dict):
     make_captioner(backbones, **options).save_pretrained(tmp_path / "captioner")

@@ -1,0 +1,20 @@
+"""The processes of a data loader."""
+
+from __future__ import annotations
+
+import signal
+
+# SIGHUP is what a closed terminal sends; Windows has none.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
+
+
+def ignore_stop_signals(worker_id: int) -> None:
+    """Let a data loader's worker live on when a signal goes to the whole process group.
+
+    The process that it works for tells it when to end; it may need the worker's images until then, and would
+    take its death for an error.
+    """
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)

@@ -1,0 +1,337 @@
+"""An evaluation from its settings to its report."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_models import IMAGE_SIZE, SHARED_DATA, VISION
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from ituning_hf.benchmark import EvaluateArguments, EvaluationError, evaluate_captioner
+from ituning_hf.benchmark import run as run_module
+from ituning_hf.benchmark.captioning import SplitCaptioner
+from ituning_hf.evaluation import score_captions
+from ituning_hf.evaluation.clip_score import clip_scores
+from ituning_hf.features import build_features
+from ituning_hf.model_card.evaluation_results import EvaluationResult, read_evaluations, write_evaluations
+
+from .conftest import NUM_IMAGES, contents, read_json, references_of
+
+needs_data = pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs ../shared/data")
+Settings = Callable[..., EvaluateArguments]
+Said = tuple[Path, list[str]]
+
+
+def test_the_report_says_what_the_captioner_said_and_scored(
+    settings: Settings, said: Said, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    _, captions = said
+    evaluation = evaluate_captioner(settings())
+    expected = score_captions(captions, references_of(captions), java=False)
+    assert evaluation.captions == captions
+    assert evaluation.metrics == expected.metrics
+    assert expected.metrics["cider"] > 0.1
+    assert sorted(contents(tmp_path / "report")) == ["metrics.json", "per_image.jsonl", "results.json"]
+    results = read_json(tmp_path / "report" / "results.json")
+    assert results == [{"image_id": i, "caption": text} for i, text in enumerate(captions)]
+    lines = [json.loads(line) for line in (tmp_path / "report" / "per_image.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == [f"test/{i}.png" for i in range(NUM_IMAGES)]
+    assert [line["references"] for line in lines] == references_of(captions)
+    metrics = read_json(tmp_path / "report" / "metrics.json")
+    for name in ("cider", "rouge_l"):
+        assert sum(line["metrics"][name] for line in lines) / NUM_IMAGES == pytest.approx(
+            metrics["metrics"][name]["value"], rel=1e-12
+        )
+    intervals = expected.confidence_intervals()
+    assert metrics["metrics"] == {
+        name: {"value": value, "interval": list(intervals[name])} for name, value in expected.metrics.items()
+    }
+    printed = capsys.readouterr().out
+    assert re.search(rf"CIDEr +{100 * expected.metrics['cider']:.1f}  ", printed)
+    assert "METEOR is left out: it runs in Java" in printed
+    assert re.search(r"Speed +[\d.]+ captions/s on CPU .* the median batch of 2 took", printed)
+
+
+def test_the_metrics_file_tells_how_it_came_about_and_no_place_on_the_machine(
+    settings: Settings, tmp_path: Path
+):
+    evaluate_captioner(settings(dataset_name="My photos"))
+    text = (tmp_path / "report" / "metrics.json").read_text()
+    metrics = json.loads(text)
+    assert str(tmp_path) not in text
+    assert metrics["benchmark"] == {
+        "dataset": "My photos",
+        "split": "test",
+        "num_images": NUM_IMAGES,
+        "unreadable": [],
+    }
+    assert metrics["scoring"]["tokenizer"] == "Python"
+    assert set(metrics["scoring"]["left_out"]) == {"meteor", "spice"}
+    assert metrics["settings"]["model"] == "my-captioner"
+    assert metrics["settings"]["num_beams"] == 3
+    assert metrics["speed"]["num_processes"] == 1
+    assert metrics["speed"]["captions_per_second"] > 0
+    assert {"torch", "ituning_hf"} <= set(metrics["versions"])
+
+
+def test_beams_that_were_left_open_are_told(settings: Settings, tmp_path: Path):
+    evaluate_captioner(settings(num_beams=None))
+    assert read_json(tmp_path / "report" / "metrics.json")["settings"]["num_beams"] == 5
+
+
+def test_unreadable_images_are_named_and_left_out(
+    settings: Settings,
+    said: Said,
+    photos: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+):
+    (photos / "test" / "3.png").write_bytes(b"not a picture")
+    evaluation = evaluate_captioner(settings(max_unreadable_share=0.2))
+    others = [i for i in range(NUM_IMAGES) if i != 3]
+    references = references_of(said[1])
+    assert evaluation.places == others
+    assert (
+        evaluation.metrics
+        == score_captions(evaluation.captions, [references[i] for i in others], java=False).metrics
+    )
+    assert [line["image_id"] for line in read_json(tmp_path / "report" / "results.json")] == others
+    assert read_json(tmp_path / "report" / "metrics.json")["benchmark"]["unreadable"] == ["test/3.png"]
+    assert "left out: cannot read" in caplog.text
+    assert "1 more could not be read, and are left out of the scores." in capsys.readouterr().out
+
+
+def test_too_many_unreadable_images_end_it_and_the_captions_made_are_kept(
+    settings: Settings, photos: Path, said: Said, tmp_path: Path
+):
+    for i in (4, 5):
+        (photos / "test" / f"{i}.png").write_bytes(b"not a picture")
+    with pytest.raises(EvaluationError, match=r"2 of 7 images .* --max_unreadable_share allows 1"):
+        evaluate_captioner(settings(max_unreadable_share=0.2))
+    assert not (tmp_path / "report" / "results.json").exists()
+    for i in (4, 5):
+        shutil.copy(said[0] / f"{i}.png", photos / "test")
+    assert len(list((tmp_path / "report").iterdir())) == 1
+
+
+def test_a_dry_run_captions_one_batch_and_writes_nothing(
+    settings: Settings, said: Said, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = contents(tmp_path)
+    assert evaluate_captioner(settings(dry_run=True)) is None
+    assert contents(tmp_path) == before
+    printed = capsys.readouterr().out.splitlines()
+    shown = [line for line in printed if line.startswith("Caption ")]
+    assert [line.partition(": ")[2] for line in shown] == said[1][:2]
+    assert printed[1] == "Images     7 of photos, test, with 11 references"
+    assert "Batches    4 of 2 images, over 1 process" in printed
+    assert (
+        "Scores     BLEU, ROUGE-L and CIDEr with the Python tokenizer; METEOR and SPICE need Java" in printed
+    )
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
+    """Let the captioning be interrupted after so many batches; return the numbers of those it began."""
+    began: list[int] = []
+    caption_batch = SplitCaptioner._caption_batch
+
+    def counting(self: SplitCaptioner, number: int, items: list) -> object:
+        if len(began) == batches:
+            raise KeyboardInterrupt
+        began.append(number)
+        return caption_batch(self, number, items)
+
+    monkeypatch.setattr(SplitCaptioner, "_caption_batch", counting)
+    return began
+
+
+def test_a_killed_evaluation_goes_on_by_the_same_call(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evaluate_captioner(settings(output_dir=str(tmp_path / "whole"), no_card=True))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_captioner(settings())
+    (draft,) = (tmp_path / "report").iterdir()
+    with draft.open("a") as file:
+        file.write('{"number": 2, "captions": [[')  # the kill fell into the midst of a line
+    with pytest.raises(FileExistsError, match="holds another evaluation"):
+        evaluate_captioner(settings(num_beams=2))
+    began = stop_after(monkeypatch, 99)
+    evaluate_captioner(settings())
+    assert began == [2, 3]
+    for name in ("results.json", "per_image.jsonl"):
+        assert (tmp_path / "report" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(list((tmp_path / "report").iterdir())) == 3
+
+
+def test_a_scorer_that_fails_takes_no_caption_along(
+    settings: Settings, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def failing(*args: object) -> None:
+        raise RuntimeError("METEOR failed.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "score", failing)
+        with pytest.raises(EvaluationError, match=r"METEOR failed. The captions are in .*results.json"):
+            evaluate_captioner(settings())
+    assert [r["caption"] for r in read_json(tmp_path / "report" / "results.json")] == said[1]
+    began = stop_after(monkeypatch, 99)
+    assert evaluate_captioner(settings()).captions == said[1]
+    assert began == []
+
+
+def test_another_evaluations_folder_is_refused_and_may_be_replaced(settings: Settings, tmp_path: Path):
+    evaluate_captioner(settings())
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r"holds another evaluation \(results.json\): .* --overwrite"):
+        evaluate_captioner(settings())
+    assert contents(tmp_path) == before
+    evaluate_captioner(settings(overwrite=True, num_beams=1))
+    assert read_json(tmp_path / "report" / "metrics.json")["settings"]["num_beams"] == 1
+
+
+def test_features_stand_in_for_the_pictures_and_the_vision_encoder(
+    settings: Settings,
+    said: Said,
+    photos: Path,
+    backbones: dict[str, Path],
+    captioner: Path,
+    tmp_path: Path,
+):
+    images = settings().load_split("test", 0)
+    build_features(
+        images, tmp_path / "store", vision_model=backbones["vision"], storage="float32", num_workers=0
+    )
+    for path in (photos / "test").glob("*.png"):
+        path.unlink()
+    moved = settings(features=str(tmp_path / "store"), vision_model=str(tmp_path / "nowhere"))
+    assert evaluate_captioner(moved).captions == said[1]
+
+
+def test_features_of_another_encoder_are_refused(
+    settings: Settings, photos: Path, backbones: dict[str, Path], tmp_path: Path
+):
+    images = settings().load_split("test", 0)
+    options = {"vision_model": backbones["vision"], "vision_feature_layer": 1, "num_workers": 0}
+    build_features(images, tmp_path / "store", **options)
+    with pytest.raises(ValueError, match="vision_feature_layer 1, not -1"):
+        evaluate_captioner(settings(features=str(tmp_path / "store")))
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_card_shows_the_scores_beside_those_of_other_benchmarks(settings: Settings, captioner: Path):
+    other = EvaluationResult(dataset="COCO", split="test", num_images=9, metrics={"cider": 1.0}, command="x")
+    write_evaluations(captioner, [EvaluationResult(**vars(other) | {"dataset": "photos"}), other])
+    evaluation = evaluate_captioner(settings())
+    kept, ours = read_evaluations(captioner)
+    assert kept == other
+    assert (ours.dataset, ours.split, ours.num_images, ours.subset) == ("photos", "test", NUM_IMAGES, None)
+    assert ours.metrics == evaluation.metrics
+    assert ours.command == (
+        "ituning evaluate --model my-captioner --num_beams 3 --max_new_tokens 9 --batch_size 2 "
+        "--dataset photos --java false"
+    )
+    assert f"| {100 * ours.metrics['cider']:.1f} " in (captioner / "README.md").read_text()
+
+
+def test_a_card_may_be_left_alone(settings: Settings, captioner: Path):
+    before = contents(captioner)
+    evaluate_captioner(settings(no_card=True))
+    assert contents(captioner) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "nowhere/at/all"}, OSError, "nowhere/at/all"),
+        ({"dataset": "nowhere"}, ValueError, "no data set at 'nowhere'"),
+        ({"split": "val"}, ValueError, "has no images of split 'val'"),
+        ({"expected_images": 5000}, ValueError, "--expected_images is 5,000, and .* has 7"),
+        ({"features": "nowhere"}, FileNotFoundError, "nowhere is no store of features"),
+        (
+            {"predictions": "nowhere.json", "model": None},
+            FileNotFoundError,
+            "--predictions nowhere.json: there",
+        ),
+        ({"clip_model": "nowhere/at/all"}, OSError, "there is no full CLIP"),
+        ({"dataset_name": "/data/photos"}, ValueError, "'/data/photos', a place on this machine"),
+    ],
+)
+def test_mistakes_are_told_before_captioning(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict,
+    error: type[Exception],
+    message: str,
+):
+    monkeypatch.setattr(SplitCaptioner, "_caption_batch", lambda *args: pytest.fail("it captioned"))
+    with pytest.raises(error, match=message):
+        evaluate_captioner(settings(**changes))
+    assert not (tmp_path / "report").exists()
+
+
+def test_missing_scorers_and_a_missing_java_are_told_before_captioning(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(SplitCaptioner, "_caption_batch", lambda *args: pytest.fail("it captioned"))
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(ValueError, match="--java true demands Java, and no working `java`"):
+            evaluate_captioner(settings(java=True))
+    monkeypatch.setattr("ituning_hf.benchmark.scoring.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'ituning_hf\[eval\]'"):
+        evaluate_captioner(settings())
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A whole CLIP of random weights, with the real tokenizer."""
+    folder = tmp_path / "clip"
+    text = CLIPTextConfig(hidden_size=14, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2)
+    vision = CLIPVisionConfig(**VISION)
+    CLIPModel(CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict())).save_pretrained(folder)
+    size = {"shortest_edge": IMAGE_SIZE}
+    crop = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    CLIPImageProcessorPil(size=size, crop_size=crop).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(SHARED_DATA / "clip-tokenizer").save_pretrained(folder)
+    return folder
+
+
+@needs_data
+def test_clip_scores_join_the_others(
+    settings: Settings, clip: Path, said: Said, tmp_path: Path, captioner: Path
+):
+    evaluation = evaluate_captioner(settings(clip_model=str(clip)))
+    paths = [said[0] / f"{i}.png" for i in range(NUM_IMAGES)]
+    expected = clip_scores(clip, paths, said[1], references_of(said[1]))
+    lines = [json.loads(line) for line in (tmp_path / "report" / "per_image.jsonl").read_text().splitlines()]
+    for name, values in expected.items():
+        assert [line["metrics"][name] for line in lines] == pytest.approx(values, rel=1e-5)
+        assert evaluation.metrics[name] == pytest.approx(sum(values) / NUM_IMAGES, rel=1e-5)
+    assert "RefCLIPScore" in (captioner / "README.md").read_text()
+
+
+@needs_data
+def test_real_photographs(settings: Settings, tmp_path: Path):
+    data = {"dataset": str(SHARED_DATA / "flickr8k-mini" / "dataset_flickr8k_mini.json"), "split": "val"}
+    evaluation = evaluate_captioner(
+        settings(**data, num_beams=1, batch_size=32, expected_images=113, dataloader_num_workers=2)
+    )
+    assert len(evaluation.captions) == 113
+    ids = [image.image_id for image in evaluation.images]
+    assert [r["image_id"] for r in read_json(tmp_path / "report" / "results.json")] == ids
+    assert len(set(ids)) == 113

@@ -1,0 +1,78 @@
+"""Pictures, a small vision encoder, and stores built of them in a fraction of a second."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ituning_hf.data import CaptionedImage, load_captioned_images
+from ituning_hf.features import BuildResult, FeatureStore, build_features
+
+Build = Callable[..., BuildResult]
+
+
+def save_picture(path: Path, seed: int) -> None:
+    """Save a picture of noise, of one size and so, as a bitmap, of as many bytes as any other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (41, 37, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, format="BMP")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder in the imagefolder form: 11 pictures to train on and 3 for validation, numbered alike."""
+    folder = tmp_path / "photos"
+    for split, count in (("train", 11), ("val", 3)):
+        for i in range(count):
+            save_picture(folder / split / f"{i}.bmp", seed=100 * count + i)
+        lines = [json.dumps({"file_name": f"{i}.bmp", "captions": ["a dog"]}) for i in range(count)]
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def train(photos: Path) -> list[CaptionedImage]:
+    return load_captioned_images(photos, "train")
+
+
+@pytest.fixture
+def val(photos: Path) -> list[CaptionedImage]:
+    return load_captioned_images(photos, "val")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the store is built."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def build(backbones: dict[str, Path], folder: Path) -> Build:
+    """Build the store: shards of 5 images in batches of 3, in this process."""
+
+    def run(records: Sequence[CaptionedImage], into: Path = folder, **options: Any) -> BuildResult:
+        settings = {"vision_model": backbones["vision"], "batch_size": 3, "shard_size": 5, "num_workers": 0}
+        return build_features(records, into, **settings | {"device": "cpu"} | options)
+
+    return run
+
+
+@pytest.fixture
+def store(build: Build, train: list[CaptionedImage], folder: Path) -> FeatureStore:
+    """The store of the pictures to train on."""
+    build(train)
+    return FeatureStore(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder by its relative path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("features-*.safetensors"))
