@@ -1,7 +1,6 @@
 """The benchmark of stored features, on small models of the same classes."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +62,8 @@ def test_what_the_papers_data_sets_take(features: ModuleType):
     assert sizes[2].split()[2:] == ["37.3", "GB", "18.7", "GB", "74.6", "GB"]
 
 
-def test_its_help():
-    run = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True)
-    assert "what training takes of them" in run.stdout
+def test_its_help(features: ModuleType, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["features.py", "--help"])
+    with pytest.raises(SystemExit):
+        features.main()
+    assert "what training takes of them" in capsys.readouterr().out
