@@ -27,6 +27,8 @@ METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
     "spice": "SPICE",
+    "clip_score": "CLIPScore",
+    "ref_clip_score": "RefCLIPScore",
 }
 
 

@@ -35,7 +35,7 @@ def test_the_file_is_as_documented(tmp_path: Path):
 def test_every_score_that_is_computed_has_a_name():
     pytest.importorskip("pycocoevalcap")
     scores = compute_caption_metrics(["a dog runs", "a cat"], [["a dog runs"], ["the cat"]], java=False)
-    assert set(scores) | {"meteor", "spice"} == set(METRIC_NAMES)
+    assert set(scores) | {"meteor", "spice", "clip_score", "ref_clip_score"} == set(METRIC_NAMES)
     assert EvaluationResult(**GOOD | {"metrics": scores}).metrics == scores
 
 
