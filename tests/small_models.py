@@ -12,6 +12,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextConfig,
+    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
     GPT2Config,
@@ -70,6 +71,32 @@ def save_backbones(root: Path) -> dict[str, Path]:
     )
     GPT2LMHeadModel(config).save_pretrained(root / "text")
     return {name: root / name for name in ("clip", "vision", "text")}
+
+
+def save_full_clip(folder: Path) -> Path:
+    """Save a CLIP of both halves, with its image processor and a tokenizer of single letters."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
+    text = CLIPTextConfig(
+        hidden_size=14,
+        intermediate_size=20,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=len(pieces),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(13)
+    vision = CLIPVisionConfig(**VISION)
+    config = CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=11)
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_tokenizer(folder: Path) -> GPT2Tokenizer:

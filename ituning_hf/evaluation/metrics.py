@@ -78,7 +78,7 @@ def score_captions(
         ...     java=False,
         ... )
         >>> print(*(f"{value:.3f}" for value in scores.per_image["rouge_l"]))
-        1.000 0.328
+        0.772 0.557
         >>> scores.left_out["meteor"]
         'METEOR is left out: it runs in Java, and java=False does without.'
     """

@@ -5,11 +5,13 @@ punctuation away. The rules below were found by comparing outputs: over captions
 strings and random ones. Like a lexer's they compete: the longest match counts, the first one among
 equals, and what is matched after the token, as its context, counts into the length.
 
-Known to differ: the original reads all captions as one text, so that "vitamin c." ends in "c." or
-"c" by the first word of the *next* caption; here it ends in "c", as before "A man ...". Left alone
-are file names that begin with a digit, comments in tags, paths after "example.com", telephone
-numbers of four groups, "etc." with a single letter stuck to it, accented letters next to an
-apostrophe or in compounds (o'é, 3.5-é), and rare scripts.
+Compared by examples/benchmarks/compare_tokenizers.py: of 19,375 captions of Flickr8k and drawn scenes
+none differs; of 112,500 with words changed or glued together, other case, and characters inserted at
+random 20 do (a curly quote beside a backtick, "@@" in a word, "&x;" with no such entity, "va.n"); of
+378,057 sentences of software documentation 273 do. These are, and are left alone: comments and tags of
+HTML over several words, addresses without a dot (http://localhost), one character in brackets with an
+apostrophe or a sign "(x')", "conn.c", telephone numbers of four groups and after a comma, several "@" in
+one word, accented letters next to an apostrophe or in compounds (o'é, 3.5-é), and rare scripts.
 """
 
 # ruff: noqa: RUF001 -- signs that look alike are what this file is about
@@ -117,7 +119,7 @@ _RULES = [
     rf"({_L}{_A}*){_Q}{_CLITIC}",
     rf"'{_CLITIC}(?![A-Za-z])|’{_CLITIC}",
     rf"{_Q}(?i:em|till?|cause)|{_Q}[nN]{_Q}|'[nN](?=\s|$)|’[nN]",
-    rf"{_Q}[2-9]0s|{_Q}\d\d(?=\s|$)",
+    rf"{_Q}[2-9]0[sS]|{_Q}\d\d(?=\s|$)",
     rf"[dDjJlL]{_Q}|(?i:ol|dunkin|somethin){_Q}|([yY]{_Q}){_L}",
     # words, compounds, abbreviations
     _WORD,
@@ -141,13 +143,14 @@ _RULES = [
     rf"[cC]\+\+|[cCfF]#|#{_L}+|@[A-Za-z_][A-Za-z0-9_]*",
     r"(?i:https?://[^\s<>\"|()]+\.[^\s<>\"|()]*[^\s<>\"|(),.!?])",
     rf"(?:(?i:www\.(?:[^\s<>\"|.!?(){{}},]+\.)+[a-z]{{2,4}})|{_HOST}(?i:com|net|org|edu)){_PATH}?",
-    r"[A-Za-z0-9][^\s\"<>|()@]*@[^\s\"<>|()@.]+(?:\.[^\s\"<>|()@.]+)*",
-    r"</?[A-Za-z!?][^\s<>]*>|<[A-Za-z]+(?: [A-Za-z]+(?:='[^'\n]*'|=\"[^\"\n]*\")?)* ?/?>",
+    r"<?[A-Za-z0-9][^\s\"<>|(){}@]*@[^\s\"<>|(){}@.]+(?:\.[^\s\"<>|(){}@.]+)*>?",
+    r"<[!?][A-Za-z-][^>\n]*>|</?[A-Za-z][\w:.-]* ?>",
+    r"<[A-Za-z][\w:.-]*(?: [A-Za-z][\w:.-]*(?:='[^'\n]*'|=\"[^\"\n]*\")?)* ?/?>",
     r"&(?:#\d+|[A-Za-z]{2,});",
     # signs
     r"[<>]?[:;=][-o*']?[()\[DPdp@|\\{](?![A-Za-z0-9])|[:;=]-?\](?![A-Za-z0-9])|\^_\^|'_'|>_<|-_-",
     r"-[LRlr][RSCrsc][Bb]-",
-    rf"\.{{3,5}}|\. \. \.|''|``|[‘’“”]{{1,2}}|#+|-+|>>|<<|[!?]+|_+|\*+|@+|[{_SIGNS}]",
+    rf"\.{{3,5}}|\. \. \.|''|``|[‘’“”]{{1,2}}|#+|-+|>>|<<|[!?]+|_+|(?:\\?\*)+|@+|[{_SIGNS}]",
 ]
 _COMPILED_RULES = [re.compile(rule) for rule in _RULES]
 # Nearly every word of a caption: no rule can do more with it than take it whole.

@@ -1,0 +1,191 @@
+"""Scores image by image, of parts, and their intervals: hand-made values and the official scorers."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from ituning_hf.evaluation import CaptionScores, score_captions
+from ituning_hf.evaluation.corpus_formulas import bleu_from_counts, meteor_from_counts, read_meteor_counts
+
+WORDS = "a the dog cat man runs sits on grass red blue two".split()  # noqa: SIM905
+# What METEOR 1.5 says of four pairs, and, asked with EVAL, of each and of all together.
+METEOR_SAYS = [
+    "6.0 6.0 2.0 2.0 1.0 1.0 1.0 1.0 2.0 2.0 0.0 0.0 0.0 0.0 0.0 0.0 1.0 1.0 1.0 1.0 1.0 6.0 6.0",
+    "7.0 6.0 3.0 4.0 1.0 1.0 3.0 3.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 4.0 4.0 4.0",
+    "0.0 6.0 0.0 4.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0",
+    "1.0 1.0 0.0 0.0 1.0 1.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 0.0 1.0 1.0 1.0",
+]
+METEOR_SCORES, METEOR_TOGETHER = [0.7142857142857142, 0.22325581395348837, 0.0, 1.0], 0.2672579256490067
+
+
+def random_captions(num_images: int, seed: int = 0) -> tuple[list[str], list[list[str]]]:
+    """Captions, some empty, and one to five references of other lengths."""
+    dice = random.Random(seed)
+
+    def caption(least: int) -> str:
+        return " ".join(dice.choices(WORDS, k=dice.randint(least, 11)))
+
+    references = [[caption(1) for _ in range(dice.randint(1, 5))] for _ in range(num_images)]
+    return [caption(0) for _ in range(num_images)], references
+
+
+@pytest.fixture(scope="module")
+def captions() -> tuple[list[str], list[list[str]]]:
+    return random_captions(37)
+
+
+@pytest.fixture(scope="module")
+def scores(captions: tuple[list[str], list[list[str]]]) -> CaptionScores:
+    return score_captions(*captions, java=False)
+
+
+def test_values_of_each_image_are_the_official_scorers(captions, scores: CaptionScores):
+    predictions = {image: [caption] for image, caption in enumerate(captions[0])}
+    references = dict(enumerate(captions[1]))
+    _, bleu = Bleu(4).compute_score(references, predictions, verbose=0)
+    expected = {f"bleu_{n}": values for n, values in enumerate(bleu, start=1)}
+    expected["rouge_l"] = Rouge().compute_score(references, predictions)[1].tolist()
+    expected["cider"] = Cider().compute_score(references, predictions)[1].tolist()
+    assert scores.per_image == expected
+    assert scores.num_images == 37
+    assert list(scores.metrics) == list(expected)
+    assert all(type(value) is float for values in scores.per_image.values() for value in values)
+
+
+def test_values_by_hand():
+    # 3 words of 6, all right; 1 of 2 words right, no pair; the right words twice
+    scores = score_captions(
+        ["the cat sat", "a dog", "red red"],
+        [["the cat sat on a mat"], ["the dog"], ["red car", "a red red hat"]],
+        java=False,
+    )
+    assert scores.per_image["bleu_1"] == pytest.approx([math.exp(1 - 6 / 3), 0.5, 1], abs=1e-8)
+    assert scores.per_image["bleu_2"] == pytest.approx([math.exp(1 - 6 / 3), 0, 1], abs=1e-6)
+    # precision and recall: 1, 1/2; 1/2, 1/2; and the best of each, 1 and 1/2
+    assert scores.per_image["rouge_l"] == pytest.approx([1.22 / 1.94, 0.5, 1.22 / 1.94])
+    # matched, all n-grams, words, and those of the nearest reference, of two the shorter
+    assert scores.counts["bleu"].tolist() == [
+        [3, 2, 1, 0, 3, 2, 1, 0, 3, 6],
+        [1, 0, 0, 0, 2, 1, 0, 0, 2, 2],
+        [2, 1, 0, 0, 2, 1, 0, 0, 2, 2],
+    ]
+    # 6 of 7 words; 7 words where the references have 10
+    assert scores.metrics["bleu_1"] == pytest.approx(6 / 7 * math.exp(1 - 10 / 7))
+
+
+def test_it_is_said_how_the_scores_came_about(scores: CaptionScores):
+    assert (scores.tokenizer, scores.java_version) == ("Python", None)
+    assert scores.left_out == {
+        "meteor": "METEOR is left out: it runs in Java, and java=False does without.",
+        "spice": "SPICE is left out: it runs in Java, and java=False does without.",
+    }
+    assert "counts" not in repr(scores)
+
+
+def test_only_some_metrics(captions, scores: CaptionScores):
+    some = score_captions(*captions, java=False, only=["cider", "rouge_l"])
+    assert some.metrics == {name: scores.metrics[name] for name in ("rouge_l", "cider")}
+    assert some.left_out == {}
+    assert some.subset([3, 5])["cider"] == scores.subset([3, 5])["cider"]
+    with pytest.raises(RuntimeError, match="METEOR is left out: it runs in Java, and java=False"):
+        score_captions(*captions, java=False, only=["meteor"])
+    for wrong in (["bleu_4"], []):
+        with pytest.raises(ValueError, match=r"expected some of \['bleu', 'rouge_l', 'cider'"):
+            score_captions(*captions, java=False, only=wrong)
+
+
+def test_a_part_has_its_own_bleu_and_the_whole_sets_document_frequencies(captions, scores: CaptionScores):
+    part = [1, 2, 3, 5, 8, 13, 21, 34]
+    found = scores.subset(part)
+    alone = score_captions([captions[0][i] for i in part], [captions[1][i] for i in part], java=False)
+    assert list(found) == list(scores.metrics)
+    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):
+        assert found[name] == pytest.approx(alone.metrics[name], abs=1e-12)
+    assert found["cider"] == pytest.approx(np.mean([scores.per_image["cider"][i] for i in part]), abs=1e-12)
+    assert abs(found["cider"] - alone.metrics["cider"]) > 0.01
+    assert scores.subset(range(37)) == pytest.approx(scores.metrics, abs=1e-12)
+
+
+def test_parts_weighted_by_their_images_make_up_the_whole_cider(scores: CaptionScores):
+    domains = [range(5), range(5, 30), range(30, 37)]  # as published NoCaps values do
+    whole = sum(len(domain) * scores.subset(domain)["cider"] for domain in domains) / 37
+    assert whole == pytest.approx(scores.metrics["cider"], abs=1e-12)
+
+
+def test_parts_that_are_none(scores: CaptionScores):
+    with pytest.raises(ValueError, match="no image in this part"):
+        scores.subset([])
+    with pytest.raises(IndexError):
+        scores.subset([37])
+
+
+def test_intervals_are_those_of_a_naive_bootstrap(captions, scores: CaptionScores):
+    generator = np.random.default_rng(5)
+    found = []
+    for _ in range(23):
+        drawn = generator.integers(37, size=37)
+        again = score_captions([captions[0][i] for i in drawn], [captions[1][i] for i in drawn], java=False)
+        values = again.metrics | {"cider": np.mean([scores.per_image["cider"][i] for i in drawn])}
+        found.append([*values.values()])
+    low, high = np.quantile(found, [0.1, 0.9], axis=0)
+    intervals = scores.confidence_intervals(confidence=0.8, num_resamples=23, seed=5)
+    assert list(intervals) == list(scores.metrics)
+    assert np.array([*intervals.values()]) == pytest.approx(np.stack([low, high], axis=1), abs=1e-12)
+
+
+def test_intervals_hold_the_value_and_shrink_with_images(scores: CaptionScores):
+    intervals = scores.confidence_intervals()
+    assert intervals == scores.confidence_intervals()
+    assert intervals != scores.confidence_intervals(seed=1)
+    assert all(low < scores.metrics[name] < high for name, (low, high) in intervals.items())
+    more = score_captions(*random_captions(37 * 9, seed=1), java=False).confidence_intervals()
+    low, high = intervals["rouge_l"]
+    assert more["rouge_l"][1] - more["rouge_l"][0] == pytest.approx((high - low) / 3, rel=0.3)
+
+
+@pytest.mark.parametrize("wrong", [{"confidence": 0}, {"confidence": 95}, {"num_resamples": 0}])
+def test_intervals_of_nothing(scores: CaptionScores, wrong: dict):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}, expected"):
+        scores.confidence_intervals(**wrong)
+
+
+def test_metrics_that_are_means_can_be_added(scores: CaptionScores):
+    values = [image / 37 for image in range(37)]
+    more = scores.with_means({"clip_score": values})
+    assert more.metrics == scores.metrics | {"clip_score": pytest.approx(18 / 37)}
+    assert more.subset([0, 37 - 1])["clip_score"] == pytest.approx(18 / 37)
+    assert more.confidence_intervals()["clip_score"][0] < 18 / 37
+    with pytest.raises(ValueError, match="clip_score has 2 values for 37 images"):
+        scores.with_means({"clip_score": [0.5, 0.5]})
+
+
+def test_bleu_formula_of_no_words_is_zero():
+    assert bleu_from_counts(np.zeros(10)).tolist() == pytest.approx([0] * 4, abs=1e-5)
+
+
+def test_meteor_adds_up_as_its_program_does():
+    counts = read_meteor_counts(METEOR_SAYS)
+    assert meteor_from_counts(counts).tolist() == pytest.approx(METEOR_SCORES, abs=1e-12)
+    assert float(meteor_from_counts(counts.sum(0))) == pytest.approx(METEOR_TOGETHER, abs=1e-12)
+    assert float(meteor_from_counts(counts[2])) == 0
+
+
+def test_meteor_of_parts_and_resamples_adds_up():
+    counts = read_meteor_counts(METEOR_SAYS)
+    scores = CaptionScores(
+        metrics={"meteor": METEOR_TOGETHER},
+        per_image={"meteor": METEOR_SCORES},
+        tokenizer="PTB (Java)",
+        java_version=17,
+        left_out={},
+        counts={"meteor": counts},
+    )
+    assert scores.subset(range(4)) == {"meteor": pytest.approx(METEOR_TOGETHER, abs=1e-12)}
+    assert scores.subset([1, 3]) == {"meteor": pytest.approx(0.2789597455370037, abs=1e-12)}  # by EVAL
+    low, high = scores.confidence_intervals(num_resamples=50)["meteor"]
+    assert 0 <= low < METEOR_TOGETHER < high <= 1
