@@ -66,7 +66,9 @@ def on_features(args: TrainArguments, features: str) -> TrainArguments:
 # --- The same as from pictures
 
 
-def test_losses_and_captions_are_those_of_pictures(settings: Settings, build: Build):
+def test_losses_and_captions_are_those_of_pictures(
+    settings: Settings, build: Build, monkeypatch: pytest.MonkeyPatch
+):
     """Steps of two batches, more captions than are taken of an image, an epoch's padding, scores."""
     args = settings(**SCORED, gradient_accumulation_steps=2, captions_per_image=1)
     train(args)
@@ -76,6 +78,9 @@ def test_losses_and_captions_are_those_of_pictures(settings: Settings, build: Bu
     assert len(losses(args)) == 16 + 3
     assert samples(stored) == samples(args)
     assert samples(args)[0] != samples(args)[-1]
+    monkeypatch.setattr(FeatureStore, "read", lambda store, name: store.blank())
+    train(blank := replace(stored, output_dir=args.output_dir + " blank"))
+    assert losses(blank) != pytest.approx(losses(args), rel=1e-3)
 
 
 @pytest.mark.parametrize(("storage", "bound"), [("bfloat16", 2e-4), ("int8", 5e-4)])
