@@ -38,7 +38,8 @@ def read_coco_captions(
 
     Beside `captions_train2017.json`, a file of the same name with `val` in place of `train` is the
     "val" split. Without such a file "val" is taken from the file by lot; see `select_split`.
-    Images without annotations are left out: COCO's files list them too.
+    `captions_val2017.json` itself is a "val" split, and has no other. Images without annotations are
+    left out: COCO's files list them too.
 
     `captions_train2017.json` has its images in a folder `train2017`, which is looked for in
     `image_root`, or else beside the file and one level up, there also below `images`. All these
@@ -59,6 +60,8 @@ def read_coco_captions(
     """
     path = Path(json_path)
     root = None if image_root is None else Path(image_root)
+    if part := re.search(r"(val|test)\d{4}", path.stem):
+        return _read_whole(path, root, part[1], split, require_images)
     sibling = path.with_name(path.name.replace("train", "val"))
     if sibling == path or not sibling.is_file():
         return select_split(_read_rows(path, root, require_images), split, path, seed, val_share)
@@ -67,8 +70,20 @@ def read_coco_captions(
         raise MissingSplitError(
             f"{path} has no images of split {split!r}; it has 'train', and {sibling.name} 'val'"
         )
-    rows = [replace(row, split=split) for row in _read_rows(files[split], root, require_images)]
-    return select_split(rows, split, files[split], seed, val_share)
+    return _read_whole(files[split], root, split, split, require_images)
+
+
+def _read_whole(
+    path: Path, root: Path | None, own: str, split: str, require_images: bool
+) -> list[CaptionedImage]:
+    """Read a file all of which is one split."""
+    if split != own:
+        raise MissingSplitError(
+            f"{path} is a {own!r} split by its name, and has no images of split {split!r}: give another file, or "
+            "another name to this one"
+        )
+    rows = [replace(row, split=own) for row in _read_rows(path, root, require_images)]
+    return select_split(rows, own, path, 0, DEFAULT_VAL_SHARE)
 
 
 def _read_rows(path: Path, image_root: Path | None, require_images: bool) -> list[Row]:

@@ -71,6 +71,14 @@ def test_the_file_beside_is_val(coco2017: Path, tmp_path: Path) -> None:
         read_coco_captions(coco2017, None, "test")
 
 
+def test_a_file_that_is_val_by_its_name_is_nothing_else(coco2017: Path) -> None:
+    alone = coco2017.with_name("captions_val2017.json")
+    coco2017.unlink()
+    assert [record.image_id for record in read_coco_captions(alone, None, "val")] == [5, 6, 7]
+    with pytest.raises(ValueError, match=r"is a 'val' split by its name, and has no images of split 'train'"):
+        read_coco_captions(alone, None, "train")
+
+
 def test_without_a_file_beside_val_is_taken_by_lot(numbered: Path) -> None:
     train, val = names(numbered, "train", val_share=0.3), names(numbered, "val", val_share=0.3)
     assert sorted(train + val) == [f"{i:02d}.png" for i in range(50)]
