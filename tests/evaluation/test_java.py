@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from ituning_hf.evaluation import compute_caption_metrics, java
-from ituning_hf.evaluation.java import Java, find_java, meteor, spice, spice_can_run, tokenize_with_java
+from ituning_hf.evaluation import CaptionScores, compute_caption_metrics, java, score_captions
+from ituning_hf.evaluation.corpus_formulas import meteor_from_counts
+from ituning_hf.evaluation.java import (
+    Java,
+    find_java,
+    meteor_counts,
+    spice,
+    tokenize_with_java,
+    why_no_spice,
+)
 
 CAPTIONS = ["a man rides a red bike", "two dogs sleep on the grass"]
 
@@ -49,6 +57,10 @@ def test_missing_java(script: str | None, tmp_path: Path, monkeypatch: pytest.Mo
         compute_caption_metrics(CAPTIONS, references, java=True)
     without = compute_caption_metrics(CAPTIONS, references, java=False)
     assert compute_caption_metrics(CAPTIONS, references) == without
+    assert score_captions(CAPTIONS, references).left_out == {
+        "meteor": "METEOR is left out: it runs in Java, and no working `java` is on the PATH.",
+        "spice": "SPICE is left out: it runs in Java, and no working `java` is on the PATH.",
+    }
 
 
 def test_failures_show_what_java_said(broken_java: Java):
@@ -56,7 +68,9 @@ def test_failures_show_what_java_said(broken_java: Java):
     with pytest.raises(RuntimeError, match=r"PTB tokenizer failed; java=False .* 'out of memory'"):
         tokenize_with_java(CAPTIONS, broken_java)
     with pytest.raises(RuntimeError, match=r"METEOR failed; java=False .* 'out of memory'"):
-        meteor(numbered, numbered, broken_java)
+        meteor_counts(numbered, numbered, broken_java)
+    with pytest.raises(RuntimeError, match="PTB tokenizer failed"):
+        score_captions(CAPTIONS, [[caption] for caption in CAPTIONS])
 
 
 def test_empty_captions_keep_their_places(runtime: Java, monkeypatch: pytest.MonkeyPatch):
@@ -66,34 +80,74 @@ def test_empty_captions_keep_their_places(runtime: Java, monkeypatch: pytest.Mon
     assert tokenize_with_java([""], runtime) == [""]
 
 
-@pytest.mark.slow  # loads METEOR's paraphrases, up to a minute where the processor is busy
-def test_meteor_scores_in_any_locale_and_leaves_no_process(runtime: Java, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de")
-    started = []
+HOSTILE = [
+    "",
+    "two\ndogs\r\nrun\u2028fast",
+    "a ||| b ||| c",
+    "\ud800 alone \udfff",
+    "🙂 🙂 👍🏽 naïve café",
+    "dog " * 10_000,
+    "x" * 10_000,
+    "\x00\x07 a\tbell",
+    "SCORE ||| EVAL",
+]
 
-    class Watched(subprocess.Popen):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            started.append(self)
 
-    monkeypatch.setattr(java.subprocess, "Popen", Watched)
-    references = {index: [caption, ""] for index, caption in enumerate([*CAPTIONS, "café ||| au lait"])}
-    predictions = {0: [CAPTIONS[0]], 1: [""], 2: ["café ||| au lait"]}
-    assert 0 < meteor(references, predictions, runtime) < 1
-    assert len(started) == 1
-    assert started[0].returncode is not None
-    assert started[0].stdin.closed
-    assert started[0].stdout.closed
+@pytest.fixture(scope="module")
+def hostile_scores() -> tuple[CaptionScores, CaptionScores]:
+    """Scores of hostile captions with Java, told another locale, and without."""
+    if find_java() is None:
+        pytest.skip("no Java on the PATH")
+    references = [[HOSTILE[index - 1] or "a dog", "a dog runs", ""] for index in range(len(HOSTILE))]
+    references[6] = ["a dog runs", ""]  # not ten thousand of one word on both sides, which METEOR cannot hold
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LC_ALL", "de_DE.UTF-8")
+        patch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
+        return score_captions(HOSTILE, references, java=True), score_captions(HOSTILE, references, java=False)
+
+
+@pytest.mark.slow  # METEOR loads its paraphrases, up to a minute where the processor is busy
+def test_hostile_captions_are_scored_in_any_locale(hostile_scores: tuple[CaptionScores, CaptionScores]):
+    with_java, without = hostile_scores
+    assert {name: with_java.metrics[name] for name in without.metrics} == pytest.approx(without.metrics)
+    assert (with_java.tokenizer, with_java.java_version) == ("PTB (Java)", find_java().version)
+    meteor = with_java.per_image["meteor"]
+    assert len(meteor) == len(HOSTILE)
+    assert meteor[0] == 0
+    assert 0 < with_java.metrics["meteor"] < 1
+    assert with_java.subset(range(len(HOSTILE))) == pytest.approx(with_java.metrics, abs=1e-12)
+
+
+@pytest.mark.slow  # as above
+def test_meteor_is_its_own_programs(runtime: Java):
+    """The counts of each image, and the formulas, against what EVAL says, as the official wrapper asks it."""
+    references = {0: [CAPTIONS[0], "a red bicycle"], 1: ["a dog asleep", "dogs on the lawn"], 2: ["cats"]}
+    predictions = {0: ["a man on his bike"], 1: [CAPTIONS[1]], 2: ["cats"]}
+    counts = meteor_counts(references, predictions, runtime)
+    lines = [" ||| ".join(["SCORE", *references[image], predictions[image][0]]) for image in range(3)]
+    command = [runtime.program, *java._SETTINGS, "-Xmx2G", "-jar", java._METEOR_JAR, "-", "-", "-stdio"]
+    options = {"cwd": java._package_folder("meteor"), "capture_output": True, "text": True, "check": True}
+
+    def ask(*lines: str) -> list[str]:
+        text = "\n".join(lines) + "\n"
+        return subprocess.run([*command, "-l", "en", "-norm"], input=text, **options).stdout.splitlines()
+
+    *each, together = map(float, ask(" ||| ".join(["EVAL", *ask(*lines)])))
+    assert meteor_from_counts(counts).tolist() == pytest.approx(each, abs=1e-12)
+    assert float(meteor_from_counts(counts.sum(0))) == pytest.approx(together, abs=1e-12)
 
 
 def test_spice_needs_its_models_and_an_old_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(java, "_package_folder", lambda name: tmp_path / name)
-    assert not spice_can_run(Java("java", 8))
+    assert "models are not installed" in why_no_spice(Java("java", 8))
+    assert why_no_spice(Java("java", 17)) == "it needs Java 8 to 11, and this is Java 17"
     (tmp_path / "spice" / "lib").mkdir(parents=True)
     for name in java._SPICE_MODELS:
         (tmp_path / "spice" / "lib" / name).touch()
-    assert [version for version in (7, 8, 11, 17, 21) if spice_can_run(Java("java", version))] == [8, 11]
+    assert [version for version in (7, 8, 11, 17, 21) if why_no_spice(Java("java", version)) is None] == [
+        8,
+        11,
+    ]
 
 
 def test_spice_runs_quietly_in_its_own_process(
@@ -112,13 +166,15 @@ def test_spice_runs_quietly_in_its_own_process(
         "        get_stanford_models()\n"
         "    def compute_score(self, references, predictions):\n"
         "        print('Parsing reference captions', end='')\n"
-        "        if predictions['0'] == ['crash']:\n"
+        "        if predictions[0] == ['crash']:\n"
         "            sys.exit('out of memory')\n"
-        "        assert references['0'] == ['a dog', 'dogs']\n"
-        "        return 0.25, []\n"
+        "        assert references[0] == ['a dog', 'dogs']\n"
+        "        scores = [{'All': {'f': image / 100}} for image in sorted(references)]\n"
+        "        return 0.0, scores\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    assert spice({0: ["a dog", "dogs"]}, {0: ["dog"]}) == 0.25
+    references = {image: ["a dog", "dogs"] for image in range(11)}
+    assert spice(references, {image: ["dog"] for image in range(11)}) == [image / 100 for image in range(11)]
     with pytest.raises(RuntimeError, match=r"SPICE failed.*'out of memory'"):
         spice({0: ["a dog"]}, {0: ["crash"]})
     assert capfd.readouterr() == ("", "")
