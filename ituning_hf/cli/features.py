@@ -122,45 +122,43 @@ def _add_encoder(add: Any) -> None:
 
 def run_build(options: argparse.Namespace) -> int:
     """Build the store, and return the exit code."""
-    from ..features import FeatureStore, build_features, describe_encoder, plan_build
     from ..training.errors import RunStopped
     from ..training.signals import stop_on_signals
 
-    spec = {
-        name: getattr(options, name)
-        for name in (
-            "vision_model",
-            "vision_revision",
-            "vision_feature_layer",
-            "storage",
-            "mixed_precision",
-        )
-    }
     try:
         with stop_on_signals():
-            records = _load_records(options)
-            if options.dry_run:
-                plan = plan_build(records, options.output_dir, describe_encoder(**spec), options.shard_size)
-                _print_plan(plan)
-                plan.require_space()
-                print("nothing was written")
-                return 0
-            result = build_features(
-                records,
-                options.output_dir,
-                **spec,
-                batch_size=options.batch_size,
-                shard_size=options.shard_size,
-                num_workers=options.dataloader_num_workers,
-                device=None if options.device == "auto" else options.device,
-                on_plan=_print_plan,
-                progress=sys.stderr.isatty(),
-            )
+            _build(options, _load_records(options))
     except RunStopped as stopped:
         print("ituning: stopped: the same command goes on from here", file=sys.stderr)
         return stopped.exit_code
-    _print_result(result, FeatureStore(options.output_dir))
     return 0
+
+
+_SPEC = ("vision_model", "vision_revision", "vision_feature_layer", "storage", "mixed_precision")
+
+
+def _build(options: argparse.Namespace, records: list[CaptionedImage]) -> None:
+    from ..features import FeatureStore, build_features, describe_encoder, plan_build
+
+    spec = {name: getattr(options, name) for name in _SPEC}
+    if options.dry_run:
+        plan = plan_build(records, options.output_dir, describe_encoder(**spec), options.shard_size)
+        _print_plan(plan)
+        plan.require_space()
+        print("nothing was written")
+        return
+    result = build_features(
+        records,
+        options.output_dir,
+        **spec,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        num_workers=options.dataloader_num_workers,
+        device=None if options.device == "auto" else options.device,
+        on_plan=_print_plan,
+        progress=sys.stderr.isatty(),
+    )
+    _print_result(result, FeatureStore(options.output_dir))
 
 
 def run_info(options: argparse.Namespace) -> int:

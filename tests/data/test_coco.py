@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.data import CaptionedImage, read_coco_captions
+from ituning_hf.data import CaptionedImage, MissingSplitError, read_coco_captions
 from ituning_hf.data.coco import is_coco
 
 from .conftest import save_image
@@ -66,7 +66,8 @@ def test_the_file_beside_is_val(coco2017: Path, tmp_path: Path) -> None:
         tmp_path / "val2017" / f"{i:012d}.jpg" for i in (5, 6, 7)
     ]
     with pytest.raises(
-        ValueError, match=r"no images of split 'test'; it has 'train', and captions_val2017\.json 'val'$"
+        MissingSplitError,
+        match=r"no images of split 'test'; it has 'train', and captions_val2017\.json 'val'$",
     ):
         read_coco_captions(coco2017, None, "test")
 
@@ -84,7 +85,9 @@ def test_without_a_file_beside_val_is_taken_by_lot(numbered: Path) -> None:
     assert sorted(train + val) == [f"{i:02d}.png" for i in range(50)]
     assert 5 <= len(val) <= 25
     assert names(numbered, "val", seed=1, val_share=0.3) != val
-    with pytest.raises(ValueError, match=r"has no images of split 'test'; it has 'train' \(\d+\), 'val'"):
+    with pytest.raises(
+        MissingSplitError, match=r"has no images of split 'test'; it has 'train' \(\d+\), 'val'"
+    ):
         names(numbered, "test")
 
 

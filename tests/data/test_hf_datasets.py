@@ -22,6 +22,7 @@ from ituning_hf.data import (
     read_hf_dataset,
 )
 from ituning_hf.data.hf_datasets import is_hub_name
+from ituning_hf.data.splits import MissingSplitError
 
 from .conftest import WordProcessor, save_image
 
@@ -124,14 +125,16 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
     datasets.DatasetDict(train=table(2), val=table(1, 2)).save_to_disk(tmp_path / "several")
     assert captions(tmp_path / "several") == {"train[0]": ("a 0",), "train[1]": ("a 1",)}
     assert captions(tmp_path / "several", "val") == {"val[0]": ("a 2",)}
-    with pytest.raises(ValueError, match=r"must have one split 'test'; it has 'train' \(2\), 'val' \(1\)$"):
+    with pytest.raises(
+        MissingSplitError, match=r"must have one split 'test'; it has 'train' \(2\), 'val' \(1\)$"
+    ):
         captions(tmp_path / "several", "test")
 
 
 def test_a_lone_test_split_is_not_trained_on(tmp_path: Path) -> None:
     datasets.DatasetDict(test=table(2)).save_to_disk(tmp_path / "pets")
     assert len(captions(tmp_path / "pets", "test")) == 2
-    with pytest.raises(ValueError, match=r"must have one split 'train'; it has 'test' \(2\)$"):
+    with pytest.raises(MissingSplitError, match=r"must have one split 'train'; it has 'test' \(2\)$"):
         captions(tmp_path / "pets")
 
 

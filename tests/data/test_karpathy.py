@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.data import CaptionedImage, check_images_exist, read_karpathy
+from ituning_hf.data import CaptionedImage, MissingSplitError, check_images_exist, read_karpathy
 
 
 def entry(filename: str, split: str, *captions: str, **extra: Any) -> dict[str, Any]:
@@ -122,9 +122,11 @@ def test_every_entry_has_a_split(write_json: Callable[..., Path], tmp_path: Path
 
 def test_an_absent_split_lists_those_present(write_json: Callable[..., Path], tmp_path: Path) -> None:
     path = write_json([entry("a.jpg", "train", "a"), entry("b.jpg", "val", "a"), entry("c.jpg", "val", "a")])
-    with pytest.raises(ValueError, match=r"no images of split 'dev'; it has 'train' \(1\), 'val' \(2\)$"):
+    with pytest.raises(
+        MissingSplitError, match=r"no images of split 'dev'; it has 'train' \(1\), 'val' \(2\)$"
+    ):
         read_karpathy(path, tmp_path, "dev")
-    with pytest.raises(ValueError, match=r"no images of split 'train'; it has none$"):
+    with pytest.raises(MissingSplitError, match=r"no images of split 'train'; it has none$"):
         read_karpathy(write_json([]), tmp_path, "train")
 
 

@@ -126,3 +126,10 @@ def test_bad_requests_are_refused() -> None:
         read_scenes("dev", 5)
     with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
         read_scenes("train", 0)
+
+
+def test_what_a_scene_is_drawn_from_tells_it_from_others() -> None:
+    scenes = [make_scene(seed, index) for seed in (0, 1) for index in range(50)]
+    assert len({scene.read() for scene in scenes}) == 100
+    assert make_scene(1, 7).read() == make_scene(1, 7).read()
+    assert all(scene.num_bytes == len(scene.read()) for scene in scenes)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ituning_hf.data.rows import Row
-from ituning_hf.data.splits import parse_split, select_split
+from ituning_hf.data.splits import MissingSplitError, parse_split, select_split
 
 
 def rows(count: int, split: str | None = None) -> list[Row]:
@@ -31,7 +31,7 @@ def test_given_splits_are_kept() -> None:
     mixed = [*rows(2, "val"), *rows(3, "train")[2:]]
     assert names(mixed, "val", seed=9, val_share=0.9) == ["000.jpg", "001.jpg"]
     with pytest.raises(
-        ValueError, match=r"^photos has no images of split 'test'; it has 'val' \(2\), 'train' \(1\)$"
+        MissingSplitError, match=r"^photos has no images of split 'test'; it has 'val' \(2\), 'train' \(1\)$"
     ):
         names(mixed, "test")
     with pytest.raises(ValueError, match=r"^photos: 'split' must be on every line or on none$"):
