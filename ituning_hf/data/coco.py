@@ -79,8 +79,8 @@ def _read_whole(
     """Read a file all of which is one split."""
     if split != own:
         raise MissingSplitError(
-            f"{path} is a {own!r} split by its name, and has no images of split {split!r}: give another file, "
-            "or give this one another name"
+            f"{path} is a {own!r} split by its name, and has no images of split {split!r}: give "
+            "another file, or another name to this one"
         )
     rows = [replace(row, split=own) for row in _read_rows(path, root, require_images)]
     return select_split(rows, own, path, 0, DEFAULT_VAL_SHARE)
