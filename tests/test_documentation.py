@@ -16,7 +16,8 @@ import ituning_hf
 from ituning_hf import ITuningProcessor, benchmark, cli, save_captioner
 from ituning_hf.training import parse_arguments
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = Path(ituning_hf.__file__).parent
 MODULES = [
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
@@ -45,6 +46,7 @@ def test_docstring_examples_run(name: str):
 def test_the_readmes_training_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("seed: 1")
+    Path("examples").symlink_to(ROOT / "examples")
     launchers = [
         "accelerate launch examples/train.py",
         "accelerate launch --multi_gpu examples/train.py",
@@ -59,16 +61,17 @@ def test_the_readmes_training_commands_are_understood(tmp_path: Path, monkeypatc
             parse_arguments(line)
 
 
-def test_the_readmes_evaluations_are_understood():
+def test_the_readmes_evaluations_are_understood(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
     for line in commands("ituning evaluate"):
         benchmark.parse_arguments(line)
 
 
 def test_the_readmes_other_commands_are_understood():
     lines = [line for line in commands("ituning") if line[0] not in ("train", "evaluate")]
-    assert {line[0] for line in lines} == {"caption", "convert", "demo", "info", "push"}
+    assert {line[0] for line in lines} == {"caption", "convert", "demo", "features", "info", "push"}
     for line in lines:
-        cli._parser().parse_args(line)
+        cli._parser().parse_args([*map(cli._with_hyphens, line)])
 
 
 def test_nothing_in_the_readme_waits_to_be_filled_in():
@@ -97,7 +100,7 @@ def test_the_readmes_python_runs(
     captions = [["a red square"], ["a blue one"]]
     names = {"images": images, "captions": captions}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         exec(block, names)  # our own text
     assert names["loss"].requires_grad
