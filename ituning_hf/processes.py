@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from transformers.utils import logging as transformers_logging
 
 from .launching import refuse_unsupported_launch
 
@@ -54,6 +57,20 @@ def create_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Acc
             "them with `accelerate launch` or `torchrun`."
         )
     return accelerator
+
+
+@contextmanager
+def command_process() -> Iterator[None]:
+    """Let a command tell what is wrong in lines of its own, and leave the other processes at its end."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        leave_group()  # a process that ends within it may be aborted, and its exit code lost
 
 
 @contextmanager

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from collections.abc import Sequence
 
-from transformers.utils import logging as transformers_logging
-
-from ..processes import OtherProcessError, leave_group
+from ..processes import OtherProcessError, command_process
 from .arguments import parse_arguments
 from .run import evaluate_captioner
 
@@ -36,17 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raised.
     """
     args = parse_arguments(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        evaluate_captioner(args)
+        with command_process():
+            evaluate_captioner(args)
     except OtherProcessError as error:
         return error.exit_code
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt("interrupted: the same command goes on with what is left") from stopped
-    finally:
-        leave_group()  # a process that ends within it may be aborted, and its exit code lost
     return 0

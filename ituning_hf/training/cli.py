@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,14 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from transformers.utils import logging as transformers_logging
 
-from ..processes import OtherProcessError, create_accelerator, leave_group, one_fate
+from ..processes import (
+    OtherProcessError,
+    command_process,
+    create_accelerator,
+    leave_group,
+    one_fate,
+)
 from .arguments import TrainArguments
 from .command_line import parse_arguments
 from .dry_run import dry_run
@@ -68,13 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raised.
     """
     args = parse_arguments(argv)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        train(args)
+        with command_process():
+            train(args)
     except OtherProcessError as error:
         return error.exit_code
     except RunStopped as stopped:
@@ -82,8 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             flag = "" if args.resume_from_checkpoint == "latest" else " with --resume_from_checkpoint latest"
             print(f"ituning: {stopped}: go on by the same command{flag}", file=sys.stderr)  # noqa: T201
         return stopped.exit_code
-    finally:
-        leave_group()  # a process that ends within it may be aborted, and its exit code lost
     return 0
 
 

@@ -159,4 +159,6 @@ def test_two_processes_stop_at_one_step_and_fail_with_one_message(settings: Sett
     assert refused.returncode == 1  # torchrun's own, whatever its processes ended with
     assert printed.count("ituning: error: --output_dir") == 1, printed
     assert "holds another run" in printed
-    assert len(re.findall(r"exitcode *: 2 ", printed)) == 2, printed
+    codes = re.findall(r"exitcode *: (-?\d+) ", printed)
+    # On a busy machine torchrun sends SIGTERM to the second before it has ended by itself.
+    assert "2" in codes and set(codes) <= {"2", "-15", "143"}, printed
