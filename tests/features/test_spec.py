@@ -98,6 +98,20 @@ def test_what_is_of_no_consequence_fits(spec: FeatureSpec, backbones: dict[str, 
     assert whole.digest() == spec.digest()
 
 
+def test_each_field_of_encoder_and_preparation_must_fit(spec: FeatureSpec):
+    """Literally listed: one that is forgotten lets other numbers into the store."""
+    encoder = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"}
+    encoder |= {"image_size", "patch_size", "hidden_act", "layer_norm_eps"}
+    preparation = {"do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"}
+    preparation |= {"do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"}
+    for part, names in (("vision_config", encoder), ("image_processor", preparation)):
+        for name in names:
+            other = replace(spec, **{part: getattr(spec, part) | {name: 1789}})
+            with pytest.raises(ValueError, match=rf"{part}\.{name} .*, not 1789"):
+                check_fits(spec, other, Path("here"))
+            assert other.digest() != spec.digest()
+
+
 def test_a_captioner_must_fit(spec: FeatureSpec, backbones: dict[str, Path], tmp_path: Path):
     check_fits_captioner(spec, make_captioner(backbones).config, spec.image_processor, tmp_path)
     check_fits_captioner(
