@@ -83,7 +83,7 @@ def make_store(folder: Path, config: ITuningConfig, storage: str, num_images: in
     for start in range(0, num_images, 500):
         part = names[start : start + 500]
         packed = {name: pack(torch.randn(1, tokens, vision.hidden_size), storage) for name in part}
-        index = ShardIndex({name: Picture(start, "0" * 16) for name in part}, {})
+        index = ShardIndex(spec.digest(), {name: Picture(start, "0" * 16) for name in part}, {})
         write_shard(folder, index, {name: {k: t[0] for k, t in p.items()} for name, p in packed.items()})
     return FeatureStore(folder)
 

@@ -135,7 +135,7 @@ def _prepare(
     model = load_model(args.model, accelerator.device, **_loading_options(args))
     processor = load_processor(args.model, args.revision)
     if store is not None:
-        store.require_fits(model.config)
+        store.require_fits(model.config, processor.image_processor.to_dict())
     inputs = PixelInputs(processor.image_processor) if store is None else FeatureInputs(store)
     options = search_options(model, 1, args.num_beams, args.max_new_tokens, {})
     args = replace(args, num_beams=options["num_beams"])  # the report says what was done

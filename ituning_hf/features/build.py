@@ -146,7 +146,7 @@ def _build(
     bar = tqdm(total=plan.num_images, unit="image", disable=not progress)
     with bar, logging_redirect_tqdm() if progress else nullcontext():
         for shard in plan.shards:
-            index, packed = ShardIndex({}, {}), dict[str, dict[str, torch.Tensor]]()
+            index, packed = ShardIndex(plan.spec.digest(), {}, {}), dict[str, dict[str, torch.Tensor]]()
             while len(index.pictures) + len(index.unreadable) < len(shard):
                 batch = next(batches)
                 _add(batch, index, packed, encoder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +13,7 @@ from ..backbones_ituning import encode_images, fingerprint, load_backbone_config
 from ..configuration_ituning import ITuningConfig, as_recorded_path
 from ..processing_ituning import load_image_processor
 from .quantisation import pack
-from .spec import MIXED_PRECISIONS, STORAGES, FeatureSpec
+from .spec import MIXED_PRECISIONS, STORAGES, FeatureSpec, as_stored
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,19 +55,14 @@ def describe_encoder(
         vision_model_name_or_path=place,
         vision_model_revision=commit,
         vision_model_fingerprint=fingerprint("vision", place, revision=commit),
-        vision_config=_as_stored(config.to_dict()["vision_config"]),
-        image_processor=_as_stored(load_image_processor(place, commit).to_dict()),
+        vision_config=as_stored(config.to_dict()["vision_config"]),
+        image_processor=as_stored(load_image_processor(place, commit).to_dict()),
         vision_feature_layer=vision_feature_layer,
         storage=storage,
         mixed_precision=mixed_precision,
         num_tokens=(encoder.image_size // encoder.patch_size) ** 2 + 1,
         hidden_size=encoder.hidden_size,
     )
-
-
-def _as_stored(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as they come back from JSON: no tuples, no enumerations."""
-    return json.loads(json.dumps(settings))
 
 
 class Encoder:

@@ -36,10 +36,12 @@ class ShardIndex:
     """What a shard holds, as its header says.
 
     Args:
+        spec: The digest of what the features were made by; see `FeatureSpec.digest`.
         pictures: The picture that each image's features are of, by the image's name.
         unreadable: The images whose picture could not be read.
     """
 
+    spec: str
     pictures: dict[str, Picture]
     unreadable: dict[str, Unreadable]
 
@@ -52,6 +54,7 @@ class ShardIndex:
         """Read what `to_json` wrote."""
         content = json.loads(text)
         return cls(
+            content["spec"],
             {name: Picture(*picture) for name, picture in content["pictures"].items()},
             {
                 name: Unreadable(Picture(*entry["picture"]), entry["reason"])
@@ -60,7 +63,7 @@ class ShardIndex:
         )
 
     def file_name(self) -> str:
-        """Return the shard's name: a digest of what it says of its images, and of nothing else."""
+        """Return the shard's name: a digest of its images' pictures and of what made their features."""
         return _file_name(self.to_json())
 
 
@@ -98,11 +101,15 @@ def write_shard(folder: Path, index: ShardIndex, packed: Mapping[str, Mapping[st
     return path
 
 
-def read_index(path: Path) -> ShardIndex:
+def read_index(path: Path, spec: str) -> ShardIndex:
     """Read what a shard holds, and none of the features.
 
+    Args:
+        path: The file.
+        spec: The digest of what its store's features were made by.
+
     Raises:
-        ValueError: The file is damaged: cut short, or its header changed.
+        ValueError: The file is damaged: cut short, or its header changed; or it is another store's.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -113,6 +120,12 @@ def read_index(path: Path) -> ShardIndex:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if _file_name(text) != path.name:
         raise _damaged(path, "its name is not that of what it holds")
+    if index.spec != spec:
+        raise ValueError(
+            f"{path} was not made by what the store's description beside it says: it is another store's, or "
+            "the description was changed. Bring the one or the other back, or remove the file and build its "
+            "images again."
+        )
     if missing := [name for name in index.pictures if tensor_name("features", name) not in names]:
         raise _damaged(path, f"it lacks {missing[0]!r}")
     return index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -31,6 +32,20 @@ _ENCODER_FIELDS = (
     "patch_size",
     "hidden_act",
     "layer_norm_eps",
+)
+# Likewise of the image preparation; the rest names classes, which come and go with the library.
+_PREPARATION_FIELDS = (
+    "do_convert_rgb",
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
 )
 
 
@@ -80,12 +95,27 @@ class FeatureSpec:
         """What decides on the numbers: neither where the encoder lies nor who saved it."""
         places = ("vision_model_name_or_path", "vision_model_revision")
         fields = {name: value for name, value in asdict(self).items() if name not in places}
-        return fields | {"vision_config": {name: self.vision_config.get(name) for name in _ENCODER_FIELDS}}
+        return fields | {
+            "vision_config": {name: self.vision_config.get(name) for name in _ENCODER_FIELDS},
+            "image_processor": {name: self.image_processor.get(name) for name in _PREPARATION_FIELDS},
+            # -1 and the depth are one layer.
+            "vision_feature_layer": self.vision_feature_layer % (self.vision_config["num_hidden_layers"] + 1),
+        }
+
+    def digest(self) -> str:
+        """Return a digest of `computation`, by which a shard knows the store that it belongs to."""
+        content = json.dumps(self.computation, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
     def bytes_per_image(self) -> int:
         """What the features of one image take on disk; names and headers come on top, about 300 bytes."""
         return feature_bytes(self.num_tokens, self.hidden_size, self.storage)
+
+
+def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as they come back from JSON: no tuples, no enumerations."""
+    return json.loads(json.dumps(settings))
 
 
 def feature_bytes(num_tokens: int, hidden_size: int, storage: str) -> int:
@@ -125,8 +155,10 @@ def read_spec(folder: Path) -> FeatureSpec:
                 f"{path} has format_version {version}, and this code reads up to {FORMAT_VERSION}: the store "
                 "was built by a newer ituning_hf, so upgrade the package."
             )
-        return FeatureSpec(**{field.name: content[field.name] for field in fields(FeatureSpec)})
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        spec = FeatureSpec(**{field.name: content[field.name] for field in fields(FeatureSpec)})
+        spec.digest()  # which takes values of the right kinds
+        return spec
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}): bring it back from a copy, or build the "
             "store anew in another folder."
@@ -147,7 +179,7 @@ def check_fits(found: FeatureSpec, wanted: FeatureSpec, folder: Path) -> None:
     differences = [
         *_encoder_differences(found, wanted),
         *_differences(found, wanted, ("storage", "mixed_precision")),
-        *_dict_differences("image_processor", found.image_processor, wanted.image_processor),
+        *_preparation_differences(found, wanted.image_processor),
     ]
     if differences:
         raise ValueError(
@@ -156,12 +188,15 @@ def check_fits(found: FeatureSpec, wanted: FeatureSpec, folder: Path) -> None:
         )
 
 
-def check_fits_config(found: FeatureSpec, config: ITuningConfig, folder: Path) -> None:
+def check_fits_captioner(
+    found: FeatureSpec, config: ITuningConfig, image_processor: dict[str, Any], folder: Path
+) -> None:
     """Refuse a store whose features are not what a captioner's own encoder would give.
 
     Args:
         found: The store's.
         config: The captioner's.
+        image_processor: The settings of the captioner's image preparation.
         folder: The store's, for the message.
 
     Raises:
@@ -172,6 +207,7 @@ def check_fits_config(found: FeatureSpec, config: ITuningConfig, folder: Path) -
         *_dict_differences("vision_config", found.vision_config, vision.to_dict(), _ENCODER_FIELDS),
         *_differences(found, config, ("vision_model_fingerprint",)),
         *_layer_difference(found, config, vision.num_hidden_layers),
+        *_preparation_differences(found, as_stored(image_processor)),
     ]
     if differences:
         raise ValueError(
@@ -188,6 +224,10 @@ def _encoder_differences(found: FeatureSpec, wanted: FeatureSpec) -> Iterator[st
     yield from _layer_difference(found, wanted, wanted.vision_config["num_hidden_layers"])
 
 
+def _preparation_differences(found: FeatureSpec, wanted: dict[str, Any]) -> Iterator[str]:
+    yield from _dict_differences("image_processor", found.image_processor, wanted, _PREPARATION_FIELDS)
+
+
 def _layer_difference(found: Any, wanted: Any, depth: int) -> Iterator[str]:
     layers = found.vision_feature_layer, wanted.vision_feature_layer
     if layers[0] % (depth + 1) != layers[1] % (depth + 1):  # -1 and the depth are one layer
@@ -202,8 +242,8 @@ def _differences(found: Any, wanted: Any, names: tuple[str, ...]) -> Iterator[st
 
 
 def _dict_differences(
-    where: str, found: dict[str, Any], wanted: dict[str, Any], keys: tuple[str, ...] | None = None
+    where: str, found: dict[str, Any], wanted: dict[str, Any], keys: tuple[str, ...]
 ) -> Iterator[str]:
-    for key in sorted(found.keys() | wanted.keys()) if keys is None else keys:
+    for key in keys:
         if found.get(key) != wanted.get(key):
             yield f"{where}.{key} {found.get(key)!r}, not {wanted.get(key)!r}"

@@ -17,7 +17,7 @@ from ..data import CaptionedImage, UnreadableImageError
 from .pictures import Picture, find_changed, first_names
 from .quantisation import unpack
 from .shards import Unreadable, list_shards, read_index, tensor_name
-from .spec import FeatureSpec, check_fits_config, read_spec
+from .spec import FeatureSpec, check_fits_captioner, read_spec
 
 
 class FeatureStore:
@@ -36,17 +36,18 @@ class FeatureStore:
 
     Raises:
         FileNotFoundError: The folder is no store.
-        ValueError: A file of it is damaged, or it is of a later format.
+        ValueError: A file of it is damaged or another store's, or it is of a later format.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.spec: FeatureSpec = read_spec(self.folder)
         self._shards = list_shards(self.folder)
+        spec = self.spec.digest()
         self._place: dict[str, tuple[int, Picture]] = {}  # of each image its shard and its picture
         self._unreadable: dict[str, list[Unreadable]] = {}
         for number, path in enumerate(self._shards):
-            index = read_index(path)
+            index = read_index(path, spec)
             self._place |= {name: (number, picture) for name, picture in index.pictures.items()}
             for name, entry in index.unreadable.items():
                 self._unreadable.setdefault(name, []).append(entry)
@@ -137,13 +138,17 @@ class FeatureStore:
                 "folder."
             )
 
-    def require_fits(self, config: ITuningConfig) -> None:
+    def require_fits(self, config: ITuningConfig, image_processor: dict[str, Any]) -> None:
         """Refuse a captioner whose own vision encoder would give other features.
+
+        Args:
+            config: The captioner's.
+            image_processor: The settings of its image preparation, as `to_dict` gives them.
 
         Raises:
             ValueError: With each thing that differs.
         """
-        check_fits_config(self.spec, config, self.folder)
+        check_fits_captioner(self.spec, config, image_processor, self.folder)
 
     def find_changed(self, records: Sequence[CaptionedImage]) -> list[str]:
         """Name those of the images that have features, but of another picture than is there now."""

@@ -139,8 +139,12 @@ def _load_over_backbones(
         encoder = features.spec.vision_model if vision is None else record_backbone("vision", vision)
         options = {"vision_feature_layer": features.spec.vision_feature_layer} | options
         model = ITuningForCaptioning.from_vision_text_pretrained(encoder, text, **options)
-        features.require_fits(model.config)
-        image_processor = CLIPImageProcessorPil.from_dict(features.spec.image_processor)
+        image_processor = (
+            CLIPImageProcessorPil.from_dict(features.spec.image_processor)
+            if vision is None
+            else load_image_processor(vision, encoder.revision)
+        )
+        features.require_fits(model.config, image_processor.to_dict())
     tokenizer = AutoTokenizer.from_pretrained(text, revision=model.config.text_model_revision or "main")
     return model, ITuningProcessor(image_processor, tokenizer)
 

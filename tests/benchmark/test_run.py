@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_models import IMAGE_SIZE, SHARED_DATA, VISION
+from small_models import IMAGE_SIZE, SHARED_DATA, VISION, edit_json
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -230,6 +230,17 @@ def test_features_of_another_encoder_are_refused(
     with pytest.raises(ValueError, match="vision_feature_layer 1, not -1"):
         evaluate_captioner(settings(features=str(tmp_path / "store")))
     assert not (tmp_path / "report").exists()
+
+
+def test_features_of_another_preparation_are_refused(
+    settings: Settings, backbones: dict[str, Path], tmp_path: Path
+):
+    encoder = shutil.copytree(backbones["vision"], tmp_path / "encoder")
+    edit_json(encoder / "preprocessor_config.json", do_center_crop=False)
+    images = settings().load_split("test", 0)
+    build_features(images, tmp_path / "store", vision_model=encoder, num_workers=0)
+    with pytest.raises(ValueError, match=r"image_processor\.do_center_crop False, not True"):
+        evaluate_captioner(settings(features=str(tmp_path / "store")))
 
 
 def test_the_card_shows_the_scores_beside_those_of_other_benchmarks(settings: Settings, captioner: Path):

@@ -109,11 +109,12 @@ def test_all_but_the_images_is_as_from_pictures(word_processor, records, tmp_pat
     ]
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_worker_processes_give_the_same_batches(word_processor, records, start: str):
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])  # spawned ones import everything
+def test_worker_processes_give_the_same_batches(word_processor, records, start: str, workers: int):
     inputs = FeatureInputs(KnownFeatures())
     context = multiprocessing.get_context(start)
-    by_workers = batches_of(records, inputs, word_processor, num_workers=2, multiprocessing_context=context)
+    options = {"num_workers": workers, "multiprocessing_context": context}
+    by_workers = batches_of(records, inputs, word_processor, **options)
     for ours, theirs in zip(by_workers, batches_of(records, inputs, word_processor), strict=True):
         assert ours.pop("unreadable") == theirs.pop("unreadable")
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -85,7 +85,8 @@ def test_signals_end_a_build_at_once(flags: list[str], tmp_path: Path, signum: i
     run.signal(signum)
     start = time.monotonic()
     assert run.end() == code
-    assert time.monotonic() - start < 3
+    # Most take a fraction of a second; PyTorch gives a worker that has not heard of the end 5 s.
+    assert time.monotonic() - start < 10
     assert "ituning: stopped: the same command goes on from here\n" in run.printed
     assert "Traceback" not in run.printed
     assert not list((tmp_path / "cut").glob(".*.partial"))

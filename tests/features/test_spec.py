@@ -9,7 +9,7 @@ from small_models import IMAGE_SIZE, VISION, edit_json, make_captioner
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from ituning_hf.features import FeatureSpec, FeatureStore, describe_encoder, feature_bytes
-from ituning_hf.features.spec import check_fits, check_fits_config, read_spec, write_spec
+from ituning_hf.features.spec import check_fits, check_fits_captioner, read_spec, write_spec
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +92,37 @@ def test_settings_of_encoder_and_preparation_must_fit(spec: FeatureSpec):
 def test_what_is_of_no_consequence_fits(spec: FeatureSpec, backbones: dict[str, Path]):
     whole = describe_encoder(backbones["clip"], vision_feature_layer=VISION["num_hidden_layers"])
     assert whole.vision_model_name_or_path != spec.vision_model_name_or_path
+    preparation = spec.image_processor | {"image_processor_type": "CLIPImageProcessorOfTomorrow"}
+    whole = replace(whole, image_processor=preparation)
     check_fits(spec, whole, Path("here"))
+    assert whole.digest() == spec.digest()
+
+
+def test_each_field_of_encoder_and_preparation_must_fit(spec: FeatureSpec):
+    """Literally listed: one that is forgotten lets other numbers into the store."""
+    encoder = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"}
+    encoder |= {"image_size", "patch_size", "hidden_act", "layer_norm_eps"}
+    preparation = {"do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"}
+    preparation |= {"do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"}
+    for part, names in (("vision_config", encoder), ("image_processor", preparation)):
+        for name in names:
+            other = replace(spec, **{part: getattr(spec, part) | {name: 1789}})
+            with pytest.raises(ValueError, match=rf"{part}\.{name} .*, not 1789"):
+                check_fits(spec, other, Path("here"))
+            assert other.digest() != spec.digest()
 
 
 def test_a_captioner_must_fit(spec: FeatureSpec, backbones: dict[str, Path], tmp_path: Path):
-    check_fits_config(spec, make_captioner(backbones).config, tmp_path)
-    check_fits_config(spec, make_captioner(backbones, vision_feature_layer=2).config, tmp_path)
+    check_fits_captioner(spec, make_captioner(backbones).config, spec.image_processor, tmp_path)
+    check_fits_captioner(
+        spec, make_captioner(backbones, vision_feature_layer=2).config, spec.image_processor, tmp_path
+    )
     with pytest.raises(
         ValueError, match="not of this captioner's vision encoder: vision_feature_layer -1, not 1"
     ):
-        check_fits_config(spec, make_captioner(backbones, vision_feature_layer=1).config, tmp_path)
+        check_fits_captioner(
+            spec, make_captioner(backbones, vision_feature_layer=1).config, spec.image_processor, tmp_path
+        )
 
 
 def test_the_same_name_with_other_weights_does_not_fit(
@@ -112,7 +133,7 @@ def test_the_same_name_with_other_weights_does_not_fit(
     other = make_captioner(backbones | {"vision": tmp_path / "vision"}).config
     other.vision_model_name_or_path = spec.vision_model_name_or_path
     with pytest.raises(ValueError, match=r"vision_model_fingerprint '.*', not '"):
-        check_fits_config(spec, other, tmp_path)
+        check_fits_captioner(spec, other, spec.image_processor, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@ import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from small_models import make_captioner
+from small_models import edit_json, make_captioner
 from torch.utils.data import DataLoader
+from transformers import CLIPImageProcessorPil
 
 from ituning_hf import ITuningProcessor
 from ituning_hf.data import CaptionedImage, UnreadableImageError, load_captioned_images, read_scenes
@@ -221,9 +223,46 @@ def test_a_shard_that_is_removed_is_built_again(
 
 
 def test_it_fits_its_own_encoder(store: FeatureStore, captioner, backbones):
-    store.require_fits(captioner.config)
+    preparation = CLIPImageProcessorPil.from_pretrained(backbones["vision"]).to_dict()
+    store.require_fits(captioner.config, preparation)
     with pytest.raises(ValueError, match="vision_feature_layer -1, not 0"):
-        store.require_fits(make_captioner(backbones, vision_feature_layer=0).config)
+        store.require_fits(make_captioner(backbones, vision_feature_layer=0).config, preparation)
+    with pytest.raises(ValueError, match=r"encoder: image_processor\.do_center_crop True, not False "):
+        store.require_fits(captioner.config, preparation | {"do_center_crop": False})
+
+
+@pytest.mark.parametrize("other", [{"vision_feature_layer": 1}, {"storage": "int8"}])
+def test_files_of_another_store_are_refused(
+    store: FeatureStore, build: Build, train: list[CaptionedImage], folder: Path, tmp_path: Path, other: dict
+):
+    """Of the same pictures, so that nothing else tells them apart."""
+    build(train, tmp_path / "other", **other)
+    shutil.copy(shards(tmp_path / "other")[0], folder)
+    with pytest.raises(ValueError, match=r"was not made by what the store's description beside it says"):
+        FeatureStore(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("num_tokens", 11, "was not made by"),
+        ("vision_feature_layer", 1, "was not made by"),
+        ("image_processor", {}, "was not made by"),
+        ("vision_config", None, r"store\.json is damaged"),
+        ("image_processor", [], r"store\.json is damaged"),
+    ],
+)
+def test_a_changed_description_is_refused(
+    store: FeatureStore, folder: Path, field: str, value: Any, problem: str
+):
+    edit_json(folder / "store.json", **{field: value})
+    with pytest.raises(ValueError, match=problem):
+        FeatureStore(folder)
+
+
+def test_the_encoder_may_have_another_name_in_the_description(store: FeatureStore, folder: Path):
+    edit_json(folder / "store.json", vision_model_name_or_path="elsewhere", vision_feature_layer=2)
+    assert FeatureStore(folder).names == store.names
 
 
 def test_unreadable_pictures(build: Build, train: list[CaptionedImage], folder: Path, photos: Path):

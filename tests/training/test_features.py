@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from runner import Run, contents, torchrun
 from safetensors.torch import load_file
-from small_models import read_log
+from small_models import edit_json, read_log
 from transformers import CLIPVisionModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
@@ -322,6 +322,17 @@ def test_an_encoder_that_has_moved_is_recorded_where_it_is_given(
     train(args)
     captioner = ITuningForCaptioning.from_pretrained(Path(args.output_dir) / "last")
     assert captioner.config.vision_model_name_or_path == str(moved)
+
+
+def test_another_preparation_than_the_features_is_refused(
+    settings: Settings, build: Build, backbones: dict[str, Path]
+):
+    features = build()
+    edit_json(backbones["vision"] / "preprocessor_config.json", do_center_crop=False)
+    args = settings(features=features, max_train_steps=1)
+    with pytest.raises(ValueError, match=r"image_processor\.do_center_crop True, not False"):
+        train(args)
+    train(replace(args, vision_model=None))
 
 
 def test_another_layer_than_the_features_is_refused(settings: Settings, build: Build):
