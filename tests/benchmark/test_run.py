@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from small_models import IMAGE_SIZE, SHARED_DATA, VISION
 from transformers import (
     CLIPConfig,
@@ -112,8 +113,8 @@ def test_unreadable_images_are_named_and_left_out(
     assert "1 more could not be read, and are left out of the scores." in capsys.readouterr().out
 
 
-def test_too_many_unreadable_images_end_it_and_the_captions_made_are_kept(
-    settings: Settings, photos: Path, said: Said, tmp_path: Path
+def test_too_many_unreadable_images_end_it_and_once_mended_it_goes_on(
+    settings: Settings, photos: Path, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for i in (4, 5):
         (photos / "test" / f"{i}.png").write_bytes(b"not a picture")
@@ -123,6 +124,9 @@ def test_too_many_unreadable_images_end_it_and_the_captions_made_are_kept(
     for i in (4, 5):
         shutil.copy(said[0] / f"{i}.png", photos / "test")
     assert len(list((tmp_path / "report").iterdir())) == 1
+    began = stop_after(monkeypatch, 99)
+    assert evaluate_captioner(settings(max_unreadable_share=0.2)).captions == said[1]
+    assert began == [2, 3]  # that of the mended images, and the one that was not begun
 
 
 def test_a_dry_run_captions_one_batch_and_writes_nothing(
@@ -177,11 +181,54 @@ def test_a_killed_evaluation_goes_on_by_the_same_call(
     assert len(list((tmp_path / "report").iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: edit_json(folder / "generation_config.json", length_penalty=3.0),
+        lambda folder: edit_json(folder / "processor_config.json", image_mean=[0.1, 0.2, 0.3]),
+        lambda folder: perturb_adapter(folder / "model.safetensors"),
+    ],
+    ids=["search", "pixels", "weights"],
+)
+def test_captions_of_a_captioner_that_changed_where_it_lies_are_never_reused(
+    settings: Settings, captioner: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_captioner(settings())
+    change(captioner)
+    with pytest.raises(FileExistsError, match="holds another evaluation"):
+        evaluate_captioner(settings())
+    began = stop_after(monkeypatch, 99)
+    evaluate_captioner(settings(overwrite=True))
+    assert began == [0, 1, 2, 3]
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Change values of a JSON file, or of the image processor in a processor's."""
+    content = read_json(path)
+    content.get("image_processor", content).update(changes)
+    path.write_text(json.dumps(content))
+
+
+def perturb_adapter(path: Path) -> None:
+    """Add to one number of a captioner's weights."""
+    weights = load_file(path)
+    weights[max(weights)].view(-1)[-1] += 0.01
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, ValueError])  # of a program; of what is to be scored
 def test_a_scorer_that_fails_takes_no_caption_along(
-    settings: Settings, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    said: Said,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: type[Exception],
 ):
     def failing(*args: object) -> None:
-        raise RuntimeError("METEOR failed.")
+        raise failure("METEOR failed.")
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "score", failing)
