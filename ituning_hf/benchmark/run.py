@@ -189,11 +189,9 @@ def _score(
     images = [benchmark.images[place] for place in places]
     try:
         scores = score(args, images, texts, accelerator.device)
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # of a Java program; of references without a word, of a picture
-        raise EvaluationError(f"{error} The captions are in {folder / RESULTS_FILE}.") from error
+    except (RuntimeError, ValueError) as error:  # of a program; of references without a word, or a picture
+        reason = str(error).removesuffix(".")
+        raise EvaluationError(f"{reason}. The captions are in {folder / RESULTS_FILE}.") from error
     return Evaluation(benchmark, places, texts, speed, scores, parts_of(scores, images))
 
 
