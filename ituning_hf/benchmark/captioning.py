@@ -107,7 +107,8 @@ class SplitCaptioner:
         with one_fate(accelerator), drafts.open() as keep:
             self._caption(own, new, keep, accelerator)
         done |= {batch.number: batch for batch in gather_object(new)}
-        self._limit([problem for batch in done.values() for problem in batch.unreadable])
+        with one_fate(accelerator):  # all know it, and one tells
+            self._limit([problem for batch in done.values() for problem in batch.unreadable])
         return [done[number] for number in range(len(self.batches))]
 
     def caption_first_batch(self) -> CaptionedBatch:

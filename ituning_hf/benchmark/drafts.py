@@ -56,7 +56,10 @@ class Drafts:
         self.folder, self.identity = folder, identity
 
     def read(self) -> dict[int, CaptionedBatch]:
-        """Return the batches that were captioned, by their number."""
+        """Return the batches that were captioned, by their number.
+
+        Those with images that could not be read are left out: they may have been mended since.
+        """
         found = {}
         for path in self._own():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -64,7 +67,8 @@ class Drafts:
                     batch = _from_json(json.loads(line))
                 except ValueError:  # the line that was being written when it was killed
                     continue
-                found[batch.number] = batch
+                if not batch.unreadable:
+                    found[batch.number] = batch
         return found
 
     @contextmanager
@@ -93,14 +97,27 @@ def all_drafts(folder: Path) -> list[Path]:
     return sorted(folder.glob(_PATTERN.format(identity="*", unique="*")))
 
 
-def identify(args: EvaluateArguments, benchmark: BenchmarkImages, model: ITuningForCaptioning) -> str:
-    """Return a digest of all that the captions depend on: settings, images, and the captioner's weights.
+def identify(
+    args: EvaluateArguments,
+    benchmark: BenchmarkImages,
+    model: ITuningForCaptioning,
+    preparation: dict[str, Any],
+) -> str:
+    """Return a digest of all that the captions depend on: settings, images, and the captioner.
 
-    The frozen models' are in the captioner's configuration, as fingerprints. Pixels are not read.
+    The frozen models' weights are in the captioner's configuration, as fingerprints. Images count by their
+    names: one that is mended does not make the others' captions another evaluation's.
+
+    Args:
+        args: The settings.
+        benchmark: The images.
+        model: The captioner.
+        preparation: What makes its inputs of a picture; JSON.
     """
     settings = {name: value for name, value in args.to_dict().items() if name not in _WITHOUT_EFFECT}
     names = [image.name for image in benchmark.images]
-    digest = hashlib.sha256(json.dumps([settings, names, model.config.to_dict()], sort_keys=True).encode())
+    configs = [model.config.to_dict(), model.generation_config.to_dict(), preparation]
+    digest = hashlib.sha256(json.dumps([settings, names, configs], sort_keys=True).encode())
     for name, tensor in sorted(model.adapter_state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]

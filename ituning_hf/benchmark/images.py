@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,30 +49,18 @@ def load_images(args: EvaluateArguments) -> BenchmarkImages:
     """Read the split that the settings name.
 
     Raises:
-        ValueError: for a data set that cannot be read, another number of images than expected, or images of
-            which some have references and others none, or of which two have the same number.
+        ValueError: for a data set that cannot be read, or another number of images than expected.
         FileNotFoundError: for a data set that is not there, or whose images are not.
     """
     reads_pictures = args.clip_model is not None or (args.features is None and args.predictions is None)
     images = args.load_split(args.split, args.seed, require_captions=False, require_images=reads_pictures)
     args.check_count("expected_images", args.expected_images, images, args.seed)
-    bare = [image.name for image in images if not image.captions]
-    if 0 < len(bare) < len(images):
-        raise ValueError(
-            f"{len(bare)} of the {len(images)} images of {args.dataset} have no captions of people "
-            f"({bare[0]!r} for one), and the others have: write some for each, or remove them."
-        )
     return BenchmarkImages(_name(args), args.split, images, _ids(images))
 
 
 def _ids(images: Sequence[CaptionedImage]) -> list[int]:
     own = [image.image_id for image in images if image.image_id is not None]
-    if len(own) < len(images):
-        return list(range(len(images)))
-    number, count = Counter(own).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{count} images of the split have the same id, {number}: each needs its own.")
-    return own
+    return own if len(own) == len(images) else list(range(len(images)))
 
 
 def _name(args: EvaluateArguments) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -72,19 +73,22 @@ def _read(path: Path) -> Iterator[tuple[int | str, str]]:
     for number, entry in enumerate(content, start=1):
         found = _caption_of(entry)
         if found is None:
-            raise ValueError(f"--predictions {path}: entry {number} is {entry!r}, expected {_EXPECTED}.")
+            raise ValueError(
+                f"--predictions {path}: entry {number} is {reprlib.repr(entry)}, expected {_EXPECTED}."
+            )
         yield found
 
 
 def _parse(text: str, path: Path) -> Any:
     try:
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            # Not `splitlines`: JSON need not escape some of what that takes for a line's end.
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--predictions {path} is not JSON ({error}), expected {_EXPECTED}.") from error
     if not isinstance(content, (list, dict)):
-        raise ValueError(f"--predictions {path} holds {content!r}, expected {_EXPECTED}.")
+        raise ValueError(f"--predictions {path} holds {reprlib.repr(content)}, expected {_EXPECTED}.")
     return content
 
 

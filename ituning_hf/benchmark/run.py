@@ -137,10 +137,11 @@ def _prepare(
     if store is not None:
         store.require_fits(model.config, processor.image_processor.to_dict())
     inputs = PixelInputs(processor.image_processor) if store is None else FeatureInputs(store)
+    preparation = processor.image_processor.to_dict() if store is None else store.spec.computation
     options = search_options(model, 1, args.num_beams, args.max_new_tokens, {})
     args = replace(args, num_beams=options["num_beams"])  # the report says what was done
     check_card(args, benchmark)
-    drafts = Drafts(folder, identify(args, benchmark, model))
+    drafts = Drafts(folder, identify(args, benchmark, model, preparation))
     check_output_dir(folder, args.overwrite, goes_on=drafts.exist())
     captioner = SplitCaptioner(
         model,
@@ -188,8 +189,9 @@ def _score(
     images = [benchmark.images[place] for place in places]
     try:
         scores = score(args, images, texts, accelerator.device)
-    except RuntimeError as error:  # of a Java program
-        raise EvaluationError(f"{error} The captions are in {folder / RESULTS_FILE}.") from error
+    except (RuntimeError, ValueError) as error:  # of a program; of references without a word, or a picture
+        reason = str(error).removesuffix(".")
+        raise EvaluationError(f"{reason}. The captions are in {folder / RESULTS_FILE}.") from error
     return Evaluation(benchmark, places, texts, speed, scores, parts_of(scores, images))
 
 

@@ -49,8 +49,11 @@ def find_java() -> Java | None:
     program = shutil.which("java")
     if program is None:
         return None
-    answer = subprocess.run([program, "-version"], capture_output=True, text=True, check=False)
-    version = re.search(r'version "(?:1\.)?(\d+)', answer.stderr)
+    try:
+        answer = subprocess.run([program, "-version"], capture_output=True, check=False)
+    except OSError:  # of another kind of machine, or no program at all
+        return None
+    version = re.search(rb'version "(?:1\.)?(\d+)', answer.stderr)
     return Java(program, int(version[1])) if version and answer.returncode == 0 else None
 
 

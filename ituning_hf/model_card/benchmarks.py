@@ -54,9 +54,7 @@ FLICKR30K_TEST = Benchmark(
 NOCAPS = tuple(
     Benchmark(dataset="NoCaps", split=split, num_images=images, subset=domain)
     for split, domain, images in (
-        ("val", "in-domain", counts.NOCAPS_DOMAINS["val"]["in-domain"]),
-        ("val", "near-domain", counts.NOCAPS_DOMAINS["val"]["near-domain"]),
-        ("val", "out-of-domain", counts.NOCAPS_DOMAINS["val"]["out-domain"]),
+        *(("val", domain, images) for domain, images in counts.NOCAPS_DOMAINS["val"].items()),
         ("val", None, counts.NOCAPS.splits["val"]),
         ("test", None, counts.NOCAPS.splits["test"]),
     )

@@ -42,7 +42,7 @@ class Benchmark:
         dataset: The data set's name, or its id on the Hub; no path of a machine.
         split: Such as "test".
         num_images: How many there are.
-        subset: A part of the split, such as "out-of-domain".
+        subset: A part of the split, such as NoCaps' "out-domain".
     """
 
     dataset: str

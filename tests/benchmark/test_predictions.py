@@ -77,8 +77,10 @@ def test_names_without_their_folder_are_no_names(settings: Settings, tmp_path: P
         (lambda found: [*found, found[2]], r"1 images with several captions \(test/2.png with id 2\)"),
         (lambda found: [*found, {"image_id": 99, "caption": ""}], r"1 captions of other images \(99\)"),
         (lambda found: [{"id": 1}], r"entry 1 is {'id': 1}, expected a list of"),
-        (lambda found: [{"image_id": "0", "caption": "a"}], r"entry 1 is {'image_id': '0'"),
+        (lambda found: [{"image_id": "0", "caption": "a"}], r"entry 1 is {'caption': 'a', 'image_id': '0'}"),
         (lambda found: "a dog", r"holds 'a dog', expected a list of"),
+        (lambda found: "a" * 1000, r"holds 'a{5,20}\.\.\.a{5,20}', expected"),
+        (lambda found: {"images": [{"id": i} for i in range(1000)]}, r"entry 1 is .{5,150}, expected"),
     ],
 )
 def test_what_does_not_fit_is_named(settings: Settings, tmp_path: Path, change: Callable, message: str):
@@ -88,13 +90,22 @@ def test_what_does_not_fit_is_named(settings: Settings, tmp_path: Path, change: 
     assert not (tmp_path / "report").exists()
 
 
+def test_a_line_may_hold_what_other_texts_end_lines_with(settings: Settings, tmp_path: Path):
+    captions = [f"{text}\u2028{text}\x85" for text in ENGLISH]
+    entries = [{"image": f"test/{i}.png", "captions": [text]} for i, text in enumerate(captions)]
+    lines = [json.dumps(entry, ensure_ascii=False) + "\r\n" for entry in entries]
+    (tmp_path / "theirs.jsonl").write_text("".join(lines), encoding="utf-8", newline="")
+    assert read_predictions(tmp_path / "theirs.jsonl", load_images(settings())) == captions
+
+
 def test_what_is_no_json_is_told(settings: Settings, tmp_path: Path):
     (tmp_path / "theirs.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is no text in UTF-8"):
         evaluate_captioner(settings(model=None, predictions=str(tmp_path / "theirs.json")))
-    (tmp_path / "theirs.jsonl").write_text('{"image": "0.png"')
-    with pytest.raises(ValueError, match="is not JSON"):
-        evaluate_captioner(settings(model=None, predictions=str(tmp_path / "theirs.jsonl")))
+    for broken in ('{"image": "0.png"', "[" * 100_000):
+        (tmp_path / "theirs.jsonl").write_text(broken)
+        with pytest.raises(ValueError, match="is not JSON"):
+            evaluate_captioner(settings(model=None, predictions=str(tmp_path / "theirs.jsonl")))
 
 
 def test_a_dry_run_writes_nothing(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from small_models import IMAGE_SIZE, SHARED_DATA, VISION, edit_json
 from transformers import (
     CLIPConfig,
@@ -20,6 +22,8 @@ from transformers import (
 from ituning_hf.benchmark import EvaluateArguments, EvaluationError, evaluate_captioner
 from ituning_hf.benchmark import run as run_module
 from ituning_hf.benchmark.captioning import SplitCaptioner
+from ituning_hf.benchmark.drafts import CaptionedBatch
+from ituning_hf.benchmark.report import Speed
 from ituning_hf.evaluation import score_captions
 from ituning_hf.evaluation.clip_score import clip_scores
 from ituning_hf.features import build_features
@@ -59,6 +63,10 @@ def test_the_report_says_what_the_captioner_said_and_scored(
     printed = capsys.readouterr().out
     assert re.search(rf"CIDEr +{100 * expected.metrics['cider']:.1f}  ", printed)
     assert "METEOR is left out: it runs in Java" in printed
+    cider = expected.per_image["cider"]
+    ranked = sorted(range(NUM_IMAGES), key=lambda i: -cider[i])
+    shown = re.findall(r"^ +([\d.]+)  test/(\d).png: ", printed, flags=re.MULTILINE)
+    assert shown == [(f"{100 * cider[i]:.1f}", str(i)) for i in (*ranked[:3], *ranked[:-4:-1])]
     assert re.search(r"Speed +[\d.]+ captions/s on CPU .* the median batch of 2 took", printed)
 
 
@@ -82,6 +90,33 @@ def test_the_metrics_file_tells_how_it_came_about_and_no_place_on_the_machine(
     assert metrics["speed"]["num_processes"] == 1
     assert metrics["speed"]["captions_per_second"] > 0
     assert {"torch", "ituning_hf"} <= set(metrics["versions"])
+
+
+def test_speed_is_of_all_processes_together_and_without_batches_of_no_picture():
+    batches = [
+        CaptionedBatch(0, [(0, "a"), (1, "b")], [], seconds=1.0),
+        CaptionedBatch(1, [(2, "c"), (3, "d")], [], seconds=2.0),
+        CaptionedBatch(2, [], [(4, "broken"), (5, "broken")], seconds=0.0),
+        CaptionedBatch(3, [(6, "e")], [], seconds=7.0),
+    ]
+    speed = Speed.of(batches, batch_size=2, num_processes=3, device="CPU")
+    assert (speed.captions_per_second, speed.seconds_of_median_batch) == (1.5, 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_everything_is_computed_in_the_given_precision(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+):
+    used = set()
+    caption_batch = SplitCaptioner._caption_batch
+
+    def looking(self: SplitCaptioner, number: int, items: list) -> object:
+        used.update(parameter.dtype for parameter in self.model.parameters())
+        return caption_batch(self, number, items)
+
+    monkeypatch.setattr(SplitCaptioner, "_caption_batch", looking)
+    evaluate_captioner(settings(dtype=str(dtype).removeprefix("torch."), no_card=True))
+    assert used == {dtype}
 
 
 def test_beams_that_were_left_open_are_told(settings: Settings, tmp_path: Path):
@@ -112,8 +147,8 @@ def test_unreadable_images_are_named_and_left_out(
     assert "1 more could not be read, and are left out of the scores." in capsys.readouterr().out
 
 
-def test_too_many_unreadable_images_end_it_and_the_captions_made_are_kept(
-    settings: Settings, photos: Path, said: Said, tmp_path: Path
+def test_too_many_unreadable_images_end_it_and_once_mended_it_goes_on(
+    settings: Settings, photos: Path, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for i in (4, 5):
         (photos / "test" / f"{i}.png").write_bytes(b"not a picture")
@@ -123,6 +158,9 @@ def test_too_many_unreadable_images_end_it_and_the_captions_made_are_kept(
     for i in (4, 5):
         shutil.copy(said[0] / f"{i}.png", photos / "test")
     assert len(list((tmp_path / "report").iterdir())) == 1
+    began = stop_after(monkeypatch, 99)
+    assert evaluate_captioner(settings(max_unreadable_share=0.2)).captions == said[1]
+    assert began == [2, 3]  # that of the mended images, and the one that was not begun
 
 
 def test_a_dry_run_captions_one_batch_and_writes_nothing(
@@ -167,8 +205,9 @@ def test_a_killed_evaluation_goes_on_by_the_same_call(
     (draft,) = (tmp_path / "report").iterdir()
     with draft.open("a") as file:
         file.write('{"number": 2, "captions": [[')  # the kill fell into the midst of a line
-    with pytest.raises(FileExistsError, match="holds another evaluation"):
-        evaluate_captioner(settings(num_beams=2))
+    for change in ({"num_beams": 2}, {"max_new_tokens": 8}, {"batch_size": 3}, {"dtype": "bfloat16"}):
+        with pytest.raises(FileExistsError, match="holds another evaluation"):
+            evaluate_captioner(settings(**change))
     began = stop_after(monkeypatch, 99)
     evaluate_captioner(settings())
     assert began == [2, 3]
@@ -177,11 +216,52 @@ def test_a_killed_evaluation_goes_on_by_the_same_call(
     assert len(list((tmp_path / "report").iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: edit_json(folder / "generation_config.json", length_penalty=3.0),
+        lambda folder: edit_preparation(folder / "processor_config.json", image_mean=[0.1, 0.2, 0.3]),
+        lambda folder: perturb_adapter(folder / "model.safetensors"),
+    ],
+    ids=["search", "pixels", "weights"],
+)
+def test_captions_of_a_captioner_that_changed_where_it_lies_are_never_reused(
+    settings: Settings, captioner: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_captioner(settings())
+    change(captioner)
+    with pytest.raises(FileExistsError, match="holds another evaluation"):
+        evaluate_captioner(settings())
+    began = stop_after(monkeypatch, 99)
+    evaluate_captioner(settings(overwrite=True))
+    assert began == [0, 1, 2, 3]
+
+
+def edit_preparation(path: Path, **changes: object) -> None:
+    """Change values of the image processor in a processor's file."""
+    edit_json(path, image_processor=read_json(path)["image_processor"] | changes)
+
+
+def perturb_adapter(path: Path) -> None:
+    """Add to one number of a captioner's weights."""
+    weights = load_file(path)
+    weights[max(weights)].view(-1)[-1] += 0.01
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, ValueError])  # of a program; of what is to be scored
 def test_a_scorer_that_fails_takes_no_caption_along(
-    settings: Settings, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    said: Said,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: type[Exception],
 ):
     def failing(*args: object) -> None:
-        raise RuntimeError("METEOR failed.")
+        raise failure("METEOR failed.")
 
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "score", failing)
@@ -219,6 +299,16 @@ def test_features_stand_in_for_the_pictures_and_the_vision_encoder(
         path.unlink()
     moved = settings(features=str(tmp_path / "store"), vision_model=str(tmp_path / "nowhere"))
     assert evaluate_captioner(moved).captions == said[1]
+
+
+def test_features_that_lack_an_image_are_refused_before_captioning(
+    settings: Settings, backbones: dict[str, Path], tmp_path: Path
+):
+    images = settings().load_split("test", 0)
+    build_features(images[:-1], tmp_path / "store", vision_model=backbones["vision"], num_workers=0)
+    with pytest.raises(ValueError, match=r"no features of 1 of the 7 images \('test/6.png'\)"):
+        evaluate_captioner(settings(features=str(tmp_path / "store")))
+    assert not (tmp_path / "report").exists()
 
 
 def test_features_of_another_encoder_are_refused(

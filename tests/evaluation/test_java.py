@@ -45,7 +45,10 @@ def test_java_is_found_with_its_version(broken_java: Java):
     assert find_java() == broken_java
 
 
-@pytest.mark.parametrize("script", [None, "#!/bin/sh\necho no runtime installed >&2; exit 1\n"])
+@pytest.mark.parametrize(
+    "script",
+    [None, "#!/bin/sh\necho no runtime installed >&2; exit 1\n", "\x7fELF of another kind of machine"],
+)
 def test_missing_java(script: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if script:  # as where only a launcher is installed
         (tmp_path / "java").write_text(script)

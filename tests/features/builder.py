@@ -4,6 +4,7 @@ A process that has imported everything forks one child for each run, so that a r
 second. What runs is the command itself.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 from ituning_hf.cli import main
 
 SIGKILL = -signal.SIGKILL
+PATIENCE = 120  # seconds; a run that hangs says where
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["ituning_hf.features", "ituning_hf.training.signals", "ituning_hf.captioning"]
@@ -46,8 +48,10 @@ class Builder:
 
     def wait_for_shards(self, count: int) -> None:
         """Wait until the store has so many."""
+        deadline = time.monotonic() + PATIENCE
         while len(list(self.folder.glob("features-*"))) < count:
             assert self.process.is_alive(), self.printed
+            assert time.monotonic() < deadline, self.printed
             time.sleep(0.002)
 
     def signal(self, signum: int) -> None:
@@ -56,7 +60,7 @@ class Builder:
 
     def end(self) -> int:
         """Wait for its end; return its exit code, negative for a signal's number."""
-        self.process.join(120)
+        self.process.join(PATIENCE)
         assert self.process.exitcode is not None, self.printed
         return self.process.exitcode
 
@@ -72,6 +76,7 @@ def _run(flags: list[str], folder: str, kill_at: int | None, output: Path) -> No
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
+    faulthandler.dump_traceback_later(PATIENCE - 10, file=2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the forking process ignores it
     count, process = 0, os.getpid()
 
