@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import ituning_hf
 from ituning_hf import ITuningProcessor, benchmark, cli, save_captioner
+from ituning_hf.features.arguments import parse_arguments as parse_build
 from ituning_hf.training import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,17 +62,21 @@ def test_the_readmes_training_commands_are_understood(tmp_path: Path, monkeypatc
             parse_arguments(line)
 
 
-def test_the_readmes_evaluations_are_understood(monkeypatch: pytest.MonkeyPatch):
+def test_the_readmes_evaluations_and_builds_are_understood(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
+    assert commands("ituning evaluate")
+    assert commands("ituning features build")
     for line in commands("ituning evaluate"):
         benchmark.parse_arguments(line)
+    for line in commands("ituning features build"):
+        parse_build(line)
 
 
 def test_the_readmes_other_commands_are_understood():
-    lines = [line for line in commands("ituning") if line[0] not in ("train", "evaluate")]
-    assert {line[0] for line in lines} == {"caption", "convert", "demo", "features", "info", "push"}
+    lines = [line for line in commands("ituning") if line[0] not in ("train", "evaluate", "features")]
+    assert {line[0] for line in lines} == {"caption", "convert", "demo", "info", "push"}
     for line in lines:
-        cli._parser().parse_args([*map(cli._with_hyphens, line)])
+        cli._parser().parse_args(line)
 
 
 def test_nothing_in_the_readme_waits_to_be_filled_in():

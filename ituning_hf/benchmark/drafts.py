@@ -17,6 +17,7 @@ from typing import Any
 
 from ..modeling_ituning import ITuningForCaptioning
 from .arguments import EvaluateArguments
+from .errors import EvaluationError
 from .images import BenchmarkImages
 
 _PATTERN = ".captions-{identity}-{unique}.jsonl"
@@ -73,14 +74,24 @@ class Drafts:
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        """Give a function that keeps a batch: what it was called with survives the process."""
+        """Give a function that keeps a batch: what it was called with survives the process.
+
+        Raises:
+            EvaluationError: by the function, where it cannot be kept, as on a full disk.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         name = _PATTERN.format(identity=self.identity, unique=uuid.uuid4().hex[:8])
         with (self.folder / name).open("x", encoding="utf-8") as file:
 
             def keep(batch: CaptionedBatch) -> None:
-                file.write(json.dumps(asdict(batch)) + "\n")
-                file.flush()
+                try:
+                    file.write(json.dumps(asdict(batch)) + "\n")
+                    file.flush()
+                except OSError as error:
+                    raise EvaluationError(
+                        f"the captions could not be kept in {self.folder} ({error.strerror or error}): make "
+                        "room there, and the same command goes on with what is left."
+                    ) from error
 
             yield keep
 

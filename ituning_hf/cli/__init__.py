@@ -22,7 +22,11 @@ from . import caption, convert, demo, evaluate, features, info, push, train
 # In the order in which --help lists them.
 _COMMANDS = (demo, features, train, evaluate, caption, info, push, convert)
 # Their options, --help among them, are not described here: they may stand in a file too.
-_WITH_OWN_PARSER = {"train": train, "evaluate": evaluate}
+_WITH_OWN_PARSER = {
+    ("train",): train.run,
+    ("evaluate",): evaluate.run,
+    ("features", "build"): features.run_build,
+}
 
 _IN_PYTHON = re.compile(r"from_pretrained\(\.\.\., (vision|text)_model_name_or_path=\.\.\.\)")
 _UNDERSCORED = re.compile("--[a-z]+(_[a-z]+)+(=.*)?", re.DOTALL)
@@ -83,9 +87,9 @@ def _told(error: Exception) -> str:
 
 
 def _run(arguments: list[str]) -> int:
-    for name, command in _WITH_OWN_PARSER.items():
-        if arguments[:1] == [name]:
-            return command.run(arguments[1:])
+    for words, run in _WITH_OWN_PARSER.items():
+        if tuple(arguments[: len(words)]) == words:
+            return run(arguments[len(words) :])
     end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows are file names
     spelt = [*map(_with_hyphens, arguments[:end]), *arguments[end:]]
     options, unknown = _parser().parse_known_args(spelt)

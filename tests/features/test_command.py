@@ -135,4 +135,4 @@ def test_changed_pictures_are_told(run: Run, photos: Path):
 def test_a_mistyped_option_is_told_by_its_command(run: Run):
     code, _, err = run("--shardsize", "3")
     assert code == 2
-    assert "--shardsize is no option: did you mean --shard-size? ituning features build --help" in err
+    assert "--shardsize is no option: did you mean --shard_size? ituning features build --help" in err
