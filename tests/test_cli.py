@@ -25,7 +25,7 @@ from ituning_hf.cli.description import format_description
 from ituning_hf.data.images import load_image
 from ituning_hf.inspection import describe
 
-SHORT = ["--num-beams", "3", "--max-new-tokens", "7", "--device", "cpu"]
+SHORT = ["--num_beams", "3", "--max_new_tokens", "7", "--device", "cpu"]
 PACKAGE = Path(ituning_hf.__file__).parent
 
 
@@ -88,7 +88,7 @@ def test_captions_are_the_models(saved, photos, capsys):
 
 
 def test_options_reach_the_model(saved, photos, capsys):
-    arguments = ["--num-captions", "2", "--prompt", "a dog", "--batch-size", "1", "--dtype", "bfloat16"]
+    arguments = ["--num_captions", "2", "--prompt", "a dog", "--batch_size", "1", "--dtype", "bfloat16"]
     main(["caption", "photos/b.png", "--model", str(saved), *SHORT, *arguments, "--output", "c.jsonl"])
     model = ITuningForCaptioning.from_pretrained(saved, dtype=torch.bfloat16)
     processor = ITuningProcessor.from_pretrained(saved)
@@ -176,7 +176,7 @@ def test_results_are_written_as_each_batch_is_done(saved, photos, capsys, monkey
 
     generate = captioning._generate
     monkeypatch.setattr(captioning, "_generate", interrupted)
-    arguments = ["--batch-size", "1", "--output", "captions.jsonl"]
+    arguments = ["--batch_size", "1", "--output", "captions.jsonl"]
     assert main(["caption", "photos", "--model", str(saved), *SHORT, *arguments]) == 130
     assert batches == [(0, 0), (1, 1), (1, 2)]
     assert capsys.readouterr().err == "ituning: interrupted\n"
@@ -213,16 +213,16 @@ def test_a_terminal_gets_a_progress_bar(saved, photos, capsys, monkeypatch):
         (["photos/*.tif"], r"no images: 'photos/*.tif' gave nothing, expected files that match it"),
         (["photos/b.png", "empty"], "no images: 'empty' gave nothing, expected images in that folder"),
         (["-"], "no images: '-' gave nothing, expected paths on standard input, one a line"),
-        (["photos", "--num-captions", "4"], "num_captions is 4 and num_beams 3"),
+        (["photos", "--num_captions", "4"], "num_captions is 4 and num_beams 3"),
         (["photos", "--device", "gpu"], "device 'gpu' cannot be used"),
         (["photos", "--output", "no/such/folder.jsonl"], "there is no folder no/such"),
         (["photos", "--model", "nowhere"], "There is no captioner at 'nowhere': there is no such folder"),
         (
-            ["photos", "--text-model", "nowhere"],
+            ["photos", "--text_model", "nowhere"],
             "frozen text model was not found at text_model_name_or_path=",
         ),
         (
-            ["photos", "--vision-model", "nowhere"],
+            ["photos", "--vision_model", "nowhere"],
             "frozen vision model was not found at vision_model_name_or",
         ),
         (["photos", "--model", "org/c", "--revision", "v9"], "There is no captioner at 'org/c'"),
@@ -264,7 +264,7 @@ def test_a_file_whose_name_looks_like_an_option(saved, photos, capsys):
     [
         (
             ["caption", "a.png", "--model", "m", "--num_beem", "3"],
-            "--num-beem is no option: did you mean --num-beams? ituning caption --help shows them.",
+            "--num_beem is no option: did you mean --num_beams? ituning caption --help shows them.",
         ),
         (["info", "m", "--zzz=1"], "--zzz is no option. ituning info --help shows them."),
         (["info", "m", "n"], "'n' belongs to no option; ituning info --help shows them."),
@@ -284,7 +284,7 @@ def test_a_backbone_that_has_moved_is_asked_for_by_the_commands_own_option(saved
     edit_json(folder / "config.json", text_model_name_or_path="/gone/text")
     assert main(["caption", "photos/b.png", "--model", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert "If it has moved, give its place: --text-model PLACE." in error
+    assert "If it has moved, give its place: --text_model PLACE." in error
     assert "from_pretrained" not in error
 
 
@@ -346,7 +346,7 @@ def test_a_missing_extra_is_told_in_one_line_and_a_missing_module_of_ours_is_not
             ["caption", "--help"],
             0,
             "out",
-            ["IMAGE", "--num-captions N", "--output FILE", "Exit code: 0, or 1"],
+            ["IMAGE", "--num_captions N", "--output FILE", "Exit code: 0, or 1"],
         ),
         (["info", "--help"], 0, "out", ["MODEL", "--json", "--revision"]),
         ([], 2, "err", ["the following arguments are required: COMMAND"]),
@@ -392,8 +392,8 @@ def test_a_reader_that_has_gone_ends_it_quietly(saved):
 
 def test_a_number_that_is_none_is_refused_before_the_model_is_loaded(capsys):
     with pytest.raises(SystemExit):
-        main(["caption", "photo.jpg", "--model", "nowhere", "--num-beams", "0"])
-    assert "argument --num-beams: '0' is no positive whole number" in capsys.readouterr().err
+        main(["caption", "photo.jpg", "--model", "nowhere", "--num_beams", "0"])
+    assert "argument --num_beams: '0' is no positive whole number" in capsys.readouterr().err
 
 
 def test_what_a_terminal_cannot_show_ends_nothing(tmp_path: Path):

@@ -129,15 +129,15 @@ def test_all_problems_are_told_at_once_and_each_in_one_line(folder: Path, backbo
     assert len(lines) == 7
     assert lines[-1] == (
         f"What is not on the Hub yet gets there by `hf upload org/NAME-vision {backbones['vision']}` and "
-        f"`hf upload org/NAME-text {backbones['text']}`; then give --vision-model org/NAME-vision "
-        "--text-model org/NAME-text."
+        f"`hf upload org/NAME-text {backbones['text']}`; then give --vision_model org/NAME-vision "
+        "--text_model org/NAME-text."
     )
     for problem in (
         "notes.txt is no part",
         "optimizer.bin is a pickle",
         "there is no README.md",
         f"its frozen vision model is the local folder {str(backbones['vision'])!r}, which nobody else has",
-        "the same model on the Hub, --text-model ID (text_model=... in Python)",
+        "the same model on the Hub, --text_model ID (text_model=... in Python)",
     ):
         assert problem in error
 
@@ -187,8 +187,8 @@ def test_the_dry_run_lists_what_would_go(folder: Path, backbones, capsys):
     (folder / ".git").mkdir()
     (folder / ".DS_Store").write_bytes(b"x")
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    arguments = ["--vision-model", "org/clip", "--text-model", "org/text", "--private", "--revision", "v1"]
-    assert main(["push", str(folder), "org/new", "--dry-run", *arguments]) == 0
+    arguments = ["--vision_model", "org/clip", "--text_model", "org/text", "--private", "--revision", "v1"]
+    assert main(["push", str(folder), "org/new", "--dry_run", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     review = review_captioner(folder, **HUB)
     contents = review.contents("org/mine", {"vision": "1" * 40, "text": "2" * 40})
@@ -244,7 +244,7 @@ def test_the_vocabulary_stays_whatever_the_folder_is_called(folder: Path):
     assert contents["tokenizer.json"] == folder / "tokenizer.json"
 
 
-@pytest.mark.parametrize("flags", [["--dry-run"], []])
+@pytest.mark.parametrize("flags", [["--dry_run"], []])
 @pytest.mark.parametrize("repo", ["a/b/c", "", "a b/c", "org/x/"])
 def test_what_is_no_id_on_the_hub_is_refused_at_once(folder: Path, repo: str, flags, capsys):
     assert main(["push", str(folder), repo, *flags]) == 2  # before the folder, whose backbones are local
@@ -342,8 +342,8 @@ def test_a_card_that_the_hub_cannot_read_is_refused(folder: Path, front: str, to
 def test_the_dry_run_says_of_a_rendered_card_what_it_is_rendered_for(folder: Path, capsys):
     (folder / "README.md").unlink()
     write_card(folder)
-    flags = ["--vision-model", "org/clip", "--text-model", "org/text"]
-    assert main(["push", str(folder), "org/new", "--dry-run", *flags]) == 0
+    flags = ["--vision_model", "org/clip", "--text_model", "org/text"]
+    assert main(["push", str(folder), "org/new", "--dry_run", *flags]) == 0
     assert "card: rendered for org/new\n" in capsys.readouterr().out
 
 

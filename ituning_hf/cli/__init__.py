@@ -18,6 +18,7 @@ from contextlib import suppress
 
 from .._version import __version__
 from . import caption, convert, demo, evaluate, features, info, push, train
+from .arguments import HelpFormatter
 
 # In the order in which --help lists them.
 _COMMANDS = (demo, features, train, evaluate, caption, info, push, convert)
@@ -29,20 +30,21 @@ _WITH_OWN_PARSER = {
 }
 
 _IN_PYTHON = re.compile(r"from_pretrained\(\.\.\., (vision|text)_model_name_or_path=\.\.\.\)")
-_UNDERSCORED = re.compile("--[a-z]+(_[a-z]+)+(=.*)?", re.DOTALL)
+_HYPHENED = re.compile("--[a-z]+(-[a-z]+)+(=.*)?", re.DOTALL)
 
 _EXAMPLES = """\
 examples:
   ituning demo
-  ituning train --dataset photos/ --vision_model openai/clip-vit-base-patch16 --text_model gpt2 \\
-      --output_dir my-captioner
+  ituning train --dataset photos/ --vision_model openai/clip-vit-base-patch16 \\
+      --text_model gpt2 --output_dir my-captioner
   ituning evaluate --model my-captioner/best --dataset photos/ --split val
   ituning caption photos/ --model my-captioner/best --output captions.jsonl
   ituning info my-captioner/best
-  ituning push my-captioner/best org/my-captioner --dry-run
+  ituning push my-captioner/best org/my-captioner --dry_run
 
-Mistakes are told in one line, several at once in a list. With ITUNING_TRACEBACK=1 in the environment, with
-the whole traceback.
+Options may be spelt with hyphens too: --dry-run is --dry_run.
+Mistakes are told in one line, several at once in a list; with the whole
+traceback where ITUNING_TRACEBACK=1 is in the environment.
 """
 
 
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception) -> str:
     """Return an error's message in the command's own terms: a list as it is, anything else in one line."""
-    lines = _IN_PYTHON.sub(r"--\1-model PLACE", str(error)).splitlines()
+    lines = _IN_PYTHON.sub(r"--\1_model PLACE", str(error)).splitlines()
     return "\n".join(lines) if lines[1:] and lines[1].startswith("- ") else " ".join(lines)
 
 
@@ -91,7 +93,7 @@ def _run(arguments: list[str]) -> int:
         if tuple(arguments[: len(words)]) == words:
             return run(arguments[len(words) :])
     end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows are file names
-    spelt = [*map(_with_hyphens, arguments[:end]), *arguments[end:]]
+    spelt = [*map(_with_underscores, arguments[:end]), *arguments[end:]]
     options, unknown = _parser().parse_known_args(spelt)
     if unknown:
         raise ValueError(_not_understood(unknown[0], options.parser))
@@ -99,19 +101,19 @@ def _run(arguments: list[str]) -> int:
     return options.run(options)
 
 
-def _with_hyphens(argument: str) -> str:
-    """Take the spelling of `ituning train`, --num_beams, for --num-beams."""
-    if not _UNDERSCORED.fullmatch(argument):
+def _with_underscores(argument: str) -> str:
+    """Take the spelling that others use, --num-beams, for --num_beams."""
+    if not _HYPHENED.fullmatch(argument):
         return argument
     name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    return "--" + name.removeprefix("--").replace("-", "_") + equals + value
 
 
 def _not_understood(argument: str, command: argparse.ArgumentParser) -> str:
     name = argument.partition("=")[0]
     if not name.startswith("-"):
         return f"{name!r} belongs to no option; {command.prog} --help shows them."
-    nearest = difflib.get_close_matches(name, re.findall("--[a-z-]+", command.format_usage()), n=1)
+    nearest = difflib.get_close_matches(name, re.findall("--[a-z_]+", command.format_usage()), n=1)
     meant = f": did you mean {nearest[0]}?" if nearest else "."
     return f"{name} is no option{meant} {command.prog} --help shows them."
 
@@ -133,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="ituning",
         description="Train a small image captioner between a frozen CLIP and a frozen GPT-2, and use it.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ituning {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

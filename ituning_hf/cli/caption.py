@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .arguments import positive
+from .arguments import HelpFormatter, positive
 
 if TYPE_CHECKING:
     from ..captioning import CaptionResult
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   ituning caption dog.jpg --model my-captioner
-  ituning caption "photos/**/*.png" --model my-captioner --num-captions 3
-  find photos -name "*.jpg" -mtime -1 | ituning caption - --model my-captioner --output captions.jsonl
+  ituning caption "photos/**/*.png" --model my-captioner --num_captions 3
+  find photos -name "*.jpg" -mtime -1 | ituning caption - --model my-captioner \\
+      --output captions.jsonl
 
 Prints a line for each image as its batch is done: path, tab, caption (tab, next caption, ...).
 Exit code: 0, or 1 if an image could not be read (the others are captioned), 2 for a mistake in the
@@ -36,7 +37,7 @@ def add_parser(commands: Any) -> None:
         help="caption images",
         description="Caption images with a saved captioner.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(
@@ -47,13 +48,13 @@ def add_parser(commands: Any) -> None:
     )
     add("--model", required=True, help="a captioner's folder or Hub id")
     add("--revision", help="its revision on the Hub")
-    add("--vision-model", help="where its frozen vision encoder has moved to")
-    add("--text-model", help="where its frozen language model has moved to")
-    add("--num-beams", type=positive, metavar="N", help="beams of the search (the captioner's own, or 5)")
-    add("--max-new-tokens", type=positive, metavar="N", help="the longest caption (the captioner's own)")
-    add("--num-captions", type=positive, default=1, metavar="N", help="captions for each image (%(default)s)")
+    add("--vision_model", help="where its frozen vision encoder has moved to")
+    add("--text_model", help="where its frozen language model has moved to")
+    add("--num_beams", type=positive, metavar="N", help="beams of the search (the captioner's own, or 5)")
+    add("--max_new_tokens", type=positive, metavar="N", help="the longest caption (the captioner's own)")
+    add("--num_captions", type=positive, default=1, metavar="N", help="captions for each image (%(default)s)")
     add("--prompt", metavar="TEXT", help="what every caption begins with")
-    add("--batch-size", type=positive, default=8, metavar="N", help="images at a time (%(default)s)")
+    add("--batch_size", type=positive, default=8, metavar="N", help="images at a time (%(default)s)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best (%(default)s)")
     add(
         "--dtype",

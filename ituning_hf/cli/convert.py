@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .arguments import HelpFormatter
+
 _EXAMPLES = """\
 examples:
   ituning convert my-captioner my-adapter
@@ -23,13 +25,13 @@ def add_parser(commands: Any) -> None:
         description="Make an adapter for PEFT's AutoPeftModelForCausalLM of a saved captioner, or a "
         "captioner of such an adapter: whichever SOURCE is not.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", help="either's folder or Hub id")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="a new or empty folder")
     parser.add_argument("--revision", help="the source's revision on the Hub")
-    parser.add_argument("--vision-model", help="its vision encoder, in place of the recorded one")
-    parser.add_argument("--text-model", help="its language model, in place of the recorded one")
+    parser.add_argument("--vision_model", help="its vision encoder, in place of the recorded one")
+    parser.add_argument("--text_model", help="its language model, in place of the recorded one")
     parser.set_defaults(run=run)
 
 

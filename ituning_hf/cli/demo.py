@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
         "they have not seen, save the captioner and load it again. Minutes on two CPU cores; no network.",
     )
     parser.add_argument(
-        "--output-dir",
+        "--output_dir",
         type=Path,
         default=Path("ituning-demo"),
         metavar="FOLDER",

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .arguments import HelpFormatter
+
 _EXAMPLES = """\
 examples:
-  ituning push my-captioner/best org/my-captioner --dry-run
+  ituning push my-captioner/best org/my-captioner --dry_run
   ituning push my-captioner/best org/my-captioner --private
   ituning push my-captioner/best org/my-captioner \\
-      --vision-model openai/clip-vit-base-patch16 --text-model gpt2
+      --vision_model openai/clip-vit-base-patch16 --text_model gpt2
 
 The last is for a captioner that was trained over local copies of models that are on the Hub: it is checked
 that they are the same. A model of your own goes there first, `hf upload org/my-gpt2 path/to/my-gpt2`, and its
@@ -28,7 +30,7 @@ def add_parser(commands: Any) -> None:
         description="Put a saved captioner on the Hub in one commit: the adapter, its settings, its "
         "processor, its card and the code that loads it. The frozen models stay where they are.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="a captioner's folder")
@@ -41,9 +43,9 @@ def add_parser(commands: Any) -> None:
         metavar="TEXT",
         help="what the history says of it (%(default)s)",
     )
-    add("--dry-run", action="store_true", help="check it and list what would go, without network")
-    add("--vision-model", metavar="ID", help="the frozen vision encoder's id on the Hub")
-    add("--text-model", metavar="ID", help="the frozen language model's id on the Hub")
+    add("--dry_run", action="store_true", help="check it and list what would go, without network")
+    add("--vision_model", metavar="ID", help="the frozen vision encoder's id on the Hub")
+    add("--text_model", metavar="ID", help="the frozen language model's id on the Hub")
     parser.set_defaults(run=run)
 
 

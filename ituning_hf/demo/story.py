@@ -157,14 +157,14 @@ def _make_room(folder: Path) -> None:
         there = {path.name for path in folder.iterdir()} if folder.exists() else set()
         if RESULT_FILE in there or there - _OWN_FILES:
             what = "holds a finished demo" if RESULT_FILE in there else "is not empty"
-            raise FileExistsError(f"--output-dir {folder} {what}: remove it, or give another folder.")
+            raise FileExistsError(f"--output_dir {folder} {what}: remove it, or give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOCK_FILE).touch()
     except FileExistsError:
         raise
     except OSError as error:
         raise PermissionError(
-            f"--output-dir {folder} cannot be written to ({error.strerror}): give a folder that can."
+            f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder that can."
         ) from error
 
 

@@ -112,8 +112,8 @@ it. What the store has already is left out. Every option may as well stand in a
 YAML file.""",
     examples="""\
 examples:
-  ituning features build --dataset photos/ --vision_model openai/clip-vit-base-patch16 \\
-      --output_dir features/photos
+  ituning features build --dataset photos/ \\
+      --vision_model openai/clip-vit-base-patch16 --output_dir features/photos
   ituning features info features/photos
 
 An image of CLIP ViT-B/16 takes 302,592 bytes, or 152,084 with --storage int8.

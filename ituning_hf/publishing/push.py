@@ -162,7 +162,7 @@ def _commit_of(api: HfApi, kind: str, place: Place) -> str:
         raise ValueError(
             f"The {kind} model {place.name!r} on the Hub is not the one this adapter was trained on: its "
             f"weights have fingerprint {found}, wanted {place.fingerprint}. Give the "
-            f"right one, --{kind}-model ID."
+            f"right one, --{kind}_model ID."
         )
     return str(commit)
 

@@ -205,7 +205,7 @@ def _place(kind: str, raw: dict[str, Any], given: str | None) -> Place | str:
     if is_local(name):
         return (
             f"its frozen {kind} model is the local folder {name!r}, which nobody else has: give the id of "
-            f"the same model on the Hub, --{kind}-model ID ({kind}_model=... in Python)."
+            f"the same model on the Hub, --{kind}_model ID ({kind}_model=... in Python)."
         )
     revision = raw.get(f"{kind}_model_revision")
     pinned = given is None and revision is not None and _COMMIT.fullmatch(revision)
@@ -221,7 +221,7 @@ def _how_to_upload(raw: dict[str, Any], given: dict[str, str | None]) -> str:
     commands = " and ".join(
         f"`hf upload org/NAME-{kind} {shlex.quote(name)}`" for kind, name in local.items()
     )
-    options = " ".join(f"--{kind}-model org/NAME-{kind}" for kind in local)
+    options = " ".join(f"--{kind}_model org/NAME-{kind}" for kind in local)
     return f"\nWhat is not on the Hub yet gets there by {commands}; then give {options}."
 
 

@@ -159,7 +159,7 @@ def _recorded(kind: str, place: str | None, name: str) -> str:
     if place is None:
         raise ValueError(
             f"The adapter {name!r} does not say which {kind} model it was trained on: give {kind}_model "
-            f"(--{kind}-model)."
+            f"(--{kind}_model)."
         )
     return place
 

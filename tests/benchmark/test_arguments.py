@@ -12,7 +12,7 @@ from ituning_hf.cli import main
 def test_a_file_and_flags_which_win_over_it(tmp_path: Path):
     path = tmp_path / "coco.yaml"
     path.write_text("model: best\ndataset: coco.json\nnum_beams: 5\njava: true\n")
-    args = parse_arguments(["--config", str(path), "--num-beams", "3", "--batch_size", "32"])
+    args = parse_arguments(["--config", str(path), "--num_beams", "3", "--batch_size", "32"])
     assert args == EvaluateArguments(model="best", dataset="coco.json", num_beams=3, java=True, batch_size=32)
 
 

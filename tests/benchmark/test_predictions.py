@@ -52,7 +52,7 @@ def test_the_lines_of_ituning_caption(
     """Paths there begin where the command was called."""
     first = evaluate_captioner(settings())
     monkeypatch.chdir(tmp_path)
-    search = ["--num-beams", "3", "--max-new-tokens", "9", "--batch-size", "2"]
+    search = ["--num_beams", "3", "--max_new_tokens", "9", "--batch_size", "2"]
     assert main(["caption", "photos", "--model", str(captioner), *search, "--output", "captions.jsonl"]) == 0
     assert read_predictions(Path("captions.jsonl"), load_images(settings())) == first.captions
 

@@ -98,7 +98,7 @@ def test_an_interrupted_demo_goes_on_and_a_finished_one_is_kept(demo, tmp_path: 
 def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_done(tmp_path: Path):
     (tmp_path / "file").write_text("")
     lines: list[str] = []
-    with pytest.raises(PermissionError, match=r"--output-dir .*file/out cannot be written to \(.*\): give"):
+    with pytest.raises(PermissionError, match=r"--output_dir .*file/out cannot be written to \(.*\): give"):
         run_demo(tmp_path / "file" / "out", report=lines.append)
     with pytest.raises(ValueError, match="--seed is 2147483648, expected 0 to 2147483647"):
         run_demo(tmp_path / "out", seed=2**31, report=lines.append)

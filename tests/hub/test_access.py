@@ -30,9 +30,9 @@ def ituning(name, *arguments, token=None):
 ACCESS = (
     COMMANDS
     + """
-caption = ["caption", picture, "--num-beams", "1", "--model"]
+caption = ["caption", picture, "--num_beams", "1", "--model"]
 pushed = ["push", folder]
-ids = ["--vision-model", "org/clip", "--text-model", "org/text"]
+ids = ["--vision_model", "org/clip", "--text_model", "org/text"]
 
 ituning("caption", *caption, "org/captioner")
 ituning("info", "info", "org/captioner", "--json")
@@ -52,11 +52,11 @@ ituning("info, cached", "info", "org/secret")
 ituning("push, no token", *pushed, "org/new", *ids)
 ituning("push, bad token", *pushed, "org/new", *ids, token="nonsense")
 ituning("push, of others", *pushed, "org/captioner", *ids, token="reader")
-ituning("push, no such place", *pushed, "org/new", "--vision-model", "org/none", *ids[2:], token="writer")
-ituning("push, another model", *pushed, "org/new", "--vision-model", "org/other", *ids[2:], token="writer")
+ituning("push, no such place", *pushed, "org/new", "--vision_model", "org/none", *ids[2:], token="writer")
+ituning("push, another model", *pushed, "org/new", "--vision_model", "org/other", *ids[2:], token="writer")
 ituning("push, public", *pushed, "org/captioner", "--private", *ids, token="writer")
 ituning("push, no name", *pushed, "a/b/c", *ids, token="writer")
-others = ["--vision-model", "org/gated-clip", "--text-model", "org/private-text"]
+others = ["--vision_model", "org/gated-clip", "--text_model", "org/private-text"]
 ituning("push, over what not all may load", *pushed, "org/open", *others, token="writer")
 ituning("push, privately over it", *pushed, "org/closed", "--private", *others, token="writer")
 ituning("push, own name", *pushed, "mine", *ids, token="writer")
@@ -66,7 +66,7 @@ ituning("push, own name", *pushed, "mine", *ids, token="writer")
 UNREACHABLE = (
     COMMANDS
     + """
-ituning("push", "push", folder, "org/new", "--vision-model", "org/clip", "--text-model", "org/text")
+ituning("push", "push", folder, "org/new", "--vision_model", "org/clip", "--text_model", "org/text")
 """
 )
 

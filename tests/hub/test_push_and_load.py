@@ -55,7 +55,7 @@ def ituning(*arguments):
 found = {"first": asdict(push_captioner(a, "org/captioner", **hub_ids))}
 found["again"] = asdict(push_captioner(a, "org/captioner", **hub_ids))
 api.create_tag("org/captioner", tag="one", revision="main")
-flags = ["--vision-model", "org/clip", "--text-model", "org/text"]
+flags = ["--vision_model", "org/clip", "--text_model", "org/text"]
 found["branch"] = ituning("push", a, "org/captioner", "--revision", "draft", "--message", "A draft", *flags)
 found["second"] = ituning("push", b, "org/captioner", *flags)
 found["private"] = ituning("push", a, "org/secret", "--private", *flags)

@@ -71,9 +71,9 @@ def test_backbones_that_moved(folders, backbones, tmp_path):
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["vision_model_name_or_path"] = config["base_model_name_or_path"] = None
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"does not say which vision model .*--vision-model"):
+    with pytest.raises(ValueError, match=r"does not say which vision model .*--vision_model"):
         convert(adapter, tmp_path / "none")
-    with pytest.raises(ValueError, match=r"does not say which text model .*--text-model"):
+    with pytest.raises(ValueError, match=r"does not say which text model .*--text_model"):
         convert(adapter, tmp_path / "none", vision_model=backbones["vision"])
     convert(adapter, tmp_path / "out", vision_model=backbones["clip"], text_model=backbones["text"])
     made = json.loads((tmp_path / "out" / "config.json").read_text())
