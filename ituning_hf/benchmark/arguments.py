@@ -65,7 +65,10 @@ class ImagesArguments(DatasetArguments):
 
     split: str = option("test", "split to caption", one_of(SPLITS), "|".join(SPLITS))
     expected_images: int | None = option(
-        None, "images that the split must have; another number is refused", AT_LEAST_ONE, unset="any number"
+        None,
+        "images that the split must have, all of them readable; another number is refused",
+        AT_LEAST_ONE,
+        unset="any number",
     )
     dataset_name: str | None = option(
         None,
@@ -100,6 +103,7 @@ class ScoringArguments:
     java: bool | None = option(
         None,
         "true demands Java for the official tokenizer and METEOR; false does without both",
+        metavar="true|false",
         unset="taken where it is found",
     )
     clip_model: str | None = option(
@@ -182,7 +186,15 @@ examples:
   accelerate launch -m ituning_hf.cli evaluate --config coco.yaml  # several GPUs
 
 It leaves results.json (the COCO result format), metrics.json (every score and
-how it came about) and per_image.jsonl. Killed, the same command goes on.
+how it came about) and per_image.jsonl. Killed, the same command goes on; on
+a complete report it shows the scores again.
+
+The scorers come with pip install 'ituning_hf[eval]'. METEOR needs Java; SPICE
+needs Java 8 to 11 and its models, which python -m
+pycocoevalcap.spice.get_stanford_models installs.
+
+Exit code: 0; 1 if it failed on its way, such as by pictures that cannot be
+read; 2 for a mistake in the settings or the data; 130 after Ctrl-C.
 """,
 )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..model_card import write_card
 from ..model_card.evaluation_results import (
     EVALUATION_FILE,
+    METRIC_NAMES,
     EvaluationResult,
     read_evaluations,
     write_evaluations,
@@ -16,8 +17,7 @@ from ..model_card.evaluation_results import (
 from .arguments import EvaluateArguments
 from .command import command_of
 from .images import BenchmarkImages
-from .report import Evaluation
-from .scoring import ENTIRE
+from .scoring import ENTIRE, Part
 
 
 def card_folder(args: EvaluateArguments) -> Path | None:
@@ -51,33 +51,69 @@ def check_card(args: EvaluateArguments, benchmark: BenchmarkImages) -> None:
     )
 
 
-def put_on_card(folder: Path, evaluation: Evaluation, args: EvaluateArguments) -> list[str]:
+def is_on_card(folder: Path, benchmark: BenchmarkImages) -> bool:
+    """Tell whether the card has scores of a benchmark."""
+    return any(
+        (result.dataset, result.split) == (benchmark.dataset, benchmark.split)
+        for result in read_evaluations(folder)
+    )
+
+
+def put_on_card(
+    folder: Path, args: EvaluateArguments, benchmark: BenchmarkImages, parts: Sequence[Part], tokenizer: str
+) -> list[str]:
     """Put an evaluation's scores in place of those that the card has of the same benchmark.
+
+    Args:
+        folder: The captioner's.
+        args: The evaluation's settings.
+        benchmark: The images.
+        parts: The scores of each domain, and of all images.
+        tokenizer: What split the captions into words.
 
     Returns:
         What was done, a line each.
     """
-    new = [
-        EvaluationResult(
-            dataset=evaluation.benchmark.dataset,
-            split=evaluation.benchmark.split,
-            num_images=part.num_images,
-            subset=None if part.name == ENTIRE else part.name,
-            metrics=part.metrics,
-            command=command_of(args),
-        )
-        for part in evaluation.parts
-    ]
-    write_evaluations(folder, _merge(read_evaluations(folder), new))
+    new = [_result(args, benchmark, part, tokenizer) for part in parts]
+    old = read_evaluations(folder)
+    write_evaluations(folder, _merge(old, new))
+    shown, beside = folder / "README.md", f"{EVALUATION_FILE} beside it"
     if write_card(folder):
-        return [f"Card       {folder / 'README.md'} shows the scores, from {EVALUATION_FILE} beside it"]
-    return [
-        f"Card       {folder / 'README.md'} is a person's and left as it is; {EVALUATION_FILE} beside it has "
-        "the scores"
-    ]
+        lines = [f"Card       {shown} shows the scores, from {beside}"]
+    else:
+        lines = [f"Card       {shown} is a person's and left as it is; {beside} has the scores"]
+    if gone := _gone(old, new):
+        lines.append(
+            f"           {' and '.join(gone)} of the earlier evaluation of {benchmark.dataset}, "
+            f"{benchmark.split}, {'is' if len(gone) == 1 else 'are'} gone from there: this one is without"
+        )
+    return lines
+
+
+def _result(
+    args: EvaluateArguments, benchmark: BenchmarkImages, part: Part, tokenizer: str
+) -> EvaluationResult:
+    subset = None if part.name == ENTIRE else part.name
+    return EvaluationResult(
+        dataset=benchmark.dataset,
+        split=benchmark.split,
+        num_images=part.num_images,
+        subset=subset,
+        metrics=part.metrics,
+        command=command_of(args),
+        tokenizer=tokenizer,
+        num_unreadable=benchmark.count_unreadable(subset, part.num_images),
+    )
 
 
 def _merge(old: Sequence[EvaluationResult], new: Sequence[EvaluationResult]) -> list[EvaluationResult]:
     """Keep what is known of other benchmarks."""
     replaced = {(result.dataset, result.split) for result in new}
     return [result for result in old if (result.dataset, result.split) not in replaced] + list(new)
+
+
+def _gone(old: Sequence[EvaluationResult], new: Sequence[EvaluationResult]) -> list[str]:
+    """Name the metrics that the card had of this benchmark, and has no more."""
+    benchmark = (new[0].dataset, new[0].split)
+    had = {name for result in old if (result.dataset, result.split) == benchmark for name in result.metrics}
+    return [title for name, title in METRIC_NAMES.items() if name in had - set(new[0].metrics)]

@@ -14,8 +14,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     The exit codes, which are those of `ituning evaluate`:
 
-    - 0: the report is written.
-    - 1: it failed on its way, with an `EvaluationError`: too many images cannot be read, a scorer failed.
+    - 0: the report is written, or was complete.
+    - 1: it failed on its way, with an `EvaluationError`: too many images cannot be read (or any, with
+      `--expected_images`), a scorer failed.
     - 2: it could not begin: a mistake in the settings, data or a captioner that cannot be used, a folder that
       holds another evaluation.
     - 130: it was stopped by Ctrl-C.

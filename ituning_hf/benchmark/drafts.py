@@ -6,7 +6,6 @@ evaluation it is of, so that no captions of another captioner are ever taken for
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -15,17 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..modeling_ituning import ITuningForCaptioning
-from .arguments import EvaluateArguments
 from .errors import EvaluationError
-from .images import BenchmarkImages
 
 _PATTERN = ".captions-{identity}-{unique}.jsonl"
-# What the captions do not depend on, beside how they are scored and where the report goes.
-_WITHOUT_EFFECT = (
-    *("expected_images", "dataset_name", "max_unreadable_share", "dataloader_num_workers", "java"),
-    *("clip_model", "output_dir", "overwrite", "no_card", "dry_run"),
-)
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Drafts:
 
     Args:
         folder: Where the report goes.
-        identity: Of the evaluation, as `identify` gives it.
+        identity: Of the evaluation, as `identify_captions` gives it.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -106,32 +97,6 @@ class Drafts:
 def all_drafts(folder: Path) -> list[Path]:
     """Return the unfinished work in a folder, of any evaluation."""
     return sorted(folder.glob(_PATTERN.format(identity="*", unique="*")))
-
-
-def identify(
-    args: EvaluateArguments,
-    benchmark: BenchmarkImages,
-    model: ITuningForCaptioning,
-    preparation: dict[str, Any],
-) -> str:
-    """Return a digest of all that the captions depend on: settings, images, and the captioner.
-
-    The frozen models' weights are in the captioner's configuration, as fingerprints. Images count by their
-    names: one that is mended does not make the others' captions another evaluation's.
-
-    Args:
-        args: The settings.
-        benchmark: The images.
-        model: The captioner.
-        preparation: What makes its inputs of a picture; JSON.
-    """
-    settings = {name: value for name, value in args.to_dict().items() if name not in _WITHOUT_EFFECT}
-    names = [image.name for image in benchmark.images]
-    configs = [model.config.to_dict(), model.generation_config.to_dict(), preparation]
-    digest = hashlib.sha256(json.dumps([settings, names, configs], sort_keys=True).encode())
-    for name, tensor in sorted(model.adapter_state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _from_json(line: dict[str, Any]) -> CaptionedBatch:

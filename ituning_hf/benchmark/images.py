@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data import CaptionedImage
+from ..data.nocaps import is_nocaps
 from ..training_record import DRAWN_SCENES
 from .arguments import EvaluateArguments
 
@@ -37,6 +38,10 @@ class BenchmarkImages:
         """The parts that the benchmark is reported by, such as NoCaps' "in-domain", sorted."""
         return sorted({image.domain for image in self.images if image.domain is not None})
 
+    def count_unreadable(self, domain: str | None, num_captioned: int) -> int:
+        """Return how many images of a domain, or of all where it is None, have no caption."""
+        return sum(domain in (None, image.domain) for image in self.images) - num_captioned
+
     def describe(self) -> str:
         """Say it in a line."""
         references = sum(len(image.captions) for image in self.images)
@@ -56,6 +61,18 @@ def load_images(args: EvaluateArguments) -> BenchmarkImages:
     images = args.load_split(args.split, args.seed, require_captions=False, require_images=reads_pictures)
     args.check_count("expected_images", args.expected_images, images, args.seed)
     return BenchmarkImages(_name(args), args.split, images, _ids(images))
+
+
+def explain_no_references(args: EvaluateArguments) -> str:
+    """Say where the captions of people are that a split lacks; nothing where that is not known."""
+    path = Path(args.dataset)
+    if args.split != "val" or path.suffix != ".json" or not path.is_file() or not is_nocaps(path):
+        return ""
+    return (
+        "NoCaps' captions of its val split are in nocaps_val_4500_captions.json "
+        "(https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json): with that file as --dataset it "
+        "would be scored here."
+    )
 
 
 def _ids(images: Sequence[CaptionedImage]) -> list[int]:

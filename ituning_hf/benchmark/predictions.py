@@ -47,7 +47,7 @@ def read_predictions(path: Path, benchmark: BenchmarkImages) -> list[str]:
     problems = [
         _count("without a caption", [i for i, found in captions.items() if not found], benchmark),
         _count("with several captions", [i for i, found in captions.items() if len(found) > 1], benchmark),
-        f"{len(unknown)} captions of other images ({_first(unknown)})" if unknown else "",
+        f"{len(unknown)} captions of other images ({name_some(unknown)})" if unknown else "",
     ]
     if any(problems):
         raise ValueError(
@@ -115,9 +115,10 @@ def _count(what: str, indices: Sequence[int], benchmark: BenchmarkImages) -> str
     if not indices:
         return ""
     named = [f"{benchmark.images[i].name} with id {benchmark.ids[i]}" for i in indices[:_SHOWN]]
-    return f"{len(indices)} images {what} ({_first(named, len(indices))})"
+    return f"{len(indices)} images {what} ({name_some(named, len(indices))})"
 
 
-def _first(named: Sequence[str], total: int | None = None) -> str:
+def name_some(named: Sequence[str], total: int | None = None) -> str:
+    """Name the first few of many."""
     total = len(named) if total is None else total
     return ", ".join(named[:_SHOWN]) + (", ..." if total > _SHOWN else "")

@@ -37,6 +37,7 @@ class Speed:
         batch_size: Images in a whole batch.
         num_processes: Processes that captioned.
         device: What each of them ran on.
+        num_batches: Batches captioned.
     """
 
     captions_per_second: float
@@ -44,13 +45,14 @@ class Speed:
     batch_size: int
     num_processes: int
     device: str
+    num_batches: int
 
     @classmethod
     def of(cls, batches: Sequence[CaptionedBatch], batch_size: int, num_processes: int, device: str) -> Speed:
         """Sum up batches, of which each process had its share."""
         seconds = [batch.seconds for batch in batches if batch.captions]
         rate = sum(len(batch.captions) for batch in batches) / sum(seconds) * num_processes
-        return cls(rate, statistics.median(seconds), batch_size, num_processes, device)
+        return cls(rate, statistics.median(seconds), batch_size, num_processes, device, len(seconds))
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def check_output_dir(folder: Path, overwrite: bool, goes_on: bool) -> None:
     Args:
         folder: The folder of the report; need not be there.
         overwrite: Whether what it holds may be replaced.
-        goes_on: Whether it holds unfinished work of the very same evaluation.
+        goes_on: Whether it holds the very same evaluation, finished or not.
 
     Raises:
         FileExistsError, PermissionError: saying what to do.
@@ -129,16 +131,27 @@ def write_results(folder: Path, benchmark: BenchmarkImages, captions: dict[int, 
     _write(folder / RESULTS_FILE, json.dumps(results) + "\n")
 
 
-def write_scores(folder: Path, evaluation: Evaluation, args: EvaluateArguments) -> None:
-    """Write `per_image.jsonl`, and `metrics.json` last: where that is, all is."""
-    lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in _image_entries(evaluation))
-    _write(folder / IMAGES_FILE, "".join(lines))
-    write_json(folder / METRICS_FILE, _metrics(evaluation, args))
+def write_scores(folder: Path, evaluation: Evaluation, args: EvaluateArguments, identity: str) -> list[str]:
+    """Write `per_image.jsonl` if there are scores, and `metrics.json` last: where that is, all is.
+
+    Args:
+        folder: The report's.
+        evaluation: What is told.
+        args: Its settings.
+        identity: By which it is known again, as `identify_report` gives it.
+
+    Returns:
+        The names of all files of the report.
+    """
+    if evaluation.scores is not None:
+        entries = _image_entries(evaluation, evaluation.scores.per_image)
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        _write(folder / IMAGES_FILE, "".join(lines))
+    write_json(folder / METRICS_FILE, _metrics(evaluation, args, identity))
+    return [name for name in OUTPUT_FILES if (folder / name).exists()]
 
 
-def _image_entries(evaluation: Evaluation) -> list[dict[str, Any]]:
-    assert evaluation.scores is not None
-    per_image = evaluation.scores.per_image
+def _image_entries(evaluation: Evaluation, per_image: dict[str, list[float]]) -> list[dict[str, Any]]:
     return [
         {
             "image_id": evaluation.benchmark.ids[place],
@@ -154,30 +167,36 @@ def _image_entries(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def _metrics(evaluation: Evaluation, args: EvaluateArguments) -> dict[str, Any]:
-    scores = evaluation.scores
-    assert scores is not None
-    *domains, entire = evaluation.parts
+def _metrics(evaluation: Evaluation, args: EvaluateArguments, identity: str) -> dict[str, Any]:
+    parts = evaluation.parts
     return {
         "format_version": FORMAT_VERSION,
+        "identity": identity,
         "benchmark": {
             "dataset": evaluation.benchmark.dataset,
             "split": evaluation.benchmark.split,
             "num_images": len(evaluation.places),
             "unreadable": evaluation.unreadable,
         },
-        "metrics": _part(entire),
-        "domains": {part.name: {"num_images": part.num_images, "metrics": _part(part)} for part in domains},
-        "scoring": {
-            "tokenizer": scores.tokenizer,
-            "java_version": scores.java_version,
-            "left_out": scores.left_out,
-            "confidence": CONFIDENCE,
-            "num_resamples": NUM_RESAMPLES,
+        "metrics": _part(parts[-1]) if parts else {},
+        "domains": {
+            part.name: {"num_images": part.num_images, "metrics": _part(part)} for part in parts[:-1]
         },
+        "scoring": None if evaluation.scores is None else scoring_of(evaluation.scores),
         "speed": None if evaluation.speed is None else asdict(evaluation.speed),
         "settings": public_settings(args),
         "versions": library_versions(),
+    }
+
+
+def scoring_of(scores: CaptionScores) -> dict[str, Any]:
+    """Return how captions were scored, as `metrics.json` has it."""
+    return {
+        "tokenizer": scores.tokenizer,
+        "java_version": scores.java_version,
+        "left_out": scores.left_out,
+        "confidence": CONFIDENCE,
+        "num_resamples": NUM_RESAMPLES,
     }
 
 

@@ -15,7 +15,7 @@ from ..evaluation import CaptionScores, score_captions
 from ..evaluation.clip_score import clip_scores
 from ..evaluation.java import find_java, why_no_spice
 from .arguments import EvaluateArguments
-from .images import BenchmarkImages
+from .images import BenchmarkImages, explain_no_references
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 1000
@@ -69,7 +69,7 @@ def _refuse_without_references(args: EvaluateArguments, benchmark: BenchmarkImag
         raise ValueError(
             f"{' and '.join(given)}: split {benchmark.split!r} of {args.dataset} has no captions of people, "
             "so there is nothing to score by. With --model alone its captions are written, for the "
-            "benchmark's own server to score."
+            f"benchmark's own server to score. {explain_no_references(args)}".rstrip()
         )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from textwrap import shorten
+from typing import Any
 
-from ..model_card.evaluation_results import METRIC_NAMES
-from .report import Evaluation
+from ..model_card.evaluation_results import METRIC_NAMES, unreadable_note
+from .finished import FinishedReport
+from .images import BenchmarkImages
+from .report import Evaluation, scoring_of
 from .scoring import CONFIDENCE, Part
 
 NUM_SAMPLES = 3  # of the best captions, and of the worst
@@ -16,18 +19,26 @@ SHOWN_CHARACTERS = 100
 
 def describe_evaluation(evaluation: Evaluation) -> list[str]:
     """Say what came of an evaluation, a line each: scores, captions, speed."""
-    benchmark = evaluation.benchmark
-    lines = [f"{benchmark.dataset}, {benchmark.split}: {len(evaluation.places):,} images"]
-    if evaluation.unreadable:
-        lines.append(
-            f"{len(evaluation.unreadable):,} more could not be read, and are left out of the scores."
-        )
+    lines = _heading(evaluation.benchmark, len(evaluation.places))
     if evaluation.scores is not None:
-        lines += ["", *score_table(evaluation.parts), *_how_scored(evaluation)]
+        lines += ["", *score_table(evaluation.parts), *_how_scored(scoring_of(evaluation.scores))]
         lines += ["", *_samples(evaluation)]
     if evaluation.speed is not None:
         lines += ["", *_speed(evaluation)]
     return lines
+
+
+def describe_finished(benchmark: BenchmarkImages, finished: FinishedReport) -> list[str]:
+    """Say again what came of an evaluation, a line each: its scores."""
+    lines = _heading(benchmark, finished.num_captioned)
+    if finished.scoring is not None:
+        lines += ["", *score_table(finished.parts), *_how_scored(finished.scoring)]
+    return lines
+
+
+def _heading(benchmark: BenchmarkImages, num_captioned: int) -> list[str]:
+    note = unreadable_note(benchmark.count_unreadable(None, num_captioned))
+    return [f"{benchmark.dataset}, {benchmark.split}: {num_captioned:,} images", *([note] if note else [])]
 
 
 def score_table(parts: Sequence[Part]) -> list[str]:
@@ -55,14 +66,12 @@ def score_table(parts: Sequence[Part]) -> list[str]:
     ]
 
 
-def _how_scored(evaluation: Evaluation) -> list[str]:
-    scores = evaluation.scores
-    assert scores is not None
-    java = f" {scores.java_version})" if scores.java_version is not None else ""
+def _how_scored(scoring: dict[str, Any]) -> list[str]:
+    java = f" {scoring['java_version']})" if scoring["java_version"] is not None else ""
     return [
         "Scores x 100, as papers print them; metrics.json has them as they are, 0 to 1 and CIDEr 0 to 10.",
-        f"Tokenizer: {scores.tokenizer.removesuffix(')')}{java}.",
-        *scores.left_out.values(),
+        f"Tokenizer: {scoring['tokenizer'].removesuffix(')')}{java}.",
+        *scoring["left_out"].values(),
     ]
 
 
@@ -86,9 +95,10 @@ def _speed(evaluation: Evaluation) -> list[str]:
     speed = evaluation.speed
     assert speed is not None
     several = f", {speed.num_processes} processes" if speed.num_processes > 1 else ""
+    median = f"; the median batch of {speed.batch_size} took {speed.seconds_of_median_batch:.3g} s"
     return [
         f"Speed      {speed.captions_per_second:.3g} captions/s on {speed.device}{several}, without reading "
-        f"images; the median batch of {speed.batch_size} took {speed.seconds_of_median_batch:.3g} s"
+        f"images{median if speed.num_batches > 1 else ''}"
     ]
 
 

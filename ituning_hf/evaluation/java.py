@@ -153,4 +153,5 @@ def _package_folder(name: str) -> Path:
 
 def _failure(program: str, complaints: bytes) -> str:
     last_words = complaints.decode(errors="replace").strip()[-500:]
-    return f"{program} failed; java=False computes the metrics that need no Java. It said: {last_words!r}"
+    way_out = "without Java (java=False, --java false) the metrics that need none can be had"
+    return f"{program} failed; {way_out}. It said: {last_words!r}"

@@ -80,7 +80,7 @@ def score_captions(
         >>> print(*(f"{value:.3f}" for value in scores.per_image["rouge_l"]))
         0.772 0.557
         >>> scores.left_out["meteor"]
-        'METEOR is left out: it runs in Java, and java=False does without.'
+        'METEOR is left out: it runs in Java, and the scorers were told to do without it.'
     """
     _check(predictions, references)
     require_scorers()
@@ -120,7 +120,8 @@ def _choose_metrics(
 
 def _why_left_out(runtime: Java | None, java: bool | None) -> dict[str, str]:
     if runtime is None:
-        reason = "java=False does without" if java is False else "no working `java` is on the PATH"
+        told = "the scorers were told to do without it"
+        reason = told if java is False else "no working `java` is on the PATH"
         return {
             name: f"{title} is left out: it runs in Java, and {reason}."
             for name, title in (("meteor", "METEOR"), ("spice", "SPICE"))

@@ -32,6 +32,10 @@ METRIC_NAMES = {
     "clip_score": "CLIPScore",
     "ref_clip_score": "RefCLIPScore",
 }
+TOKENIZERS = {
+    "PTB (Java)": "the official PTB tokenizer",
+    "Python": "the package's Python tokenizer (no Java, and so neither METEOR nor SPICE)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,8 @@ class EvaluationResult(Benchmark):
             CIDEr 0 to 10.
         command: What computed them, in one line that others can repeat; without absolute paths, since it is
             shown on the model card.
+        tokenizer: What split the captions into words, "PTB (Java)" or "Python"; None where that is not known.
+        num_unreadable: Further images, which were left out because they could not be read.
 
     Raises:
         ValueError: for a value that is none of these, naming it.
@@ -67,6 +73,8 @@ class EvaluationResult(Benchmark):
 
     metrics: dict[str, float]
     command: str
+    tokenizer: str | None = None
+    num_unreadable: int = 0
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -74,8 +82,12 @@ class EvaluationResult(Benchmark):
             _require_text(name, getattr(self, name))
         if self.subset is not None:
             _require_text("subset", self.subset)
+        if self.tokenizer not in (None, *TOKENIZERS):
+            raise ValueError(f"tokenizer is {self.tokenizer!r}, expected one of {[*TOKENIZERS]}, or None.")
         if type(self.num_images) is not int or self.num_images < 1:
             raise ValueError(f"num_images is {self.num_images!r}, expected a whole number of at least 1.")
+        if type(self.num_unreadable) is not int or self.num_unreadable < 0:
+            raise ValueError(f"num_unreadable is {self.num_unreadable!r}, expected a whole number.")
         _check_metrics(self.metrics)
         _refuse_paths("dataset", [self.dataset])
         _refuse_paths("command", _WORD_ENDS.split(self.command))
@@ -117,6 +129,14 @@ def write_evaluations(folder: str | os.PathLike[str], results: Sequence[Evaluati
     path = Path(folder) / EVALUATION_FILE
     draft_of(path).write_text(text + "\n", encoding="utf-8")
     put_in_place(path)
+
+
+def unreadable_note(count: int) -> str:
+    """Say how many pictures are missing from the scores; nothing if none is."""
+    if count == 0:
+        return ""
+    who, are = ("1 picture", "is") if count == 1 else (f"{count:,} pictures", "are")
+    return f"{who} could not be read and {are} left out of the scores."
 
 
 def is_absolute(path: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..training_record import DRAWN_SCENES
 from .evaluation_results import METRIC_NAMES, EvaluationResult
 from .facts import CardFacts
 
@@ -18,6 +19,7 @@ PIPELINE_TAG = "image-text-to-text"
 TAGS = ["image-captioning", "i-tuning", "ituning", "clip", "gpt2"]
 # The Hub's names of metrics; of a family such as BLEU there is one.
 _METRIC_IDS = {"bleu_1": "bleu", "bleu_2": "bleu", "bleu_3": "bleu", "bleu_4": "bleu", "rouge_l": "rouge"}
+_SLUGS = {DRAWN_SCENES: "ituning-scenes"}  # of names that are no name elsewhere
 
 
 def metadata(facts: CardFacts) -> ModelCardData:
@@ -40,11 +42,6 @@ def metadata(facts: CardFacts) -> ModelCardData:
     return ModelCardData(**known)
 
 
-def as_printed(score: float) -> float:
-    """Return a score as papers print it, times 100."""
-    return round(100 * score, 2)
-
-
 def _eval_results(facts: CardFacts) -> Iterator[EvalResult]:
     for result in facts.results:
         if not isinstance(result, EvaluationResult):
@@ -55,11 +52,15 @@ def _eval_results(facts: CardFacts) -> Iterator[EvalResult]:
                 yield EvalResult(
                     task_type="image-to-text",  # the Hub's task; the tag above is a pipeline's name
                     task_name="Image Captioning",
-                    dataset_type=re.sub(r"[^\w/.-]+", "-", result.dataset.lower()).strip("-"),
+                    dataset_type=_slug(result.dataset),
                     dataset_name=f"{result.dataset} ({result.split}{subset})",
                     dataset_config=result.subset,
                     dataset_split=result.split,
                     metric_type=_METRIC_IDS.get(metric, metric),
                     metric_name=name,
-                    metric_value=as_printed(result.metrics[metric]),
+                    metric_value=round(100 * result.metrics[metric], 2),
                 )
+
+
+def _slug(dataset: str) -> str:
+    return _SLUGS.get(dataset) or re.sub(r"[^\w/.-]+", "-", dataset.lower()).strip("-")

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 
 from ..checkpoint_ituning import ADAPTER_OPTIONS
 from ..training_record import TrainingRecord, ValidationRecord
-from .evaluation_results import METRIC_NAMES, Benchmark, EvaluationResult
+from .evaluation_results import METRIC_NAMES, TOKENIZERS, Benchmark, EvaluationResult, unreadable_note
 from .facts import Backbone, CardFacts
-from .metadata import as_printed, metadata
+from .metadata import metadata
 from .tables import table
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -43,6 +43,7 @@ def render(facts: CardFacts) -> ModelCard:
         training=table(("setting", "value"), list(_training_rows(facts.training))) if facts.training else "",
         validation=_validation(facts.training),
         results=_results_table(facts.results),
+        remarks=_remarks(facts.results),
         commands=_commands(facts.results),
         made_with=_made_with(facts),
     )
@@ -164,7 +165,7 @@ def _results_table(results: tuple[Benchmark, ...]) -> str:
     rows = [
         [
             result.dataset,
-            result.split + (f", {result.subset}" if result.subset else ""),
+            _part(result),
             f"{result.num_images:,}",
             *(_score(scores[name]) if name in scores else "" for name in shown),
         ]
@@ -172,6 +173,26 @@ def _results_table(results: tuple[Benchmark, ...]) -> str:
     ]
     header = ("data set", "split", "images", *(METRIC_NAMES[name] for name in shown))
     return table(header, rows, numbers_from=2)
+
+
+def _remarks(results: tuple[Benchmark, ...]) -> list[str]:
+    """Say what the table does not: what the scores leave out, and the tokenizer, each with its rows."""
+    measured = [result for result in results if isinstance(result, EvaluationResult)]
+    remarks = [
+        f"{result.dataset}, {_part(result)}: {unreadable_note(result.num_unreadable)}"
+        for result in measured
+        if result.num_unreadable
+    ]
+    for tokenizer, meaning in TOKENIZERS.items():
+        its = [result for result in measured if result.tokenizer == tokenizer]
+        rows = "; ".join(dict.fromkeys(f"{result.dataset}, {result.split}" for result in its))
+        if its:
+            remarks.append(f"Tokenizer{'' if its == measured else f' of {rows}'}: {meaning}.")
+    return remarks
+
+
+def _part(result: Benchmark) -> str:
+    return f"{result.split}, {result.subset}" if result.subset else result.split
 
 
 def _commands(results: tuple[Benchmark, ...]) -> list[str]:
@@ -193,7 +214,7 @@ def _made_with(facts: CardFacts) -> str:
 
 
 def _score(value: float) -> str:
-    return f"{as_printed(value):.1f}"
+    return f"{100 * value:.1f}"  # rounded once, as on the screen
 
 
 def _code(text: str | None) -> str:

@@ -43,17 +43,36 @@ def test_the_command_line_for_others_names_no_place_on_the_machine():
         model="/home/me/runs/my captioner", dataset="data/coco.json", image_root="~/coco", num_beams=3
     )
     assert command_of(args) == (
-        "ituning evaluate --model 'my captioner' --num_beams 3 --dataset data/coco.json --image_root coco"
+        "ituning evaluate --model 'path/to/my captioner' --num_beams 3 --dataset data/coco.json "
+        "--image_root path/to/coco --split test"
     )
     assert public_settings(args)["model"] == "my captioner"
     java = EvaluateArguments(model="best", java=False)
     assert parse_arguments(command_of(java).split()[2:]) == java
 
 
+def test_the_command_line_for_others_names_the_benchmark_and_nothing_without_effect():
+    args = EvaluateArguments(
+        model="org/x",
+        dataset_name="My photos",
+        features="/data/store",
+        expected_images=7,
+        batch_size=3,
+        dataloader_num_workers=0,
+    )
+    assert command_of(args) == (
+        "ituning evaluate --model org/x --dataset scenes --split test --dataset_name 'My photos'"
+        "  # from stored features"
+    )
+
+
 def test_the_command_has_its_own_help(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", "--help"])
-    assert "--max_unreadable_share" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--max_unreadable_share" in printed
+    for told in ("Exit code: 0;", "pip install 'ituning_hf[eval]'", "METEOR needs Java", "Java 8 to 11"):
+        assert told in printed
 
 
 def test_a_mistake_is_told_in_one_line(capsys: pytest.CaptureFixture[str]):

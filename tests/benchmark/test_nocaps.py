@@ -10,7 +10,7 @@ from ituning_hf.benchmark import EvaluateArguments, evaluate_captioner
 from ituning_hf.evaluation import score_captions
 from ituning_hf.model_card.evaluation_results import read_evaluations
 
-from .conftest import NUM_IMAGES, read_json, references_of
+from .conftest import NUM_IMAGES, contents, read_json, references_of
 
 Settings = Callable[..., EvaluateArguments]
 DOMAINS = ["in-domain", "out-domain", "near-domain", "near-domain", "in-domain", "near-domain", "near-domain"]
@@ -83,12 +83,35 @@ def test_without_references_the_captions_alone_are_written(
     evaluation = evaluate_captioner(settings(dataset=str(path), split="test"))
     assert evaluation.scores is None
     assert evaluation.metrics == {}
-    assert [file.name for file in (tmp_path / "report").iterdir()] == ["results.json"]
+    assert sorted(contents(tmp_path / "report")) == ["metrics.json", "results.json"]
+    metrics = read_json(tmp_path / "report" / "metrics.json")
+    assert (metrics["metrics"], metrics["domains"], metrics["scoring"]) == ({}, {}, None)
+    assert metrics["benchmark"]["num_images"] == NUM_IMAGES
     assert read_json(tmp_path / "report" / "results.json") == [
         {"image_id": 40 + i, "caption": text} for i, text in enumerate(said[1])
     ]
     assert read_evaluations(captioner) == []
-    assert "https://eval.ai/web/challenges/challenge-page/355" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "https://eval.ai/web/challenges/challenge-page/355" in printed
+    assert "nocaps_val_4500" not in printed
+    before = contents(tmp_path)
+    assert evaluate_captioner(settings(dataset=str(path), split="test")) is None
+    assert contents(tmp_path) == before
+    assert capsys.readouterr().out.startswith("This evaluation is complete")
+
+
+def test_of_val_it_is_said_where_the_captions_are(
+    settings: Settings, said: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = write_nocaps(said, tmp_path, "val")
+    content = read_json(path)
+    del content["annotations"]
+    path.write_text(json.dumps(content))
+    evaluate_captioner(settings(dataset=str(path), split="val"))
+    hint = "nocaps_val_4500_captions.json): with that file as --dataset it would be scored here."
+    assert hint in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--java: .* would be scored here\.$"):
+        evaluate_captioner(settings(dataset=str(path), split="val", java=True))
 
 
 def test_scores_without_references_are_refused(

@@ -108,6 +108,20 @@ def test_what_is_no_json_is_told(settings: Settings, tmp_path: Path):
             evaluate_captioner(settings(model=None, predictions=str(tmp_path / "theirs.jsonl")))
 
 
+def test_predictions_that_were_scored_are_told_again_and_others_refused(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    args = settings(model=None, predictions=str(write(tmp_path / "theirs.json", coco(ENGLISH))))
+    evaluate_captioner(args)
+    before = contents(tmp_path / "report")
+    assert evaluate_captioner(args) is None
+    assert "This evaluation is complete" in capsys.readouterr().out
+    write(tmp_path / "theirs.json", coco([*ENGLISH[:-1], "a cat"]))
+    with pytest.raises(FileExistsError, match="holds another evaluation"):
+        evaluate_captioner(args)
+    assert contents(tmp_path / "report") == before
+
+
 def test_a_dry_run_writes_nothing(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -49,6 +49,9 @@ def test_two_processes_find_what_one_finds(settings: Settings, photos: Path, tmp
     assert theirs["speed"]["num_processes"] == 2
     assert theirs["metrics"] == ours["metrics"]
     assert len(list((tmp_path / "two").iterdir())) == 3
+    if batch_size == 2:
+        again = run([*TWO, "evaluate", *flags(two)], tmp_path)
+        assert again.count("This evaluation is complete") == again.count("photos, test: 6 images") == 1
     assert [
         result["image_id"] for result in read_json(tmp_path / "two" / "results.json")
     ] == evaluation.places

@@ -24,12 +24,14 @@ from ituning_hf.benchmark import run as run_module
 from ituning_hf.benchmark.captioning import SplitCaptioner
 from ituning_hf.benchmark.drafts import CaptionedBatch
 from ituning_hf.benchmark.report import Speed
+from ituning_hf.cli import main
 from ituning_hf.evaluation import score_captions
 from ituning_hf.evaluation.clip_score import clip_scores
+from ituning_hf.evaluation.java import find_java
 from ituning_hf.features import build_features
 from ituning_hf.model_card.evaluation_results import EvaluationResult, read_evaluations, write_evaluations
 
-from .conftest import NUM_IMAGES, contents, read_json, references_of
+from .conftest import NUM_IMAGES, contents, flags, read_json, references_of
 
 needs_data = pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs ../shared/data")
 Settings = Callable[..., EvaluateArguments]
@@ -100,7 +102,12 @@ def test_speed_is_of_all_processes_together_and_without_batches_of_no_picture():
         CaptionedBatch(3, [(6, "e")], [], seconds=7.0),
     ]
     speed = Speed.of(batches, batch_size=2, num_processes=3, device="CPU")
-    assert (speed.captions_per_second, speed.seconds_of_median_batch) == (1.5, 2.0)
+    assert (speed.captions_per_second, speed.seconds_of_median_batch, speed.num_batches) == (1.5, 2.0, 3)
+
+
+def test_a_single_batch_is_no_median(settings: Settings, capsys: pytest.CaptureFixture[str]):
+    evaluate_captioner(settings(batch_size=16))
+    assert re.search(r"Speed .*, without reading images$", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,6 +135,7 @@ def test_unreadable_images_are_named_and_left_out(
     settings: Settings,
     said: Said,
     photos: Path,
+    captioner: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
@@ -144,7 +152,26 @@ def test_unreadable_images_are_named_and_left_out(
     assert [line["image_id"] for line in read_json(tmp_path / "report" / "results.json")] == others
     assert read_json(tmp_path / "report" / "metrics.json")["benchmark"]["unreadable"] == ["test/3.png"]
     assert "left out: cannot read" in caplog.text
-    assert "1 more could not be read, and are left out of the scores." in capsys.readouterr().out
+    note = "1 picture could not be read and is left out of the scores."
+    assert note in capsys.readouterr().out.splitlines()
+    assert f"photos, test: {note}" in (captioner / "README.md").read_text()
+
+
+def test_of_expected_images_each_must_be_readable(
+    settings: Settings, photos: Path, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for i in (4, 6):
+        (photos / "test" / f"{i}.png").write_bytes(b"not a picture")
+    args = settings(max_unreadable_share=0.5, expected_images=7)
+    message = r"2 of the 7 images could not be read \(test/4.png, test/6.png\), and --expected_images asks"
+    with pytest.raises(EvaluationError, match=message):
+        evaluate_captioner(args)
+    assert not (tmp_path / "report" / "results.json").exists()
+    for i in (4, 6):
+        shutil.copy(said[0] / f"{i}.png", photos / "test")
+    began = stop_after(monkeypatch, 99)
+    assert evaluate_captioner(args).captions == said[1]
+    assert began == [2, 3]
 
 
 def test_too_many_unreadable_images_end_it_and_once_mended_it_goes_on(
@@ -277,10 +304,81 @@ def test_another_evaluations_folder_is_refused_and_may_be_replaced(settings: Set
     evaluate_captioner(settings())
     before = contents(tmp_path)
     with pytest.raises(FileExistsError, match=r"holds another evaluation \(results.json\): .* --overwrite"):
-        evaluate_captioner(settings())
+        evaluate_captioner(settings(num_beams=1))
     assert contents(tmp_path) == before
     evaluate_captioner(settings(overwrite=True, num_beams=1))
     assert read_json(tmp_path / "report" / "metrics.json")["settings"]["num_beams"] == 1
+
+
+def test_a_finished_evaluation_is_told_again_and_left_as_it_is(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    evaluate_captioner(settings())
+    first, before = capsys.readouterr().out, contents(tmp_path)
+    monkeypatch.setattr(SplitCaptioner, "_caption_batch", lambda *args: pytest.fail("it captioned"))
+    for changes in ({}, {"dry_run": True}, {"dataloader_num_workers": 1}):
+        assert main(["evaluate", *flags(settings(**changes))]) == 0
+        head, *table = capsys.readouterr().out.splitlines()
+        assert head.startswith("This evaluation is complete, and its report in ")
+        assert len(table) == 13  # the heading, the scores, and how they came about
+        assert first.startswith("\n".join(table))
+        assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset_name": "Mine"},
+        {"expected_images": 7},
+        {"java": None},
+        {"num_beams": 2},
+        lambda folder: perturb_adapter(folder / "my-captioner" / "model.safetensors"),
+        lambda folder: edit_caption(folder / "photos" / "test" / "metadata.jsonl"),
+    ],
+    ids=["name", "count", "java", "search", "weights", "references"],
+)
+def test_a_finished_evaluation_of_anything_else_is_another(
+    settings: Settings, tmp_path: Path, change: dict | Callable[[Path], None]
+):
+    evaluate_captioner(settings())
+    if callable(change):
+        change(tmp_path)
+    elif "java" in change and find_java() is None:
+        pytest.skip("needs Java")
+    with pytest.raises(FileExistsError, match="holds another evaluation"):
+        evaluate_captioner(settings(**({} if callable(change) else change)))
+
+
+def edit_caption(path: Path) -> None:
+    """Change a word of people's captions."""
+    text = path.read_text()
+    assert "runs" in text
+    path.write_text(text.replace("runs", "walks", 1))
+
+
+def test_a_card_that_has_no_scores_yet_gets_those_of_the_finished_evaluation(
+    settings: Settings, captioner: Path
+):
+    evaluation = evaluate_captioner(settings(no_card=True))
+    assert read_evaluations(captioner) == []
+    assert evaluate_captioner(settings()) is None
+    (result,) = read_evaluations(captioner)
+    assert result.metrics == evaluation.metrics
+    assert (result.tokenizer, result.num_unreadable) == ("Python", 0)
+    assert "Tokenizer: the package's Python tokenizer" in (captioner / "README.md").read_text()
+
+
+def test_metrics_that_the_card_loses_are_named(
+    settings: Settings, captioner: Path, capsys: pytest.CaptureFixture[str]
+):
+    richer = {"cider": 1.0, "spice": 0.2, "meteor": 0.3}
+    old = EvaluationResult(dataset="photos", split="test", num_images=7, metrics=richer, command="x")
+    write_evaluations(captioner, [old, EvaluationResult(**vars(old) | {"split": "val"})])
+    evaluate_captioner(settings())
+    gone = "METEOR and SPICE of the earlier evaluation of photos, test, are gone from there: "
+    assert gone in capsys.readouterr().out
+    evaluate_captioner(settings(overwrite=True))
+    assert "gone" not in capsys.readouterr().out
 
 
 def test_features_stand_in_for_the_pictures_and_the_vision_encoder(
@@ -342,8 +440,8 @@ def test_the_card_shows_the_scores_beside_those_of_other_benchmarks(settings: Se
     assert (ours.dataset, ours.split, ours.num_images, ours.subset) == ("photos", "test", NUM_IMAGES, None)
     assert ours.metrics == evaluation.metrics
     assert ours.command == (
-        "ituning evaluate --model my-captioner --num_beams 3 --max_new_tokens 9 --batch_size 2 "
-        "--dataset photos --java false"
+        "ituning evaluate --model path/to/my-captioner --num_beams 3 --max_new_tokens 9 "
+        "--dataset path/to/photos --split test --java false"
     )
     assert f"| {100 * ours.metrics['cider']:.1f} " in (captioner / "README.md").read_text()
 

@@ -68,9 +68,12 @@ def test_missing_java(script: str | None, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_failures_show_what_java_said(broken_java: Java):
     numbered = {index: [caption] for index, caption in enumerate(CAPTIONS)}
-    with pytest.raises(RuntimeError, match=r"PTB tokenizer failed; java=False .* 'out of memory'"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"PTB tokenizer failed; .*, --java false\) .* 'out of memory'",
+    ):
         tokenize_with_java(CAPTIONS, broken_java)
-    with pytest.raises(RuntimeError, match=r"METEOR failed; java=False .* 'out of memory'"):
+    with pytest.raises(RuntimeError, match=r"METEOR failed; .*, --java false\) .* 'out of memory'"):
         meteor_counts(numbered, numbered, broken_java)
     with pytest.raises(RuntimeError, match="PTB tokenizer failed"):
         score_captions(CAPTIONS, [[caption] for caption in CAPTIONS])

@@ -81,8 +81,8 @@ def test_values_by_hand():
 def test_it_is_said_how_the_scores_came_about(scores: CaptionScores):
     assert (scores.tokenizer, scores.java_version) == ("Python", None)
     assert scores.left_out == {
-        "meteor": "METEOR is left out: it runs in Java, and java=False does without.",
-        "spice": "SPICE is left out: it runs in Java, and java=False does without.",
+        "meteor": "METEOR is left out: it runs in Java, and the scorers were told to do without it.",
+        "spice": "SPICE is left out: it runs in Java, and the scorers were told to do without it.",
     }
     assert "counts" not in repr(scores)
 
@@ -92,7 +92,7 @@ def test_only_some_metrics(captions, scores: CaptionScores):
     assert some.metrics == {name: scores.metrics[name] for name in ("rouge_l", "cider")}
     assert some.left_out == {}
     assert some.subset([3, 5])["cider"] == scores.subset([3, 5])["cider"]
-    with pytest.raises(RuntimeError, match="METEOR is left out: it runs in Java, and java=False"):
+    with pytest.raises(RuntimeError, match="METEOR is left out: it runs in Java, and the scorers were told"):
         score_captions(*captions, java=False, only=["meteor"])
     for wrong in (["bleu_4"], []):
         with pytest.raises(ValueError, match=r"expected some of \['bleu', 'rouge_l', 'cider'"):

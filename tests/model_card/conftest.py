@@ -69,7 +69,12 @@ def results() -> list[EvaluationResult]:
     metrics = {"cider": 1.10001, "bleu_4": 0.34567}
     return [
         EvaluationResult(
-            dataset="COCO Karpathy", split="test", num_images=5_000, metrics=metrics, command=command
+            dataset="COCO Karpathy",
+            split="test",
+            num_images=5_000,
+            metrics=metrics,
+            command=command,
+            tokenizer="PTB (Java)",
         ),
         EvaluationResult(
             dataset="NoCaps",
@@ -78,5 +83,7 @@ def results() -> list[EvaluationResult]:
             num_images=914,
             metrics={"cider": 0.5, "spice": 0.1},
             command=command.replace("coco", "nocaps"),
+            tokenizer="Python",
+            num_unreadable=2,
         ),
     ]

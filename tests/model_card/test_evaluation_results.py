@@ -28,7 +28,7 @@ def test_the_file_is_as_documented(tmp_path: Path):
     write_evaluations(tmp_path, [EvaluationResult(**GOOD)])
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {
         "format_version": 1,
-        "results": [GOOD | {"subset": None}],
+        "results": [GOOD | {"subset": None, "tokenizer": None, "num_unreadable": 0}],
     }
 
 
@@ -48,6 +48,8 @@ def test_every_score_that_is_computed_has_a_name():
         ({"command": "a\nb"}, r"command is 'a\\nb', expected one line of text"),
         ({"subset": ""}, "subset is '', expected one line of text"),
         ({"num_images": 0}, "num_images is 0, expected a whole number of at least 1"),
+        ({"tokenizer": "Stanza"}, r"tokenizer is 'Stanza', expected one of \['PTB \(Java\)', 'Python'\]"),
+        ({"num_unreadable": -1}, "num_unreadable is -1, expected a whole number"),
         ({"num_images": 5.0}, r"num_images is 5\.0, expected a whole number"),
         ({"metrics": {}}, r"metrics is \{\}, expected a score for at least one of \['bleu_1'"),
         ({"metrics": {"CIDEr": 1.1}}, "metrics holds 'CIDEr', expected some of "),

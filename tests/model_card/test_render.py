@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from ituning_hf.inspection import describe
 from ituning_hf.model_card import render_card, write_evaluations, write_training_record
 from ituning_hf.model_card.facts import Backbone, last_part
+from ituning_hf.training_record import DRAWN_SCENES
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -81,6 +82,10 @@ def test_a_data_set_of_any_script_has_a_type_on_the_hub(from_hub: Path, results)
     write_evaluations(from_hub, [replace(results[0], dataset="写真 2024")])
     (index,) = yaml.safe_load(render_card(from_hub).data.to_yaml())["model-index"]
     assert {result["dataset"]["type"] for result in index["results"]} == {"写真-2024"}
+    write_evaluations(from_hub, [replace(results[0], dataset=DRAWN_SCENES)])
+    (index,) = yaml.safe_load(render_card(from_hub).data.to_yaml())["model-index"]
+    assert {result["dataset"]["type"] for result in index["results"]} == {"ituning-scenes"}
+    assert "scenes that ituning_hf draws (test)" in str(render_card(from_hub))
 
 
 def test_a_card_survives_being_loaded(told: Path, tmp_path: Path):
@@ -100,7 +105,12 @@ Greedy captions of 200 of them: BLEU-4 29.6, CIDEr 60.0.
 | COCO Karpathy | test               |  5,000 |   34.6 | 110.0 |       |
 | NoCaps        | val, out-of-domain |    914 |        |  50.0 |  10.0 |
 
-Scores by the official COCO scorers, times 100. Measured by:
+Scores by the official COCO scorers, times 100.
+NoCaps, val, out-of-domain: 2 pictures could not be read and are left out of the scores.
+Tokenizer of COCO Karpathy, test: the official PTB tokenizer.
+Tokenizer of NoCaps, val: the package's Python tokenizer (no Java, and so neither METEOR nor SPICE).
+
+Measured by:
 
 ```bash
 ituning evaluate --model org/x --dataset coco.json --split test
@@ -140,6 +150,24 @@ Data: [org/photos:small](https://huggingface.co/datasets/org/photos).
 
 def test_the_results(told: Path):
     assert section(render_card(told), "Results") == RESULTS
+
+
+def test_scores_are_rounded_once(from_hub: Path, results):
+    """Twice, 19.4525 would become 19.45, and that 19.4."""
+    write_evaluations(from_hub, [replace(results[0], metrics={"rouge_l": 0.194525})])
+    card = render_card(from_hub)
+    assert "|    19.5 |" in section(card, "Results")
+    assert card.data.eval_results[0].metric_value == 19.45
+
+
+def test_the_remarks_of_a_single_evaluation(from_hub: Path, results):
+    write_evaluations(from_hub, [replace(results[0], num_unreadable=1)])
+    assert (
+        "times 100.\nCOCO Karpathy, test: 1 picture could not be read and is left out of the scores.\n"
+        "Tokenizer: the official PTB tokenizer.\n\nMeasured by:\n"
+    ) in section(render_card(from_hub), "Results")
+    write_evaluations(from_hub, [replace(results[0], tokenizer=None)])  # as older files have it
+    assert "times 100.\n\nMeasured by:\n" in section(render_card(from_hub), "Results")
 
 
 def test_the_training(told: Path):
