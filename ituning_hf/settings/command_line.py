@@ -181,7 +181,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         if action.nargs == 0:
             return ", ".join(action.option_strings)
         name = action.option_strings[0]
-        return name if action.nargs == "?" else f"{name} {action.metavar}"
+        is_flag = action.nargs == "?" and action.metavar == "BOOL"  # it alone means true
+        return name if is_flag else f"{name} {action.metavar}"
 
 
 def _add_option(group: Any, declared: dataclasses.Field[Any], kind: Kind) -> None:
