@@ -292,12 +292,11 @@ def test_a_copy_that_is_too_small_is_refused_at_once(stand_ins: Path, monkeypatc
     ) as caught:
         train(["--config", str(recipe("coco", "large"))])  # before the models are looked for
     assert str(caught.value).endswith(
-        "/dataset_coco.json has 11 images (in all: train 7, restval 4, val 3, test 2). COCO has train "
-        "82,783, restval 30,504, val 5,000, test 5,000: train has 82,776 too few, restval has 30,500 too "
-        "few, val has 4,997 too few, test has 4,998 too few. Mend the data set, or give the number that is "
-        "meant, or none."
+        "/dataset_coco.json has 11 images. COCO: train 82,783 expected, 7 found; restval 30,504 expected, 4 "
+        "found; val 5,000 expected, 3 found; test 5,000 expected, 2 found. Mend the data set, or give the "
+        "number that is meant, or none."
     )
-    message = r"^--expected_eval_images is 1,014, and .* has 3 images .*val has 1,011 too few"
+    message = r"^--expected_eval_images is 1,014, and .* has 3 images\..*val 1,014 expected, 3 found"
     with pytest.raises(ValueError, match=message):
         train(["--config", str(recipe("flickr30k", "base")), "--expected_train_images", "6"])
     assert not (stand_ins / "outputs").exists()
@@ -305,7 +304,7 @@ def test_a_copy_that_is_too_small_is_refused_at_once(stand_ins: Path, monkeypatc
 
 def test_an_evaluation_of_too_few_is_refused_at_once(stand_ins: Path, monkeypatch) -> None:
     monkeypatch.chdir(stand_ins)
-    message = r"^--expected_images is 4,500, and .* has 4 images \(in all: val 4\)\. NoCaps has val 4,500"
+    message = r"^--expected_images is 4,500, and .* has 4 images\. NoCaps: val 4,500 expected, 4 found"
     with pytest.raises(ValueError, match=message):
         evaluate(["--config", str(recipe("nocaps_val", "base"))])
     assert not (stand_ins / "outputs").exists()
@@ -319,7 +318,7 @@ def test_a_copy_without_restval_is_told(stand_ins: Path, tmp_path: Path, monkeyp
     path.write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match=r"has 7 images \(in all: train 7, val 3, test 2\)\..*, restval is not there, "
+        ValueError, match=r"has 7 images\. COCO: train 82,783 .* restval 30,504 expected, 0 found; "
     ):
         train(["--config", str(recipe("coco", "base"))])
 
@@ -330,7 +329,7 @@ def test_a_folder_of_pictures_that_was_forgotten_is_named(
     shutil.copytree(stand_ins / "data" / "coco", tmp_path / "data" / "coco")
     shutil.rmtree(tmp_path / "data" / "coco" / "val2014")
     monkeypatch.chdir(tmp_path)
-    message = r"^4 of the split's 11 images are missing .*Looked in data/coco/val2014 \(4 of 4 missing\)$"
+    message = r"^4 of the split's 11 images are missing .*are 4 of 4 in data/coco/val2014 \(there is no val2014/ in .*$"
     with pytest.raises(FileNotFoundError, match=message):
         train(["--config", str(recipe("coco", "base"))])
 
@@ -352,6 +351,6 @@ def test_real_photographs_by_the_recipe_of_flickr8k(tmp_path: Path, monkeypatch,
     assert train([*config, *expecting(762, 113)]) == 0
     assert "\nImages     762 to train on, 113 for validation\n" in capsys.readouterr().out
     with pytest.raises(
-        ValueError, match=r"^--expected_train_images is 6,000, and .*val has 887 too few, test is not"
+        ValueError, match=r"^--expected_train_images is 6,000, and .*val 1,000 expected, 113 found; test"
     ):
         train(config)
