@@ -20,6 +20,7 @@ from ituning_hf.benchmark.arguments import parse_arguments as parse_evaluation
 from ituning_hf.benchmark.cli import main as evaluate
 from ituning_hf.data import benchmarks
 from ituning_hf.features import FeatureStore
+from ituning_hf.features.arguments import parse_arguments as parse_build
 from ituning_hf.inspection import describe_config
 from ituning_hf.training.cli import main as train
 from ituning_hf.training.command_line import parse_arguments as parse_training
@@ -76,9 +77,9 @@ def stores() -> dict[str, str]:
     found = {}
     for command in (command for path in TRAINING + EVALUATION for command in commands(path)):
         if command[0] == "features":
-            options = cli._parser().parse_args([*map(cli._with_hyphens, command)])
-            assert options.vision_model == "openai/clip-vit-base-patch16"
-            assert found.setdefault(str(options.output_dir), options.dataset) == options.dataset
+            args = parse_build(command[2:])
+            assert args.vision_model == "openai/clip-vit-base-patch16"
+            assert found.setdefault(args.output_dir, args.dataset) == args.dataset
     return found
 
 
@@ -252,6 +253,24 @@ def test_training_runs_dry(path: Path, stand_ins: Path, monkeypatch, capsys) -> 
     assert not (stand_ins / "outputs").exists()
 
 
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_training_goes_on_by_the_same_command(path: Path) -> None:
+    assert parse_training(["--config", str(path)]).resume_from_checkpoint == "latest"
+
+
+def test_the_same_command_starts_a_run_and_says_that_it_is_complete(
+    stand_ins: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    shutil.copytree(stand_ins / "photos", tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    changes = ["--max_train_steps", "1", "--mixed_precision", "no", "--eval_caption_images", "0"]
+    command = ["--config", str(recipe("my_photos", "base")), *SMALL, *changes]
+    assert train(command) == 0
+    assert "\nThere is no checkpoint to resume from yet: " in f"\n{capsys.readouterr().out}"
+    assert train(command) == 0
+    assert "\nThis run is complete: there is nothing left to do.\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", EVALUATION, ids=lambda path: path.stem)
 def test_evaluation_runs_dry(path: Path, stand_ins: Path, captioner_folder: str, monkeypatch, capsys) -> None:
     monkeypatch.chdir(stand_ins)
@@ -329,7 +348,9 @@ def test_a_folder_of_pictures_that_was_forgotten_is_named(
     shutil.copytree(stand_ins / "data" / "coco", tmp_path / "data" / "coco")
     shutil.rmtree(tmp_path / "data" / "coco" / "val2014")
     monkeypatch.chdir(tmp_path)
-    message = r"^4 of the split's 11 images are missing .*are 4 of 4 in data/coco/val2014 \(there is no val2014/ in .*$"
+    message = (
+        r"^4 of the split's 11 images are missing .*are 4 of 4 in data/coco/val2014 \(there is no val2014/"
+    )
     with pytest.raises(FileNotFoundError, match=message):
         train(["--config", str(recipe("coco", "base"))])
 

@@ -22,7 +22,7 @@ S = TypeVar("S", bound=Settings)
 _MAX_WIDTH = 110
 # Settings that only one command has, by which a file of it is told.
 TELLING = {
-    "ituning train": ("text_model", "learning_rate", "num_train_epochs", "max_train_steps", "eval_split"),
+    "ituning train": ("learning_rate", "num_train_epochs", "max_train_steps", "eval_split", "augmentation"),
     "ituning evaluate": ("model", "split", "dataset_name", "expected_images", "num_beams", "max_new_tokens"),
     "ituning features build": ("splits", "storage", "shard_size", "vision_revision"),
 }
