@@ -20,6 +20,7 @@ from ituning_hf.benchmark.arguments import parse_arguments as parse_evaluation
 from ituning_hf.benchmark.cli import main as evaluate
 from ituning_hf.data import benchmarks
 from ituning_hf.features import FeatureStore
+from ituning_hf.features.arguments import parse_arguments as parse_build
 from ituning_hf.inspection import describe_config
 from ituning_hf.training.cli import main as train
 from ituning_hf.training.command_line import parse_arguments as parse_training
@@ -76,9 +77,9 @@ def stores() -> dict[str, str]:
     found = {}
     for command in (command for path in TRAINING + EVALUATION for command in commands(path)):
         if command[0] == "features":
-            options = cli._parser().parse_args([*map(cli._with_hyphens, command)])
-            assert options.vision_model == "openai/clip-vit-base-patch16"
-            assert found.setdefault(str(options.output_dir), options.dataset) == options.dataset
+            args = parse_build(command[2:])
+            assert args.vision_model == "openai/clip-vit-base-patch16"
+            assert found.setdefault(args.output_dir, args.dataset) == args.dataset
     return found
 
 
@@ -252,6 +253,24 @@ def test_training_runs_dry(path: Path, stand_ins: Path, monkeypatch, capsys) -> 
     assert not (stand_ins / "outputs").exists()
 
 
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_training_goes_on_by_the_same_command(path: Path) -> None:
+    assert parse_training(["--config", str(path)]).resume_from_checkpoint == "latest"
+
+
+def test_the_same_command_starts_a_run_and_says_that_it_is_complete(
+    stand_ins: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    shutil.copytree(stand_ins / "photos", tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    changes = ["--max_train_steps", "1", "--mixed_precision", "no", "--eval_caption_images", "0"]
+    command = ["--config", str(recipe("my_photos", "base")), *SMALL, *changes]
+    assert train(command) == 0
+    assert "\nThere is no checkpoint to resume from yet: " in f"\n{capsys.readouterr().out}"
+    assert train(command) == 0
+    assert "\nThis run is complete: there is nothing left to do.\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", EVALUATION, ids=lambda path: path.stem)
 def test_evaluation_runs_dry(path: Path, stand_ins: Path, captioner_folder: str, monkeypatch, capsys) -> None:
     monkeypatch.chdir(stand_ins)
@@ -292,12 +311,11 @@ def test_a_copy_that_is_too_small_is_refused_at_once(stand_ins: Path, monkeypatc
     ) as caught:
         train(["--config", str(recipe("coco", "large"))])  # before the models are looked for
     assert str(caught.value).endswith(
-        "/dataset_coco.json has 11 images (in all: train 7, restval 4, val 3, test 2). COCO has train "
-        "82,783, restval 30,504, val 5,000, test 5,000: train has 82,776 too few, restval has 30,500 too "
-        "few, val has 4,997 too few, test has 4,998 too few. Mend the data set, or give the number that is "
-        "meant, or none."
+        "/dataset_coco.json has 11 images. COCO: train 82,783 expected, 7 found; restval 30,504 expected, 4 "
+        "found; val 5,000 expected, 3 found; test 5,000 expected, 2 found. Mend the data set, or give the "
+        "number that is meant, or none."
     )
-    message = r"^--expected_eval_images is 1,014, and .* has 3 images .*val has 1,011 too few"
+    message = r"^--expected_eval_images is 1,014, and .* has 3 images\..*val 1,014 expected, 3 found"
     with pytest.raises(ValueError, match=message):
         train(["--config", str(recipe("flickr30k", "base")), "--expected_train_images", "6"])
     assert not (stand_ins / "outputs").exists()
@@ -305,7 +323,7 @@ def test_a_copy_that_is_too_small_is_refused_at_once(stand_ins: Path, monkeypatc
 
 def test_an_evaluation_of_too_few_is_refused_at_once(stand_ins: Path, monkeypatch) -> None:
     monkeypatch.chdir(stand_ins)
-    message = r"^--expected_images is 4,500, and .* has 4 images \(in all: val 4\)\. NoCaps has val 4,500"
+    message = r"^--expected_images is 4,500, and .* has 4 images\. NoCaps: val 4,500 expected, 4 found"
     with pytest.raises(ValueError, match=message):
         evaluate(["--config", str(recipe("nocaps_val", "base"))])
     assert not (stand_ins / "outputs").exists()
@@ -319,7 +337,7 @@ def test_a_copy_without_restval_is_told(stand_ins: Path, tmp_path: Path, monkeyp
     path.write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match=r"has 7 images \(in all: train 7, val 3, test 2\)\..*, restval is not there, "
+        ValueError, match=r"has 7 images\. COCO: train 82,783 .* restval 30,504 expected, 0 found; "
     ):
         train(["--config", str(recipe("coco", "base"))])
 
@@ -330,7 +348,9 @@ def test_a_folder_of_pictures_that_was_forgotten_is_named(
     shutil.copytree(stand_ins / "data" / "coco", tmp_path / "data" / "coco")
     shutil.rmtree(tmp_path / "data" / "coco" / "val2014")
     monkeypatch.chdir(tmp_path)
-    message = r"^4 of the split's 11 images are missing .*Looked in data/coco/val2014 \(4 of 4 missing\)$"
+    message = (
+        r"^4 of the split's 11 images are missing .*are 4 of 4 in data/coco/val2014 \(there is no val2014/"
+    )
     with pytest.raises(FileNotFoundError, match=message):
         train(["--config", str(recipe("coco", "base"))])
 
@@ -352,6 +372,6 @@ def test_real_photographs_by_the_recipe_of_flickr8k(tmp_path: Path, monkeypatch,
     assert train([*config, *expecting(762, 113)]) == 0
     assert "\nImages     762 to train on, 113 for validation\n" in capsys.readouterr().out
     with pytest.raises(
-        ValueError, match=r"^--expected_train_images is 6,000, and .*val has 887 too few, test is not"
+        ValueError, match=r"^--expected_train_images is 6,000, and .*val 1,000 expected, 113 found; test"
     ):
         train(config)

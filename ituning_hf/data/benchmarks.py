@@ -55,11 +55,11 @@ def explain_count(expected: int, found: int, splits: Mapping[str, int]) -> str:
         benchmark, it compares the splits with its.
     """
     text = f"{found:,} images"
-    if splits:
-        text += f" (in all: {_listed(splits)})"
     known = [data for data in (COCO, FLICKR30K, FLICKR8K, NOCAPS) if expected in _counts(data)]
     if len(known) == 1:
-        text += f". {known[0].name} has {_listed(known[0].splits)}: {_compare(splits, known[0].splits)}"
+        text += f". {known[0].name}: {_compare(splits, known[0].splits)}"
+    elif splits:
+        text += f" (in all: {', '.join(f'{split} {count:,}' for split, count in splits.items())})"
     return f"{text}. Mend the data set, or give the number that is meant, or none."
 
 
@@ -68,15 +68,9 @@ def _counts(data: BenchmarkData) -> set[int]:
 
 
 def _compare(found: Mapping[str, int], wanted: Mapping[str, int]) -> str:
-    differences = []
-    for split, count in wanted.items():
-        here = found.get(split, 0)
-        if here == 0:
-            differences.append(f"{split} is not there")
-        elif here != count:
-            differences.append(f"{split} has {abs(count - here):,} too {'few' if here < count else 'many'}")
-    return ", ".join(differences) or "the splits are complete, and another one was meant"
-
-
-def _listed(splits: Mapping[str, int]) -> str:
-    return ", ".join(f"{split} {count:,}" for split, count in splits.items())
+    differences = [
+        f"{split} {count:,} expected, {found.get(split, 0):,} found"
+        for split, count in wanted.items()
+        if found.get(split, 0) != count
+    ]
+    return "; ".join(differences) or "the splits are complete, and another one was meant"

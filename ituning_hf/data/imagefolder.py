@@ -15,6 +15,9 @@ from .splits import DEFAULT_VAL_SHARE, SPLIT_NAMES, parse_split, select_split
 
 METADATA_NAME = "metadata.jsonl"
 
+# A folder's own file of another kind, and how many such a message can name.
+_OTHER_DATASETS, _FEW = (".json", ".csv", ".tsv"), 3
+
 _CAPTION_KEYS = ("caption", "text", "captions")
 
 
@@ -62,13 +65,19 @@ def _find_split_folders(root: Path) -> dict[str, Path]:
     if not found and not in_root:
         raise FileNotFoundError(
             f"{root} has no {METADATA_NAME}, nor have its split folders: write one, with a line for each "
-            f'image, like {{"file_name": "dog.jpg", "captions": ["a dog runs"]}}'
+            f'image, like {{"file_name": "dog.jpg", "captions": ["a dog runs"]}}{_suggest_files(root)}'
         )
     folders = {SPLIT_NAMES[name]: root / name for name in found}
     if (found and in_root) or len(folders) < len(found):
         places = ", ".join(["."] * in_root + found)
         raise ValueError(f"{root} has {METADATA_NAME} in {places}: which one counts is unclear")
     return folders
+
+
+def _suggest_files(root: Path) -> str:
+    """Name the folder's files that may be the data set, if they are few."""
+    files = sorted(str(path) for path in root.iterdir() if path.suffix.lower() in _OTHER_DATASETS)
+    return f". Or did you mean {' or '.join(files)}?" if 1 <= len(files) <= _FEW else ""
 
 
 def _read_rows(folder: Path, root: Path) -> Iterator[tuple[str, Row]]:

@@ -9,7 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .records import CaptionedImage, check_captions, check_unique, clean_captions
-from .splits import MissingSplitError
+from .splits import missing_split
+
+_PROBED = 1000  # images looked for to tell whether folders were merged into one
 
 
 def read_karpathy(
@@ -17,8 +19,8 @@ def read_karpathy(
 ) -> list[CaptionedImage]:
     """Read one split of a Karpathy JSON file, in the file's order.
 
-    An image lies at image_root/filepath/filename. Where the entry has no `filepath`, or none of the
-    file's folders is there (COCO's two merged into one), it lies at image_root/filename. Its number is
+    An image lies at image_root/filepath/filename. Where the entry has no `filepath`, or COCO's two folders
+    were merged into one (neither is there, and images are), it lies at image_root/filename. Its number is
     COCO's own, `cocoid`, and in the other files `imgid`.
 
     Args:
@@ -35,17 +37,14 @@ def read_karpathy(
     path, root = Path(json_path), Path(image_root)
     wanted = {"train", "restval"} if split == "train" else {split}
     entries = _read_entries(path)
-    folders = {str(entry.get("filepath") or "") for entry in entries}
-    merged = not any((root / folder).is_dir() for folder in folders if folder)
+    merged = _are_merged(entries, root)
     records = [
         _read_entry(entry, root, merged, f"{path}: images[{position}]")
         for position, entry in enumerate(entries)
         if entry["split"] in wanted
     ]
     if not records:
-        counts = Counter(entry["split"] for entry in entries)
-        present = ", ".join(f"{name!r} ({count})" for name, count in counts.items())
-        raise MissingSplitError(f"{path} has no images of split {split!r}; it has {present or 'none'}")
+        raise missing_split(path, split, Counter(entry["split"] for entry in entries))
     check_captions(records, path)
     check_unique(records, path)
     return records
@@ -63,6 +62,13 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
         if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
             raise ValueError(f"{path}: images[{position}] has no 'split'")
     return entries
+
+
+def _are_merged(entries: list[dict[str, Any]], root: Path) -> bool:
+    folders = {str(entry.get("filepath") or "") for entry in entries} - {""}
+    if not folders or any((root / folder).is_dir() for folder in folders):
+        return False
+    return any((root / str(entry.get("filename"))).is_file() for entry in entries[:_PROBED])
 
 
 def _read_entry(entry: dict[str, Any], root: Path, merged: bool, where: str) -> CaptionedImage:

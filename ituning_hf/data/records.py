@@ -119,23 +119,40 @@ def check_unique(records: Sequence[CaptionedImage], where: object) -> None:
 
 
 def check_images_exist(records: Sequence[CaptionedImage]) -> None:
-    """Refuse records whose file is not there, before any time is spent on training.
+    """Refuse records whose file is not there or empty, before any time is spent on training.
 
     Raises:
-        FileNotFoundError: Once, with the number of missing files, the first three, and the folders that
-            were looked in.
+        FileNotFoundError: Files are missing: once, with their number, the first three, the folders that were
+            looked in, and the number of empty files.
+        ValueError: Files are empty: once, with their number and the first three.
     """
-    files = [record.source for record in records if isinstance(record.source, Path)]
-    missing = [path for path in files if not path.is_file()]
+    sizes = {record.source: _size(record.source) for record in records if isinstance(record.source, Path)}
+    missing = [path for path, size in sizes.items() if size is None]
+    empty = [path for path, size in sizes.items() if size == 0]
+    of_all = f"of the split's {len(records):,} images are"
+    also = f"{len(empty):,} {of_all} empty files ({_first_names(empty)}): unpack or copy them again"
     if missing:
-        wanted, absent = (Counter(path.parent for path in paths) for paths in (files, missing))
-        folders = [f"{folder} ({count:,} of {wanted[folder]:,} missing)" for folder, count in absent.items()]
+        wanted, absent = (Counter(path.parent for path in paths) for paths in (sizes, missing))
+        folders = [f"{n:,} of {wanted[folder]:,} in {_describe(folder)}" for folder, n in absent.items()]
         raise FileNotFoundError(
-            f"{len(missing):,} of the split's {len(records):,} images are missing "
-            f"({_first_names([str(path) for path in missing])}): mend their names in the data set, or give "
-            f"the folder that they are relative to as image_root. Looked in {_first_names(folders)}"
+            f"{len(missing):,} {of_all} missing ({_first_names(missing)}): unpack them there, give "
+            "--image_root, the folder that their names are relative to, or mend the names. Missing are "
+            + _first_names(folders)
+            + (f". {also}" if empty else "")
         )
+    if empty:
+        raise ValueError(f"{also}, or leave them out of the data set")
 
 
-def _first_names(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _describe(folder: Path) -> str:
+    """Name a folder, and what of its path is not there."""
+    absent = [place for place in (folder, *folder.parents) if not place.exists()]
+    return f"{folder} (there is no {absent[-1].name}/ in {absent[-1].parent})" if absent else str(folder)
+
+
+def _first_names(names: Sequence[str | Path], count: int = 3) -> str:
+    return ", ".join(map(str, names[:count])) + (", ..." if len(names) > count else "")

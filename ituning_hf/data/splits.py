@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .records import check_captions
@@ -20,6 +20,19 @@ SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "tes
 
 class MissingSplitError(ValueError):
     """A data set has no images of a split; the text says which it has."""
+
+
+def missing_split(where: object, split: str, counts: Mapping[str, int]) -> MissingSplitError:
+    """Return the error of a split that is not there.
+
+    Args:
+        where: The file or folder.
+        split: The split.
+        counts: How many images each split has that is there.
+    """
+    present = ", ".join(f"{name!r} ({count})" for name, count in counts.items())
+    advice = f"{present}: give one of those as the split" if present else "none"
+    return MissingSplitError(f"{where} has no images of split {split!r}; it has {advice}")
 
 
 def parse_split(value: Any, where: str) -> str | None:
@@ -62,8 +75,7 @@ def select_split(
     """
     by_split = _group(rows, where, seed, val_share)
     if not by_split.get(split):
-        present = ", ".join(f"{name!r} ({len(rows)})" for name, rows in by_split.items() if rows)
-        raise MissingSplitError(f"{where} has no images of split {split!r}; it has {present or 'none'}")
+        raise missing_split(where, split, {name: len(rows) for name, rows in by_split.items() if rows})
     records = [row.to_record() for row in by_split[split]]
     check_captions(records, where)
     return records

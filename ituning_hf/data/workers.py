@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 # SIGHUP is what a closed terminal sends; Windows has none.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )
+
+
+def usable_workers(wanted: int) -> int:
+    """Return how many workers to start: no more than the cores that this process may use.
+
+    More are no quicker, and PyTorch warns of them. What they read does not depend on their number.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS, nor on Windows
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(wanted, cores)
 
 
 def ignore_stop_signals(worker_id: int) -> None:

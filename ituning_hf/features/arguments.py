@@ -51,7 +51,9 @@ class EncoderArguments:
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes the best", NOT_EMPTY)
     batch_size: int = option(32, "images encoded at a time", AT_LEAST_ONE)
     dataloader_num_workers: int = option(
-        2, "processes that decode pictures; 0 decodes where it encodes", NOT_NEGATIVE
+        2,
+        "processes that decode pictures, at most as many as there are cores; 0 decodes where it encodes",
+        NOT_NEGATIVE,
     )
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessorPil
 
 from ..data import CaptionedImage, UnreadableImageError
-from ..data.workers import ignore_stop_signals
+from ..data.workers import ignore_stop_signals, usable_workers
 from .pictures import Picture
 from .plan import BuildPlan, cut
 
@@ -42,13 +42,13 @@ def load_pictures(plan: BuildPlan, batch_size: int, num_workers: int) -> DataLoa
     Args:
         plan: Which pictures.
         batch_size: The most images of a batch.
-        num_workers: Processes that decode; 0 for none but this one.
+        num_workers: Processes that decode, at most as many as cores; 0 for none but this one.
     """
     batches = [batch for shard in plan.shards for batch in cut(shard, batch_size)]
     return DataLoader(
         _Batches(batches, plan.spec.image_processor, plan.spec.vision_config["image_size"]),
         batch_size=None,
-        num_workers=num_workers,
+        num_workers=usable_workers(num_workers),
         worker_init_fn=_quieten,
         generator=torch.Generator(),  # its own: nothing is drawn from the caller's
     )

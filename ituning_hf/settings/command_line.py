@@ -20,6 +20,12 @@ from .options import Kind, Settings, kinds_of
 S = TypeVar("S", bound=Settings)
 
 _MAX_WIDTH = 110
+# Settings that only one command has, by which a file of it is told.
+TELLING = {
+    "ituning train": ("learning_rate", "num_train_epochs", "max_train_steps", "eval_split", "augmentation"),
+    "ituning evaluate": ("model", "split", "dataset_name", "expected_images", "num_beams", "max_new_tokens"),
+    "ituning features build": ("splits", "storage", "shard_size", "vision_revision"),
+}
 _YAML_NULLS = ("", "~", "null", "Null", "NULL")
 
 
@@ -113,7 +119,8 @@ def read_config(path: str | os.PathLike[str], settings: type) -> dict[str, Any]:
         content = content["settings"]
     for name in content:
         if name not in kinds:
-            raise ValueError(f"--config {path}: {name!r} is no setting{_nearest(name, kinds, '')}")
+            hint = _other_command(content, kinds) or _nearest(name, kinds, "")
+            raise ValueError(f"--config {path}: {name!r} is no setting{hint}")
     found = {}
     for name, value in content.items():
         null = isinstance(value, str) and value in _YAML_NULLS
@@ -138,6 +145,15 @@ def _not_understood(unknown: Sequence[str], known: Iterable[str]) -> str:
     if not flags:
         return f"{unknown[0]!r} belongs to no option."
     return f"{flags[0]} is no option{_nearest(flags[0], [*known, 'config'], '--')}"
+
+
+def _other_command(names: Iterable[str], known: Iterable[str]) -> str:
+    """Name the command that a file is for, where it has more of its settings than of this one's."""
+    told = {command: set(names).intersection(telling) for command, telling in TELLING.items()}
+    likeliest = max(told, key=lambda command: len(told[command]))
+    own = set().union(*told.values()).intersection(known)
+    is_other = len(told[likeliest] - own) > len(own)
+    return f": this looks like a file for `{likeliest}`." if is_other else ""
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str) -> str:

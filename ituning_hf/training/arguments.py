@@ -109,7 +109,8 @@ class DataArguments(DatasetArguments):
     )
     dataloader_num_workers: int = option(
         2,
-        "processes that read images for each training process; 0 reads in the training process",
+        "processes that read images for each training process, at most as many as there are cores; 0 reads "
+        "in the training process",
         NOT_NEGATIVE,
     )
 

@@ -21,7 +21,7 @@ from ..data import (
     PixelInputs,
     SampleKey,
 )
-from ..data.workers import ignore_stop_signals
+from ..data.workers import ignore_stop_signals, usable_workers
 from ..processing_ituning import ITuningProcessor
 from .arguments import TrainArguments
 from .errors import TooManyUnreadableError
@@ -91,9 +91,10 @@ class BatchMaker:
             captions_per_image: The most captions taken of an image.
             augmentation: Random changes of the images, in training.
             collate: Makes a batch of items; by default the tensors that the captioner takes.
-            num_workers: Processes that read; by default as the settings say.
+            num_workers: Processes that read, at most as many as cores; by default as the settings say.
         """
         inputs = self.inputs(augmentation)
+        workers = self.args.dataloader_num_workers if num_workers is None else num_workers
         dataset = CaptionDataset(
             images,
             inputs,
@@ -106,7 +107,7 @@ class BatchMaker:
             dataset,
             batch_sampler=batches,
             collate_fn=collate or Collator(inputs, self.processor, captions_per_image),
-            num_workers=self.args.dataloader_num_workers if num_workers is None else num_workers,
+            num_workers=usable_workers(workers),
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=ignore_stop_signals,
             # Its own, so that making a loader (a resumed run makes one more) draws nothing from the

@@ -101,9 +101,9 @@ def writing(target: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         place = getattr(error, "filename", None) or target
         raise TrainingError(
-            f"{place} could not be written ({reason}). The checkpoints written before are intact: make room "
-            "or mend the folder's permissions, and go on by the same command with "
-            "--resume_from_checkpoint latest."
+            f"{place} could not be written ({reason}). Make room or mend the folder's permissions; the same "
+            "command with --resume_from_checkpoint latest goes on from the newest whole checkpoint, or from "
+            "the beginning if there is none."
         ) from error
 
 

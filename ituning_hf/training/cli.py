@@ -105,7 +105,7 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     """
     require_trackers(args.report_to)
     if args.eval_caption_images:
-        require_scorers()
+        require_scorers(args.metric_for_best_model)
     args = with_backbones(args)
     if data is not None:
         args = replace(args, dataset=GIVEN_DATA)

@@ -171,8 +171,11 @@ class Validator:
         return {key: float(found[key]) for key in SCORE_NAMES if key != "loss"}
 
 
-def require_scorers() -> None:
+def require_scorers(metric_for_best_model: str) -> None:
     """Make sure, before long work, that captions can be scored.
+
+    Args:
+        metric_for_best_model: The setting; one that needs the scorers must change with the number of images.
 
     Raises:
         ValueError: if the scorers are not installed, with the command that installs them.
@@ -180,7 +183,8 @@ def require_scorers() -> None:
     try:
         import pycocoevalcap  # noqa: F401
     except ModuleNotFoundError as error:
+        metric = "" if metric_for_best_model == "loss" else " --metric_for_best_model loss"
         raise ValueError(
             "--eval_caption_images needs the caption scorers, and they are not installed: run "
-            "pip install 'ituning_hf[eval]', or give --eval_caption_images 0."
+            f"pip install 'ituning_hf[eval]', or give --eval_caption_images 0{metric}."
         ) from error

@@ -171,7 +171,7 @@ def test_file_names(tmp_path: Path) -> None:
     assert record.source == tmp_path / "photos" / "a.png"
     data.save_to_disk(tmp_path / "saved")
     with pytest.raises(
-        FileNotFoundError, match=r"1 of the split's 1 images are missing \(.*saved/a\.png\): mend"
+        FileNotFoundError, match=r"1 of the split's 1 images are missing \(.*saved/a\.png\): unpack"
     ):
         load_captioned_images(tmp_path / "saved", "val")
     (record,) = load_captioned_images(tmp_path / "saved", "val", image_root=tmp_path / "photos")

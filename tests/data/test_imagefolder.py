@@ -100,10 +100,23 @@ def test_one_image_cannot_be_split(tmp_path: Path) -> None:
 
 def test_an_absent_split_lists_those_present(tmp_path: Path) -> None:
     write_metadata(tmp_path / "train", *numbered(3))
-    with pytest.raises(ValueError, match=r"has no images of split 'test'; it has 'train' \(3\)$"):
+    with pytest.raises(ValueError, match=r"has no images of split 'test'; it has 'train' \(3\): give one"):
         read_imagefolder(tmp_path, "test")
     with pytest.raises(ValueError, match=r"has no images of split 'train'; it has none$"):
         read_imagefolder(write_metadata(tmp_path / "empty"), "train")
+
+
+def test_files_that_may_be_meant_are_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset_coco.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"\. Or did you mean .*/dataset_coco\.json\?$"):
+        read_imagefolder(tmp_path, "train")
+    (tmp_path / "captions.csv").touch()
+    with pytest.raises(FileNotFoundError, match=r"mean .*/captions\.csv or .*/dataset_coco\.json\?$"):
+        read_imagefolder(tmp_path, "train")
+    for number in range(2):
+        (tmp_path / f"{number}.json").touch()  # an annotation for each image, perhaps
+    with pytest.raises(FileNotFoundError, match=r"\[\"a dog runs\"\]\}$"):
+        read_imagefolder(tmp_path, "train")
 
 
 GOOD = {"file_name": "a.jpg", "caption": "a"}

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.data import CaptionedImage, MissingSplitError, check_images_exist, read_karpathy
+from ituning_hf.data import (
+    CaptionedImage,
+    MissingSplitError,
+    check_images_exist,
+    load_captioned_images,
+    read_karpathy,
+)
 
 
 def entry(filename: str, split: str, *captions: str, **extra: Any) -> dict[str, Any]:
@@ -50,9 +56,23 @@ def test_filepath_is_followed_where_it_exists(write_json: Callable[..., Path], t
         assert [record.name for record in (a, b, c)] == names
         return [record.source for record in (a, b, c)]
 
+    assert sources() == [tmp_path / name for name in names]  # nothing is there: where it must come
+    (tmp_path / "b.jpg").touch()  # the folders were merged into one
     assert sources() == [tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "c.jpg"]
     (tmp_path / "val2014").mkdir()  # a half download: the other folder is missing, not merged
     assert sources() == [tmp_path / name for name in names]
+
+
+def test_a_folder_that_is_not_there_is_named(write_json: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_json([entry("a.jpg", "train", "a", filepath="train2014")])
+    (tmp_path / "train2017").mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        load_captioned_images(path, "train")
+    assert str(caught.value) == (
+        f"1 of the split's 1 images are missing ({tmp_path}/train2014/a.jpg): unpack them there, give "
+        "--image_root, the folder that their names are relative to, or mend the names. Missing are 1 of 1 in "
+        f"{tmp_path}/train2014 (there is no train2014/ in {tmp_path})"
+    )
 
 
 def test_images_are_numbered(write_json: Callable[..., Path], tmp_path: Path) -> None:
@@ -123,7 +143,8 @@ def test_every_entry_has_a_split(write_json: Callable[..., Path], tmp_path: Path
 def test_an_absent_split_lists_those_present(write_json: Callable[..., Path], tmp_path: Path) -> None:
     path = write_json([entry("a.jpg", "train", "a"), entry("b.jpg", "val", "a"), entry("c.jpg", "val", "a")])
     with pytest.raises(
-        MissingSplitError, match=r"no images of split 'dev'; it has 'train' \(1\), 'val' \(2\)$"
+        MissingSplitError,
+        match=r"no images of split 'dev'; it has 'train' \(1\), 'val' \(2\): give one of those",
     ):
         read_karpathy(path, tmp_path, "dev")
     with pytest.raises(MissingSplitError, match=r"no images of split 'train'; it has none$"):

@@ -56,7 +56,7 @@ def test_karpathy_with_an_image_root(write_json: Callable[..., Path], tmp_path: 
     assert [record.source for record in records] == [tmp_path / "photos" / "a.png"]
     shutil.rmtree(tmp_path / "photos")
     with pytest.raises(
-        FileNotFoundError, match=r"1 of the split's 1 images are missing \(.*photos/a.png\): mend"
+        FileNotFoundError, match=r"1 of the split's 1 images are missing \(.*photos/a.png\): unpack"
     ):
         load_captioned_images(path, "train", image_root=tmp_path / "photos")
 
@@ -87,7 +87,9 @@ def test_text_tables(tmp_path: Path, name: str) -> None:
         tmp_path / name, "val", image_root=tmp_path / "images", image_column="image", caption_column="alt"
     )
     assert [(r.name, r.captions) for r in records] == [("a.png", ("a dog",))]
-    with pytest.raises(FileNotFoundError, match=r"^1 of the split's 1 images are missing \(.*a\.png\): mend"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^1 of the split's 1 images are missing \(.*a\.png\): unpack"
+    ):
         load_captioned_images(tmp_path / name, "val", caption_column="alt")
 
 

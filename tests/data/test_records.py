@@ -37,7 +37,7 @@ def test_missing_images_make_one_error(tmp_path: Path) -> None:
         CaptionedImage("there.png", ("a",), there),
         CaptionedImage("scene", ("a",), make_scene(0, 0)),
     ]
-    expected = "4 of the split's 6 images are missing \\(.*a.png, .*b.png, .*c.png, ...\\): mend their"
+    expected = "4 of the split's 6 images are missing \\(.*a.png, .*b.png, .*c.png, ...\\): unpack them"
     with pytest.raises(FileNotFoundError, match=expected):
         check_images_exist(records)
     check_images_exist(records[4:])
@@ -52,6 +52,21 @@ def test_the_folders_of_missing_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         check_images_exist(records)
     assert str(caught.value).endswith(
-        f"as image_root. Looked in {tmp_path}/val2014 (2 of 2 missing), "
-        f"{tmp_path}/train2014 (1 of 2 missing), {tmp_path}/elsewhere (1 of 1 missing), ..."
+        "): unpack them there, give --image_root, the folder that their names are relative to, or mend the "
+        f"names. Missing are 2 of 2 in {tmp_path}/val2014 (there is no val2014/ in {tmp_path}), 1 of 2 in "
+        f"{tmp_path}/train2014, 1 of 1 in {tmp_path}/elsewhere (there is no elsewhere/ in {tmp_path}), ..."
     )
+
+
+def test_empty_images_are_counted(tmp_path: Path) -> None:
+    names = ["a.png", "b.png", "c.png"]
+    records = [CaptionedImage(name, ("a",), tmp_path / name) for name in names]
+    save_image(tmp_path / "a.png")
+    (tmp_path / "b.png").touch()
+    message = r"1 of the split's 3 images are empty files \(.*/b\.png\): unpack or copy them again"
+    with pytest.raises(FileNotFoundError, match=rf"^1 of .* missing \(.*/c\.png\).*\. {message}$"):
+        check_images_exist(records)
+    (tmp_path / "c.png").touch()
+    message = r"^2 of .* \(.*/b\.png, .*/c\.png\): .* again, or leave them out of the data set$"
+    with pytest.raises(ValueError, match=message):
+        check_images_exist(records)

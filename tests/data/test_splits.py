@@ -31,7 +31,8 @@ def test_given_splits_are_kept() -> None:
     mixed = [*rows(2, "val"), *rows(3, "train")[2:]]
     assert names(mixed, "val", seed=9, val_share=0.9) == ["000.jpg", "001.jpg"]
     with pytest.raises(
-        MissingSplitError, match=r"^photos has no images of split 'test'; it has 'val' \(2\), 'train' \(1\)$"
+        MissingSplitError,
+        match=r"^photos has no images of split 'test'; it has 'val' \(2\), 'train' \(1\): give one of those",
     ):
         names(mixed, "test")
     with pytest.raises(ValueError, match=r"^photos: 'split' must be on every line or on none$"):

@@ -95,7 +95,7 @@ def test_unreadable_pictures_are_named_and_counted(run: Run, photos: Path, caplo
 
 
 def test_info(run: Run, folder: Path, photos: Path, backbones, capsys: pytest.CaptureFixture):
-    (photos / "val" / "1.bmp").write_bytes(b"")
+    (photos / "val" / "1.bmp").write_bytes(b"not a picture")
     run("--storage", "int8")
     capsys.readouterr()
     assert cli.main(["features", "info", str(folder)]) == 0

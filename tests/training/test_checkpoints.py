@@ -268,8 +268,11 @@ def test_a_second_run_is_refused_while_the_first_is_at_work(settings: Settings):
     ],
 )
 def test_what_cannot_be_written_is_named_with_the_reason(error: Exception, message: str):
-    with pytest.raises(TrainingError, match=message), writing(Path("run/best")):
+    with pytest.raises(TrainingError, match=message) as caught, writing(Path("run/best")):
         raise error
+    assert str(caught.value).endswith(
+        "latest goes on from the newest whole checkpoint, or from the beginning if there is none."
+    )
 
 
 FEW = {"max_train_steps": 4, "checkpointing_steps": "2", "eval_split": "none"}
@@ -292,7 +295,7 @@ def assert_fails(args: TrainArguments, named: str, file_limit: int | None = None
     run = Run(args, file_limit=file_limit)
     assert run.end() == 1, run.printed
     message = run.printed.splitlines()[-2]  # the last line is the runner's own
-    assert re.search(rf"ituning: error: .*{named}.* could not be written \(.+\). The checkpoints", message)
+    assert re.search(rf"ituning: error: .*{named}.* could not be written \(.+\)\. Make room", message)
     assert "Traceback" not in run.printed
     assert contents(checkpoint) == before
 

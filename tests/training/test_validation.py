@@ -246,7 +246,13 @@ def test_missing_scorers_are_told_before_anything_is_done(
 ):
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     args = settings(max_train_steps=1, eval_caption_images=2)
-    with pytest.raises(ValueError, match=re.escape("pip install 'ituning_hf[eval]'")):
+    message = "pip install 'ituning_hf[eval]', or give --eval_caption_images 0."
+    with pytest.raises(ValueError, match=re.escape(message)):
         train(args)
+    message = (
+        "or give --eval_caption_images 0 --metric_for_best_model loss."  # one without the other is refused
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(settings(eval_caption_images=2, metric_for_best_model="cider"))
     assert not Path(args.output_dir).exists()
     train(settings(max_train_steps=1))  # without captions to score they are not missed
