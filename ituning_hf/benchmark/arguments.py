@@ -90,7 +90,10 @@ class ImagesArguments(DatasetArguments):
         0.05, "share of the images that may be unreadable, and are left out, before it gives up", SHARE
     )
     dataloader_num_workers: int = option(
-        2, "processes that read images for each captioning process; 0 reads in that process", NOT_NEGATIVE
+        2,
+        "processes that read images for each captioning process, at most as many as there are cores; 0 reads "
+        "in that process",
+        NOT_NEGATIVE,
     )
 
 
@@ -182,8 +185,8 @@ by the official scorers. Every option may as well stand in a YAML file.""",
 examples:
   ituning evaluate --model outputs/mine/best --dataset photos/ --split val
   ituning evaluate --config coco.yaml --model outputs/coco/best --dry_run
-  ituning evaluate --predictions results.json --dataset dataset_coco.json --image_root coco/
-  accelerate launch -m ituning_hf.cli evaluate --config coco.yaml  # several GPUs
+  ituning evaluate --predictions results.json --dataset coco/dataset_coco.json
+  accelerate launch -m ituning_hf.cli evaluate --config coco.yaml  # on GPUs
 
 It leaves results.json (the COCO result format), metrics.json (every score and
 how it came about) and per_image.jsonl. Killed, the same command goes on; on

@@ -24,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioning import generate_captions
 from ..data import CaptionedImage, ImageInputs, UnreadableImageError
-from ..data.workers import ignore_stop_signals
+from ..data.workers import ignore_stop_signals, usable_workers
 from ..processes import one_fate
 from ..processing_ituning import ITuningProcessor
 from .drafts import CaptionedBatch, Drafts
@@ -126,7 +126,7 @@ class SplitCaptioner:
             self.images,
             batch_sampler=[self.batches[number] for number in numbers],
             collate_fn=list,
-            num_workers=min(self.num_workers, len(numbers)),
+            num_workers=usable_workers(min(self.num_workers, len(numbers))),
             worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),  # its own: nothing is drawn from anybody else's
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from .images import load_image
 
 if TYPE_CHECKING:
     from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 
 class ImageSource(Protocol):
@@ -119,18 +122,19 @@ def check_unique(records: Sequence[CaptionedImage], where: object) -> None:
 
 
 def check_images_exist(records: Sequence[CaptionedImage]) -> None:
-    """Refuse records whose file is not there or empty, before any time is spent on training.
+    """Refuse records whose file is not there, before any time is spent on training; warn of empty files.
+
+    An empty file is a picture that cannot be read, as others are: it is named and left out. Many of them are
+    an archive that was not unpacked to its end, which is better known now than hours later.
 
     Raises:
-        FileNotFoundError: Files are missing: once, with their number, the first three, the folders that were
-            looked in, and the number of empty files.
-        ValueError: Files are empty: once, with their number and the first three.
+        FileNotFoundError: Files are missing: once, with their number, the first three, and the folders that
+            were looked in.
     """
     sizes = {record.source: _size(record.source) for record in records if isinstance(record.source, Path)}
     missing = [path for path, size in sizes.items() if size is None]
     empty = [path for path, size in sizes.items() if size == 0]
     of_all = f"of the split's {len(records):,} images are"
-    also = f"{len(empty):,} {of_all} empty files ({_first_names(empty)}): unpack or copy them again"
     if missing:
         wanted, absent = (Counter(path.parent for path in paths) for paths in (sizes, missing))
         folders = [f"{n:,} of {wanted[folder]:,} in {_describe(folder)}" for folder, n in absent.items()]
@@ -138,10 +142,14 @@ def check_images_exist(records: Sequence[CaptionedImage]) -> None:
             f"{len(missing):,} {of_all} missing ({_first_names(missing)}): unpack them there, give "
             "--image_root, the folder that their names are relative to, or mend the names. Missing are "
             + _first_names(folders)
-            + (f". {also}" if empty else "")
         )
     if empty:
-        raise ValueError(f"{also}, or leave them out of the data set")
+        logger.warning(
+            "%s %s empty files (%s): unpack or copy them again",
+            f"{len(empty):,}",
+            of_all,
+            _first_names(empty),
+        )
 
 
 def _size(path: Path) -> int | None:
