@@ -1,6 +1,7 @@
 """What every test may ask for."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch and transformers are imported, here and in the processes that tests start.
@@ -9,9 +10,18 @@ os.environ["OMP_NUM_THREADS"] = "1"  # on models this small, two threads on busy
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from small_models import ADAPTER, IMAGE_SIZE, randomize_adapters, save_backbones
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator_state() -> Iterator[None]:
+    """Accelerate keeps its state for a process's life; each test is a process of its own here."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,10 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 from small_models import SHARED_DATA
 from stand_in_data import COCO, FLICKR, NOCAPS, make_all
 from transformers import CLIPVisionConfig, GPT2Config
@@ -201,14 +199,6 @@ def captioner_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     model = ITuningForCaptioning.from_vision_text_pretrained(*backbones)
     save_captioner(model, ITuningProcessor.from_vision_text_pretrained(*backbones), folder)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator_state() -> Iterator[None]:
-    """Accelerate keeps its state for a process's life; each test is a process of its own here."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 SMALL = [

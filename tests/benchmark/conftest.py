@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from small_models import make_captioner
 from transformers import GPT2LMHeadModel
@@ -19,14 +18,6 @@ from ituning_hf.benchmark import EvaluateArguments
 NUM_IMAGES = 7
 SEARCH = {"num_beams": 3, "max_new_tokens": 9, "batch_size": 2}
 WORDS = ["dog", "bird", "bike", "tree"]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator_state() -> Iterator[None]:
-    """Accelerate keeps its state for a process's life; each test is a process of its own here."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

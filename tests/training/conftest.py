@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import GPT2LMHeadModel
 
@@ -34,14 +33,6 @@ def photos(tmp_path: Path) -> Path:
             lines.append(json.dumps({"file_name": f"{i}.png", "captions": captions[: 1 + i % 2]}))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator_state() -> Iterator[None]:
-    """Accelerate keeps its state for a process's life; each test is a process of its own here."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
