@@ -164,6 +164,11 @@ class EvaluateArguments(
         "output_dir",
     }
 
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the pictures are opened, for captions or for CLIPScore."""
+        return self.clip_model is not None or (self.features is None and self.predictions is None)
+
     def __post_init__(self) -> None:
         """Check every value, and those that depend on each other."""
         super().__post_init__()
