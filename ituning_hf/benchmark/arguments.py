@@ -80,8 +80,8 @@ class ImagesArguments(DatasetArguments):
     seed: int = option(0, "of drawn scenes, and of the lot where the data set has no splits", SEED)
     features: str | None = option(
         None,
-        "stored features of the images, made by `ituning features build`: neither the vision encoder nor a "
-        "picture is read",
+        "stored features of the images, made by `ituning features build`: no picture is decoded, no vision "
+        "encoder loaded",
         NOT_EMPTY,
         "FOLDER",
         "none; the pictures are read",
