@@ -80,8 +80,8 @@ class ImagesArguments(DatasetArguments):
     seed: int = option(0, "of drawn scenes, and of the lot where the data set has no splits", SEED)
     features: str | None = option(
         None,
-        "stored features of the images, made by `ituning features build`: neither the vision encoder nor a "
-        "picture is read",
+        "stored features of the images, made by `ituning features build`: no picture is decoded, no vision "
+        "encoder loaded",
         NOT_EMPTY,
         "FOLDER",
         "none; the pictures are read",
@@ -163,6 +163,11 @@ class EvaluateArguments(
         "clip_model",
         "output_dir",
     }
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the pictures are opened, for captions or for CLIPScore."""
+        return self.clip_model is not None or (self.features is None and self.predictions is None)
 
     def __post_init__(self) -> None:
         """Check every value, and those that depend on each other."""

@@ -90,6 +90,11 @@ class Drafts:
         """Tell whether there is any work to go on with."""
         return bool(self._own())
 
+    def remove(self) -> None:
+        """Forget the work: its report is written."""
+        for path in self._own():
+            path.unlink(missing_ok=True)
+
     def _own(self) -> list[Path]:
         return sorted(self.folder.glob(_PATTERN.format(identity=self.identity, unique="*")))
 

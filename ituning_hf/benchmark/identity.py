@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+from ..features import FeatureStore
+from ..features.pictures import num_bytes
 from ..modeling_ituning import ITuningForCaptioning
 from .arguments import EvaluateArguments
 from .images import BenchmarkImages
@@ -44,16 +46,24 @@ def identify_captions(
     return digest.hexdigest()[:16]
 
 
-def identify_report(args: EvaluateArguments, benchmark: BenchmarkImages, captions: Any) -> str:
-    """Return a digest of all that the report depends on: the captions, and how they are scored.
+def identify_report(
+    args: EvaluateArguments, benchmark: BenchmarkImages, captions: Any, store: FeatureStore | None
+) -> str:
+    """Return a digest of all that the report depends on: captions, pictures, and how they are scored.
+
+    Here a picture that was mended or replaced counts: the report leaves it out, or is of the earlier one. It
+    is known by its size.
 
     Args:
         args: The settings.
         benchmark: The images, and what people wrote about them.
         captions: What `identify_captions` returned, or the captions themselves where they were given; JSON.
+        store: The pictures' features, if they are read.
     """
+    sizes = [num_bytes(image) for image in benchmark.images] if args.reads_pictures else None
+    pictures = [sizes, None if store is None else store.fingerprint(benchmark.images)]
     images = [(image.name, image.domain, list(image.captions)) for image in benchmark.images]
     scorers = describe_scorers(args) if benchmark.has_references else []  # Java may have come since
     settings = [benchmark.dataset, benchmark.split, benchmark.ids, args.expected_images, args.clip_model]
-    content = json.dumps([captions, images, scorers, settings])
+    content = json.dumps([captions, pictures, images, scorers, settings])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -57,8 +57,9 @@ def load_images(args: EvaluateArguments) -> BenchmarkImages:
         ValueError: for a data set that cannot be read, or another number of images than expected.
         FileNotFoundError: for a data set that is not there, or whose images are not.
     """
-    reads_pictures = args.clip_model is not None or (args.features is None and args.predictions is None)
-    images = args.load_split(args.split, args.seed, require_captions=False, require_images=reads_pictures)
+    images = args.load_split(
+        args.split, args.seed, require_captions=False, require_images=args.reads_pictures
+    )
     args.check_count("expected_images", args.expected_images, images, args.seed)
     return BenchmarkImages(_name(args), args.split, images, _ids(images))
 

@@ -66,13 +66,14 @@ def prepare(args: EvaluateArguments, device: torch.device) -> Prepared:
     """
     benchmark = load_images(args)
     check_scoring(args, benchmark)
-    predictions, captioning = {}, None
+    predictions, captioning, store = {}, None, None
     if args.predictions is not None:
         predictions = dict(enumerate(read_predictions(Path(args.predictions), benchmark)))
     else:
-        args, captioning = _load_captioner(args, benchmark, device)
+        store = None if args.features is None else FeatureStore(args.features)
+        args, captioning = _load_captioner(args, benchmark, store, device)
     captions = predictions if captioning is None else captioning.drafts.identity
-    folder, identity = Path(args.output_dir), identify_report(args, benchmark, captions)
+    folder, identity = Path(args.output_dir), identify_report(args, benchmark, captions, store)
     finished = None if args.overwrite else read_finished(folder, identity)
     begun = captioning is not None and captioning.drafts.exist()
     check_output_dir(folder, args.overwrite, goes_on=begun or finished is not None)
@@ -80,10 +81,9 @@ def prepare(args: EvaluateArguments, device: torch.device) -> Prepared:
 
 
 def _load_captioner(
-    args: EvaluateArguments, benchmark: BenchmarkImages, device: torch.device
+    args: EvaluateArguments, benchmark: BenchmarkImages, store: FeatureStore | None, device: torch.device
 ) -> tuple[EvaluateArguments, Captioning]:
     assert args.model is not None
-    store = None if args.features is None else FeatureStore(args.features)
     if store is not None:
         store.require(benchmark.images)
     model = load_model(args.model, device, **_loading_options(args))

@@ -111,12 +111,13 @@ def _caption(prepared: Prepared, accelerator: Accelerator) -> list[CaptionedBatc
     unreadable = sorted(index for batch in batches for index, _ in batch.unreadable)
     if unreadable and prepared.args.expected_images is not None:
         names = [prepared.benchmark.images[index].name for index in unreadable]
+        rebuild = "" if prepared.args.features is None else " and build their features"
         with one_fate(accelerator):  # all know it, and one tells
             raise EvaluationError(
                 f"{len(names)} of the {len(prepared.benchmark.images):,} images could not be read "
-                f"({name_some(names)}), and --expected_images asks for all of them: mend them, and the same "
-                "command goes on with what is left. Without --expected_images they are left out of the "
-                "scores."
+                f"({name_some(names)}), and --expected_images asks for all of them: mend them{rebuild}, and "
+                "the same command goes on with what is left. Without --expected_images they are left out "
+                "of the scores."
             )
     return batches
 
@@ -156,7 +157,8 @@ def _finish(prepared: Prepared, evaluation: Evaluation) -> list[str]:
         lines = [SERVER_NOTE, *filter(None, [explain_no_references(args)])]
     else:
         lines = _show(prepared, evaluation.parts, evaluation.scores.tokenizer)
-    _remove_drafts(folder)
+    for draft in all_drafts(folder):
+        draft.unlink(missing_ok=True)
     return [*lines, f"Written    {folder}{os.sep}: {', '.join(written)}"]
 
 
@@ -164,11 +166,6 @@ def _show(prepared: Prepared, parts: Sequence[Part], tokenizer: str) -> list[str
     """Put the scores on the captioner's card, if there is one."""
     place = card_folder(prepared.args)
     return [] if place is None else put_on_card(place, prepared.args, prepared.benchmark, parts, tokenizer)
-
-
-def _remove_drafts(folder: Path) -> None:
-    for draft in all_drafts(folder):
-        draft.unlink()
 
 
 def _tell_finished(prepared: Prepared) -> list[str]:
@@ -181,11 +178,15 @@ def _tell_finished(prepared: Prepared) -> list[str]:
     ]
     if args.dry_run:
         return lines
-    _remove_drafts(Path(args.output_dir))
+    drafts = None if prepared.captioning is None else prepared.captioning.drafts
     place = card_folder(args)
-    if finished.scoring is None or place is None or is_on_card(place, prepared.benchmark):
-        return lines
-    return lines + _show(prepared, finished.parts, finished.scoring["tokenizer"])
+    if finished.scoring is not None and place is not None:
+        killed = drafts is not None and drafts.exist()  # before the card, or just after
+        if killed or not is_on_card(place, prepared.benchmark):
+            lines += _show(prepared, finished.parts, finished.scoring["tokenizer"])
+    if drafts is not None:
+        drafts.remove()
+    return lines
 
 
 def _dry_run(prepared: Prepared, accelerator: Accelerator) -> list[str]:

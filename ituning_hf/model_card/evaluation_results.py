@@ -114,7 +114,9 @@ def read_evaluations(folder: str | os.PathLike[str]) -> list[EvaluationResult]:
             raise ValueError(f"its format_version is {content['format_version']!r}, wanted {FORMAT_VERSION}")
         return [EvaluationResult(**result) for result in content["results"]]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} holds no evaluation results ({error}): evaluate again.") from error
+        raise ValueError(
+            f"{path} holds no evaluation results ({error}): remove it and evaluate again."
+        ) from error
 
 
 def write_evaluations(folder: str | os.PathLike[str], results: Sequence[EvaluationResult]) -> None:

@@ -30,6 +30,8 @@ _FREE_SETTINGS = frozenset(
         "max_checkpoints",
         "report_to",
         "dry_run",
+        "expected_train_images",
+        "expected_eval_images",
         "max_unreadable_share",
     }
 )

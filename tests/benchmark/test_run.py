@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_models import IMAGE_SIZE, SHARED_DATA, VISION, edit_json
 from transformers import (
@@ -334,8 +336,9 @@ def test_a_finished_evaluation_is_told_again_and_left_as_it_is(
         {"num_beams": 2},
         lambda folder: perturb_adapter(folder / "my-captioner" / "model.safetensors"),
         lambda folder: edit_caption(folder / "photos" / "test" / "metadata.jsonl"),
+        lambda folder: Image.new("RGB", (40, 30)).save(folder / "photos" / "test" / "3.png"),
     ],
-    ids=["name", "count", "java", "search", "weights", "references"],
+    ids=["name", "count", "java", "search", "weights", "references", "picture"],
 )
 def test_a_finished_evaluation_of_anything_else_is_another(
     settings: Settings, tmp_path: Path, change: dict | Callable[[Path], None]
@@ -366,6 +369,62 @@ def test_a_card_that_has_no_scores_yet_gets_those_of_the_finished_evaluation(
     assert result.metrics == evaluation.metrics
     assert (result.tokenizer, result.num_unreadable) == ("Python", 0)
     assert "Tokenizer: the package's Python tokenizer" in (captioner / "README.md").read_text()
+
+
+def test_a_kill_before_the_card_leaves_no_scores_of_an_earlier_evaluation_there(
+    settings: Settings, captioner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def kill(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    evaluate_captioner(settings(num_beams=1, output_dir=str(tmp_path / "greedy")))
+    with monkeypatch.context() as patch:
+        patch.setattr("ituning_hf.benchmark.run.put_on_card", kill)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_captioner(settings())
+    for _ in range(2):
+        assert evaluate_captioner(settings()) is None
+        assert "--num_beams 1 " not in read_evaluations(captioner)[0].command + " "
+        assert len(list((tmp_path / "report").iterdir())) == 3
+    assert evaluate_captioner(settings(num_beams=1, output_dir=str(tmp_path / "greedy"))) is None
+    assert "--num_beams 1 " not in read_evaluations(captioner)[0].command + " "
+
+
+def test_telling_a_finished_evaluation_leaves_the_work_of_another_in_its_folder(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evaluate_captioner(settings())
+    other = settings(num_beams=1, overwrite=True)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_captioner(other)
+    assert evaluate_captioner(settings()) is None
+    began = stop_after(monkeypatch, 99)
+    evaluate_captioner(other)
+    assert began == [2, 3]
+    assert len(list((tmp_path / "report").iterdir())) == 3
+
+
+def test_unreadable_images_of_features_are_mended_in_the_store(
+    settings: Settings, photos: Path, said: Said, backbones: dict[str, Path], tmp_path: Path
+):
+    def build() -> None:
+        images = settings().load_split("test", 0)
+        build_features(images, tmp_path / "store", vision_model=backbones["vision"], num_workers=0)
+
+    (photos / "test" / "3.png").write_bytes(b"not a picture")
+    build()
+    some = settings(features=str(tmp_path / "store"), max_unreadable_share=0.2)
+    every = replace(some, expected_images=7, output_dir=str(tmp_path / "every"))
+    evaluate_captioner(some)
+    with pytest.raises(EvaluationError, match="mend them and build their features, and the same command"):
+        evaluate_captioner(every)
+    shutil.copy(said[0] / "3.png", photos / "test")
+    build()
+    with pytest.raises(FileExistsError, match="holds another evaluation"):
+        evaluate_captioner(some)
+    assert evaluate_captioner(every).places == list(range(7))
 
 
 def test_metrics_that_the_card_loses_are_named(

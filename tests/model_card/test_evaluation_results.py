@@ -113,7 +113,6 @@ def test_other_words_of_a_command_may_be_told(words: str):
 )
 def test_another_file_is_refused(tmp_path: Path, text: str, why: str):
     (tmp_path / "evaluation.json").write_text(text)
-    with pytest.raises(
-        ValueError, match=rf"evaluation\.json holds no evaluation results \(.*{why}.*evaluate again"
-    ):
+    message = rf"evaluation\.json holds no evaluation results \(.*{why}.*: remove it and evaluate again"
+    with pytest.raises(ValueError, match=message):
         read_evaluations(tmp_path)

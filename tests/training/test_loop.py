@@ -321,6 +321,12 @@ def test_resuming_with_other_settings_is_refused(settings: Settings):
         train(settings(max_train_steps=1, learning_rate=0.5, resume_from_checkpoint="latest"))
 
 
+def test_a_resumed_run_may_count_its_images(settings: Settings):
+    train(settings(max_train_steps=1))
+    counts = {"expected_train_images": 11, "expected_eval_images": 3}
+    assert train(settings(max_train_steps=1, resume_from_checkpoint="latest", **counts)).step == 1
+
+
 def test_captions_longer_than_the_language_model_are_refused(settings: Settings):
     with pytest.raises(ValueError, match="--max_caption_tokens is 64, and the language model has only 48"):
         train(settings(max_caption_tokens=64))

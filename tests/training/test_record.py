@@ -62,6 +62,8 @@ def test_the_record_of_a_run(settings: Settings):
         "checkpointing_steps",
         "dataloader_num_workers",
         "dataset",
+        "expected_eval_images",
+        "expected_train_images",
         "features",
         "image_root",
         "max_checkpoints",
