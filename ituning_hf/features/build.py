@@ -163,9 +163,7 @@ def _add(batch: PictureBatch, index: ShardIndex, packed: dict[str, Any], encoder
     try:
         features = encoder(batch.pixel_values)
     except FloatingPointError as error:
-        raise BuildError(
-            f"{batch.names[0]} or one of the {len(batch.names) - 1} after it: {error}"
-        ) from error
+        raise BuildError(f"among {batch.names[0]} and those after it: {error}") from error
     for position, name in enumerate(batch.names):
         picture, reason = batch.pictures[position], batch.reasons[position]
         if reason is None:
