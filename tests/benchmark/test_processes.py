@@ -33,7 +33,7 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("batch_size", [2, 8])
+@pytest.mark.parametrize("batch_size", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_two_processes_find_what_one_finds(settings: Settings, photos: Path, tmp_path: Path, batch_size: int):
     """Of four batches each process has two, one of them short; of a single batch one process has none."""
     (photos / "test" / "2.png").write_bytes(b"not a picture")

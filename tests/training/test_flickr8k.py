@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """GPT-2's whole vocabulary is enough work for two, unlike the other tests' models."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_an_adapter_trained_on_photographs_captions_others(tmp_path: Path):
     vision, text = make_small_backbones(
         tmp_path / "backbones",
