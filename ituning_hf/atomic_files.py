@@ -18,10 +18,12 @@ def draft_of(target: Path) -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that is never seen half-written."""
-    draft = draft_of(path)
-    draft.write_text(
-        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a text file in UTF-8 that is never seen half-written; `errors` as for `str.encode`."""
+    draft_of(path).write_text(text, encoding="utf-8", errors=errors)
     put_in_place(path)
 
 

@@ -304,6 +304,8 @@ LAYERS = [
         "_version",
         "hub_errors",
         "atomic_files",
+        "errors",
+        "output_folders",
         "devices",
         "adapter_ituning",
         "configuration_ituning",

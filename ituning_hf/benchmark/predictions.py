@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..data import first_names
 from .images import BenchmarkImages
 
-_SHOWN = 3  # of the images that are named in a message
 _EXPECTED = (
     'a list of {"image_id": 42, "caption": "..."}, which are COCO results, lines of {"image": "dog.jpg", '
     '"captions": ["..."]}, which `ituning caption --output` writes, or an object {"dog.jpg": "..."}'
@@ -47,7 +47,7 @@ def read_predictions(path: Path, benchmark: BenchmarkImages) -> list[str]:
     problems = [
         _count("without a caption", [i for i, found in captions.items() if not found], benchmark),
         _count("with several captions", [i for i, found in captions.items() if len(found) > 1], benchmark),
-        f"{len(unknown)} captions of other images ({name_some(unknown)})" if unknown else "",
+        f"{len(unknown)} captions of other images ({first_names(unknown)})" if unknown else "",
     ]
     if any(problems):
         raise ValueError(
@@ -114,11 +114,5 @@ def _find(name: str, names: dict[str, int]) -> int | None:
 def _count(what: str, indices: Sequence[int], benchmark: BenchmarkImages) -> str:
     if not indices:
         return ""
-    named = [f"{benchmark.images[i].name} with id {benchmark.ids[i]}" for i in indices[:_SHOWN]]
-    return f"{len(indices)} images {what} ({name_some(named, len(indices))})"
-
-
-def name_some(named: Sequence[str], total: int | None = None) -> str:
-    """Name the first few of many."""
-    total = len(named) if total is None else total
-    return ", ".join(named[:_SHOWN]) + (", ..." if total > _SHOWN else "")
+    named = [f"{benchmark.images[i].name} with id {benchmark.ids[i]}" for i in indices]
+    return f"{len(indices)} images {what} ({first_names(named)})"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import draft_of, put_in_place, write_json
+from ..atomic_files import write_json, write_text
 from ..data import CaptionedImage
 from ..environment import library_versions
 from ..evaluation import CaptionScores
+from ..output_folders import require_writable
 from .arguments import EvaluateArguments
 from .command import public_settings
 from .drafts import CaptionedBatch, all_drafts
@@ -103,9 +103,7 @@ def check_output_dir(folder: Path, overwrite: bool, goes_on: bool) -> None:
     Raises:
         FileExistsError, PermissionError: saying what to do.
     """
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise PermissionError(f"--output_dir {folder} cannot be written to: give a folder that can.")
+    require_writable(folder)
     found = [name for name in OUTPUT_FILES if (folder / name).exists()] + [d.name for d in all_drafts(folder)]
     if found and not (overwrite or goes_on):
         raise FileExistsError(
@@ -208,5 +206,4 @@ def _part(part: Part) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     # Half a surrogate pair, which a file's name can hold, has no place in UTF-8.
-    draft_of(path).write_text(text, encoding="utf-8", errors="backslashreplace")
-    put_in_place(path)
+    write_text(path, text, errors="backslashreplace")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ..data import first_names
 from ..environment import device_name
 from ..processes import create_accelerator, leave_group, one_fate
 from .arguments import EvaluateArguments
@@ -16,7 +17,6 @@ from .card import card_folder, is_on_card, put_on_card
 from .drafts import CaptionedBatch, all_drafts
 from .errors import EvaluationError
 from .images import explain_no_references
-from .predictions import name_some
 from .preparation import Captioning, Prepared, prepare
 from .report import (
     IMAGES_FILE,
@@ -111,11 +111,12 @@ def _caption(prepared: Prepared, accelerator: Accelerator) -> list[CaptionedBatc
     unreadable = sorted(index for batch in batches for index, _ in batch.unreadable)
     if unreadable and prepared.args.expected_images is not None:
         names = [prepared.benchmark.images[index].name for index in unreadable]
+        named = first_names(names)
         rebuild = "" if prepared.args.features is None else " and build their features"
         with one_fate(accelerator):  # all know it, and one tells
             raise EvaluationError(
                 f"{len(names)} of the {len(prepared.benchmark.images):,} images could not be read "
-                f"({name_some(names)}), and --expected_images asks for all of them: mend them{rebuild}, and "
+                f"({named}), and --expected_images asks for all of them: mend them{rebuild}, and "
                 "the same command goes on with what is left. Without --expected_images they are left out "
                 "of the scores."
             )

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from .._version import __version__
+from ..errors import WorkError
 from . import caption, convert, demo, evaluate, features, info, push, train
 from .arguments import HelpFormatter
 
@@ -120,14 +121,8 @@ def _not_understood(argument: str, command: argparse.ArgumentParser) -> str:
 
 def _is_foreseen(error: Exception) -> bool:
     """Tell whether an error is told well by its own message; a traceback is for faults of ours."""
-    if isinstance(error, RuntimeError):
-        from ..benchmark.errors import EvaluationError
-        from ..features import BuildError
-        from ..training.errors import TrainingError
-
-        # Of what was sound when it began.
-        return isinstance(error, (BuildError, EvaluationError, TrainingError))
-    return isinstance(error, (OSError, ValueError)) or type(error) is ImportError  # not a missing module
+    # The last is not a missing module's, whose error is a class of its own.
+    return isinstance(error, (OSError, ValueError, WorkError)) or type(error) is ImportError
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from .inputs import FeatureInputs, FeatureSource, ImageInputs, PixelInputs
 from .karpathy import read_karpathy
 from .loading import count_splits, load_captioned_images
 from .nocaps import read_nocaps
-from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption
+from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption, first_names
 from .sampler import ImageBatchSampler, SampleKey
 from .scenes import Scene, SceneObject, make_scene, read_scenes
 from .splits import MissingSplitError
@@ -50,6 +50,7 @@ __all__ = [
     "count_splits",
     "explain_count",
     "find_images",
+    "first_names",
     "load_captioned_images",
     "load_image",
     "make_scene",

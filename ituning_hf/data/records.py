@@ -97,7 +97,7 @@ def check_captions(records: Sequence[CaptionedImage], where: object) -> None:
     if empty:
         raise ValueError(
             f"{where}: empty captions for {len(empty)} of {len(records)} images "
-            f"({_first_names(empty)}); write a caption for each, or remove them"
+            f"({first_names(empty)}); write a caption for each, or remove them"
         )
 
 
@@ -117,7 +117,7 @@ def check_unique(records: Sequence[CaptionedImage], where: object) -> None:
         if doubled:
             raise ValueError(
                 f"{where}: {len(doubled)} {what} of images stand there more than once "
-                f"({_first_names(doubled)}); leave each image there once, with all its captions"
+                f"({first_names(doubled)}); leave each image there once, with all its captions"
             )
 
 
@@ -139,16 +139,16 @@ def check_images_exist(records: Sequence[CaptionedImage]) -> None:
         wanted, absent = (Counter(path.parent for path in paths) for paths in (sizes, missing))
         folders = [f"{n:,} of {wanted[folder]:,} in {_describe(folder)}" for folder, n in absent.items()]
         raise FileNotFoundError(
-            f"{len(missing):,} {of_all} missing ({_first_names(missing)}): unpack them there, give "
+            f"{len(missing):,} {of_all} missing ({first_names(missing)}): unpack them there, give "
             "--image_root, the folder that their names are relative to, or mend the names. Missing are "
-            + _first_names(folders)
+            + first_names(folders)
         )
     if empty:
         logger.warning(
             "%s %s empty files (%s): unpack or copy them again",
             f"{len(empty):,}",
             of_all,
-            _first_names(empty),
+            first_names(empty),
         )
 
 
@@ -162,5 +162,6 @@ def _describe(folder: Path) -> str:
     return f"{folder} (there is no {absent[-1].name}/ in {absent[-1].parent})" if absent else str(folder)
 
 
-def _first_names(names: Sequence[str | Path], count: int = 3) -> str:
+def first_names(names: Sequence[str | Path], count: int = 3) -> str:
+    """Name the first few of many, for a message."""
     return ", ".join(map(str, names[:count])) + (", ..." if len(names) > count else "")

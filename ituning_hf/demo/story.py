@@ -15,12 +15,12 @@ from textwrap import shorten
 from ..captioning import iter_captions
 from ..data import CaptionedImage
 from ..modeling_ituning import ITuningForCaptioning
+from ..output_folders import LOCK_FILE
 from ..processing_ituning import ITuningProcessor
 from ..saving import load_captioner
 from ..training import TrainArguments, TrainingData, train
 from ..training.checkpoints import CHECKPOINTS, LOG_FILE, RUN_FILE, write_json
 from ..training.memory import format_bytes, peak_resident_memory
-from ..training.run_folder import LOCK_FILE
 from ..training.setup import SCENE_BACKBONES
 from .page import write_page
 from .scenes import UNSEEN_PAIRS, compose_scenes

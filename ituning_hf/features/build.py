@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..data import CaptionedImage
 from ..devices import usable_device
+from ..errors import WorkError
+from ..output_folders import held
 from .encoder import Encoder, describe_encoder
 from .loading import PictureBatch, load_pictures
 from .plan import BuildPlan, plan_build
@@ -26,11 +26,8 @@ from .spec import STORE_FILE, write_spec
 
 logger = logging.getLogger(__name__)
 
-# Locked while a build is at work, by the kernel, which frees it however the process ends. The file stays.
-_LOCK_FILE = ".lock"
 
-
-class BuildError(RuntimeError):
+class BuildError(WorkError):
     """A build cannot go on; what it wrote before is whole, and the same command goes on from there."""
 
 
@@ -108,7 +105,8 @@ def build_features(
     )
     plan = plan_build(records, folder, spec, shard_size)  # refuses before anything is written
     plan.require_space()
-    with _claimed(plan.folder):
+    with held(plan.folder, str(plan.folder), "build"):
+        sweep_drafts(plan.folder)
         plan = plan_build(records, folder, spec, shard_size)  # another build may just have ended
         on_plan(plan)
         if not (plan.folder / STORE_FILE).exists():
@@ -117,25 +115,6 @@ def build_features(
             return BuildResult(plan.present)
         encoder = Encoder(spec, target)
         return _build(plan, encoder, batch_size, num_workers, progress)
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Hold a store's folder for a build's life, cleared of what a killed one left half-written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK_FILE).acquire(timeout=0)
-    except Timeout as error:
-        raise FileExistsError(
-            f"another build is at work in {folder}: wait for its end, or give another folder."
-        ) from error
-    except OSError as error:
-        raise PermissionError(
-            f"{folder} cannot be written to ({error.strerror}): give a folder that can."
-        ) from error
-    with lock:
-        sweep_drafts(folder)
-        yield
 
 
 def _build(

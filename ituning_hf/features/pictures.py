@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,9 +76,3 @@ def find_changed(known: Sequence[tuple[CaptionedImage, Picture]]) -> list[str]:
 
 def _other_content(record: CaptionedImage, picture: Picture) -> bool:
     return Picture.of(record) != picture
-
-
-def first_names(names: Iterable[str], count: int = 3) -> str:
-    """Name the first few of some images."""
-    listed = list(names)
-    return ", ".join(map(repr, listed[:count])) + (", ..." if len(listed) > count else "")

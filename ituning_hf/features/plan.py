@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data import CaptionedImage
-from .pictures import Picture, first_names
+from ..data import CaptionedImage, first_names
+from ..output_folders import existing_part
+from .pictures import Picture
 from .spec import STORE_FILE, FeatureSpec, check_fits
 from .store import FeatureStore
 
@@ -135,13 +136,13 @@ def _open_store(folder: Path) -> FeatureStore | None:
 
 def _refuse_changed(store: FeatureStore, records: Sequence[CaptionedImage]) -> None:
     if changed := store.find_changed(records):
+        named = first_names([*map(repr, changed)])
         raise ValueError(
             f"{store.folder} has features of other pictures than {len(changed)} of the {len(records)} images "
-            f"have now ({first_names(changed)}): if the pictures were changed, remove the store and build it "
-            "anew; if it is another data set's, build into another folder."
+            f"have now ({named}): if the pictures were changed, remove the store "
+            "and build it anew; if it is another data set's, build into another folder."
         )
 
 
 def _free_bytes(folder: Path) -> int:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing_part(folder)).free

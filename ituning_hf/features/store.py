@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_ituning import ITuningConfig
-from ..data import CaptionedImage, UnreadableImageError
-from .pictures import Picture, find_changed, first_names
+from ..data import CaptionedImage, UnreadableImageError, first_names
+from .pictures import Picture, find_changed
 from .quantisation import unpack
 from .shards import Unreadable, list_shards, read_index, tensor_name
 from .spec import FeatureSpec, check_fits_captioner, read_spec
@@ -126,15 +126,17 @@ class FeatureStore:
         """
         missing = [r.name for r in records if r.name not in self._place and r.name not in self._unreadable]
         if missing:
+            named = first_names([*map(repr, missing)])
             raise ValueError(
                 f"{self.folder} has no features of {len(missing)} of the {len(records)} images "
-                f"({first_names(missing)}): add them by `ituning features build` with this data set and "
+                f"({named}): add them by `ituning features build` with this data set and "
                 f"--output_dir {self.folder}, which leaves out what is there."
             )
         if changed := self.find_changed(records):
+            named = first_names([*map(repr, changed)])
             raise ValueError(
                 f"{self.folder} has features of other pictures than {len(changed)} of the {len(records)} "
-                f"images have now ({first_names(changed)}): build a new store of this data set in another "
+                f"images have now ({named}): build a new store of this data set in another "
                 "folder."
             )
 

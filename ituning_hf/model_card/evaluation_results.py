@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..atomic_files import draft_of, put_in_place
+from ..atomic_files import write_text
 
 EVALUATION_FILE = "evaluation.json"
 FORMAT_VERSION = 1
@@ -128,9 +128,7 @@ def write_evaluations(folder: str | os.PathLike[str], results: Sequence[Evaluati
     """
     content = {"format_version": FORMAT_VERSION, "results": [asdict(result) for result in results]}
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    path = Path(folder) / EVALUATION_FILE
-    draft_of(path).write_text(text + "\n", encoding="utf-8")
-    put_in_place(path)
+    write_text(Path(folder) / EVALUATION_FILE, text + "\n")
 
 
 def unreadable_note(count: int) -> str:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from ..modeling_ituning import ITuningForCaptioning
+from ..output_folders import require_writable
 from ..processes import leave_group
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
@@ -76,11 +77,9 @@ def _starting_point(args: TrainArguments) -> tuple[str | None, OSError | None]:
     folder = Path(args.output_dir)
     try:
         checkpoint = find_starting_point(folder, args.resume_from_checkpoint)
-    except FileExistsError as error:
+        require_writable(folder)
+    except (FileExistsError, PermissionError) as error:
         return None, error
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        return None, PermissionError(f"--output_dir {folder} cannot be written to: give a folder that can.")
     return None if checkpoint is None else str(checkpoint), None
 
 

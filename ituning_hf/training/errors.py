@@ -2,8 +2,10 @@
 
 import signal
 
+from ..errors import WorkError
 
-class TrainingError(RuntimeError):
+
+class TrainingError(WorkError):
     """A run cannot go on; its checkpoints are whole."""
 
 

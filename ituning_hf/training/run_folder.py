@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from ..output_folders import held, writing_to
 from .checkpoints import (
     CHECKPOINTS,
     LOG_FILE,
@@ -19,10 +18,6 @@ from .checkpoints import (
     list_checkpoints,
     write_json,
 )
-
-# Locked while a run is at work, by the kernel, which frees it however the process ends. The file itself
-# stays: if a run removed it, two others could each hold the lock on a file of this name.
-LOCK_FILE = ".lock"
 
 
 @contextmanager
@@ -50,9 +45,10 @@ def claim_output_dir(
     """
     if resume_from not in (None, "latest"):
         _require_inside(output_dir, find_checkpoint(output_dir, resume_from))
-    with _locked(output_dir):
+    name = f"--output_dir {output_dir}"
+    with held(output_dir, name, "run"):
         checkpoint = find_starting_point(output_dir, resume_from)
-        with _writable(output_dir):
+        with writing_to(name):
             _clear_leftovers(output_dir)
             if checkpoint is None:
                 write_json(output_dir / RUN_FILE, {"settings": settings})
@@ -62,32 +58,6 @@ def claim_output_dir(
             if not _shows_something(output_dir):
                 (output_dir / RUN_FILE).unlink(missing_ok=True)
             raise
-
-
-@contextmanager
-def _locked(output_dir: Path) -> Iterator[None]:
-    try:
-        with _writable(output_dir):
-            output_dir.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(output_dir / LOCK_FILE).acquire(timeout=0)
-    except Timeout as error:
-        raise FileExistsError(
-            f"another run is at work in --output_dir {output_dir}: give another folder, or wait for its end."
-        ) from error
-    with lock:
-        yield
-
-
-@contextmanager
-def _writable(output_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except Timeout:
-        raise
-    except OSError as error:
-        raise PermissionError(
-            f"--output_dir {output_dir} cannot be written to ({error.strerror}): give a folder that can."
-        ) from error
 
 
 def find_starting_point(output_dir: Path, resume_from: str | None) -> Path | None:
