@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.utils import is_accelerate_available
@@ -106,7 +108,20 @@ def run_frozen_block(
     attn_output, _ = block.attn(block.ln_1(hidden_states), **attention_kwargs)
     residual = attn_output + hidden_states
     x = block.ln_2(residual)
-    return x, residual + block.mlp(x)
+    return x, residual + _feed_forward(block, x)
+
+
+def _feed_forward(block: GPT2Block, x: torch.Tensor) -> torch.Tensor:
+    """Run a block's feed-forward network, in training with its GELU as one kernel.
+
+    GPT-2 spells the function out in eight operations, which keep four tensors of the widest size for the
+    backward pass: two thirds of all that a layer keeps. One kernel keeps one, and differs by rounding; so
+    evaluation stays with the eight, and gives what the frozen model gives to the last bit.
+    """
+    mlp = block.mlp
+    if not (block.training and isinstance(mlp.act, NewGELUActivation)):
+        return mlp(x)
+    return mlp.dropout(mlp.c_proj(F.gelu(mlp.c_fc(x), approximate="tanh")))
 
 
 def uses_eager_attention(block: GPT2Block) -> bool:

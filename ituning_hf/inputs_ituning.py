@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+IGNORE_INDEX = -100  # a label that is scored by nobody; PyTorch's own value
+
 
 def check_text(
     input_ids: torch.Tensor | None,
@@ -100,4 +102,4 @@ def check_visual_features(features: torch.Tensor, width: int, name: str = "visua
         )
 
 
-__all__ = ["check_pixel_values", "check_rows", "check_text", "check_visual_features"]
+__all__ = ["IGNORE_INDEX", "check_pixel_values", "check_rows", "check_text", "check_visual_features"]

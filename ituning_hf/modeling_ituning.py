@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -22,9 +21,11 @@ from .adapter_ituning import ITuningAdapter
 from .backbones_ituning import encode_images
 from .checkpoint_ituning import ITuningPreTrainedModel
 from .configuration_ituning import ITuningConfig
-from .generation_ituning import ITuningGenerationMixin, default_generation_config, positions_from_mask
+from .generation_ituning import ITuningGenerationMixin, default_generation_config
 from .gpt2_ituning import ITuningGPT2Block, VisualKeyValues, decoder_blocks
 from .inputs_ituning import check_rows, check_text, check_visual_features
+from .loss_ituning import caption_loss
+from .packing_ituning import TextRows, next_tokens, pack
 from .peft_ituning import parts_from_peft
 from .recorded_ituning import UnloadedVisionModel
 
@@ -288,9 +289,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             visual_key_values = self.project_visual(memory)
         elif pixel_values is not None or visual_features is not None:
             raise ValueError("visual_key_values stands in for pixel_values and visual_features: give one.")
-        check_rows(input_ids.shape[0], next(iter(visual_key_values.values()))[0].shape[0])
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
+        num_images = next(iter(visual_key_values.values()))[0].shape[0]
+        check_rows(input_ids.shape[0], num_images)
         if self.training and torch.is_grad_enabled():  # recomputation would write the cache a second time
             if past_key_values is not None and past_key_values.get_seq_length() > 0:
                 raise ValueError("A cache cannot be gone on from in training: call model.eval() first.")
@@ -298,22 +298,27 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         elif use_cache is None:
             use_cache = False if labels is not None else self.config.text_config.use_cache
 
+        wants_logits = labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)
+        targets = None if labels is None else next_tokens(labels)
+        text = TextRows(input_ids, attention_mask, position_ids, targets)
+        # What is asked for beside the loss has the shape of the rows as they were given.
+        shows_rows = wants_logits or use_cache or past_key_values is not None or self._records_states()
+        if not (shows_rows or kwargs):
+            text = pack(text, num_images, self.config.text_config.hidden_size)
         outputs = self.text_model.base_model(
-            input_ids,
+            **text.for_decoder(self.get_input_embeddings()),
             past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
             use_cache=use_cache,
             visual_key_values=visual_key_values,
             **kwargs,
         )
         output_layer = self.text_model.get_output_embeddings()
         loss, logits = None, None
-        if labels is not None:
-            loss = _caption_loss(
-                outputs.last_hidden_state, labels, output_layer, num_items_in_batch, label_smoothing
+        if text.targets is not None:
+            loss = caption_loss(
+                output_layer, outputs.last_hidden_state, text.targets, num_items_in_batch, label_smoothing
             )
-        if labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+        if wants_logits:
             logits = output_layer(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         return CausalLMOutputWithPast(
             loss=loss,
@@ -322,6 +327,11 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _records_states(self) -> bool:
+        """Tell whether every forward pass is to return hidden states or attentions."""
+        config = self.config.text_config
+        return bool(config.output_hidden_states or config.output_attentions)
 
     def _visual_memory(
         self, pixel_values: torch.Tensor | None, visual_features: torch.Tensor | None
@@ -373,36 +383,6 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         )
         device = input_ids.device
         return torch.stack([attentions[i].to(device) for i in self.config.adapter_layers], dim=1)
-
-
-def _caption_loss(
-    hidden_states: torch.Tensor,
-    labels: torch.Tensor,
-    output_layer: nn.Module,
-    num_items_in_batch: int | torch.Tensor | None,
-    label_smoothing: float,
-) -> torch.Tensor:
-    """Sum the token losses and divide by `num_items_in_batch`, or by the batch's label tokens.
-
-    Logits are computed only where there is a label, which for captions of unequal length is a good part of
-    the step. A compiled graph has static shapes, so it computes them everywhere.
-    """
-    hidden_states, targets = hidden_states[:, :-1], labels[:, 1:].to(hidden_states.device)
-    if num_items_in_batch is None:
-        num_items_in_batch = (targets != -100).sum().clamp(min=1)
-    if not torch.compiler.is_compiling():
-        labelled = targets != -100
-        hidden_states, targets = hidden_states[labelled], targets[labelled]
-    logits = output_layer(hidden_states).float()
-    total = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]),
-        targets.reshape(-1),
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
-    if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
 
 
 ITuningForCaptioning.register_for_auto_class("AutoModel")

@@ -68,7 +68,9 @@ class CaptionTrainer:
         self.sampler = self.batches.sampler(data.train, args.gradient_accumulation_steps)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
-        optimizer = create_optimizer(model, args.learning_rate, args.weight_decay)
+        optimizer = create_optimizer(
+            model, args.learning_rate, args.weight_decay, fused=accelerator.scaler is None
+        )
         # Not prepared: Accelerate would step it once for each process.
         self.schedule = create_schedule(
             optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps

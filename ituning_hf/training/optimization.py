@@ -9,20 +9,24 @@ from torch import nn
 from transformers import get_scheduler
 
 
-def create_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def create_optimizer(
+    model: nn.Module, learning_rate: float, weight_decay: float, fused: bool = True
+) -> torch.optim.AdamW:
     """Optimise what is trainable; matrices decay, biases do not.
 
     Args:
         model: Its parameters with `requires_grad` are taken.
         learning_rate: The peak.
         weight_decay: For tensors of two or more axes.
+        fused: Step in one kernel for each tensor. Not under fp16's scaler: Accelerate learns that a step was
+            skipped from the optimizer's not being called, and a fused one is called and skips by itself.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
 
 
 def create_schedule(
