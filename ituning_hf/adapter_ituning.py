@@ -88,11 +88,12 @@ class ITuningAdapter(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the projections anew and set the output to zero."""
-        for projection in (self.q_proj, self.k_proj, self.v_proj):
-            projection.weight.normal_(0.0, INITIAL_STD)
-            projection.bias.zero_()
-        self.out_proj.weight.zero_()
-        self.out_proj.bias.zero_()
+        if not self.out_proj.weight.is_meta:  # there, drawing would first import a good part of torch
+            for projection in (self.q_proj, self.k_proj, self.v_proj):
+                projection.weight.normal_(0.0, INITIAL_STD)
+                projection.bias.zero_()
+            self.out_proj.weight.zero_()
+            self.out_proj.bias.zero_()
         # Transformers initialises what does not carry this mark, by the decoder's rules: out_proj
         # would no longer be zero.
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""Bringing a captioner's parts from disk or Hub: two frozen backbones, and one adapter file.
+"""Bringing the frozen backbones from disk or Hub, or taking them as they are in memory.
 
 Each backbone is loaded by its own class. What is checked here is that it is *the* backbone: that nothing
 of it was left at random values, and that its weights are those the adapter was trained on.
@@ -6,37 +6,23 @@ of it was left at random values, and that its weights are those the adapter was 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import CLIPVisionModel, GPT2LMHeadModel, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 from .configuration_ituning import ITuningConfig
+from .fingerprint_ituning import check_weights_unchanged, fingerprint, model_fingerprint
 from .inputs_ituning import check_pixel_values
 
-# Buffers and tied copies, which some ways of saving write and others do not.
-_NOT_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|position_ids|lm_head\.weight)$")
-_ROWS = 8
-_Reader = Callable[[], tuple[list[int], torch.Tensor]]
-
-
-# For each backbone: its class, the prefix its weights may carry on disk, and its first embedding.
-_BACKBONES = {
-    "vision": (CLIPVisionModel, "vision_model.", "embeddings.patch_embedding.weight"),
-    "text": (GPT2LMHeadModel, "transformer.", "wte.weight"),
-}
+_CLASSES = {"vision": CLIPVisionModel, "text": GPT2LMHeadModel}
 
 
 def load_backbone(kind: str, config: ITuningConfig, **kwargs: Any) -> PreTrainedModel:
@@ -55,6 +41,12 @@ def load_backbone(kind: str, config: ITuningConfig, **kwargs: Any) -> PreTrained
             ones, or some of them are missing.
         OSError: if the backbone is not there.
     """
+    name, revision = _find_recorded(kind, config, **_hub_kwargs(kwargs))
+    return load_pretrained_backbone(kind, name, revision=revision, **kwargs)
+
+
+def _find_recorded(kind: str, config: ITuningConfig, **hub_kwargs: Any) -> tuple[str, str | None]:
+    """Return a backbone's recorded place and revision, once it is proved that the right one lies there."""
     name = getattr(config, f"{kind}_model_name_or_path")
     revision = getattr(config, f"{kind}_model_revision")
     expected = getattr(config, f"{kind}_model_fingerprint")
@@ -68,14 +60,14 @@ def load_backbone(kind: str, config: ITuningConfig, **kwargs: Any) -> PreTrained
     moved = f"If it has moved, give its place: from_pretrained(..., {kind}_model_name_or_path=...)."
     with _naming_the_backbone(kind, where, moved):
         _check_place(name)
-        found = fingerprint(kind, name, revision=revision, **_hub_kwargs(kwargs))
+        found = fingerprint(kind, name, revision=revision, **hub_kwargs)
     if found != expected:
         raise ValueError(
             f"The {kind} model found at {where} is not the one this adapter was trained on: its weights "
             f"have fingerprint {found}, wanted {expected}. Give the right one with "
             f"from_pretrained(..., {kind}_model_name_or_path=...)."
         )
-    return load_pretrained_backbone(kind, name, revision=revision, **kwargs)
+    return name, revision
 
 
 def load_pretrained_backbone(kind: str, name: str, **kwargs: Any) -> PreTrainedModel:
@@ -92,7 +84,7 @@ def load_pretrained_backbone(kind: str, name: str, **kwargs: Any) -> PreTrainedM
             configuration says. Transformers would leave them at random values.
         OSError: if the backbone is not there.
     """
-    model_class = _BACKBONES[kind][0]
+    model_class = _CLASSES[kind]
     kwargs["attn_implementation"] = kwargs.get("attn_implementation") or "sdpa"
     with _naming_the_backbone(kind, repr(name)), _without_load_report():
         # Mismatches are ignored there to be named here; its own error refers to the report that is kept back.
@@ -117,7 +109,7 @@ def load_backbone_config(kind: str, name: str, **hub_kwargs: Any) -> Any:
     """
     with _naming_the_backbone(kind, repr(name)):
         _check_place(name)
-        return _BACKBONES[kind][0].config_class.from_pretrained(name, **hub_kwargs)
+        return _CLASSES[kind].config_class.from_pretrained(name, **hub_kwargs)
 
 
 @torch.no_grad()
@@ -142,75 +134,30 @@ def encode_images(vision_model: Any, pixel_values: torch.Tensor, feature_layer: 
     return vision_model(pixel_values, output_hidden_states=True).hidden_states[feature_layer]
 
 
-def fingerprint(kind: str, name: str, **hub_kwargs: Any) -> str:
-    """Hash the first rows of every weight of a backbone, as they are stored on disk.
+def check_in_memory(kind: str, model: PreTrainedModel, config: ITuningConfig, **hub_kwargs: Any) -> None:
+    """Refuse a backbone in memory that is not the one that the configuration records.
 
-    It is cheap (a small part of the file is read), and does not change with the precision or the
-    quantisation that the backbone is later loaded in, nor between a full CLIP and its vision part saved
-    alone.
-
-    Args:
-        kind: "vision" or "text".
-        name: A local folder or a Hub id.
-        **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
-
-    Returns:
-        32 hexadecimal digits.
-
-    Raises:
-        OSError: if there are no weights at that place.
-        ValueError: if the weights are not those of such a model.
-    """
-    digest = hashlib.sha256()
-    for key, read in sorted(_open_own_weights(kind, name, hub_kwargs).items()):
-        shape, rows = read()
-        digest.update(f"{key} {shape}".encode())
-        digest.update(rows.to(torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def check_weights_unchanged(kind: str, model: PreTrainedModel, name: str, **hub_kwargs: Any) -> None:
-    """Refuse a backbone in memory whose weights are not those at the place that it was loaded from.
-
-    The first rows of each are compared, in the precision that it has in memory; quantised ones are not.
+    In the precision of its file its own weights say so; in another one what lies at the recorded place does.
 
     Args:
         kind: "vision" or "text".
         model: The backbone in memory.
-        name: Where it was loaded from.
-        **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+        config: Holds the place, the revision and the fingerprint.
+        **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        OSError: if there are no weights at that place.
-        ValueError: with the first weight that differs.
+        OSError: if it is in another precision, and its place is not there.
+        TypeError: if it is of another class.
+        ValueError: with the first weight that differs, or if nothing is recorded.
     """
-    prefix = _BACKBONES[kind][1]
-    own = {key.removeprefix(prefix): tensor for key, tensor in model.state_dict().items()}
-    for key, read in _open_own_weights(kind, name, hub_kwargs).items():
-        tensor = own.get(key)
-        if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
-            continue
-        (shape, rows), (stored_shape, stored) = _first_rows(tensor), read()
-        if shape != stored_shape or not torch.equal(stored.to(tensor.dtype), rows.cpu()):
-            raise ValueError(
-                f"The {kind} model in memory is not the one at {name!r}, which a saved captioner would "
-                f"bring back: its {key} differs (was something merged into it, or was it trained?). Save "
-                "it to a folder, and load it from there."
-            )
-
-
-def _open_own_weights(kind: str, name: str, hub_kwargs: dict[str, Any]) -> dict[str, _Reader]:
-    """Open a backbone's weights; of a full CLIP the vision part's, without their prefix."""
-    model_class, prefix, embedding = _BACKBONES[kind]
-    weights = _open_weights(name, hub_kwargs)
-    prefixed = {key.removeprefix(prefix): key for key in weights if key.startswith(prefix)}
-    own = prefixed or {key: key for key in weights}
-    if embedding not in own:
-        raise ValueError(
-            f"The weights at {name!r} are not those of a {model_class.__name__}: there is no {embedding!r} "
-            f"among their {len(weights)} tensors."
+    if not isinstance(model, _CLASSES[kind]):
+        raise TypeError(
+            f"{kind}_model is a {type(model).__name__}, expected the {_CLASSES[kind].__name__} that the "
+            "adapter was trained on."
         )
-    return {key: weights[stored] for key, stored in own.items() if not _NOT_WEIGHTS.search(key)}
+    if model_fingerprint(kind, model) != getattr(config, f"{kind}_model_fingerprint"):
+        name, revision = _find_recorded(kind, config, **hub_kwargs)
+        check_weights_unchanged(kind, model, name, revision=revision, **hub_kwargs)
 
 
 def is_local(name: str) -> bool:
@@ -228,9 +175,7 @@ def refuse_local_backbones(config: ITuningConfig) -> None:
     Raises:
         ValueError: naming those that lie in local folders, or if they are stored nowhere at all.
     """
-    names = {
-        f"{kind}_model_name_or_path": getattr(config, f"{kind}_model_name_or_path") for kind in _BACKBONES
-    }
+    names = {f"{kind}_model_name_or_path": getattr(config, f"{kind}_model_name_or_path") for kind in _CLASSES}
     if None in names.values():
         raise ValueError(
             "This captioner's backbones were built in memory and are stored nowhere, so that nobody could "
@@ -244,7 +189,7 @@ def refuse_local_backbones(config: ITuningConfig) -> None:
         )
 
 
-def split_device_map(device_map: Any, kinds: Sequence[str] = tuple(_BACKBONES)) -> dict[str, Any]:
+def split_device_map(device_map: Any, kinds: Sequence[str] = tuple(_CLASSES)) -> dict[str, Any]:
     """Split a device map over the captioner into one for each backbone.
 
     Args:
@@ -272,35 +217,6 @@ def split_device_map(device_map: Any, kinds: Sequence[str] = tuple(_BACKBONES)) 
             )
         maps[kind] = part or {"": device_map[""]}
     return maps
-
-
-def _open_weights(name: str, hub_kwargs: dict[str, Any]) -> dict[str, _Reader]:
-    """Map each tensor's name to a function that reads its shape and first rows."""
-
-    def find(filename: str) -> str | None:
-        return cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-
-    if (path := find(SAFE_WEIGHTS_NAME)) is not None:
-        return _open_safetensors(path)
-    if (path := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        with open(path, encoding="utf-8") as file:
-            shards = sorted(set(json.load(file)["weight_map"].values()))
-        return {key: read for shard in shards for key, read in _open_safetensors(find(shard)).items()}
-    if (path := find(WEIGHTS_NAME)) is not None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: partial(_first_rows, tensor) for key, tensor in state.items()}
-    raise OSError(f"no {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} or {WEIGHTS_NAME} at {name!r}.")
-
-
-def _open_safetensors(path: str | None) -> dict[str, _Reader]:
-    file = safe_open(path, framework="pt")
-    return {key: partial(_first_rows, file.get_slice(key)) for key in file.keys()}  # noqa: SIM118
-
-
-def _first_rows(tensor: Any) -> tuple[list[int], torch.Tensor]:
-    """Read the shape and a few rows of a tensor, or of one on disk; a single number has no rows."""
-    shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else tensor.get_shape()
-    return shape, tensor[:_ROWS] if shape else tensor[...]
 
 
 def _check_place(name: str) -> None:
@@ -344,9 +260,8 @@ def _naming_the_backbone(kind: str, where: str, advice: str = "") -> Iterator[No
 
 
 __all__ = [
-    "check_weights_unchanged",
+    "check_in_memory",
     "encode_images",
-    "fingerprint",
     "is_local",
     "load_backbone",
     "load_pretrained_backbone",

@@ -13,12 +13,14 @@ from transformers.utils.hub import resolve_revision
 
 from .adapter_file_ituning import check_adapter_tensors, read_adapter_file
 from .backbones_ituning import (
+    check_in_memory,
     load_backbone,
     load_pretrained_backbone,
     refuse_local_backbones,
     split_device_map,
 )
 from .configuration_ituning import ITuningConfig
+from .gpt2_ituning import bare_copy
 from .recorded_ituning import RecordedBackbone, UnloadedVisionModel, record_backbone, recorded_fields
 
 logger = logging.get_logger(__name__)
@@ -127,6 +129,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         config: Any = None,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
         load_vision_model: bool = True,
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
@@ -147,6 +151,10 @@ class ITuningPreTrainedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: The adapter's folder or Hub id.
             config: A configuration, or its place, instead of the adapter's own.
+            vision_model: The recorded vision encoder, where it is in memory already: of another captioner,
+                say. It is shared.
+            text_model: The recorded language model, where it is in memory already, with another captioner's
+                adapters or none: it stays as it is, and its weights are shared.
             load_vision_model: False leaves the vision encoder out, whether it is there or not: the captioner
                 takes `visual_features` alone, and goes on recording its encoder when it is saved.
             dtype: Precision of everything, such as `torch.bfloat16` or "bfloat16". By default each part
@@ -172,8 +180,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         Raises:
             OSError: if the adapter or a backbone is not there.
             ValueError: if a backbone is not the one the adapter was trained on, or the adapter file is
-                corrupt or does not fit.
-            TypeError: for a keyword that does not exist.
+                corrupt or does not fit, or a backbone in memory is to be placed, quantised or left out.
+            TypeError: for a keyword that does not exist, or a backbone in memory of another class.
         """
         name = os.fspath(pretrained_model_name_or_path)
         hub: dict[str, Any] = {
@@ -191,14 +199,20 @@ class ITuningPreTrainedModel(PreTrainedModel):
         # The Auto classes put it into the configuration that they hand over.
         load = {"attn_implementation": attn_implementation or config._attn_implementation, **hub}
         load |= {} if dtype is None else {"dtype": dtype}
+        _refuse_two_wishes(vision_model, text_model, load_vision_model, device_map, quantization_config)
         maps = split_device_map(device_map, ("vision", "text") if load_vision_model else ("text",))
-        vision_model = (
-            load_backbone("vision", config, device_map=maps["vision"], **load)
-            if load_vision_model
-            else UnloadedVisionModel(config.vision_config)
-        )
-        load |= {} if quantization_config is None else {"quantization_config": quantization_config}
-        model = cls(config, vision_model, load_backbone("text", config, device_map=maps["text"], **load))
+        if vision_model is not None:
+            check_in_memory("vision", vision_model, config, **hub)
+        elif load_vision_model:
+            vision_model = load_backbone("vision", config, device_map=maps["vision"], **load)
+        if text_model is not None:
+            check_in_memory("text", text_model, config, **hub)
+            text_model = bare_copy(text_model)
+        else:
+            load |= {} if quantization_config is None else {"quantization_config": quantization_config}
+            text_model = load_backbone("text", config, device_map=maps["text"], **load)
+        with torch.device("meta"):  # the file brings the adapter's tensors
+            model = cls(config, vision_model or UnloadedVisionModel(config.vision_config), text_model)
         model.load_adapter_state_dict(tensors, name, dtype)
         model._load_generation_config(generation_config, name, **own, **hub)
         model.name_or_path = config.name_or_path = name
@@ -285,6 +299,29 @@ class ITuningPreTrainedModel(PreTrainedModel):
         """
         refuse_local_backbones(self.config)
         return super().push_to_hub(repo_id, **kwargs)
+
+
+def _refuse_two_wishes(
+    vision_model: Any, text_model: Any, load_vision_model: bool, device_map: Any, quantization_config: Any
+) -> None:
+    """Refuse to load in some way what is in memory already.
+
+    Raises:
+        ValueError: naming both arguments.
+    """
+    in_memory = {"vision_model": vision_model, "text_model": text_model}
+    wishes = {
+        "load_vision_model=False": ("vision_model",) if not load_vision_model else (),
+        "device_map": in_memory if device_map is not None else (),
+        "quantization_config": ("text_model",) if quantization_config is not None else (),
+    }
+    for wish, concerned in wishes.items():
+        for name in concerned:
+            if in_memory[name] is not None:
+                raise ValueError(
+                    f"Got both {name} and {wish}: a backbone in memory stays as and where it is. Give one of "
+                    "them."
+                )
 
 
 def _load_config(config: Any, kwargs: dict[str, Any], **hub_kwargs: Any) -> Any:

@@ -36,7 +36,7 @@ class ITuningConfig(PreTrainedConfig):
         vision_model_revision (`str`, *optional*):
             The encoder's revision on the Hub, a commit hash where it is known.
         vision_model_fingerprint (`str`, *optional*):
-            What the encoder's weights must hash to; see `fingerprint` in `backbones_ituning.py`.
+            What the encoder's weights must hash to; see `fingerprint_ituning.py`.
         text_model_name_or_path (`str`, *optional*):
             Where the language model's weights come from.
         text_model_revision (`str`, *optional*):

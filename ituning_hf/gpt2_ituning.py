@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -36,7 +37,10 @@ class ITuningGPT2Block(GPT2Block):
         GradientCheckpointingLayer.__init__(self)
         for name, module in block.named_children():
             self.add_module(name, module)
-        self.adapter = adapter.to(compute_device(block)).train(block.training)
+        device = compute_device(block)
+        # From the meta device: a checkpoint's tensors are about to fill it.
+        adapter = adapter.to_empty(device=device) if adapter.q_proj.weight.is_meta else adapter.to(device)
+        self.adapter = adapter.train(block.training)
         take_place_of(block, self)
 
     @property
@@ -145,6 +149,22 @@ def frozen_block(adapted: ITuningGPT2Block) -> GPT2Block:
     return block
 
 
+def bare_copy(text_model: Any) -> Any:
+    """Copy a language model without adapters of ours; the parameters are shared, the model stays as it is."""
+    copied = copy_sharing_weights(text_model)
+    blocks = decoder_blocks(copied)
+    for i, block in enumerate(blocks):
+        if isinstance(block, ITuningGPT2Block):
+            blocks[i] = frozen_block(block)
+    return copied
+
+
+def copy_sharing_weights(model: nn.Module) -> Any:
+    """Copy a model's modules, and share its parameters and buffers."""
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
 def compute_device(block: GPT2Block) -> torch.device | str | int:
     """Return where a block computes, which for an offloaded one is not where its weights are."""
     device = getattr(getattr(block, "_hf_hook", None), "execution_device", None)
@@ -173,7 +193,9 @@ def take_place_of(block: GPT2Block, successor: GPT2Block) -> None:
 __all__ = [
     "ITuningGPT2Block",
     "VisualKeyValues",
+    "bare_copy",
     "compute_device",
+    "copy_sharing_weights",
     "decoder_blocks",
     "frozen_block",
     "run_frozen_block",

@@ -5,18 +5,17 @@ By the names of its attributes alone: this file is copied into every saved capti
 
 from __future__ import annotations
 
-import copy
 import os
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from .backbones_ituning import check_weights_unchanged, fingerprint, load_pretrained_backbone
+from .backbones_ituning import load_pretrained_backbone
 from .checkpoint_ituning import ADAPTER_OPTIONS
 from .configuration_ituning import ITuningConfig, as_recorded_path
-from .gpt2_ituning import decoder_blocks
+from .fingerprint_ituning import check_weights_unchanged, fingerprint
+from .gpt2_ituning import copy_sharing_weights, decoder_blocks
 
 PEFT_TYPE = "ITUNING"
 
@@ -66,12 +65,6 @@ def parts_from_peft(
         for key, tensor in blocks[i].ituning_adapter[name].state_dict().items()
     }
     return config, vision_model, text_model, tensors
-
-
-def copy_sharing_weights(model: nn.Module) -> Any:
-    """Copy a model's modules, and share its parameters and buffers."""
-    shared = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _adapter_of(peft_model: Any, name: str | None) -> tuple[str, Any]:
@@ -161,4 +154,4 @@ def _origin(
     }
 
 
-__all__ = ["copy_sharing_weights", "parts_from_peft"]
+__all__ = ["parts_from_peft"]

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 from torch import nn
 from transformers.utils.hub import resolve_revision
 
-from .backbones_ituning import fingerprint, load_backbone_config
+from .backbones_ituning import load_backbone_config
 from .configuration_ituning import as_recorded_path
+from .fingerprint_ituning import fingerprint
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class RecordedBackbone:
     Args:
         name: A Hub id, or a local folder's absolute path.
         revision: Its revision on the Hub, a commit hash where it is known.
-        fingerprint: What its weights hash to; see `fingerprint` in `backbones_ituning.py`.
+        fingerprint: What its weights hash to; see `fingerprint_ituning.py`.
         config: Its configuration, as `to_dict` gives it.
     """
 

@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
-from ituning_hf.backbones_ituning import fingerprint, split_device_map
+from ituning_hf.backbones_ituning import split_device_map
+from ituning_hf.fingerprint_ituning import fingerprint
 from ituning_hf.recorded_ituning import UnloadedVisionModel, record_backbone
 
 PARTS = [f"{part}_proj.{kind}" for part in ("q", "k", "v", "out") for kind in ("weight", "bias")]
@@ -101,10 +102,13 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "backbones_ituning.py",
         "checkpoint_ituning.py",
         "configuration_ituning.py",
+        "fingerprint_ituning.py",
         "generation_ituning.py",
         "gpt2_ituning.py",
         "inputs_ituning.py",
+        "loss_ituning.py",
         "modeling_ituning.py",
+        "packing_ituning.py",
         "peft_ituning.py",
         "recorded_ituning.py",
     }

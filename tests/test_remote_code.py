@@ -267,6 +267,7 @@ HUB = {
     "backbones_ituning",
     "checkpoint_ituning",
     "configuration_ituning",
+    "fingerprint_ituning",
     "generation_ituning",
     "gpt2_ituning",
     "inputs_ituning",
@@ -317,6 +318,7 @@ LAYERS = [
     (
         "adapter_file_ituning",
         "gpt2_ituning",
+        "fingerprint_ituning",
         "backbones_ituning",
         "recorded_ituning",
         "checkpoint_ituning",

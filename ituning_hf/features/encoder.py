@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers.utils.hub import resolve_revision
 
-from ..backbones_ituning import encode_images, fingerprint, load_backbone_config, load_pretrained_backbone
+from ..backbones_ituning import encode_images, load_backbone_config, load_pretrained_backbone
 from ..configuration_ituning import ITuningConfig, as_recorded_path
+from ..fingerprint_ituning import fingerprint
 from ..processing_ituning import load_image_processor
 from .quantisation import pack
 from .spec import MIXED_PRECISIONS, STORAGES, FeatureSpec, as_stored

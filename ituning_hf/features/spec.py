@@ -56,7 +56,7 @@ class FeatureSpec:
     Args:
         vision_model_name_or_path: Where the encoder's weights came from.
         vision_model_revision: Their revision on the Hub, a commit hash where it is known.
-        vision_model_fingerprint: What the weights hash to; see `fingerprint` in `backbones_ituning.py`.
+        vision_model_fingerprint: What the weights hash to; see `fingerprint_ituning.py`.
         vision_config: The encoder's configuration.
         image_processor: The image preparation's settings.
         vision_feature_layer: Which of the encoder's hidden states was taken; see `ITuningConfig`.

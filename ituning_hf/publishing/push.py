@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from ..backbones_ituning import fingerprint
+from ..fingerprint_ituning import fingerprint
 from ..hub_errors import explain_hub_error
 from ..model_card.writing import is_rendered
 from .contents import CARD, Place, Review

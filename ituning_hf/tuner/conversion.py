@@ -7,9 +7,8 @@ from typing import Any
 from peft import PeftModelForCausalLM, get_peft_model
 
 from ..checkpoint_ituning import ADAPTER_OPTIONS
-from ..gpt2_ituning import ITuningGPT2Block, decoder_blocks, frozen_block
+from ..gpt2_ituning import bare_copy, decoder_blocks
 from ..modeling_ituning import ITuningForCaptioning
-from ..peft_ituning import copy_sharing_weights
 from .config import ITuningTunerConfig
 
 
@@ -35,11 +34,8 @@ def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> P
 
     ```
     """
-    text_model = copy_sharing_weights(captioner.text_model)
+    text_model = bare_copy(captioner.text_model)
     blocks = decoder_blocks(text_model)
-    for i, block in enumerate(blocks):
-        if isinstance(block, ITuningGPT2Block):
-            blocks[i] = frozen_block(block)
     text_model.name_or_path = captioner.config.text_model_name_or_path or ""  # where PEFT looks
     model = get_peft_model(text_model, _peft_config(captioner), adapter_name)
     for i, adapter in captioner.adapters().items():
