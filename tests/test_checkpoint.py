@@ -816,6 +816,20 @@ def test_an_adapter_that_is_not_finite_is_refused(saved: Path, tmp_path: Path):
         ITuningForCaptioning.from_pretrained(tmp_path / "copy")
 
 
+def test_opposite_infinities_are_refused(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "copy")
+    opposites = torch.tensor([float("inf"), -float("inf")])
+    rewrite(tmp_path / "copy" / "model.safetensors", lambda tensors: tensors[A_KEY][0, :2].copy_(opposites))
+    with pytest.raises(ValueError, match=rf"1 not finite \(first: \['{A_KEY}'\]\)"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "copy")
+
+
+def test_an_adapter_whose_numbers_are_huge_is_finite(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "copy")
+    rewrite(tmp_path / "copy" / "model.safetensors", lambda tensors: tensors[A_KEY].fill_(3e38))
+    ITuningForCaptioning.from_pretrained(tmp_path / "copy")
+
+
 def test_damaged_generation_settings_are_not_passed_over(saved: Path, tmp_path: Path):
     shutil.copytree(saved, tmp_path / "copy")
     (tmp_path / "copy" / "generation_config.json").write_text("{")
