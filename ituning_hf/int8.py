@@ -1,7 +1,7 @@
 """The frozen language model's weights in int8, for CPUs.
 
-Each weight matrix W (out x in) is kept as integers Q with a scale s for each row, W ~ s[:, None] * Q. Each row
-of the input x gets a scale a when it comes, x ~ a[:, None] * P, so that the product is of integers:
+Each weight matrix W (out x in) is kept as integers Q with a scale s for each row, W ~ s[:, None] * Q. Each
+row of the input x gets a scale a when it comes, x ~ a[:, None] * P, so that the product is of integers:
 
     y = (P @ Q.T) * a[:, None] * s + b
 
@@ -38,7 +38,7 @@ class Int8Linear(nn.Module):
         self.weight: torch.Tensor
         self.scale: torch.Tensor
         # Under the layer's own name; comparisons of frozen weights pass over integers.
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).contiguous())
         self.register_buffer("scale", scale)
         self.bias = bias
 
