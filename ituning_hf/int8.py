@@ -35,10 +35,10 @@ class Int8Linear(nn.Module):
         weight = weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp(min=_TINY) / _LARGEST
         self.out_features, self.in_features = weight.shape
-        self.weight: torch.Tensor
+        self.integers: torch.Tensor
         self.scale: torch.Tensor
-        # Under the layer's own name; comparisons of frozen weights pass over integers.
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).contiguous())
+        # Not named `weight`: Transformers would tie that of the output layer to the embedding again.
+        self.register_buffer("integers", (weight / scale[:, None]).round().to(torch.int8).contiguous())
         self.register_buffer("scale", scale)
         self.bias = bias
 
@@ -53,9 +53,9 @@ class Int8Linear(nn.Module):
         """
         rows = x.reshape(-1, self.in_features)
         if torch.is_grad_enabled() and x.requires_grad:
-            y = _Int8Product.apply(rows, self.weight, self.scale, self.bias)
+            y = _Int8Product.apply(rows, self.integers, self.scale, self.bias)
         else:
-            y = _int8_product(rows, self.weight, self.scale, self.bias)
+            y = _int8_product(rows, self.integers, self.scale, self.bias)
         return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -101,7 +101,7 @@ def quantize_frozen_weights(model: Any) -> None:
     Raises:
         ValueError: if the language model is elsewhere.
     """
-    require_cpu(model.text_model.lm_head.weight.device)
+    require_cpu(model.text_model.get_input_embeddings().weight.device)
     for name, layer in list(model.text_model.named_modules()):
         if ".adapter." not in name and type(layer) in (nn.Linear, Conv1D):
             # Conv1D keeps its weight the other way round.
