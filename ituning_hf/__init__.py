@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from ._version import __version__
 from .captioning import CaptionResult, caption, iter_captions
 from .configuration_ituning import ITuningConfig
+from .int8 import quantize_frozen_weights
 from .modeling_ituning import ITuningForCaptioning
 from .processing_ituning import ITuningProcessor
 from .publishing import push_captioner
@@ -36,5 +37,6 @@ __all__ = [
     "iter_captions",
     "load_captioner",
     "push_captioner",
+    "quantize_frozen_weights",
     "save_captioner",
 ]

@@ -14,6 +14,7 @@ from .atomic_files import give_ordinary_permissions
 from .devices import usable_device
 from .hub_errors import explain_hub_error
 from .inspection import read_config
+from .int8 import quantize_frozen_weights, require_cpu
 from .model_card.evaluation_results import EVALUATION_FILE
 from .model_card.writing import write_card
 from .modeling_ituning import ITuningForCaptioning
@@ -61,6 +62,7 @@ def load_captioner(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantization: str | None = None,
     revision: str | None = None,
     vision_model: str | os.PathLike[str] | None = None,
     text_model: str | os.PathLike[str] | None = None,
@@ -71,6 +73,8 @@ def load_captioner(
         model_name_or_path: The captioner's folder or Hub id.
         device: Where it runs. By default CUDA if there is one, then Apple's MPS, then the CPU.
         dtype: Precision of everything, such as "bfloat16". By default each part keeps that of its file.
+        quantization: "int8" holds the frozen language model's weights so, for a CPU; see
+            [`quantize_frozen_weights`].
         revision: The captioner's revision on the Hub; the backbones have their own, recorded in it.
         vision_model: Where the frozen vision encoder has moved to.
         text_model: Where the frozen language model has moved to.
@@ -81,9 +85,9 @@ def load_captioner(
     Raises:
         OSError: if the captioner or a backbone is not there.
         ValueError: if what is there is no captioner or has no processor, a file is damaged, a backbone
-            is another one than it was trained on, or the device cannot be used.
+            is another one than it was trained on, or the device cannot be used, or not with int8.
     """
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    options: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "revision": revision}
     if vision_model is not None:
         options["vision_model_name_or_path"] = os.fspath(vision_model)
     if text_model is not None:
@@ -92,11 +96,19 @@ def load_captioner(
     return model, load_processor(model_name_or_path, revision)
 
 
-def load_model(name: str | os.PathLike[str], device: Any = None, **options: Any) -> ITuningForCaptioning:
+def load_model(
+    name: str | os.PathLike[str], device: Any = None, *, quantization: str | None = None, **options: Any
+) -> ITuningForCaptioning:
     """Load a saved captioner to a device, None being the best there is; `options` as in `from_pretrained`."""
     target = usable_device(device)
+    if quantization not in (None, "int8"):
+        raise ValueError(f"quantization is {quantization!r}, expected 'int8' or None.")
+    if quantization is not None:
+        require_cpu(target)
     read_config(name, options.get("revision"))  # says clearly what is wrong with the place
     model: Any = ITuningForCaptioning.from_pretrained(name, **options)
+    if quantization is not None:
+        quantize_frozen_weights(model)
     return model.to(target)
 
 

@@ -24,6 +24,7 @@ from ituning_hf.cli import main
 from ituning_hf.cli.description import format_description
 from ituning_hf.data.images import load_image
 from ituning_hf.inspection import describe
+from ituning_hf.int8 import Int8Linear
 
 SHORT = ["--num_beams", "3", "--max_new_tokens", "7", "--device", "cpu"]
 PACKAGE = Path(ituning_hf.__file__).parent
@@ -97,6 +98,20 @@ def test_options_reach_the_model(saved, photos, capsys):
     texts = [processor.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     assert read_lines(Path("c.jsonl")) == [{"image": "photos/b.png", "captions": texts}]
     assert capsys.readouterr().out == as_line("photos/b.png", texts) + "\n"
+
+
+def test_the_language_model_may_be_in_int8(saved, photos, capsys, monkeypatch):
+    generated = ITuningForCaptioning.generate
+    layers = []
+
+    def looking(self, **kwargs):
+        layers.append(type(self.get_output_embeddings()))
+        return generated(self, **kwargs)
+
+    monkeypatch.setattr(ITuningForCaptioning, "generate", looking)
+    assert main(["caption", "photos/b.png", "--model", str(saved), *SHORT, "--quantization", "int8"]) == 0
+    assert capsys.readouterr().out.startswith("photos/b.png\t")
+    assert layers == [Int8Linear]
 
 
 def captioned(saved: Path, capsys: pytest.CaptureFixture[str], *images: str) -> list[str]:

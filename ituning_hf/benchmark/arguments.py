@@ -19,6 +19,7 @@ from ..settings.options import (
 
 SPLITS = ("train", "val", "test")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8",)
 
 
 @dataclass
@@ -46,6 +47,13 @@ class CaptionerArguments:
     batch_size: int = option(16, "images that a process captions at a time", AT_LEAST_ONE)
     dtype: str | None = option(
         None, "precision of everything", one_of(DTYPES), "|".join(DTYPES), "that of the files"
+    )
+    quantization: str | None = option(
+        None,
+        "hold the frozen language model's weights so; for a CPU",
+        one_of(QUANTIZATIONS),
+        "|".join(QUANTIZATIONS),
+        "as they are",
     )
     predictions: str | None = option(
         None,

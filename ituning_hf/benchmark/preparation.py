@@ -113,6 +113,7 @@ def _loading_options(args: EvaluateArguments) -> dict[str, Any]:
     options = {
         "revision": args.revision,
         "dtype": args.dtype,
+        "quantization": args.quantization,
         "vision_model_name_or_path": args.vision_model,
         "text_model_name_or_path": args.text_model,
         "load_vision_model": None if args.features is None else False,

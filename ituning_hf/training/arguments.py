@@ -23,6 +23,7 @@ from ..settings.options import (
 
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
 PRECISIONS = ("no", "bf16", "fp16")
+FROZEN_PRECISIONS = ("float32", "bfloat16", "int8")
 SPLITS = ("val", "test", "none")
 AUGMENTATIONS = ("crop", "flip", "color")
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -147,6 +148,14 @@ class OptimizationArguments:
         one_of(PRECISIONS),
         "|".join(PRECISIONS),
         "as `accelerate config` says",
+    )
+    frozen_precision: str | None = option(
+        None,
+        "what the frozen models' weights are held in; int8 is for the language model, on a CPU. The "
+        "adapters' stay in fp32",
+        one_of(FROZEN_PRECISIONS),
+        "|".join(FROZEN_PRECISIONS),
+        "that of their files",
     )
     gradient_checkpointing: bool = option(
         False, "compute activations a second time in the backward pass: less memory, slower steps"

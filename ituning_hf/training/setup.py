@@ -17,6 +17,7 @@ from ..configuration_ituning import ITuningConfig
 from ..data import CaptionedImage, count_over_long
 from ..features import FeatureStore
 from ..inspection import describe_config
+from ..int8 import quantize_frozen_weights, require_cpu
 from ..modeling_ituning import ITuningForCaptioning
 from ..processes import one_fate
 from ..processing_ituning import ITuningProcessor, load_image_processor
@@ -121,8 +122,15 @@ def load_model(
         shapes = {"vision_config": small_vision_config(), "text_config": small_text_config()}
         _check_positions(ITuningConfig(**shapes, **options), args)  # before the minutes that follow
         vision, text = _small_backbones(args, data, accelerator, report)
+    int8 = args.frozen_precision == "int8"
+    if int8:
+        require_cpu(accelerator.device)
+    elif args.frozen_precision is not None:
+        options["dtype"] = args.frozen_precision
     model, processor = _load_over_backbones(vision, text, data.features, options)
     _check_fit(model, processor, args)
+    if int8:
+        quantize_frozen_weights(model)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model, processor

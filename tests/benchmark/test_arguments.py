@@ -29,6 +29,7 @@ def test_captions_come_from_one_place(given: dict, which: str):
     [
         ({"split": "dev"}, "--split is 'dev', expected one of train, val, test"),
         ({"dtype": "half"}, "--dtype is 'half', expected one of float32, bfloat16, float16"),
+        ({"quantization": "int4"}, "--quantization is 'int4', expected one of int8"),
         ({"batch_size": 0}, "--batch_size is 0, expected at least 1"),
         ({"max_unreadable_share": 1.5}, "--max_unreadable_share is 1.5, expected 0 to 1"),
     ],

@@ -31,6 +31,7 @@ from ituning_hf.evaluation import score_captions
 from ituning_hf.evaluation.clip_score import clip_scores
 from ituning_hf.evaluation.java import find_java
 from ituning_hf.features import build_features
+from ituning_hf.int8 import Int8Linear
 from ituning_hf.model_card.evaluation_results import EvaluationResult, read_evaluations, write_evaluations
 
 from .conftest import NUM_IMAGES, contents, flags, read_json, references_of
@@ -221,6 +222,21 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
 
     monkeypatch.setattr(SplitCaptioner, "_caption_batch", counting)
     return began
+
+
+def test_the_language_model_may_be_in_int8(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    layers = []
+    caption_batch = SplitCaptioner._caption_batch
+
+    def looking(self: SplitCaptioner, number: int, items: list) -> object:
+        layers.append(type(self.model.get_output_embeddings()))
+        return caption_batch(self, number, items)
+
+    monkeypatch.setattr(SplitCaptioner, "_caption_batch", looking)
+    evaluate_captioner(settings(quantization="int8", no_card=True))
+    assert set(layers) == {Int8Linear}
+    with pytest.raises(FileExistsError, match="holds another evaluation"):
+        evaluate_captioner(settings(no_card=True))
 
 
 def test_a_killed_evaluation_goes_on_by_the_same_call(

@@ -69,6 +69,10 @@ def test_lists_of_two_runs_are_not_one():
         ({"weight_decay": -0.1}, r"--weight_decay is -0\.1, expected at least 0"),
         ({"label_smoothing": 1.0}, r"--label_smoothing is 1\.0, expected 0 to 1, 1 excluded"),
         ({"max_grad_norm": -1}, "--max_grad_norm is -1, expected at least 0"),
+        (
+            {"frozen_precision": "int4"},
+            "--frozen_precision is 'int4', expected one of float32, bfloat16, int8",
+        ),
         ({"mixed_precision": "int8"}, "--mixed_precision is 'int8', expected one of no, bf16, fp16"),
         ({"gradient_checkpointing": 1}, "--gradient_checkpointing is 1, expected true or false"),
         ({"seed": -1}, "--seed is -1, expected 0 to 2147483647"),

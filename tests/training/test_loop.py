@@ -192,6 +192,18 @@ def test_only_the_adapter_is_trained(settings: Settings, backbones: dict[str, Pa
         assert torch.equal(kept, tensor), name
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_frozen_models_in_lower_precision_train_close_by(settings: Settings, tmp_path: Path, precision: str):
+    states = [
+        train(settings(output_dir=str(tmp_path / name), frozen_precision=value, num_train_epochs=4))
+        for name, value in (("own", None), ("lower", precision))
+    ]
+    assert states[0].best_metric != states[1].best_metric == pytest.approx(states[0].best_metric, rel=0.03)
+    tensors = load_file(tmp_path / "lower" / "best" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert_resumed_is_the_same(settings, tmp_path / "resumed", frozen_precision=precision)
+
+
 def test_training_without_validation(settings: Settings):
     args = settings(eval_split="none", max_train_steps=2)
     assert train(args).best_metric is None
