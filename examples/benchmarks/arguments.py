@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as progress
 
 from .sizes import SIZES
 
@@ -33,12 +34,15 @@ def benchmark_parser(description: str | None, rounds: int) -> argparse.ArgumentP
     add("--rounds", type=int, default=rounds, help="runs of each way that count (default: %(default)s)")
     add("--warm_up", type=int, default=1, help="runs of each before that (default: %(default)s)")
     add("--output", type=Path, help="a JSON file for the tables")
+    add("--no_memory", action="store_true", help="leave out peak memory, a new process for each way")
     return parser
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep libraries from saying that random backbones are random and stored nowhere."""
+    showed = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
     loggers = [logging.getLogger(name) for name in ("transformers", "ituning_hf")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -48,3 +52,5 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        if showed:
+            progress.enable_progress_bar()

@@ -6,7 +6,9 @@ import random
 from dataclasses import dataclass
 
 import torch
-from transformers import GPT2Config, PreTrainedConfig
+from transformers import GPT2Config
+
+from ituning_hf import ITuningConfig
 
 from .sizes import num_image_tokens
 
@@ -90,18 +92,31 @@ def caption_rows(
 
 
 def random_batch(
-    config: PreTrainedConfig,
+    config: ITuningConfig,
     num_images: int,
     captions_per_image: int,
     seed: int,
     device: torch.device | str = "cpu",
     length: int | None = None,
     width: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Draw a whole batch for a captioner's configuration; the arguments are those of `caption_rows`."""
+    """Draw a whole batch for a captioner's configuration.
+
+    Args:
+        config: The configuration.
+        num_images: How many images.
+        captions_per_image: Rows of text of each.
+        seed: Of all that is drawn.
+        device: Where it is put.
+        length: As in `caption_rows`.
+        width: As in `caption_rows`.
+        dtype: The precision of pictures and features.
+    """
     vision = config.vision_config
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.randn(num_images, 3, vision.image_size, vision.image_size, generator=generator)
     features = torch.randn(num_images, num_image_tokens(vision), vision.hidden_size, generator=generator)
     rows = caption_rows(config.text_config, num_images, captions_per_image, seed, length, width)
-    return Batch(pictures.to(device), features.to(device), **{name: rows[name].to(device) for name in rows})
+    images = (pictures.to(device, dtype), features.to(device, dtype))
+    return Batch(*images, **{name: rows[name].to(device) for name in rows})

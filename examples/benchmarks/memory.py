@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .arguments import quiet
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -63,7 +65,8 @@ def _measure(
 ) -> Memory:
     on_cuda = torch.device(device).type == "cuda"
     before = 0 if on_cuda else _resident()
-    call = build(*arguments)
+    with quiet():
+        call = build(*arguments)
     held = torch.cuda.memory_allocated(device) if on_cuda else _resident()
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)

@@ -20,12 +20,10 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipTextConfig,
     BlipVisionConfig,
-    CLIPVisionModel,
     GenerationMixin,
     GitConfig,
     GitForCausalLM,
     GitVisionConfig,
-    GPT2LMHeadModel,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
 )
@@ -33,6 +31,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ituning_hf import ITuningConfig
 
+from .backbones import frozen_backbones
 from .captions import Batch
 
 
@@ -227,9 +226,7 @@ class PrefixModel(nn.Module):
 
     def __init__(self, config: ITuningConfig, length: int = 10) -> None:
         super().__init__()
-        self.vision_model: Any = CLIPVisionModel(copy.deepcopy(config.vision_config))
-        self.text_model: Any = GPT2LMHeadModel(copy.deepcopy(config.text_config))
-        self.requires_grad_(False).eval()
+        self.vision_model, self.text_model = frozen_backbones(config)
         width, out = config.vision_config.hidden_size, length * config.text_config.hidden_size
         self.mlp = nn.Sequential(nn.Linear(width, out // 2), nn.Tanh(), nn.Linear(out // 2, out))
         self.length = length
@@ -240,7 +237,7 @@ class PrefixModel(nn.Module):
 
     def forward(self, visual_features: torch.Tensor) -> torch.Tensor:
         """Turn features of shape (num_images, N, d_v) into prefixes of shape (num_images, length, d)."""
-        class_token = visual_features[:, 0].float()
+        class_token = visual_features[:, 0].to(next(self.mlp.parameters()).dtype)
         return self.mlp(class_token).unflatten(-1, (self.length, -1))
 
 
