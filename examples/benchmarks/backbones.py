@@ -16,21 +16,35 @@ from ituning_hf import ITuningConfig
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def frozen_backbones(config: ITuningConfig) -> tuple[Any, Any]:
-    """Return a frozen vision encoder and a frozen GPT-2, with random weights.
+def frozen_vision_model(config: ITuningConfig) -> Any:
+    """Return a captioner's frozen vision encoder, with random weights.
 
-    Callers with equal backbones get modules of their own, which they may change, over the same weights: a
+    Callers with equal encoders get modules of their own, which they may change, over the same weights: a
     dozen ways to train would not fit into memory side by side otherwise.
     """
-    vision, text = _build(config.vision_config.to_json_string(), config.text_config.to_json_string())
-    return over_the_same_weights(vision), over_the_same_weights(text)
+    return over_the_same_weights(_build_vision(config.vision_config.to_json_string()))
+
+
+def frozen_text_model(config: ITuningConfig) -> Any:
+    """Return a captioner's frozen GPT-2, with random weights shared in the same way."""
+    return over_the_same_weights(_build_text(config.text_config.to_json_string()))
+
+
+def frozen_backbones(config: ITuningConfig) -> tuple[Any, Any]:
+    """Return both."""
+    return frozen_vision_model(config), frozen_text_model(config)
 
 
 @functools.lru_cache(maxsize=1)
-def _build(vision: str, text: str) -> tuple[nn.Module, nn.Module]:
-    encoder: Any = CLIPVisionModel(CLIPVisionConfig(**json.loads(vision)))
-    decoder: Any = GPT2LMHeadModel(GPT2Config(**json.loads(text)))
-    return encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
+def _build_vision(config: str) -> Any:
+    model: Any = CLIPVisionModel(CLIPVisionConfig(**json.loads(config)))
+    return model.eval().requires_grad_(False)
+
+
+@functools.lru_cache(maxsize=1)
+def _build_text(config: str) -> Any:
+    model: Any = GPT2LMHeadModel(GPT2Config(**json.loads(config)))
+    return model.eval().requires_grad_(False)
 
 
 def over_the_same_weights(module: _Module) -> _Module:

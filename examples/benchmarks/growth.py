@@ -59,10 +59,10 @@ def draw(report: Report, table: str, path: Path) -> None:
     # A doubling axis such as a batch's is read in factors, another one in differences from nought.
     if not isinstance(values[0], str) and values[-1] >= 16 * values[0]:
         plot.set(xscale="log", yscale="log")
-        plot.set_xticks(values, [str(value) for value in values])
         plot.minorticks_off()
     else:
         plot.set_ylim(bottom=0)
+    plot.set_xticks(values, [str(value) for value in values])
     plot.set(xlabel=axis, ylabel="seconds", title=table)
     plot.grid(alpha=0.3)
     plot.legend(fontsize="small")

@@ -20,7 +20,6 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipTextConfig,
     BlipVisionConfig,
-    GenerationMixin,
     GitConfig,
     GitForCausalLM,
     GitVisionConfig,
@@ -31,7 +30,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ituning_hf import ITuningConfig
 
-from .backbones import frozen_backbones
+from .backbones import frozen_text_model, frozen_vision_model
 from .captions import Batch
 
 
@@ -188,7 +187,7 @@ class Prefix(Peer):
     note = "frozen, an MLP from the class token to ten embeddings trained"
 
     def __init__(self, config: ITuningConfig, from_features: bool = False) -> None:
-        self.model: PrefixModel = PrefixModel(config)
+        self.model = PrefixModel(config, with_encoder=not from_features)
         self.from_features = from_features
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -208,7 +207,7 @@ class Prefix(Peer):
     def generate(self, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
         """Caption pictures: the prefix, the begin token, and on."""
         prefix = self.model(self.model.encode(pixel_values))
-        decoder: GenerationMixin = self.model.text_model
+        decoder = self.model.text_model
         begin = torch.full((len(prefix), 1), decoder.config.bos_token_id, device=prefix.device)
         words = decoder.transformer.wte(begin)
         embeddings = torch.cat([prefix.to(words.dtype), words], dim=1)
@@ -221,12 +220,14 @@ class PrefixModel(nn.Module):
 
     Args:
         config: A captioner's, whose backbones are taken.
+        with_encoder: Whether pictures are encoded; features alone are taken otherwise.
         length: Embeddings of a prefix.
     """
 
-    def __init__(self, config: ITuningConfig, length: int = 10) -> None:
+    def __init__(self, config: ITuningConfig, with_encoder: bool = True, length: int = 10) -> None:
         super().__init__()
-        self.vision_model, self.text_model = frozen_backbones(config)
+        self.vision_model: Any = frozen_vision_model(config) if with_encoder else None
+        self.text_model: Any = frozen_text_model(config)
         width, out = config.vision_config.hidden_size, length * config.text_config.hidden_size
         self.mlp = nn.Sequential(nn.Linear(width, out // 2), nn.Tanh(), nn.Linear(out // 2, out))
         self.length = length

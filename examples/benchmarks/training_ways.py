@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
+from ituning_hf.recorded_ituning import UnloadedVisionModel
 from ituning_hf.training.optimization import create_optimizer
 
 from .arguments import DTYPES
-from .backbones import frozen_backbones, hold_frozen_in
+from .backbones import frozen_text_model, frozen_vision_model, hold_frozen_in
 from .captions import Batch, random_batch
 from .peers import PEERS, peer_names
 from .sizes import captioner_config
@@ -41,7 +42,7 @@ class Floor:
     note = "GPT-2 alone, frozen: forward, loss at the labels, gradient to its inputs"
 
     def __init__(self, config: ITuningConfig) -> None:
-        _, self.model = frozen_backbones(config)
+        self.model = frozen_text_model(config)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the mean token loss of padded rows, their attention mask given."""
@@ -98,7 +99,8 @@ class Captioner:
 
     Args:
         config: Its configuration, over the backbones of the other ways.
-        from_pictures: Encode the pictures in the step; their features are taken otherwise.
+        from_pictures: Encode the pictures in the step; their features are taken otherwise, and there is no
+            encoder.
         upper_half: Adapt the upper half of the layers.
         frozen_in: The frozen weights' precision, where it is not the run's.
     """
@@ -111,10 +113,12 @@ class Captioner:
         frozen_in: torch.dtype | None = None,
     ) -> None:
         depth = config.text_config.num_hidden_layers
-        vision, text = frozen_backbones(config)
+        text = frozen_text_model(config)
         if frozen_in is not None:
-            vision, text = copy.deepcopy((vision, text))  # the other ways' weights stay as they are
-            vision, text = vision.to(frozen_in), text.to(frozen_in)
+            text = copy.deepcopy(text).to(frozen_in)  # the other ways' weights stay as they are
+        # As in `ituning train --features`, which leaves the encoder on the disk.
+        unloaded = UnloadedVisionModel(config.vision_config)
+        vision = frozen_vision_model(config) if from_pictures else unloaded
         layers = [*range(depth // 2, depth)] if upper_half else None
         own = ITuningConfig(
             vision_config=config.vision_config.to_dict(),
