@@ -187,7 +187,7 @@ class Prefix(Peer):
     note = "frozen, an MLP from the class token to ten embeddings trained"
 
     def __init__(self, config: ITuningConfig, from_features: bool = False) -> None:
-        self.model = PrefixModel(config, with_encoder=not from_features)
+        self.model: PrefixModel = PrefixModel(config, with_encoder=not from_features)
         self.from_features = from_features
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -224,10 +224,13 @@ class PrefixModel(nn.Module):
         length: Embeddings of a prefix.
     """
 
+    vision_model: Any
+    text_model: Any
+
     def __init__(self, config: ITuningConfig, with_encoder: bool = True, length: int = 10) -> None:
         super().__init__()
-        self.vision_model: Any = frozen_vision_model(config) if with_encoder else None
-        self.text_model: Any = frozen_text_model(config)
+        self.vision_model = frozen_vision_model(config) if with_encoder else None
+        self.text_model = frozen_text_model(config)
         width, out = config.vision_config.hidden_size, length * config.text_config.hidden_size
         self.mlp = nn.Sequential(nn.Linear(width, out // 2), nn.Tanh(), nn.Linear(out // 2, out))
         self.length = length

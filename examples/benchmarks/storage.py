@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -26,7 +27,7 @@ def save(model: nn.Module, folder: Path) -> Saved:
         model: The model.
         folder: An empty folder.
     """
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, (PreTrainedModel, PeftModel)):
         model.save_pretrained(folder)
     else:
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
