@@ -13,9 +13,6 @@ them; what is printed are medians after a first round that does not count.
 """
 
 import argparse
-import ctypes
-import mmap
-import os
 import random
 import statistics
 import tempfile
@@ -25,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.page_cache import drop_from_cache
 from benchmarks.sizes import SIZES, captioner_config
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessorPil
@@ -130,37 +128,6 @@ def training(model: ITuningForCaptioning, features: torch.Tensor) -> Callable[[]
     return step
 
 
-def drop_from_cache(folder: Path) -> None:
-    """Take a store's shards out of the system's page cache.
-
-    Raises:
-        RuntimeError: Some pages stayed, so that a reading would not be cold.
-    """
-    for path in list_shards(folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-    if (share := cached_share(folder)) > 0.01:
-        raise RuntimeError(f"{share:.0%} of the store stayed in the page cache")
-
-
-def cached_share(folder: Path) -> float:
-    """Return which part of a store's pages is in the system's cache."""
-    cached = total = 0
-    for path in list_shards(folder):
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-            pages = -(-len(mapped) // mmap.PAGESIZE)
-            flags = (ctypes.c_ubyte * pages)()
-            start = ctypes.c_char.from_buffer(mapped)
-            address = ctypes.c_void_p(ctypes.addressof(start))
-            failed = ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(mapped)), flags)
-            del start
-            if failed:
-                raise OSError("mincore failed")
-            cached, total = cached + sum(flag & 1 for flag in flags), total + pages
-    return cached / total
-
-
 def measure(
     ways: dict[str, Callable[[], int]], before: dict[str, Callable[[], None]], rounds: int
 ) -> dict[str, float]:
@@ -195,7 +162,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def _dropper(folder: Path) -> Callable[[], None]:
-    return lambda: drop_from_cache(folder)
+    return lambda: drop_from_cache(list_shards(folder))
 
 
 def size_lines(config: ITuningConfig) -> Iterator[str]:

@@ -8,8 +8,9 @@
 
 Every way generates the same number of tokens, with the same beams, for the same pictures; they take turns, so
 that a busy machine slows all of them: ratios are medians over rounds of the ratio within a round. Weights are
-random. The captioner and the PEFT method have the same ones, and must give the same captions. "each step" is the
-PEFT model's language model called directly, which projects the images' keys and values again for every token.
+random. The captioner and the PEFT method have the same ones, and must give the same captions. "each step" is
+the PEFT model's language model called directly, which projects the images' keys and values again for every
+token.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from benchmarks.arguments import benchmark_parser, quiet
+from benchmarks.generation_growth import AXES, MAIN_WAYS, settings_at
 from benchmarks.generation_profile import profile_tables
 from benchmarks.generation_ways import (
     COMPILED_WAYS,
@@ -35,11 +39,11 @@ from benchmarks.generation_ways import (
     count_changed,
     way_names,
 )
+from benchmarks.growth import check_can_draw, draw, grow, ratios
 from benchmarks.memory import Memory, can_measure, peak_memory
 from benchmarks.report import Report, Row
 from benchmarks.rounds import Timings, measure
 
-NO_MEMORY = "Peak memory is not measured: Linux's /proc/self/clear_refs is not there."
 # What is compared, over what, and at most by which factor.
 TARGETS = (
     ("beam-5 generation, image encoding excluded, over bare GPT-2", FEATURES, FLOOR, 1.05),
@@ -57,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     with quiet():
         if options.profile:
             report.tables |= profile_tables(options.ways, settings_of(options))
+        elif options.growth:
+            grow_along(options, report)
         else:
             compare(options, report)
     report.print()
@@ -75,10 +81,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--profile", action="store_true", help="print where the time goes, in place of the times")
     names = [*WAYS, *COMPILED_WAYS]
     add("--ways", nargs="+", choices=names, metavar="WAY", help=f"only these, of: {', '.join(names)}")
+    add("--growth", choices=[*AXES], help="measure how cost grows along this, in place of the table")
+    add("--values", nargs="+", help="of the growing axis, from small to large")
+    add("--plots", type=Path, help="a folder for the growth's plot, and for its numbers as JSON")
     options = parser.parse_args(arguments)
-    default = [FLOOR, FEATURES, PICTURES, PEFT, ENCODER_DECODER]
-    if options.ways is None:
-        options.ways = default if options.profile else way_names(settings_of(options), options.compile)
+    if options.growth:
+        if options.plots is not None:
+            check_can_draw()
+        options.values = AXES[options.growth].parse(options.values, options.device)
+    if options.ways is None and (options.growth or options.profile):
+        options.ways = [*MAIN_WAYS]
+    elif options.ways is None:
+        options.ways = way_names(settings_of(options), options.compile)
     return options
 
 
@@ -97,22 +111,43 @@ def settings_of(options: argparse.Namespace) -> CaptionSettings:
 def compare(options: argparse.Namespace, report: Report) -> None:
     """Fill a report: the ways, what they are, the targets."""
     settings = settings_of(options)
-    measurable = can_measure(options.device)
-    memory = {
-        name: peak_memory(build_way, name, settings, device=options.device, calls=1) if measurable else None
-        for name in options.ways
-    }
-    if not measurable:
-        report.notes.append(NO_MEMORY)
+    memory = _memory(options, settings, report)
     ways = build_ways(options.ways, settings)
     changed = count_changed(ways, settings)
     timings = measure(ways, options.rounds, options.warm_up, device=options.device)
-    rows = [_row(name, settings, timings, memory[name], changed.get(name)) for name in ways]
+    rows = [_row(name, settings, timings, memory.get(name), changed.get(name)) for name in ways]
     report.tables[_title(settings)] = rows
     notes = WAYS | COMPILED_WAYS
     report.tables["what it is"] = [{"way": name, "": notes[name].note} for name in ways]
     if settings.size == "base":
         report.tables["targets"] = target_rows(timings)
+
+
+def grow_along(options: argparse.Namespace, report: Report) -> None:
+    """Fill a report with a call's seconds along an axis, and draw them where that is asked for."""
+
+    def measure_at(value: Any) -> Timings:
+        ways = build_ways(options.ways, settings_at(options.growth, value, settings_of(options)))
+        return measure(ways, options.rounds, options.warm_up, device=options.device)
+
+    table = f"seconds to caption, {'by decoder' if options.growth == 'decoder' else options.size}"
+    rows = report.tables[table] = grow(AXES[options.growth].label, options.values, measure_at)
+    if FLOOR in options.ways:
+        report.tables["over bare GPT-2"] = ratios(rows, FLOOR)
+    if options.plots is not None:
+        report.save(options.plots / f"generation_{options.growth}.json")
+        draw(report, table, options.plots / f"generation_{options.growth}.svg")
+
+
+def _memory(options: argparse.Namespace, settings: CaptionSettings, report: Report) -> dict[str, Memory]:
+    if options.no_memory:
+        return {}
+    if not can_measure(options.device):
+        report.notes.append("Peak memory was not measured: Linux's /proc/self/clear_refs is not there.")
+        return {}
+    return {
+        name: peak_memory(build_way, name, settings, device=options.device, calls=1) for name in options.ways
+    }
 
 
 def _title(settings: CaptionSettings) -> str:
@@ -130,8 +165,8 @@ def _row(
         "median s": median,
         "25%": first,
         "75%": third,
-        "/ bare GPT-2": _ratio(timings, name, (WAYS | COMPILED_WAYS)[name].floor),
-        "/ VisionEncoderDecoder": _ratio(timings, name, ENCODER_DECODER),
+        "over floor": _ratio(timings, name, (WAYS | COMPILED_WAYS)[name].floor),
+        "over enc.-dec.": _ratio(timings, name, ENCODER_DECODER),
         "ms a token": 1000 * median / settings.new_tokens,
         "images/s": settings.num_images / median,
         "peak MB": memory and memory.total // 10**6,

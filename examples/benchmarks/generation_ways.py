@@ -16,7 +16,7 @@ from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.tuner import to_peft
 
 from .arguments import DTYPES
-from .backbones import frozen_backbones
+from .backbones import frozen_text_model, frozen_vision_model
 from .peers import PEERS, Peer, peer_names
 from .sizes import captioner_config
 
@@ -90,12 +90,13 @@ class Models:
     @cached_property
     def gpt2(self) -> Any:
         """The language model alone."""
-        return frozen_backbones(self.config)[1].to(**self.place)
+        return frozen_text_model(self.config).to(**self.place)
 
     @cached_property
     def captioner(self) -> Any:
         """The captioner."""
-        return make_captioner(self.config, *frozen_backbones(self.config)).to(**self.place)
+        vision, text = frozen_vision_model(self.config), frozen_text_model(self.config)
+        return make_captioner(vision, text).to(**self.place)
 
     @cached_property
     def peft(self) -> Any:
@@ -104,11 +105,11 @@ class Models:
 
     def frozen_in(self, dtype: torch.dtype) -> Any:
         """Return the captioner with its frozen weights in another precision, and its adapters in fp32."""
-        vision, text = copy.deepcopy(
-            frozen_backbones(self.config)
-        )  # the other ways' weights stay as they are
+        # Copied, so that the other ways' weights stay as they are.
+        vision = copy.deepcopy(frozen_vision_model(self.config))
+        text = copy.deepcopy(frozen_text_model(self.config))
         device = self.settings.device
-        return make_captioner(self.config, vision.to(device, dtype), text.to(device, dtype)).to(device)
+        return make_captioner(vision.to(device, dtype), text.to(device, dtype)).to(device)
 
     def peer(self, name: str) -> Peer:
         """Return a peer, the same one for every way, ready to caption."""
@@ -118,7 +119,7 @@ class Models:
         return self._peers[name]
 
 
-def make_captioner(config: ITuningConfig, vision: Any, text: Any) -> ITuningForCaptioning:
+def make_captioner(vision: Any, text: Any) -> ITuningForCaptioning:
     """Put adapters over built backbones, whose output is not zero: captions depend on the image."""
     own = ITuningConfig(vision_config=vision.config.to_dict(), text_config=text.config.to_dict())
     torch.manual_seed(0)

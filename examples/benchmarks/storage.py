@@ -28,7 +28,7 @@ def save(model: nn.Module, folder: Path) -> Saved:
         folder: An empty folder.
     """
     if isinstance(model, (PreTrainedModel, PeftModel)):
-        model.save_pretrained(folder)
+        model.save_pretrained(str(folder))
     else:
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         save_file(trained, folder / "model.safetensors")
