@@ -81,7 +81,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--images", type=int, default=1, help="of a step (default: %(default)s)")
     add("--captions_per_image", type=int, default=5, help="(default: %(default)s)")
-    add("--compile", action="store_true", help=f"torch.compile, rows padded or cut to {STATIC_WIDTH} tokens")
+    compiled = (
+        f"torch.compile, with rows of {STATIC_WIDTH} tokens; the first three steps compile: --warm_up 3"
+    )
+    add("--compile", action="store_true", help=compiled)
     names = [*OWN_WAYS, *PEERS]
     add("--ways", nargs="+", choices=names, metavar="WAY", help=f"only these, of: {', '.join(names)}")
     add("--growth", choices=[*AXES], help="measure how a step's cost grows along this, instead of the table")

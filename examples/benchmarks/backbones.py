@@ -25,9 +25,9 @@ def frozen_vision_model(config: ITuningConfig) -> Any:
     return over_the_same_weights(_build_vision(config.vision_config.to_json_string()))
 
 
-def frozen_text_model(config: ITuningConfig) -> Any:
-    """Return a captioner's frozen GPT-2, with random weights shared in the same way."""
-    return over_the_same_weights(_build_text(config.text_config.to_json_string()))
+def frozen_text_model(config: ITuningConfig, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a captioner's frozen GPT-2, with random weights shared in the same way by those of one dtype."""
+    return over_the_same_weights(_build_text(config.text_config.to_json_string(), dtype))
 
 
 def frozen_backbones(config: ITuningConfig) -> tuple[Any, Any]:
@@ -41,10 +41,10 @@ def _build_vision(config: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-@functools.lru_cache(maxsize=1)
-def _build_text(config: str) -> Any:
+@functools.lru_cache(maxsize=2)  # the ways' own dtype, and bf16 beside it
+def _build_text(config: str, dtype: torch.dtype) -> Any:
     model: Any = GPT2LMHeadModel(GPT2Config(**json.loads(config)))
-    return model.eval().requires_grad_(False)
+    return model.to(dtype).eval().requires_grad_(False)
 
 
 def over_the_same_weights(module: _Module) -> _Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -102,7 +101,7 @@ class Captioner:
         from_pictures: Encode the pictures in the step; their features are taken otherwise, and there is no
             encoder.
         upper_half: Adapt the upper half of the layers.
-        frozen_in: The frozen weights' precision, where it is not the run's.
+        frozen_in: The precision that the language model's weights are built in.
     """
 
     def __init__(
@@ -110,12 +109,10 @@ class Captioner:
         config: ITuningConfig,
         from_pictures: bool = False,
         upper_half: bool = False,
-        frozen_in: torch.dtype | None = None,
+        frozen_in: torch.dtype = torch.float32,
     ) -> None:
         depth = config.text_config.num_hidden_layers
-        text = frozen_text_model(config)
-        if frozen_in is not None:
-            text = copy.deepcopy(text).to(frozen_in)  # the other ways' weights stay as they are
+        text = frozen_text_model(config, frozen_in)
         # As in `ituning train --features`, which leaves the encoder on the disk.
         unloaded = UnloadedVisionModel(config.vision_config)
         vision = frozen_vision_model(config) if from_pictures else unloaded
@@ -128,7 +125,7 @@ class Captioner:
         self.model: Any = ITuningForCaptioning(own, vision, text).train()
         self.from_pictures = from_pictures
         self.note = "the upper half of the layers adapted" if upper_half else "every layer adapted"
-        if frozen_in is not None:
+        if frozen_in == torch.bfloat16:
             self.note += ", frozen weights in bf16, adapters in fp32"
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -227,6 +224,9 @@ class Step:
         trained = any(parameter.requires_grad for parameter in self.model.parameters())
         self.autocast = dtype == torch.bfloat16 and trained and name not in PEERS
         self.device_type = torch.device(settings.device).type
+        if settings.compiled:
+            # Past its limit, of few shapes and models, Dynamo goes back to uncompiled code without a word.
+            torch._dynamo.config.recompile_limit = 64
         self.loss = torch.compile(self.way.loss) if settings.compiled else self.way.loss
         self.optimizer = (
             create_optimizer(self.model, learning_rate=1e-4, weight_decay=0.01)
