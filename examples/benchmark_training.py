@@ -81,9 +81,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--images", type=int, default=1, help="of a step (default: %(default)s)")
     add("--captions_per_image", type=int, default=5, help="(default: %(default)s)")
-    compiled = (
-        f"torch.compile, with rows of {STATIC_WIDTH} tokens; steps compile at first: --warm_up 3"
-    )
+    compiled = f"torch.compile, with rows of {STATIC_WIDTH} tokens; steps compile at first: --warm_up 3"
     add("--compile", action="store_true", help=compiled)
     names = [*OWN_WAYS, *PEERS]
     add("--ways", nargs="+", choices=names, metavar="WAY", help=f"only these, of: {', '.join(names)}")
