@@ -5,7 +5,7 @@ punctuation away. The rules below were found by comparing outputs: over captions
 strings and random ones. Like a lexer's they compete: the longest match counts, the first one among
 equals, and what is matched after the token, as its context, counts into the length.
 
-examples/benchmarks/compare_tokenizers.py shows where the two part. Of 19,375 captions of Flickr8k and
+examples/compare_tokenizers.py shows where the two part. Of 19,375 captions of Flickr8k and
 drawn scenes none differs; of 225,000 with words changed (its --perturb: 2 of 56,250), glued together, in
 other case, or with characters inserted at
 random 20 do (a curly quote beside a backtick, "@@" in a word, "&x;" with no such entity, "va.n"); of

@@ -1,8 +1,8 @@
 """How fast stored features are read, beside computing them, and beside what training takes of them.
 
-    python examples/benchmarks/features.py            # Base size: CLIP ViT-B/16, GPT-2
-    python examples/benchmarks/features.py --small    # seconds, to see that it runs
-    python examples/benchmarks/features.py --dataset dataset_flickr8k.json --image_root images/
+    python examples/benchmark_features.py                 # Base size: CLIP ViT-B/16, GPT-2
+    python examples/benchmark_features.py --size small    # seconds, to see that it runs
+    python examples/benchmark_features.py --dataset dataset_flickr8k.json --image_root images/
 
 Features are read in random order and batched as training does, in one process without workers, of which
 training has two and more: with the store's pages in the system's cache, and with none of them there, which is
@@ -13,9 +13,6 @@ them; what is printed are medians after a first round that does not count.
 """
 
 import argparse
-import ctypes
-import mmap
-import os
 import random
 import statistics
 import tempfile
@@ -25,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.page_cache import drop_from_cache
+from benchmarks.sizes import SIZES, captioner_config
 from torch.utils.data import DataLoader, Dataset
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, GPT2Config
+from transformers import CLIPImageProcessorPil
 from transformers.utils import logging
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
@@ -36,25 +35,10 @@ from ituning_hf.features.pictures import Picture
 from ituning_hf.features.quantisation import pack
 from ituning_hf.features.shards import ShardIndex, list_shards, write_shard
 from ituning_hf.features.spec import write_spec
-from ituning_hf.model_card.benchmarks import base_config
 
 # Images of the paper's data sets, in all splits.
 DATA_SETS = {"COCO": 123_287, "Flickr30k": 31_014, "Flickr8k": 8_000}
 CAPTIONS, TOKENS = 5, 14
-
-
-def small_config() -> ITuningConfig:
-    """Return a captioner's configuration over backbones of two layers."""
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-    )
-    text = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=1000, bos_token_id=0, eos_token_id=0)
-    return ITuningConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
 
 
 def make_store(folder: Path, config: ITuningConfig, storage: str, num_images: int) -> FeatureStore:
@@ -144,37 +128,6 @@ def training(model: ITuningForCaptioning, features: torch.Tensor) -> Callable[[]
     return step
 
 
-def drop_from_cache(folder: Path) -> None:
-    """Take a store's shards out of the system's page cache.
-
-    Raises:
-        RuntimeError: Some pages stayed, so that a reading would not be cold.
-    """
-    for path in list_shards(folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-    if (share := cached_share(folder)) > 0.01:
-        raise RuntimeError(f"{share:.0%} of the store stayed in the page cache")
-
-
-def cached_share(folder: Path) -> float:
-    """Return which part of a store's pages is in the system's cache."""
-    cached = total = 0
-    for path in list_shards(folder):
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-            pages = -(-len(mapped) // mmap.PAGESIZE)
-            flags = (ctypes.c_ubyte * pages)()
-            start = ctypes.c_char.from_buffer(mapped)
-            address = ctypes.c_void_p(ctypes.addressof(start))
-            failed = ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(mapped)), flags)
-            del start
-            if failed:
-                raise OSError("mincore failed")
-            cached, total = cached + sum(flag & 1 for flag in flags), total + pages
-    return cached / total
-
-
 def measure(
     ways: dict[str, Callable[[], int]], before: dict[str, Callable[[], None]], rounds: int
 ) -> dict[str, float]:
@@ -190,7 +143,7 @@ def measure(
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Measure everything; return images per second by name."""
-    config = small_config() if options.small else base_config()
+    config = captioner_config(options.size)
     logging.get_logger("ituning_hf.checkpoint_ituning").setLevel(logging.ERROR)
     model = ITuningForCaptioning(config)
     records = load_captioned_images(options.dataset, "train", image_root=options.image_root)
@@ -209,7 +162,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def _dropper(folder: Path) -> Callable[[], None]:
-    return lambda: drop_from_cache(folder)
+    return lambda: drop_from_cache(list_shards(folder))
 
 
 def size_lines(config: ITuningConfig) -> Iterator[str]:
@@ -230,7 +183,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add: Any = parser.add_argument
-    add("--small", action="store_true", help="a small CLIP and GPT-2 of the same classes")
+    add("--size", choices=SIZES, default="base", help="of the models (%(default)s)")
     add("--images", type=int, default=1000, help="in the store (%(default)s)")
     add("--pictures", type=int, default=16, help="decoded and encoded each round (%(default)s)")
     add("--batch_size", type=int, default=8, help="images of a batch and of a step (%(default)s)")
@@ -246,7 +199,7 @@ def main() -> None:
     for name, speed in speeds.items():
         print(f"{name:<28}{speed:>12,.1f}{speed / taken:>11,.2f}x")
     print()
-    print("\n".join(size_lines(small_config() if options.small else base_config())))
+    print("\n".join(size_lines(captioner_config(options.size))))
 
 
 if __name__ == "__main__":

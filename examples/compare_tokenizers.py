@@ -1,7 +1,7 @@
 """Where the Python tokenizer of the caption metrics and the official one part, caption by caption.
 
-    python examples/benchmarks/compare_tokenizers.py captions_val2014.json dataset_flickr8k.json texts.txt
-    python examples/benchmarks/compare_tokenizers.py --num_scenes 2000 --perturb captions.json
+    python examples/compare_tokenizers.py captions_val2014.json dataset_flickr8k.json texts.txt
+    python examples/compare_tokenizers.py --num_scenes 2000 --perturb captions.json
 
 Reads COCO annotations and results, data sets in the Karpathy format, and texts with a caption on each line.
 Needs Java and pycocoevalcap.

@@ -1,0 +1,120 @@
+"""A benchmark's tables, on the screen and as JSON, with what is needed to run it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+import ituning_hf
+
+Row = dict[str, Any]  # by column; None is a cell that stays empty
+
+
+@dataclass
+class Report:
+    """Tables with the command, the versions and the kind of machine they were measured with.
+
+    Args:
+        title: What was measured.
+        command: The command line that measures it again.
+        versions: Of Python and of the libraries, by name.
+        machine: Its processors and threads; no name of a machine.
+        tables: Rows by the table's name.
+        notes: Sentences printed beneath.
+    """
+
+    title: str
+    command: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, title: str, script: str, arguments: Sequence[str], device: str) -> Report:
+        """Begin the report of a command.
+
+        Args:
+            title: What is measured.
+            script: The command's file, of which the name is kept.
+            arguments: Its command line.
+            device: Where it computes.
+        """
+        command = shlex.join(["python", f"examples/{Path(script).name}", *arguments])
+        return cls(title, command, _versions(), _machine(torch.device(device)))
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a report that was saved."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    def print(self) -> None:
+        """Print it, the tables aligned."""
+        print(self.title)
+        print(f"  {self.command}")
+        for facts in (self.versions, self.machine):
+            print("  " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        for name, rows in self.tables.items():
+            print(f"\n{name}\n{format_table(rows)}")
+        for note in self.notes:
+            print(f"\n{note}")
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Lay rows out under their columns' names, numbers to the right."""
+    columns = [*dict.fromkeys(column for row in rows for column in row)]
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    text = [any(isinstance(row.get(column), str) for row in rows) for column in columns]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, text, strict=True)
+        ).rstrip()
+        for line in cells
+    )
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _versions() -> dict[str, str]:
+    libraries = {"torch": torch, "transformers": transformers, "peft": peft, "ituning_hf": ituning_hf}
+    return {
+        "python": platform.python_version(),
+        **{name: str(library.__version__) for name, library in libraries.items()},
+    }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    facts = {"CPU": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"GPU": torch.cuda.get_device_name(device), **facts} if device.type == "cuda" else facts
+
+
+def _processor() -> str:
+    """Name the processor as its maker does, where Linux says so."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
