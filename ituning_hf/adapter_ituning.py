@@ -113,7 +113,8 @@ class ITuningAdapter(nn.Module):
         split = (*visual_features.shape[:2], self.num_heads, self.head_dim)
         key = self.k_proj(visual_features).view(split)  # (num_images, N, h, r / h)
         value = self.v_proj(visual_features).view(split)  # (num_images, N, h, r / h)
-        return key.transpose(1, 2), value.transpose(1, 2)
+        # One copy here, for generation reads them at every step.
+        return key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
 
     def forward(
         self,

@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
+
+from .output_ituning import OutputLayer
 
 _LARGEST = 127
 _TINY = 1e-30  # in place of a largest value of zero
@@ -68,9 +71,8 @@ def _int8_product(
 ) -> torch.Tensor:
     """Quantise the rows of x, multiply, and scale back."""
     # Not `vector_norm`, which takes six times as long; the least is for a row of zeros.
-    largest = x.abs().amax(dim=1, keepdim=True).float().clamp_(min=_TINY)
-    integers = (x * (_LARGEST / largest)).round_().to(torch.int8)
-    y = torch._int_mm(integers, weight.t()) * largest.div_(_LARGEST)
+    step = x.abs().amax(dim=1, keepdim=True).float().clamp_(min=_TINY).div_(_LARGEST)
+    y = torch._int_mm((x / step).round_().to(torch.int8), weight.t()) * step
     y = y.mul_(scale) if bias is None else torch.addcmul(bias, y, scale)
     return y.to(x.dtype)
 
@@ -103,10 +105,12 @@ def quantize_frozen_weights(model: Any) -> None:
     """
     require_cpu(model.text_model.get_input_embeddings().weight.device)
     for name, layer in list(model.text_model.named_modules()):
-        if ".adapter." not in name and type(layer) in (nn.Linear, Conv1D):
+        if ".adapter." not in name and type(layer) in (nn.Linear, OutputLayer, Conv1D):
             # Conv1D keeps its weight the other way round.
             weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
             model.text_model.set_submodule(name, Int8Linear(weight, layer.bias))
+        elif type(layer) is NewGELUActivation:  # eight operations; here its last bits are no matter
+            model.text_model.set_submodule(name, nn.GELU(approximate="tanh"))
 
 
 def require_cpu(device: torch.device) -> None:

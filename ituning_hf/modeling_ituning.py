@@ -24,7 +24,7 @@ from .configuration_ituning import ITuningConfig
 from .generation_ituning import ITuningGenerationMixin, default_generation_config
 from .gpt2_ituning import ITuningGPT2Block, VisualKeyValues, decoder_blocks
 from .inputs_ituning import check_rows, check_text, check_visual_features
-from .loss_ituning import caption_loss
+from .output_ituning import caption_loss, read_output_layer_once
 from .packing_ituning import TextRows, next_tokens, pack
 from .peft_ituning import parts_from_peft
 from .recorded_ituning import UnloadedVisionModel
@@ -91,6 +91,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         self.vision_model = vision_model or AutoModel.from_config(config.vision_config)
         self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
         self._insert_adapters()
+        read_output_layer_once(self.text_model)
         self.generation_config = default_generation_config(config)
         self.post_init()
         self.freeze_backbones()

@@ -106,7 +106,7 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "generation_ituning.py",
         "gpt2_ituning.py",
         "inputs_ituning.py",
-        "loss_ituning.py",
+        "output_ituning.py",
         "modeling_ituning.py",
         "packing_ituning.py",
         "peft_ituning.py",

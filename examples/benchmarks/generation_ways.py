@@ -20,6 +20,7 @@ from .backbones import frozen_text_model, frozen_vision_model
 from .peers import PEERS, Peer, peer_names
 from .sizes import captioner_config
 
+NO_TOKEN = 2**31 - 1  # for an end token: none is ever written, and none has to be forbidden
 Generate = Callable[[], torch.Tensor]
 
 
@@ -56,8 +57,8 @@ class CaptionSettings:
         """What makes every way do the same work, as keyword arguments of `generate`."""
         return {
             "num_beams": self.num_beams,
-            "min_new_tokens": self.new_tokens,
             "max_new_tokens": self.new_tokens,
+            "eos_token_id": NO_TOKEN,
         }
 
 

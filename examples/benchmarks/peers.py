@@ -1,8 +1,8 @@
 """What people caption pictures with today: Transformers' own classes over backbones of the same sizes.
 
-All weights are random, and no dropout is left in any of them, which only makes them faster. Their `forward`
-takes a picture for each row of text, so with five captions of a picture it is encoded five times; where a
-model lets encoder outputs be passed, a second form shares them by hand.
+All weights are random, and dropout is what their configurations have. Their `forward` takes a picture for
+each row of text, so with five captions of a picture it is encoded five times; where a model lets encoder
+outputs be passed, a second form shares them by hand, and leaves dropout out.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ class VisionEncoderDecoder(Peer):
     Args:
         config: As in `Peer`.
         train_all: Train the backbones too, and not the cross-attention alone.
-        share_pictures: Encode each picture once and repeat its states for its captions.
+        by_hand: Encode each picture once and repeat its states for its captions; no dropout.
     """
 
-    def __init__(self, config: ITuningConfig, train_all: bool = False, share_pictures: bool = False) -> None:
+    def __init__(self, config: ITuningConfig, train_all: bool = False, by_hand: bool = False) -> None:
         decoder = copy.deepcopy(config.text_config)
         decoder.add_cross_attention = decoder.is_decoder = True
-        decoder.resid_pdrop = decoder.embd_pdrop = decoder.attn_pdrop = 0.0
+        if by_hand:
+            decoder.resid_pdrop = decoder.embd_pdrop = decoder.attn_pdrop = 0.0
         both = VisionEncoderDecoderConfig.from_encoder_decoder_configs(config.vision_config, decoder)
         both.decoder_start_token_id = decoder.bos_token_id
         both.pad_token_id = both.eos_token_id = decoder.eos_token_id
@@ -78,13 +79,13 @@ class VisionEncoderDecoder(Peer):
         generation = self.model.generation_config
         generation.decoder_start_token_id = generation.bos_token_id = decoder.bos_token_id
         generation.pad_token_id = generation.eos_token_id = decoder.eos_token_id
-        self.share_pictures = share_pictures
+        self.by_hand = by_hand
         self.note = "all of it trained" if train_all else "frozen, its cross-attention trained"
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the mean token loss: rows go in without their last token, and are scored from the second."""
         k = batch.captions_per_image
-        if self.share_pictures:
+        if self.by_hand:
             states = self.model.encoder(pixel_values=batch.pixel_values).last_hidden_state
             pictures = {"encoder_outputs": BaseModelOutput(states.repeat_interleave(k, dim=0))}
         else:
@@ -117,10 +118,9 @@ class Git(Peer):
             "num_attention_heads": text.num_attention_heads,
         }
         tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         encoder = GitVisionConfig(**_same_fields(vision)).to_dict()
         self.model: Any = GitForCausalLM(
-            GitConfig(vision_config=encoder, vocab_size=self.vocab_size, **sizes, **tokens, **dropout)
+            GitConfig(vision_config=encoder, vocab_size=self.vocab_size, **sizes, **tokens)
         ).train()
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -172,7 +172,10 @@ class Blip(Peer):
         ).loss
 
     def generate(self, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Caption pictures."""
+        """Caption pictures; of its own end token it is told not to write it, for it takes no other."""
+        options["min_new_tokens"] = (
+            options.get("max_new_tokens") if options.pop("eos_token_id", None) else None
+        )
         return self.model.generate(pixel_values, **options)
 
 
@@ -248,9 +251,7 @@ class PrefixModel(nn.Module):
 CROSS_ATTENTION = "VisionEncoderDecoder, cross-attention"
 PEERS: dict[str, Callable[[ITuningConfig], Peer]] = {
     CROSS_ATTENTION: VisionEncoderDecoder,
-    f"{CROSS_ATTENTION}, encoder shared by hand": lambda config: VisionEncoderDecoder(
-        config, share_pictures=True
-    ),
+    f"{CROSS_ATTENTION}, encoder shared by hand": lambda config: VisionEncoderDecoder(config, by_hand=True),
     "VisionEncoderDecoder": lambda config: VisionEncoderDecoder(config, train_all=True),
     "GIT": Git,
     "BLIP": Blip,

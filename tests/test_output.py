@@ -1,12 +1,18 @@
-"""The captions' loss in chunks, with PyTorch's cross-entropy over all positions as the judge."""
+"""The output layer with few rows, and the captions' loss in chunks; PyTorch's own are the judges."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import GPT2LMHeadModel
 
-from ituning_hf import loss_ituning
-from ituning_hf.loss_ituning import caption_loss
+from ituning_hf import output_ituning
+from ituning_hf.output_ituning import (
+    OutputLayer,
+    caption_loss,
+    read_output_layer_once,
+    restore_output_layer,
+)
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 11, 13, 29
 
@@ -34,7 +40,7 @@ def judge(output_layer: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("num_items", [None, 5, torch.tensor(5)])
 def test_chunks_add_up(output_layer, monkeypatch, at_once: int, label_smoothing: float, num_items):
-    monkeypatch.setattr(loss_ituning, "POSITIONS_AT_ONCE", at_once)
+    monkeypatch.setattr(output_ituning, "POSITIONS_AT_ONCE", at_once)
     hidden, targets = make_batch()
     loss = caption_loss(output_layer, hidden, targets, num_items, label_smoothing)
     expected = judge(output_layer, hidden, targets, label_smoothing=label_smoothing) / (num_items or 19)
@@ -44,7 +50,7 @@ def test_chunks_add_up(output_layer, monkeypatch, at_once: int, label_smoothing:
 
 
 def test_no_more_logits_than_a_chunks_are_made_at_once(output_layer, monkeypatch):
-    monkeypatch.setattr(loss_ituning, "POSITIONS_AT_ONCE", 7)
+    monkeypatch.setattr(output_ituning, "POSITIONS_AT_ONCE", 7)
     made = []
     output_layer.register_forward_hook(lambda module, inputs, logits: made.append(len(logits)))
     hidden, targets = make_batch()
@@ -76,3 +82,62 @@ def test_an_output_layer_that_somebody_trains_gets_its_gradient(output_layer):
     found = torch.autograd.grad(caption_loss(output_layer, hidden, targets, 1, 0.0), output_layer.weight)
     wanted = torch.autograd.grad(judge(output_layer, hidden, targets), output_layer.weight)
     torch.testing.assert_close(found, wanted)
+
+
+# --- Few rows
+
+
+def wide(bias: bool, dtype: torch.dtype = torch.float32) -> OutputLayer:
+    torch.manual_seed(0)
+    return OutputLayer(WIDTH, VOCABULARY, bias=bias, dtype=dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 5), (3, 5), (1, 11, 1), (16,), (0,), (4, 9)])
+def test_logits_are_those_of_a_linear_layer(bias: bool, shape: tuple[int, ...]):
+    layer = wide(bias)
+    hidden = torch.randn(*shape, WIDTH)
+    logits = layer(hidden)
+    assert logits.shape == (*shape, VOCABULARY)
+    torch.testing.assert_close(logits, F.linear(hidden, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "multiplied"),
+    [
+        (6, torch.float32, 6),
+        (7, torch.float32, 16),
+        (15, torch.float32, 16),
+        (16, torch.float32, 16),
+        (10, torch.float64, 10),
+        (10, torch.bfloat16, 10),
+    ],
+)
+def test_which_rows_are_filled_up(monkeypatch, rows: int, dtype: torch.dtype, multiplied: int):
+    monkeypatch.setattr(output_ituning, "MKL", True)
+    seen = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, *rest: seen.append(len(x)) or linear(x, *rest))
+    assert wide(False, dtype)(torch.ones(rows, WIDTH, dtype=dtype)).shape == (rows, VOCABULARY)
+    assert seen == [multiplied]
+
+
+def test_gradients_pass_through_filled_rows():
+    layer, hidden = wide(True), torch.randn(10, WIDTH, requires_grad=True)
+    found = torch.autograd.grad(layer(hidden).square().sum(), (hidden, *layer.parameters()))
+    expected = F.linear(hidden, layer.weight, layer.bias).square().sum()
+    torch.testing.assert_close(found, torch.autograd.grad(expected, (hidden, *layer.parameters())))
+
+
+def test_only_a_plain_linear_layer_is_taken_and_it_is_given_back(backbones):
+    model = GPT2LMHeadModel.from_pretrained(backbones["text"])
+    head = model.lm_head
+    read_output_layer_once(model)
+    assert type(model.lm_head) is OutputLayer
+    assert model.lm_head is head
+    assert head.weight is model.transformer.wte.weight
+    restore_output_layer(model)
+    assert type(head) is nn.Linear
+    model.lm_head = nn.Sequential(head)
+    read_output_layer_once(model)
+    assert [type(layer) for layer in model.lm_head.modules()] == [nn.Sequential, nn.Linear]
