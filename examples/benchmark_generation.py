@@ -30,6 +30,7 @@ from benchmarks.generation_ways import (
     FEATURES,
     FLOOR,
     IN_BF16,
+    IN_INT8,
     PEFT,
     PICTURES,
     WAYS,
@@ -49,6 +50,7 @@ TARGETS = (
     ("beam-5 generation, image encoding excluded, over bare GPT-2", FEATURES, FLOOR, 1.05),
     ("beam-5 generation with image encoding, over VisionEncoderDecoder", PICTURES, ENCODER_DECODER, 0.60),
     ("beam-5 generation through the PEFT method, over the captioner's", PEFT, FEATURES, 1.1),
+    ("beam-5 generation with the language model in int8, over bare GPT-2 in fp32", IN_INT8, FLOOR, 0.5),
     ("beam-5 generation with frozen weights in bf16, over bare GPT-2 in fp32", IN_BF16, FLOOR, 0.5),
 )
 

@@ -12,6 +12,7 @@ import torch
 from transformers import CompileConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+import ituning_hf
 from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.tuner import to_peft
 
@@ -111,6 +112,13 @@ class Models:
         text = copy.deepcopy(frozen_text_model(self.config))
         device = self.settings.device
         return make_captioner(vision.to(device, dtype), text.to(device, dtype)).to(device)
+
+    def in_int8(self) -> Any:
+        """Return the captioner with its language model's weights in int8, and its adapters in fp32."""
+        vision, text = frozen_vision_model(self.config), frozen_text_model(self.config)
+        captioner = make_captioner(vision, text)
+        ituning_hf.quantize_frozen_weights(captioner)
+        return captioner
 
     def peer(self, name: str) -> Peer:
         """Return a peer, the same one for every way, ready to caption."""
@@ -212,7 +220,7 @@ FLOOR, GREEDY_FLOOR, COMPILED_FLOOR = "bare GPT-2", "bare GPT-2, greedy", "bare 
 FEATURES, PICTURES = "I-Tuning, stored features", "I-Tuning, pictures"
 PEFT, ENCODER_DECODER = "PEFT, stored features", "VisionEncoderDecoder, pictures"
 ENCODER_DECODER_PEER = "VisionEncoderDecoder"
-IN_BF16 = f"{FEATURES}, frozen in bf16"
+IN_BF16, IN_INT8 = f"{FEATURES}, frozen in bf16", f"{FEATURES}, language model in int8"
 
 WAYS: dict[str, Way] = {
     FLOOR: Way("no image", _bare),
@@ -227,6 +235,11 @@ WAYS: dict[str, Way] = {
     IN_BF16: Way(
         "images encoded off the clock, adapters in fp32",
         lambda models: _features(models, models.frozen_in(torch.bfloat16)),
+        changes=True,
+    ),
+    IN_INT8: Way(
+        "images encoded off the clock, adapters in fp32",
+        lambda models: _features(models, models.in_int8()),
         changes=True,
     ),
     ENCODER_DECODER: Way("images encoded on the clock", _peer(ENCODER_DECODER_PEER)),
@@ -250,7 +263,9 @@ def way_names(settings: CaptionSettings, compiled: bool) -> list[str]:
     """Return the ways there are at a size and precision."""
     missing = {f"{name}, pictures" for name in ("GIT", "BLIP") if name not in peer_names(settings.size)}
     if settings.dtype != "float32":
-        missing.add(IN_BF16)
+        missing |= {IN_BF16, IN_INT8}
+    if settings.device != "cpu":
+        missing.add(IN_INT8)
     return [name for name in WAYS if name not in missing] + ([*COMPILED_WAYS] if compiled else [])
 
 
