@@ -23,6 +23,18 @@ from .fingerprint_ituning import check_weights_unchanged, fingerprint, model_fin
 from .inputs_ituning import check_pixel_values
 
 _CLASSES = {"vision": CLIPVisionModel, "text": GPT2LMHeadModel}
+# What makes another model of the same weights.
+_ARCHITECTURE = {
+    "vision": ("num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "image_size"),
+    "text": (
+        "num_hidden_layers",
+        "num_attention_heads",
+        "activation_function",
+        "layer_norm_epsilon",
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+    ),
+}
 
 
 def load_backbone(kind: str, config: ITuningConfig, **kwargs: Any) -> PreTrainedModel:
@@ -148,14 +160,23 @@ def check_in_memory(kind: str, model: PreTrainedModel, config: ITuningConfig, **
     Raises:
         OSError: if it is in another precision, and its place is not there.
         TypeError: if it is of another class.
-        ValueError: with the first weight that differs, or if nothing is recorded.
+        ValueError: with the first weight or field that differs, or if nothing is recorded.
     """
     if not isinstance(model, _CLASSES[kind]):
         raise TypeError(
             f"{kind}_model is a {type(model).__name__}, expected the {_CLASSES[kind].__name__} that the "
             "adapter was trained on."
         )
-    if model_fingerprint(kind, model) != getattr(config, f"{kind}_model_fingerprint"):
+    recorded: Any = getattr(config, f"{kind}_config")
+    for field in _ARCHITECTURE[kind]:
+        own, wanted = getattr(model.config, field), getattr(recorded, field)
+        if own != wanted:
+            raise ValueError(
+                f"The {kind} model in memory has {field}={own!r}, wanted {wanted!r}: it is not the one that "
+                "the adapter was trained on."
+            )
+    own = model_fingerprint(kind, model)
+    if own is None or own != getattr(config, f"{kind}_model_fingerprint"):
         name, revision = _find_recorded(kind, config, **hub_kwargs)
         check_weights_unchanged(kind, model, name, revision=revision, **hub_kwargs)
 

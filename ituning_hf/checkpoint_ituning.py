@@ -154,7 +154,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
             vision_model: The recorded vision encoder, where it is in memory already: of another captioner,
                 say. It is shared.
             text_model: The recorded language model, where it is in memory already, with another captioner's
-                adapters or none: it stays as it is, and its weights are shared.
+                adapters or none. Its modules stay as they are, and its weights are shared; like the
+                encoder's, they no longer ask for gradients. (An Auto class copies it first.)
             load_vision_model: False leaves the vision encoder out, whether it is there or not: the captioner
                 takes `visual_features` alone, and goes on recording its encoder when it is saved.
             dtype: Precision of everything, such as `torch.bfloat16` or "bfloat16". By default each part
@@ -180,7 +181,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         Raises:
             OSError: if the adapter or a backbone is not there.
             ValueError: if a backbone is not the one the adapter was trained on, or the adapter file is
-                corrupt or does not fit, or a backbone in memory is to be placed, quantised or left out.
+                corrupt or does not fit, or what is in memory already is to be loaded in some way.
             TypeError: for a keyword that does not exist, or a backbone in memory of another class.
         """
         name = os.fspath(pretrained_model_name_or_path)
@@ -199,7 +200,14 @@ class ITuningPreTrainedModel(PreTrainedModel):
         # The Auto classes put it into the configuration that they hand over.
         load = {"attn_implementation": attn_implementation or config._attn_implementation, **hub}
         load |= {} if dtype is None else {"dtype": dtype}
-        _refuse_two_wishes(vision_model, text_model, load_vision_model, device_map, quantization_config)
+        wishes = {
+            "load_vision_model=False": None if load_vision_model else False,
+            "dtype": dtype,
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+            "quantization_config": quantization_config,
+        }
+        _refuse_two_wishes({"vision_model": vision_model, "text_model": text_model}, wishes)
         maps = split_device_map(device_map, ("vision", "text") if load_vision_model else ("text",))
         if vision_model is not None:
             check_in_memory("vision", vision_model, config, **hub)
@@ -208,6 +216,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         if text_model is not None:
             check_in_memory("text", text_model, config, **hub)
             text_model = bare_copy(text_model)
+            text_model.activation_checkpointing_disable()  # another captioner may train with it
         else:
             load |= {} if quantization_config is None else {"quantization_config": quantization_config}
             text_model = load_backbone("text", config, device_map=maps["text"], **load)
@@ -301,23 +310,16 @@ class ITuningPreTrainedModel(PreTrainedModel):
         return super().push_to_hub(repo_id, **kwargs)
 
 
-def _refuse_two_wishes(
-    vision_model: Any, text_model: Any, load_vision_model: bool, device_map: Any, quantization_config: Any
-) -> None:
+def _refuse_two_wishes(in_memory: dict[str, Any], wishes: dict[str, Any]) -> None:
     """Refuse to load in some way what is in memory already.
 
     Raises:
         ValueError: naming both arguments.
     """
-    in_memory = {"vision_model": vision_model, "text_model": text_model}
-    wishes = {
-        "load_vision_model=False": ("vision_model",) if not load_vision_model else (),
-        "device_map": in_memory if device_map is not None else (),
-        "quantization_config": ("text_model",) if quantization_config is not None else (),
-    }
-    for wish, concerned in wishes.items():
-        for name in concerned:
-            if in_memory[name] is not None:
+    of_one = {"load_vision_model=False": ["vision_model"], "quantization_config": ["text_model"]}
+    for wish, value in wishes.items():
+        for name in of_one.get(wish, in_memory):
+            if in_memory[name] is not None and value is not None:
                 raise ValueError(
                     f"Got both {name} and {wish}: a backbone in memory stays as and where it is. Give one of "
                     "them."

@@ -21,6 +21,8 @@ _NAMES = {
 }
 # Buffers and tied copies, which some ways of saving write and others do not.
 _NOT_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|position_ids|lm_head\.weight)$")
+# What stands beside or in place of a weight that is held in fewer bits: by bitsandbytes, and by int8.py.
+_QUANTISED = re.compile(r"\.(integers|scale|SCB|weight_format|weight\..+)$")
 _ROWS = 8
 _Reader = Callable[[], tuple[list[int], torch.Tensor]]
 
@@ -47,15 +49,19 @@ def fingerprint(kind: str, name: str, **hub_kwargs: Any) -> str:
     return _digest(_open_own_weights(kind, name, hub_kwargs))
 
 
-def model_fingerprint(kind: str, model: PreTrainedModel) -> str:
+def model_fingerprint(kind: str, model: PreTrainedModel) -> str | None:
     """Return what `fingerprint` would of a backbone in memory; equal in the precision of its file alone.
+
+    None if some of its weights are not in memory.
 
     Args:
         kind: "vision" or "text".
         model: The backbone, with adapters of ours or without.
     """
-    own = {key: partial(_first_rows, tensor) for key, tensor in _own_tensors(kind, model).items()}
-    return _digest(own)
+    own = _own_tensors(kind, model)
+    if any(tensor.is_meta for tensor in own.values()):
+        return None
+    return _digest({key: partial(_first_rows, tensor) for key, tensor in own.items()})
 
 
 def _digest(weights: Mapping[str, _Reader]) -> str:
@@ -80,10 +86,16 @@ def check_weights_unchanged(kind: str, model: PreTrainedModel, name: str, **hub_
 
     Raises:
         OSError: if there are no weights at that place.
-        ValueError: with the first weight that differs.
+        ValueError: with the first weight that differs, or that does not belong there.
     """
     own = _own_tensors(kind, model)
-    for key, read in _open_own_weights(kind, name, hub_kwargs).items():
+    weights = _open_own_weights(kind, name, hub_kwargs)
+    if added := [key for key in own if key not in weights and not _QUANTISED.search(key)]:
+        raise ValueError(
+            f"The {kind} model in memory is not the one at {name!r}: it has {len(added)} weights more "
+            f"(first: {added[:3]}). Take off what was added to it, such as a LoRA."
+        )
+    for key, read in weights.items():
         tensor = own.get(key)
         if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
             continue

@@ -123,7 +123,8 @@ def _feed_forward(block: GPT2Block, x: torch.Tensor) -> torch.Tensor:
     evaluation stays with the eight, and gives what the frozen model gives to the last bit.
     """
     mlp = block.mlp
-    if not (block.training and isinstance(mlp.act, NewGELUActivation)):
+    is_watched = mlp._forward_hooks or mlp._forward_pre_hooks or "forward" in vars(mlp)
+    if is_watched or not (block.training and isinstance(mlp.act, NewGELUActivation)):
         return mlp(x)
     return mlp.dropout(mlp.c_proj(F.gelu(mlp.c_fc(x), approximate="tanh")))
 
@@ -152,9 +153,9 @@ def frozen_block(adapted: ITuningGPT2Block) -> GPT2Block:
 def bare_copy(text_model: Any) -> Any:
     """Copy a language model without adapters of ours; the parameters are shared, the model stays as it is."""
     copied = copy_sharing_weights(text_model)
-    blocks = decoder_blocks(copied)
+    blocks: Any = decoder_blocks(copied)
     for i, block in enumerate(blocks):
-        if isinstance(block, ITuningGPT2Block):
+        if hasattr(block, "adapter"):  # of this class, or of the one in another captioner's repository
             blocks[i] = frozen_block(block)
     return copied
 

@@ -5,13 +5,15 @@ row of the input x gets a scale a when it comes, x ~ a[:, None] * P, so that the
 
     y = (P @ Q.T) * a[:, None] * s + b
 
-That is what a CPU with VNNI instructions is quickest at. It is spelt out here over `torch._int_mm`, by which
+That is what a CPU with VNNI instructions is quickest at; without them it is slower, and weights have seven
+bits, since products are added in 16 there. It is spelt out here over `torch._int_mm`, by which
 torchao and bitsandbytes compute it too: what they do around the product costs as much as it saves where a
 step has ten rows, and the largest matrix, the output layer tied to the embedding, bitsandbytes leaves as is.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,10 +21,20 @@ from torch import nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from .output_ituning import OutputLayer
-
 _LARGEST = 127
 _TINY = 1e-30  # in place of a largest value of zero
+
+
+@cache
+def largest_weight() -> int:
+    """Return the largest integer for a weight that this CPU multiplies right.
+
+    Without VNNI oneDNN adds products by twos in 16 bits, with inputs shifted to 0...255: 2 * 255 * 127
+    saturates there, and 2 * 255 * 64 does not.
+    """
+    full = torch.full((16, 64), _LARGEST, dtype=torch.int8)
+    is_exact = bool((torch._int_mm(full, full.t()) == 64 * _LARGEST**2).all())
+    return _LARGEST if is_exact else 64
 
 
 class Int8Linear(nn.Module):
@@ -36,7 +48,7 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         weight = weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp(min=_TINY) / _LARGEST
+        scale = weight.abs().amax(dim=1).clamp(min=_TINY) / largest_weight()
         self.out_features, self.in_features = weight.shape
         self.integers: torch.Tensor
         self.scale: torch.Tensor
@@ -94,8 +106,9 @@ class _Int8Product(torch.autograd.Function):
 def quantize_frozen_weights(model: Any) -> None:
     """Hold the frozen language model's weight matrices in int8, in place; adapters keep their precision.
 
-    The embeddings, norms and biases stay as they are, and so does the vision encoder. Saving writes what it
-    wrote before. It is not undone: load the captioner again.
+    The embeddings, norms and biases stay as they are, and so does the vision encoder. Saving the captioner
+    writes what it wrote before; its language model can no longer be saved by itself. It is not undone: load
+    the captioner again.
 
     Args:
         model: A captioner on the CPU.
@@ -105,7 +118,9 @@ def quantize_frozen_weights(model: Any) -> None:
     """
     require_cpu(model.text_model.get_input_embeddings().weight.device)
     for name, layer in list(model.text_model.named_modules()):
-        if ".adapter." not in name and type(layer) in (nn.Linear, OutputLayer, Conv1D):
+        if ".adapter." in name:
+            continue
+        if isinstance(layer, (nn.Linear, Conv1D)) and layer.weight.is_floating_point():
             # Conv1D keeps its weight the other way round.
             weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
             model.text_model.set_submodule(name, Int8Linear(weight, layer.bias))

@@ -82,6 +82,7 @@ def caption_loss(
 
     def summed(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         logits = output_layer(hidden).float()
+        target = target.to(logits.device)
         return F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
 
     is_frozen = not any(p.requires_grad for p in output_layer.parameters())

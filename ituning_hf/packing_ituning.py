@@ -46,7 +46,10 @@ class TextRows:
             embedding: Its token embedding.
         """
         if self.are_packed:  # embedded, as Transformers would take a begin token for padding without a mask
-            return {"inputs_embeds": embedding(self.input_ids), "position_ids": self.position_ids}
+            embeds, position_ids = embedding(self.input_ids), self.position_ids
+            if position_ids is not None:  # Transformers makes a mask of them where the embeddings are
+                position_ids = position_ids.to(embeds.device)
+            return {"inputs_embeds": embeds, "position_ids": position_ids}
         position_ids = self.position_ids
         if position_ids is None and self.attention_mask is not None and self.attention_mask.ndim == 2:
             position_ids = positions_from_mask(self.attention_mask, self.input_ids.shape[1])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from transformers.utils import logging as transformers_logging
 
 from .launching import refuse_unsupported_launch
@@ -50,7 +50,9 @@ def create_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Acc
     refuse_unsupported_launch(os.environ)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     cpu = launched > 1 and not torch.accelerator.is_available()
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, **kwargs)
+    # Buffers are frozen, and equal everywhere: DDP would send them round at every step, int8 weights too.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=handlers, **kwargs)
     if accelerator.num_processes != launched:
         raise ValueError(
             f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: start "

@@ -1,14 +1,16 @@
 """The frozen language model in int8: what is computed, what stays as it was, and where it is refused."""
 
+import platform
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import run_fresh
 from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from ituning_hf import ITuningForCaptioning, load_captioner, quantize_frozen_weights, save_captioner
+from ituning_hf import ITuningForCaptioning, int8, load_captioner, quantize_frozen_weights, save_captioner
 from ituning_hf.int8 import Int8Linear
 from ituning_hf.tuner import to_peft
 
@@ -24,6 +26,12 @@ def quantised(captioner: ITuningForCaptioning) -> ITuningForCaptioning:
     return captioner
 
 
+@pytest.fixture
+def eight_bits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(int8, "largest_weight", lambda: 127)
+
+
+@pytest.mark.usefixtures("eight_bits")
 def test_rows_of_weights_become_integers_and_a_scale():
     layer = Int8Linear(WEIGHT, bias=torch.tensor([1.0, 2.0, 3.0]))
     assert torch.equal(layer.integers, INTEGERS)
@@ -45,6 +53,7 @@ def test_the_product_is_close_and_keeps_shape_and_dtype():
     assert layer(x).shape == (2, 5, 37)
 
 
+@pytest.mark.usefixtures("eight_bits")
 def test_the_gradient_is_that_of_the_weights_as_they_are_held():
     layer = Int8Linear(WEIGHT, bias=None)
     x = torch.randn(5, 2, requires_grad=True)
@@ -52,6 +61,26 @@ def test_the_gradient_is_that_of_the_weights_as_they_are_held():
     (layer(x) * coefficients).sum().backward()
     torch.testing.assert_close(x.grad, coefficients @ (INTEGERS.float() * layer.scale[:, None]))
     assert not list(layer.parameters())
+
+
+OUTLIERS = """
+import torch
+from torch import nn
+from ituning_hf.int8 import Int8Linear, largest_weight
+
+torch.manual_seed(0)
+linear, x = nn.Linear(64, 9), torch.randn(5, 64)
+x[:, :4], linear.weight.data[:, :4] = 20, 1  # as GPT-2 has them, and all of one sign
+error = (Int8Linear(linear.weight, linear.bias)(x) / linear(x) - 1).abs().max()
+found = {"largest": largest_weight(), "error": float(error.detach())}
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's instruction sets are of x86")
+def test_without_vnni_weights_have_seven_bits_and_products_do_not_saturate(tmp_path: Path):
+    found = run_fresh(OUTLIERS, tmp_path, hide=False, environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert found["largest"] == 64
+    assert found["error"] < 0.02
 
 
 def test_every_frozen_matrix_and_nothing_else_is_quantised(captioner, processor):

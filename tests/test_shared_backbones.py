@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters
 from transformers import AutoModel, CLIPVisionModel, GPT2LMHeadModel, GPT2Model
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from ituning_hf import ITuningForCaptioning
+from ituning_hf import ITuningForCaptioning, quantize_frozen_weights
+from ituning_hf.gpt2_ituning import ITuningGPT2Block
 
 
 @pytest.fixture
@@ -98,6 +101,8 @@ def test_a_model_of_another_class_is_refused(saved: Path, backbones: dict[str, P
     [
         ({"load_vision_model": False}, "both vision_model and load_vision_model=False"),
         ({"device_map": "cpu"}, "both vision_model and device_map"),
+        ({"dtype": torch.bfloat16}, "both vision_model and dtype"),
+        ({"attn_implementation": "eager"}, "both vision_model and attn_implementation"),
         ({"quantization_config": object()}, "both text_model and quantization_config"),
     ],
 )
@@ -110,3 +115,53 @@ def test_the_adapters_come_from_the_file_and_nothing_is_drawn(saved: Path, in_me
     before = torch.get_rng_state()
     ITuningForCaptioning.from_pretrained(saved, **in_memory)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_backbone_of_another_architecture_is_refused(saved: Path, backbones: dict[str, Path]):
+    text = GPT2LMHeadModel.from_pretrained(backbones["text"], n_head=11)
+    with pytest.raises(ValueError, match="text model in memory has num_attention_heads=11, wanted 2"):
+        ITuningForCaptioning.from_pretrained(saved, text_model=text)
+
+
+def test_a_backbone_with_something_added_is_refused(saved: Path, in_memory: dict[str, Any]):
+    lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+    inject_adapter_in_model(lora, in_memory["text_model"], "style")
+    with pytest.raises(ValueError, match=r"it has \d+ weights more \(first: .*lora.*such as a LoRA"):
+        ITuningForCaptioning.from_pretrained(saved, **in_memory)
+
+
+def test_offloaded_backbones_are_compared_with_those_on_disk(
+    saved: Path, backbones: dict[str, Path], tmp_path: Path
+):
+    places = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.ln_f": "cpu", "lm_head": "cpu"}
+    text = GPT2LMHeadModel.from_pretrained(
+        backbones["text"],
+        device_map=places | {"transformer.h": "disk", "transformer.drop": "cpu"},
+        offload_folder=tmp_path / "offloaded",
+    )
+    model = ITuningForCaptioning.from_pretrained(saved, text_model=text)
+    torch.testing.assert_close(logits(model), logits(ITuningForCaptioning.from_pretrained(saved)))
+
+
+def test_quantised_backbones_are_shared(saved: Path):
+    first = ITuningForCaptioning.from_pretrained(saved)
+    quantize_frozen_weights(first)
+    second = ITuningForCaptioning.from_pretrained(saved, text_model=first.text_model)
+    assert torch.equal(logits(second), logits(first))
+
+
+def test_blocks_of_another_repositorys_copy_are_taken_off(backbones: dict[str, Path], saved: Path, tmp_path):
+    make_captioner(backbones, adapter_layers=[0, 1]).save_pretrained(tmp_path / "two")
+    foreign = AutoModel.from_pretrained(saved, trust_remote_code=True)
+    for block in foreign.text_model.transformer.h:
+        block.__class__ = type("ITuningGPT2Block", (GPT2Block,), dict(vars(ITuningGPT2Block)))
+    model = ITuningForCaptioning.from_pretrained(tmp_path / "two", text_model=foreign.text_model)
+    assert torch.equal(logits(model), logits(ITuningForCaptioning.from_pretrained(tmp_path / "two")))
+
+
+def test_gradient_checkpointing_is_not_inherited(saved: Path):
+    first = ITuningForCaptioning.from_pretrained(saved)
+    first.activation_checkpointing_enable()
+    second = ITuningForCaptioning.from_pretrained(saved, text_model=first.text_model)
+    assert not second.is_gradient_checkpointing
+    assert first.is_gradient_checkpointing
