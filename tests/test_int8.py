@@ -64,6 +64,7 @@ def test_the_gradient_is_that_of_the_weights_as_they_are_held():
 
 
 OUTLIERS = """
+import json
 import torch
 from torch import nn
 from ituning_hf.int8 import Int8Linear, largest_weight
