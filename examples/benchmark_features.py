@@ -198,8 +198,6 @@ def main() -> None:
         parser.error(str(error))
     if options.pictures > len(records):
         parser.error(f"--pictures {options.pictures}: the data set has {len(records)}.")
-    if options.folder is not None:
-        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if not can_drop(Path(folder)):
             parser.error("files stay in memory here, so that none is read cold: give a --folder on a disk.")

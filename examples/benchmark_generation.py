@@ -1,7 +1,7 @@
 """What generating captions costs, beside bare GPT-2 and beside what people generate them with today.
 
     python examples/benchmark_generation.py                  # Base size: CLIP ViT-B/16, GPT-2
-    python examples/benchmark_generation.py --size small     # seconds, to see that it runs
+    python examples/benchmark_generation.py --size small --no_memory    # to see that it runs
     python examples/benchmark_generation.py --device cuda --dtype bfloat16 --images 16 --compile
     python examples/benchmark_generation.py --profile        # where the time goes
     python examples/benchmark_generation.py --growth beams --plots plots

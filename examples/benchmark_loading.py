@@ -48,10 +48,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = benchmark_parser(__doc__, rounds=7)
     help = "where models are saved and removed again: a disk (the temporary folder)"
     parser.add_argument("--folder", type=writable_folder, help=help)
-    options = parser.parse_args(arguments)
-    if options.folder is not None:
-        options.folder.mkdir(parents=True, exist_ok=True)
-    return options
+    return parser.parse_args(arguments)
 
 
 def compare(options: argparse.Namespace, folder: Path, report: Report) -> None:

@@ -1,7 +1,7 @@
 """What a training step costs, beside the floor below it and beside what people train today.
 
     python examples/benchmark_training.py                  # Base size: CLIP ViT-B/16, GPT-2
-    python examples/benchmark_training.py --size small     # seconds, to see that it runs
+    python examples/benchmark_training.py --size small --no_memory    # to see that it runs
     python examples/benchmark_training.py --device cuda --dtype bfloat16 --images 64 --compile
     python examples/benchmark_training.py --growth batch --plots plots
 

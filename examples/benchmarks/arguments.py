@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,6 @@ import torch
 from transformers.utils import logging as progress
 
 from ituning_hf.cli.arguments import natural, positive
-from ituning_hf.output_folders import existing_part
 
 from .sizes import SIZES
 
@@ -61,11 +60,15 @@ def check_ways(parser: argparse.ArgumentParser, ways: Sequence[str], there: Sequ
 
 
 def writable_folder(text: str) -> Path:
-    """Read a folder that can be written to, or made."""
-    there = existing_part(Path(text))
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written to: give a folder that can")
-    return Path(text)
+    """Read a folder that can be written to, and make it if it is not there."""
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        message = f"{text!r} cannot be written to ({error.strerror}): give a folder that can"
+        raise argparse.ArgumentTypeError(message) from error
 
 
 def writable_file(text: str) -> Path:

@@ -89,11 +89,13 @@ def format_table(rows: Sequence[Row]) -> str:
 def _column(name: str, values: Sequence[Any], is_first: bool) -> list[str]:
     """Return a column's lines, all of one width: its name, wrapped to what it needs, and its cells."""
     is_text = any(isinstance(value, str) for value in values)
-    cells = [_cell(value) for value in values]
+    # Milliseconds have digits too.
+    digits = 3 if max((abs(v) for v in values if isinstance(v, float)), default=1.0) >= 0.1 else 5
+    cells = [_cell(value, digits) for value in values]
     if is_text and is_first:
         cells = nested(cells)
-    width = max(map(len, [*cells, *name.split()]))
-    lines = [*(textwrap.wrap(name, width) if width else [name]), *cells]
+    lines = [*textwrap.wrap(name, max(map(len, ["........", *cells, *name.split()]))), *cells]
+    width = max(map(len, lines))
     return [line.ljust(width) if is_text else line.rjust(width) for line in lines]
 
 
@@ -108,11 +110,11 @@ def nested(names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, digits: int) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

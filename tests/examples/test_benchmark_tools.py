@@ -164,11 +164,10 @@ def test_a_table_is_no_wider_than_it_must_be():
         {"way": "peer, no padding", "over the floor": None, "": None},
     ]
     assert format_table(rows).splitlines() == [
-        "                   over",
-        "                    the",
-        "way               floor",
-        "floor             1.000  x",
-        "  no padding      0.500",
+        "                  over the",
+        "way                  floor",
+        "floor                1.000  x",
+        "  no padding         0.500",
         "peer, no padding",
     ]
 
@@ -191,7 +190,7 @@ def test_the_same_random_weights_are_drawn_again():
         ("--warm_up -1", "argument --warm_up: '-1' is no whole number from 0"),
         ("--device tpu", "argument --device: 'tpu' is no device: give cpu or cuda"),
         ("--output {}", "is a folder: give a file in it"),
-        ("--output {}/file/report.json", "file' cannot be written to: give a folder that can"),
+        ("--output {}/file/report.json", "file' cannot be written to (File exists): give a folder that can"),
     ],
 )
 def test_flags_that_end_before_anything_is_measured(flags: str, message: str, tmp_path: Path, capsys):
