@@ -10,7 +10,7 @@ Every way generates the same number of tokens, with the same beams, for the same
 that a busy machine slows all of them: ratios are medians over rounds of the ratio within a round. Weights are
 random. The captioner and the PEFT method have the same ones, and must give the same captions. "each step" is
 the PEFT model's language model called directly, which projects the images' keys and values again for every
-token.
+token. Peak memory holds the vision encoder also where it only made the features, before the call.
 """
 
 from __future__ import annotations
