@@ -8,7 +8,7 @@
 A step zeroes the gradients, runs forward and backward, and lets AdamW step over what is trained. All ways
 take the same rows of text, new ones each round and of real captions' lengths, and take turns, so that a busy
 machine slows all of them: ratios are medians over rounds of the ratio within a round. Weights, pictures and
-tokens are random. At Base size all ways together need much memory: name some with --ways where there is little.
+tokens are random. At Base size all ways need much memory: name some with --ways where there is little.
 
 One picture with five captions is the default: so few rows that whatever is spent beside the frozen GPT-2
 shows, and that a picture's features and the optimiser have no large batch to hide in.
