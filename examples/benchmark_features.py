@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.page_cache import drop_from_cache
+from benchmarks.arguments import writable_folder
+from benchmarks.page_cache import can_drop, drop_from_cache
 from benchmarks.sizes import SIZES, captioner_config
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessorPil
 from transformers.utils import logging
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
+from ituning_hf.cli.arguments import positive
 from ituning_hf.data import CaptionedImage, load_captioned_images
 from ituning_hf.features import STORAGES, FeatureSpec, FeatureStore, feature_bytes, format_bytes
 from ituning_hf.features.pictures import Picture
@@ -141,13 +143,11 @@ def measure(
     return {name: statistics.median(values[1:]) for name, values in speeds.items()}
 
 
-def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+def compare(options: argparse.Namespace, records: Sequence[CaptionedImage], folder: Path) -> dict[str, float]:
     """Measure everything; return images per second by name."""
     config = captioner_config(options.size)
     logging.get_logger("ituning_hf.checkpoint_ituning").setLevel(logging.ERROR)
     model = ITuningForCaptioning(config)
-    records = load_captioned_images(options.dataset, "train", image_root=options.image_root)
-    records = random.sample(records, options.pictures)
     ways, before = dict[str, Callable[[], int]](), dict[str, Callable[[], None]]()
     for storage in STORAGES:
         place = folder / storage
@@ -184,16 +184,24 @@ def main() -> None:
     )
     add: Any = parser.add_argument
     add("--size", choices=SIZES, default="base", help="of the models (%(default)s)")
-    add("--images", type=int, default=1000, help="in the store (%(default)s)")
-    add("--pictures", type=int, default=16, help="decoded and encoded each round (%(default)s)")
-    add("--batch_size", type=int, default=8, help="images of a batch and of a step (%(default)s)")
-    add("--rounds", type=int, default=5, help="that count (%(default)s)")
+    add("--images", type=positive, default=1000, help="in the store (%(default)s)")
+    add("--pictures", type=positive, default=16, help="decoded and encoded each round (%(default)s)")
+    add("--batch_size", type=positive, default=8, help="images of a batch and of a step (%(default)s)")
+    add("--rounds", type=positive, default=5, help="that count (%(default)s)")
     add("--dataset", default="scenes", help="pictures, as for ituning train (%(default)s)")
     add("--image_root", help="the folder that the data set's file names are relative to")
-    add("--folder", help="where the stores are put and removed again: a disk (the temporary folder)")
+    add("--folder", type=writable_folder, help="for the stores, removed again: a disk (the temporary one)")
     options = parser.parse_args()
+    try:
+        records = load_captioned_images(options.dataset, "train", image_root=options.image_root)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if options.pictures > len(records):
+        parser.error(f"--pictures {options.pictures}: the data set has {len(records)}.")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        speeds = compare(options, Path(folder))
+        if not can_drop(Path(folder)):
+            parser.error("files stay in memory here, so that none is read cold: give a --folder on a disk.")
+        speeds = compare(options, random.sample(records, options.pictures), Path(folder))
     taken = speeds["training step"]
     print(f"{'':<28}{'images/s':>12}{'of a step':>12}")
     for name, speed in speeds.items():

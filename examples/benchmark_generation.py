@@ -1,7 +1,7 @@
 """What generating captions costs, beside bare GPT-2 and beside what people generate them with today.
 
     python examples/benchmark_generation.py                  # Base size: CLIP ViT-B/16, GPT-2
-    python examples/benchmark_generation.py --size small     # seconds, to see that it runs
+    python examples/benchmark_generation.py --size small --no_memory    # to see that it runs
     python examples/benchmark_generation.py --device cuda --dtype bfloat16 --images 16 --compile
     python examples/benchmark_generation.py --profile        # where the time goes
     python examples/benchmark_generation.py --growth beams --plots plots
@@ -10,7 +10,7 @@ Every way generates the same number of tokens, with the same beams, for the same
 that a busy machine slows all of them: ratios are medians over rounds of the ratio within a round. Weights are
 random. The captioner and the PEFT method have the same ones, and must give the same captions. "each step" is
 the PEFT model's language model called directly, which projects the images' keys and values again for every
-token.
+token. Peak memory holds the vision encoder also where it only made the features, before the call.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.arguments import benchmark_parser, quiet
-from benchmarks.generation_growth import AXES, MAIN_WAYS, settings_at
+from benchmarks.arguments import add_memory_flag, add_ways_flag, benchmark_parser, check_ways, quiet
+from benchmarks.axes import add_growth_flags, read_growth
+from benchmarks.captions import MOST_TOKENS
+from benchmarks.generation_growth import AXES, GROWING_WAYS
 from benchmarks.generation_profile import profile_tables
 from benchmarks.generation_ways import (
-    COMPILED_WAYS,
+    ALL_WAYS,
     ENCODER_DECODER,
     FEATURES,
     FLOOR,
@@ -33,17 +35,18 @@ from benchmarks.generation_ways import (
     IN_INT8,
     PEFT,
     PICTURES,
-    WAYS,
     CaptionSettings,
     build_way,
     build_ways,
     count_changed,
     way_names,
 )
-from benchmarks.growth import check_can_draw, draw, grow, ratios
-from benchmarks.memory import Memory, can_measure, peak_memory
+from benchmarks.growth import draw, grow, ratios
+from benchmarks.memory import Memory, peak_memories
 from benchmarks.report import Report, Row
 from benchmarks.rounds import Timings, measure
+
+from ituning_hf.cli.arguments import positive
 
 # What is compared, over what, and at most by which factor.
 TARGETS = (
@@ -75,26 +78,32 @@ def main(arguments: Sequence[str] | None = None) -> Report:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = benchmark_parser(__doc__, rounds=7)
+    add_memory_flag(parser)
     add = parser.add_argument
-    add("--images", type=int, default=2, help="captioned at once (default: %(default)s)")
-    add("--num_beams", type=int, default=5, help="(default: %(default)s)")
-    add("--new_tokens", type=int, default=20, help="of each caption (default: %(default)s)")
+    add("--images", type=positive, default=2, help="captioned at once (default: %(default)s)")
+    add("--num_beams", type=positive, default=5, help="(default: %(default)s)")
+    add("--new_tokens", type=positive, default=20, help="of each caption (default: %(default)s)")
     add("--compile", action="store_true", help="also greedily over a static cache, each step compiled")
     add("--profile", action="store_true", help="print where the time goes, in place of the times")
-    names = [*WAYS, *COMPILED_WAYS]
-    add("--ways", nargs="+", choices=names, metavar="WAY", help=f"only these, of: {', '.join(names)}")
-    add("--growth", choices=[*AXES], help="measure how cost grows along this, in place of the table")
-    add("--values", nargs="+", help="of the growing axis, from small to large")
-    add("--plots", type=Path, help="a folder for the growth's plot, and for its numbers as JSON")
+    add_ways_flag(parser, [*ALL_WAYS])
+    add_growth_flags(parser, AXES)
     options = parser.parse_args(arguments)
-    if options.growth:
-        if options.plots is not None:
-            check_can_draw()
-        options.values = AXES[options.growth].parse(options.values, options.device)
+    if options.profile and options.growth:
+        parser.error("--profile and --growth are tables of their own: give one.")
+    if options.compile and (options.ways or options.profile or options.growth):
+        parser.error("--compile adds to all ways: with --profile, --growth or --ways, name them by --ways.")
+    if options.new_tokens > MOST_TOKENS:
+        parser.error(
+            f"--new_tokens {options.new_tokens}: not every decoder has places for over {MOST_TOKENS}."
+        )
+    read_growth(parser, options, AXES)
+    settings = settings_of(options)
     if options.ways is None and (options.growth or options.profile):
-        options.ways = [*MAIN_WAYS]
+        options.ways = [*GROWING_WAYS]
     elif options.ways is None:
-        options.ways = way_names(settings_of(options), options.compile)
+        options.ways = way_names(settings, options.compile)
+    for size in options.values if options.growth == "decoder" else [options.size]:
+        check_ways(parser, options.ways, way_names(replace(settings, size=size), compiled=True))
     return options
 
 
@@ -113,15 +122,15 @@ def settings_of(options: argparse.Namespace) -> CaptionSettings:
 def compare(options: argparse.Namespace, report: Report) -> None:
     """Fill a report: the ways, what they are, the targets."""
     settings = settings_of(options)
-    memory = _memory(options, settings, report)
+    names = [] if options.no_memory else options.ways
+    memory = peak_memories(names, build_way, settings, report, calls=1)
     ways = build_ways(options.ways, settings)
     changed = count_changed(ways, settings)
     timings = measure(ways, options.rounds, options.warm_up, device=options.device)
     rows = [_row(name, settings, timings, memory.get(name), changed.get(name)) for name in ways]
     report.tables[_title(settings)] = rows
-    notes = WAYS | COMPILED_WAYS
-    report.tables["what it is"] = [{"way": name, "": notes[name].note} for name in ways]
-    if settings.size == "base":
+    report.tables["what it is"] = [{"way": name, "": ALL_WAYS[name].note} for name in ways]
+    if (settings.size, settings.num_beams, settings.new_tokens) == ("base", 5, 20):
         report.tables["targets"] = target_rows(timings)
 
 
@@ -129,7 +138,7 @@ def grow_along(options: argparse.Namespace, report: Report) -> None:
     """Fill a report with a call's seconds along an axis, and draw them where that is asked for."""
 
     def measure_at(value: Any) -> Timings:
-        ways = build_ways(options.ways, settings_at(options.growth, value, settings_of(options)))
+        ways = build_ways(options.ways, AXES[options.growth].change(settings_of(options), value))
         return measure(ways, options.rounds, options.warm_up, device=options.device)
 
     table = f"seconds to caption, {'by decoder' if options.growth == 'decoder' else options.size}"
@@ -139,17 +148,6 @@ def grow_along(options: argparse.Namespace, report: Report) -> None:
     if options.plots is not None:
         report.save(options.plots / f"generation_{options.growth}.json")
         draw(report, table, options.plots / f"generation_{options.growth}.svg")
-
-
-def _memory(options: argparse.Namespace, settings: CaptionSettings, report: Report) -> dict[str, Memory]:
-    if options.no_memory:
-        return {}
-    if not can_measure(options.device):
-        report.notes.append("Peak memory was not measured: Linux's /proc/self/clear_refs is not there.")
-        return {}
-    return {
-        name: peak_memory(build_way, name, settings, device=options.device, calls=1) for name in options.ways
-    }
 
 
 def _title(settings: CaptionSettings) -> str:
@@ -167,8 +165,8 @@ def _row(
         "median s": median,
         "25%": first,
         "75%": third,
-        "over floor": _ratio(timings, name, (WAYS | COMPILED_WAYS)[name].floor),
-        "over enc.-dec.": _ratio(timings, name, ENCODER_DECODER),
+        "over floor": timings.ratio_if_measured(name, ALL_WAYS[name].floor),
+        "over enc.-dec.": timings.ratio_if_measured(name, ENCODER_DECODER),
         "ms a token": 1000 * median / settings.new_tokens,
         "images/s": settings.num_images / median,
         "peak MB": memory and memory.total // 10**6,
@@ -177,16 +175,11 @@ def _row(
     }
 
 
-def _ratio(timings: Timings, name: str, over: str) -> float | None:
-    measured = name in timings.seconds and over in timings.seconds
-    return timings.ratio(name, over) if measured else None
-
-
 def target_rows(timings: Timings) -> list[Row]:
     """Return what was aimed for beside what was measured; empty where that was not run."""
     rows = []
     for what, way, over, wanted in TARGETS:
-        ratio = _ratio(timings, way, over)
+        ratio = timings.ratio_if_measured(way, over)
         met = None if ratio is None else "yes" if ratio <= wanted else "no"
         rows.append({"target": what, "at most": wanted, "measured": ratio, "met": met})
     return rows

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.arguments import DTYPES, benchmark_parser, quiet
+from benchmarks.arguments import DTYPES, benchmark_parser, quiet, writable_folder
 from benchmarks.loading_ways import CAPTIONER, ONTO_BACKBONES, SWITCH, Load, SavedModels, loading_ways
 from benchmarks.page_cache import can_drop, drop_from_cache
 from benchmarks.report import Report, Row
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = benchmark_parser(__doc__, rounds=7)
-    parser.add_argument("--folder", help="where models are saved and removed again (the temporary folder)")
+    help = "where models are saved and removed again: a disk (the temporary folder)"
+    parser.add_argument("--folder", type=writable_folder, help=help)
     return parser.parse_args(arguments)
 
 
@@ -59,10 +60,10 @@ def compare(options: argparse.Namespace, folder: Path, report: Report) -> None:
         {name: way.call for name, way in ways.items()}, options.rounds, options.warm_up, device=options.device
     )
     cold = None
-    if can_drop():
+    if can_drop(folder):
         cold = measure_cold(ways, options.rounds, options.device)
     else:
-        report.notes.append("Nothing was read cold: this system cannot be asked to empty its page cache.")
+        report.notes.append("Nothing was read cold: files stay in memory here; give a --folder on a disk.")
     report.tables["seconds to load"] = [_row(name, way, warm, cold) for name, way in ways.items()]
     if options.size == "base":
         report.tables["targets"] = target_rows(warm)

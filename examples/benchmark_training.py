@@ -1,14 +1,14 @@
 """What a training step costs, beside the floor below it and beside what people train today.
 
     python examples/benchmark_training.py                  # Base size: CLIP ViT-B/16, GPT-2
-    python examples/benchmark_training.py --size small     # seconds, to see that it runs
+    python examples/benchmark_training.py --size small --no_memory    # to see that it runs
     python examples/benchmark_training.py --device cuda --dtype bfloat16 --images 64 --compile
     python examples/benchmark_training.py --growth batch --plots plots
 
 A step zeroes the gradients, runs forward and backward, and lets AdamW step over what is trained. All ways
 take the same rows of text, new ones each round and of real captions' lengths, and take turns, so that a busy
 machine slows all of them: ratios are medians over rounds of the ratio within a round. Weights, pictures and
-tokens are random. At Base size all ways together need about 20 GB: name some with --ways where there is less.
+tokens are random. At Base size all ways need much memory: name some with --ways where there is little.
 
 One picture with five captions is the default: so few rows that whatever is spent beside the frozen GPT-2
 shows, and that a picture's features and the optimiser have no large batch to hide in.
@@ -17,15 +17,24 @@ shows, and that a picture's features and the optimiser have no large batch to hi
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import DTYPES, benchmark_parser, quiet
-from benchmarks.growth import check_can_draw, draw, grow, ratios
-from benchmarks.memory import Memory, can_measure, peak_memory
+from benchmarks.arguments import (
+    DTYPES,
+    add_memory_flag,
+    add_ways_flag,
+    benchmark_parser,
+    check_ways,
+    quiet,
+)
+from benchmarks.axes import add_growth_flags, read_growth
+from benchmarks.captions import Batch
+from benchmarks.growth import draw, grow, ratios
+from benchmarks.memory import Memory, peak_memories
 from benchmarks.peers import CROSS_ATTENTION, PEERS
 from benchmarks.report import Report, Row
 from benchmarks.rounds import Timings, measure
@@ -43,6 +52,8 @@ from benchmarks.training_ways import (
     StepSettings,
     way_names,
 )
+
+from ituning_hf.cli.arguments import positive
 
 OVER_FLOOR, OVER_PEER = "over floor", "over cross-att."
 PEAK_OVER_PEER, OWN_PEAK_OVER_PEER = "peak over cross-att.", "without weights, over it"
@@ -78,23 +89,20 @@ def main(arguments: Sequence[str] | None = None) -> Report:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = benchmark_parser(__doc__, rounds=7)
+    add_memory_flag(parser)
     add = parser.add_argument
-    add("--images", type=int, default=1, help="of a step (default: %(default)s)")
-    add("--captions_per_image", type=int, default=5, help="(default: %(default)s)")
+    add("--images", type=positive, default=1, help="of a step (default: %(default)s)")
+    add("--captions_per_image", type=positive, default=5, help="(default: %(default)s)")
     compiled = f"torch.compile, with rows of {STATIC_WIDTH} tokens; steps compile at first: --warm_up 3"
     add("--compile", action="store_true", help=compiled)
-    names = [*OWN_WAYS, *PEERS]
-    add("--ways", nargs="+", choices=names, metavar="WAY", help=f"only these, of: {', '.join(names)}")
-    add("--growth", choices=[*AXES], help="measure how a step's cost grows along this, instead of the table")
-    add("--values", nargs="+", help="of the growing axis, from small to large")
-    add("--plots", type=Path, help="a folder for the growth's plot, and for its numbers as JSON")
+    add_ways_flag(parser, [*OWN_WAYS, *PEERS])
+    add_growth_flags(parser, AXES)
     options = parser.parse_args(arguments)
-    if options.growth:
-        if options.plots is not None:
-            check_can_draw()
-        options.values = AXES[options.growth].parse(options.values, options.device)
-        options.ways = options.ways or list(GROWING_WAYS)
-    options.ways = options.ways or way_names(options.size, options.dtype)
+    read_growth(parser, options, AXES)
+    if options.ways is None:
+        options.ways = [*GROWING_WAYS] if options.growth else way_names(options.size, options.dtype)
+    for size in options.values if options.growth == "decoder" else [options.size]:
+        check_ways(parser, options.ways, way_names(size, options.dtype))
     return options
 
 
@@ -114,18 +122,18 @@ def settings_of(options: argparse.Namespace) -> StepSettings:
 def time_steps(steps: dict[str, Step], settings: StepSettings, rounds: int, warm_up: int) -> Timings:
     """Time steps in turns, all of them over the same new batch each round."""
 
-    def draw(seed: int) -> None:
+    def renew(seed: int) -> None:
         batch = settings.batch(seed)
         for step in steps.values():
             step.batch = batch
 
-    return measure(steps, rounds, warm_up, before_round=draw, device=settings.device)
+    return measure(steps, rounds, warm_up, before_round=renew, device=settings.device)
 
 
 def compare(options: argparse.Namespace, report: Report) -> None:
     """Fill a report: the ways, what they are, the arithmetic, the targets."""
     settings = settings_of(options)
-    memory = _memory(options, settings, report)
+    memory = peak_memories([] if options.no_memory else options.ways, Step, settings, report)
     steps = {name: Step(name, settings) for name in options.ways}
     timings = time_steps(steps, settings, options.rounds, options.warm_up)
     rows = [_time_row(name, timings) for name in steps]
@@ -133,20 +141,14 @@ def compare(options: argparse.Namespace, report: Report) -> None:
     report.tables["time of a step"] = rows
     report.tables["what is trained, held and stored"] = sizes
     report.tables["what it is"] = [{"way": name, "model": step.way.note} for name, step in steps.items()]
-    arithmetic = [_arithmetic(name, timings, settings) for name in (FLOOR, STORED) if name in steps]
-    report.tables["arithmetic"] = arithmetic
-    report.tables[TARGETS_TITLE] = judge([*rows, *sizes, *arithmetic])
+    seeds = range(options.warm_up, options.warm_up + options.rounds)  # of the batches that were timed
+    arithmetic = [_arithmetic(name, timings, settings, seeds) for name in (FLOOR, STORED) if name in steps]
+    if arithmetic:
+        report.tables["arithmetic"] = arithmetic
+    if (options.size, options.captions_per_image) == ("base", 5):
+        report.tables[TARGETS_TITLE] = judge([*rows, *sizes, *arithmetic])
     if options.device == "cpu":
         report.notes.append("No GPU was measured: the minutes of a whole COCO run stay empty.")
-
-
-def _memory(options: argparse.Namespace, settings: StepSettings, report: Report) -> dict[str, Memory]:
-    if options.no_memory:
-        return {}
-    if not can_measure(options.device):
-        report.notes.append("Peak memory was not measured: Linux's /proc/self/clear_refs is not there.")
-        return {}
-    return {name: peak_memory(Step, name, settings, device=options.device) for name in options.ways}
 
 
 def _time_row(name: str, timings: Timings) -> Row:
@@ -157,10 +159,7 @@ def _time_row(name: str, timings: Timings) -> Row:
         "median, s": timings.median(name),
         "25%": first,
         "75%": third,
-        **{
-            column: timings.ratio(name, other) if other in timings.seconds else None
-            for column, other in over.items()
-        },
+        **{column: timings.ratio_if_measured(name, other) for column, other in over.items()},
     }
 
 
@@ -178,10 +177,11 @@ def _size_row(name: str, step: Step, memory: dict[str, Memory]) -> Row:
     }
 
 
-def _arithmetic(name: str, timings: Timings, settings: StepSettings) -> Row:
+def _arithmetic(name: str, timings: Timings, settings: StepSettings, seeds: Sequence[int]) -> Row:
     """Say what a step computes, what share of the processor's rate it reaches, and what a whole run takes."""
     on_gpu = settings.device == "cuda"
-    flops = count_flops(Step(name, replace(settings, compiled=False)))  # compiled code is not counted
+    step = Step(name, replace(settings, compiled=False))  # compiled code is not counted
+    flops = statistics.median(_flops_of(step, settings.batch(seed)) for seed in seeds)
     rate = matrix_rate(settings.device, DTYPES[settings.dtype], width=8192 if on_gpu else 2048)
     seconds = timings.median(name)
     captions = settings.num_images * settings.captions_per_image
@@ -194,6 +194,11 @@ def _arithmetic(name: str, timings: Timings, settings: StepSettings) -> Row:
         "captions a step": captions,
         COCO_MINUTES: coco_minutes(seconds, captions) if on_gpu else None,
     }
+
+
+def _flops_of(step: Step, batch: Batch) -> int:
+    step.batch = batch
+    return count_flops(step)
 
 
 def judge(rows: Sequence[Row]) -> list[Row]:

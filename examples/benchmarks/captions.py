@@ -20,6 +20,7 @@ _COUNTS = (
     59, 31, 30, 13, 18, 9, 6, 5, 6, 1, 1, 2, 1, 2, 0, 1, 0, 2,
 )
 # fmt: on
+MOST_TOKENS = 500  # of a caption: with its begin and end token it must fit into BLIP's 512 places
 LENGTHS = dict(enumerate(_COUNTS, start=3))
 
 

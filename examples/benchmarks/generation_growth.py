@@ -1,35 +1,23 @@
-"""The axes along which the cost of generation grows; three of them are those of training."""
+"""The axes along which the cost of generation grows."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from .generation_ways import ENCODER_DECODER, FEATURES, FLOOR, PEFT, PICTURES, CaptionSettings
-from .training_growth import AXES as TRAINING_AXES
-from .training_growth import Axis
+from .axes import BATCH, DECODER, IMAGE_TOKENS, Axis
+from .captions import MOST_TOKENS
+from .generation_ways import ENCODER_DECODER, FEATURES, FLOOR, PEFT, PICTURES
 
-MAIN_WAYS = (FLOOR, FEATURES, PICTURES, PEFT, ENCODER_DECODER)
-
-
-def _with_beams(settings: Any, value: int) -> Any:
-    return replace(settings, num_beams=value)
-
-
-def _with_tokens(settings: Any, value: int) -> Any:
-    return replace(settings, new_tokens=value)
-
-
+GROWING_WAYS = (FLOOR, FEATURES, PICTURES, PEFT, ENCODER_DECODER)
 AXES = {
-    "beams": Axis("beams", (1, 2, 3, 5, 7, 10), _with_beams),
-    "new_tokens": Axis("new tokens", (5, 10, 20, 40), _with_tokens),
-    "batch": replace(TRAINING_AXES["batch"], label="pictures at once"),
-    "image_tokens": TRAINING_AXES["image_tokens"],
-    "decoder": TRAINING_AXES["decoder"],
+    "beams": Axis("beams", (1, 2, 3, 5, 7, 10), lambda settings, value: replace(settings, num_beams=value)),
+    "new_tokens": Axis(
+        "new tokens",
+        (5, 10, 20, 40),
+        lambda settings, value: replace(settings, new_tokens=value),
+        most=MOST_TOKENS,
+    ),
+    "batch": BATCH,
+    "image_tokens": IMAGE_TOKENS,
+    "decoder": DECODER,
 }
-
-
-def settings_at(axis: str, value: Any, settings: CaptionSettings) -> CaptionSettings:
-    """Return settings with an axis's value in them."""
-    change: Any = AXES[axis].change
-    return change(settings, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,7 +16,7 @@ from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.tuner import to_peft
 
 from .arguments import DTYPES
-from .backbones import frozen_text_model, frozen_vision_model
+from .backbones import frozen_text_model, frozen_vision_model, unshared_text_model
 from .peers import PEERS, Peer, peer_names
 from .sizes import captioner_config
 
@@ -72,8 +71,8 @@ class Models:
 
     def __init__(self, settings: CaptionSettings) -> None:
         self.settings, self.config = settings, settings.config()
+        self.dtype = DTYPES[settings.dtype]
         self._peers: dict[str, Peer] = {}
-        self.place: dict[str, Any] = {"device": settings.device, "dtype": DTYPES[settings.dtype]}
 
     @cached_property
     def pictures(self) -> torch.Tensor:
@@ -82,7 +81,7 @@ class Models:
         generator = torch.Generator().manual_seed(0)
         detail = torch.randn(self.settings.num_images, 3, side, side, generator=generator)
         brightness = torch.randn(self.settings.num_images, 3, 1, 1, generator=generator)
-        return (detail + 2 * brightness).to(**self.place)
+        return (detail + 2 * brightness).to(self.settings.device, self.dtype)
 
     @cached_property
     def features(self) -> torch.Tensor:
@@ -92,13 +91,12 @@ class Models:
     @cached_property
     def gpt2(self) -> Any:
         """The language model alone."""
-        return frozen_text_model(self.config).to(**self.place)
+        return frozen_text_model(self.config, self.dtype).to(self.settings.device)
 
     @cached_property
     def captioner(self) -> Any:
         """The captioner."""
-        vision, text = frozen_vision_model(self.config), frozen_text_model(self.config)
-        return make_captioner(vision, text).to(**self.place)
+        return self.frozen_in(self.dtype).to(self.dtype)
 
     @cached_property
     def peft(self) -> Any:
@@ -107,16 +105,12 @@ class Models:
 
     def frozen_in(self, dtype: torch.dtype) -> Any:
         """Return the captioner with its frozen weights in another precision, and its adapters in fp32."""
-        # Copied, so that the other ways' weights stay as they are.
-        vision = copy.deepcopy(frozen_vision_model(self.config))
-        text = copy.deepcopy(frozen_text_model(self.config))
-        device = self.settings.device
-        return make_captioner(vision.to(device, dtype), text.to(device, dtype)).to(device)
+        vision, text = frozen_vision_model(self.config, dtype), frozen_text_model(self.config, dtype)
+        return make_captioner(vision, text).to(self.settings.device)
 
     def in_int8(self) -> Any:
         """Return the captioner with its language model's weights in int8, and its adapters in fp32."""
-        vision, text = frozen_vision_model(self.config), frozen_text_model(self.config)
-        captioner = make_captioner(vision, text)
+        captioner = make_captioner(frozen_vision_model(self.config), unshared_text_model(self.config))
         ituning_hf.quantize_frozen_weights(captioner)
         return captioner
 
@@ -124,7 +118,7 @@ class Models:
         """Return a peer, the same one for every way, ready to caption."""
         if name not in self._peers:
             self._peers[name] = PEERS[name](self.config)
-            self._peers[name].model.to(**self.place).eval()
+            self._peers[name].model.to(self.settings.device, self.dtype).eval()
         return self._peers[name]
 
 
@@ -146,21 +140,16 @@ def _bare(models: Models, **options: Any) -> Generate:
 
 
 def _features(models: Models, captioner: Any = None, **options: Any) -> Generate:
-    model = captioner or models.captioner
-    features = (
-        models.features if captioner is None else model.get_image_features(_pictures_for(models, model))
-    )
-    return partial(model.generate, visual_features=features, **models.settings.length | options)
+    if captioner is None:
+        captioner, features = models.captioner, models.features
+    else:  # whose encoder may be in another precision
+        features = captioner.get_image_features(models.pictures.to(captioner.vision_model.dtype))
+    return partial(captioner.generate, visual_features=features, **models.settings.length | options)
 
 
-def _pictures_for(models: Models, captioner: Any) -> torch.Tensor:
-    return models.pictures.to(captioner.vision_model.dtype)
-
-
-def _pictures(models: Models, captioner: Any = None, **options: Any) -> Generate:
-    model = captioner or models.captioner
-    pictures = _pictures_for(models, model)
-    return partial(model.generate, pixel_values=pictures, **models.settings.length | options)
+def _pictures(models: Models, **options: Any) -> Generate:
+    length = models.settings.length | options
+    return partial(models.captioner.generate, pixel_values=models.pictures, **length)
 
 
 def _peft(models: Models) -> Generate:
@@ -225,13 +214,6 @@ IN_BF16, IN_INT8 = f"{FEATURES}, frozen in bf16", f"{FEATURES}, language model i
 WAYS: dict[str, Way] = {
     FLOOR: Way("no image", _bare),
     FEATURES: Way("images encoded off the clock", _features, same_captions=True),
-    PICTURES: Way("images encoded on the clock", _pictures, same_captions=True),
-    PEFT: Way("images encoded off the clock", _peft, same_captions=True),
-    f"{PEFT}, each step": Way(
-        "images encoded off the clock, keys and values projected each step",
-        _peft_each_step,
-        same_captions=True,
-    ),
     IN_BF16: Way(
         "images encoded off the clock, adapters in fp32",
         lambda models: _features(models, models.frozen_in(torch.bfloat16)),
@@ -242,21 +224,37 @@ WAYS: dict[str, Way] = {
         lambda models: _features(models, models.in_int8()),
         changes=True,
     ),
+    PICTURES: Way("images encoded on the clock", _pictures, same_captions=True),
+    PEFT: Way("images encoded off the clock", _peft, same_captions=True),
+    f"{PEFT}, each step": Way(
+        "images encoded off the clock, keys and values projected each step",
+        _peft_each_step,
+        same_captions=True,
+    ),
     ENCODER_DECODER: Way("images encoded on the clock", _peer(ENCODER_DECODER_PEER)),
     "VisionEncoderDecoder, stored features": Way("encoder_outputs given", _encoder_decoder_features),
     "GIT, pictures": Way("images encoded on the clock", _peer("GIT")),
     "BLIP, pictures": Way("images encoded on the clock", _peer("BLIP")),
     "ClipCap prefix, pictures": Way("images encoded on the clock", _peer("ClipCap prefix")),
-    GREEDY_FLOOR: Way("no image", partial(_bare, num_beams=1), GREEDY_FLOOR),
-    f"{FEATURES}, greedy": Way("as above", partial(_features, num_beams=1), GREEDY_FLOOR),
-    f"{PICTURES}, greedy": Way("as above", partial(_pictures, num_beams=1), GREEDY_FLOOR),
-}
-COMPILED_WAYS: dict[str, Way] = {
-    COMPILED_FLOOR: Way("static cache", lambda models: _bare(models, **_compiled()), COMPILED_FLOOR),
-    f"{FEATURES}, greedy, compiled": Way(
-        "static cache", lambda models: _features(models, **_compiled()), COMPILED_FLOOR
+    GREEDY_FLOOR: Way("no image, no beams", partial(_bare, num_beams=1), GREEDY_FLOOR),
+    f"{FEATURES}, greedy": Way(
+        "images encoded off the clock, no beams", partial(_features, num_beams=1), GREEDY_FLOOR
+    ),
+    f"{PICTURES}, greedy": Way(
+        "images encoded on the clock, no beams", partial(_pictures, num_beams=1), GREEDY_FLOOR
     ),
 }
+COMPILED_WAYS: dict[str, Way] = {
+    COMPILED_FLOOR: Way(
+        "no image, no beams, static cache", lambda models: _bare(models, **_compiled()), COMPILED_FLOOR
+    ),
+    f"{FEATURES}, greedy, compiled": Way(
+        "images encoded off the clock, no beams, static cache",
+        lambda models: _features(models, **_compiled()),
+        COMPILED_FLOOR,
+    ),
+}
+ALL_WAYS = WAYS | COMPILED_WAYS
 
 
 def way_names(settings: CaptionSettings, compiled: bool) -> list[str]:
@@ -271,13 +269,13 @@ def way_names(settings: CaptionSettings, compiled: bool) -> list[str]:
 
 def build_way(name: str, settings: CaptionSettings) -> Generate:
     """Build one way, in a process where there is no other."""
-    return (WAYS | COMPILED_WAYS)[name].build(Models(settings))
+    return ALL_WAYS[name].build(Models(settings))
 
 
 def build_ways(names: list[str], settings: CaptionSettings) -> dict[str, Generate]:
     """Build ways that share what they can."""
     models = Models(settings)
-    return {name: (WAYS | COMPILED_WAYS)[name].build(models) for name in names}
+    return {name: ALL_WAYS[name].build(models) for name in names}
 
 
 def count_changed(ways: dict[str, Generate], settings: CaptionSettings) -> dict[str, int]:
@@ -286,7 +284,7 @@ def count_changed(ways: dict[str, Generate], settings: CaptionSettings) -> dict[
     Raises:
         RuntimeError: if one changes some that must not.
     """
-    ours = [name for name in ways if WAYS.get(name, WAYS[FLOOR]).same_captions or name in _CHANGING]
+    ours = [name for name in ways if ALL_WAYS[name].same_captions or ALL_WAYS[name].changes]
     if FEATURES not in ours:
         return {}
     expected = ways[FEATURES]()
@@ -295,6 +293,3 @@ def count_changed(ways: dict[str, Generate], settings: CaptionSettings) -> dict[
     if wrong and settings.dtype == "float32":  # in bf16 rounding may tip a caption, and is reported
         raise RuntimeError(f"{wrong} give other captions than {FEATURES!r}, with the same weights.")
     return changed
-
-
-_CHANGING = {name for name, way in WAYS.items() if way.changes}

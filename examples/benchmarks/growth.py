@@ -59,7 +59,7 @@ def draw(report: Report, table: str, path: Path) -> None:
     # A doubling axis such as a batch's is read in factors, another one in differences from nought.
     if not isinstance(values[0], str) and values[-1] >= 16 * values[0]:
         plot.set(xscale="log", yscale="log")
-        plot.minorticks_off()
+        plot.set_xticks([], minor=True)  # but keep those of seconds: they may span less than a decade
     else:
         plot.set_ylim(bottom=0)
     plot.set_xticks(values, [str(value) for value in values])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
-from ituning_hf import ITuningConfig, ITuningForCaptioning
+from ituning_hf import ITuningForCaptioning
 from ituning_hf.tuner import to_peft
 
 from .backbones import frozen_text_model, frozen_vision_model, over_the_same_weights
@@ -49,7 +48,7 @@ class SavedModels:
     ) -> None:
         self.folder, self.device = folder, device
         config = captioner_config(size)
-        vision, text = frozen_vision_model(config).to(dtype), frozen_text_model(config).to(dtype)
+        vision, text = frozen_vision_model(config, dtype), frozen_text_model(config, dtype)
         self.saved = {BACKBONES: _save_backbones(folder, vision, text)}
         self._save_captioner(dtype)
         # Of weights that no file backs: mapped pages stay in the cache, and nothing could be read cold.
@@ -148,14 +147,8 @@ def switch(models: SavedModels) -> None:
 def put_onto_backbones(models: SavedModels) -> ITuningForCaptioning:
     """Make a captioner of a saved adapter and frozen models that are in memory."""
     folder = models.folder / CAPTIONER
-    if "text_model" in inspect.signature(ITuningForCaptioning.from_pretrained).parameters:
-        backbones = {"vision_model": models.vision, "text_model": models.text}
-        return ITuningForCaptioning.from_pretrained(folder, **backbones)
-    # Before that parameter there was no call for it.
-    config = ITuningConfig.from_pretrained(folder)
-    captioner = ITuningForCaptioning(config, models.vision, over_the_same_weights(models.text))
-    captioner.load_adapter_state_dict(load_file(folder / "model.safetensors"), str(folder))
-    return captioner.eval()
+    backbones = {"vision_model": models.vision, "text_model": models.text}
+    return ITuningForCaptioning.from_pretrained(folder, **backbones)
 
 
 def put_peft(models: SavedModels) -> PeftModel:

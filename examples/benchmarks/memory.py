@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .arguments import quiet
+from .report import Report
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -60,6 +61,28 @@ def peak_memory(
         return pool.apply(_measure, (build, arguments, device, calls))
 
 
+def peak_memories(
+    names: Sequence[str],
+    build: Callable[..., Callable[[], object]],
+    settings: Any,
+    report: Report,
+    calls: int = 2,
+) -> dict[str, Memory]:
+    """Measure ways by their names; where this machine does not tell, note that in the report instead.
+
+    Args:
+        names: The ways.
+        build: Makes a way of its name and the settings.
+        settings: For `build`; their `device` is where it computes.
+        report: That is noted in.
+        calls: As in `peak_memory`.
+    """
+    if not can_measure(settings.device):
+        report.notes.append("Peak memory was not measured: Linux's /proc/self/clear_refs is not there.")
+        return {}
+    return {name: peak_memory(build, name, settings, device=settings.device, calls=calls) for name in names}
+
+
 def _measure(
     build: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], device: str, calls: int
 ) -> Memory:
@@ -67,13 +90,13 @@ def _measure(
     before = 0 if on_cuda else _resident()
     with quiet():
         call = build(*arguments)
-    held = torch.cuda.memory_allocated(device) if on_cuda else _resident()
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        _CLEAR.write_text("5")  # the peak begins anew at what is resident
-    for _ in range(calls):
-        call()
+        held = torch.cuda.memory_allocated(device) if on_cuda else _resident()
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            _CLEAR.write_text("5")  # the peak begins anew at what is resident
+        for _ in range(calls):
+            call()
     peak = torch.cuda.max_memory_allocated(device) if on_cuda else _status_bytes("VmHWM")
     return Memory(peak - before, peak - held)
 

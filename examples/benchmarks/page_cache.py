@@ -9,9 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def can_drop() -> bool:
-    """Tell whether this system takes files out of its page cache when it is asked to."""
-    return hasattr(os, "posix_fadvise")
+def can_drop(folder: Path) -> bool:
+    """Tell whether a folder's files leave the page cache when the system is asked; in memory they stay."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    probe = folder / "probe"
+    probe.write_bytes(bytes(mmap.PAGESIZE))
+    try:
+        drop_from_cache([probe])
+    except RuntimeError:
+        return False
+    finally:
+        probe.unlink()
+    return True
 
 
 def drop_from_cache(paths: Sequence[Path]) -> None:

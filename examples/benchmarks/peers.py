@@ -81,6 +81,8 @@ class VisionEncoderDecoder(Peer):
         generation.pad_token_id = generation.eos_token_id = decoder.eos_token_id
         self.by_hand = by_hand
         self.note = "all of it trained" if train_all else "frozen, its cross-attention trained"
+        if by_hand:
+            self.note += "; each picture encoded once, no dropout"
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the mean token loss: rows go in without their last token, and are scored from the second."""
@@ -192,6 +194,8 @@ class Prefix(Peer):
     def __init__(self, config: ITuningConfig, from_features: bool = False) -> None:
         self.model: PrefixModel = PrefixModel(config, with_encoder=not from_features)
         self.from_features = from_features
+        if from_features:
+            self.note += "; no encoder"
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the mean token loss over the logits of all text positions, as ClipCap's training does."""

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,26 +77,44 @@ class Report:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Lay rows out under their columns' names, numbers to the right."""
-    columns = [*dict.fromkeys(column for row in rows for column in row)]
-    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    text = [any(isinstance(row.get(column), str) for row in rows) for column in columns]
-    lines = (
-        "  ".join(
-            cell.ljust(width) if left else cell.rjust(width)
-            for cell, width, left in zip(line, widths, text, strict=True)
-        ).rstrip()
-        for line in cells
-    )
-    return "\n".join(lines)
+    """Lay rows out under their columns' names, numbers to the right; a screen's width is not much."""
+    names = [*dict.fromkeys(column for row in rows for column in row)]
+    columns = [_column(name, [row.get(name) for row in rows], is_first=name == names[0]) for name in names]
+    height = max(len(column) for column in columns)
+    # Names of one line stand directly over the numbers.
+    filled = [[" " * len(column[0])] * (height - len(column)) + column for column in columns]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*filled, strict=True))
 
 
-def _cell(value: Any) -> str:
+def _column(name: str, values: Sequence[Any], is_first: bool) -> list[str]:
+    """Return a column's lines, all of one width: its name, wrapped to what it needs, and its cells."""
+    is_text = any(isinstance(value, str) for value in values)
+    # Milliseconds have digits too.
+    digits = 3 if max((abs(v) for v in values if isinstance(v, float)), default=1.0) >= 0.1 else 5
+    cells = [_cell(value, digits) for value in values]
+    if is_text and is_first:
+        cells = nested(cells)
+    lines = [*textwrap.wrap(name, max(map(len, ["........", *cells, *name.split()]))), *cells]
+    width = max(map(len, lines))
+    return [line.ljust(width) if is_text else line.rjust(width) for line in lines]
+
+
+def nested(names: Sequence[str]) -> list[str]:
+    """Leave out of names what they go on from: "a", "a, b" becomes "a", "  b"."""
+    lines: list[str] = []
+    above = ""
+    for name in names:
+        goes_on = above and name.startswith(f"{above}, ")
+        lines.append(name.replace(f"{above}, ", "  ", 1) if goes_on else name)
+        above = above if goes_on else name
+    return lines
+
+
+def _cell(value: Any, digits: int) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

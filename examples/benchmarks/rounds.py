@@ -37,6 +37,10 @@ class Timings:
         pairs = zip(self.seconds[way], self.seconds[over], strict=True)
         return statistics.median(one / other for one, other in pairs)
 
+    def ratio_if_measured(self, way: str, over: str) -> float | None:
+        """Return the same, or None where one of them was not measured."""
+        return self.ratio(way, over) if way in self.seconds and over in self.seconds else None
+
 
 def measure(
     ways: Mapping[str, Callable[[], object]],

@@ -7,15 +7,27 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 # The paper's run: 30 epochs of the captions of COCO's train and restval images, in Karpathy's splits.
 COCO_CAPTIONS, COCO_EPOCHS = 566_435, 30
 
+# PyTorch's counter knows the attention kernels of GPUs alone.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, out_shape=None, **__: sdpa_flop_count(query, key, value)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, query, key, value, *_, out_shape=None, **__: sdpa_backward_flop_count(
+            grad, query, key, value
+        )
+    ),
+}
+
 
 def count_flops(step: Callable[[], object]) -> int:
     """Run a step and count the operations of its matrix products and attention, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         step()
     return counter.get_total_flops()
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.recorded_ituning import UnloadedVisionModel
@@ -62,20 +63,25 @@ class Floor:
 
 
 class FloorWithoutPadding(Floor):
-    """The floor over the real tokens alone: all rows in one sequence, none of which sees another."""
+    """The floor over the tokens that are gone on from: an image's rows in one, none of which sees another."""
 
-    note = "the same without padding: one packed sequence, positions begin anew with each row"
+    note = "the same without padding: an image's rows packed in one, without what no label reads"
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the mean token loss; Transformers keeps the rows apart where positions begin anew."""
-        real = batch.attention_mask.bool()
-        positions = (batch.attention_mask.cumsum(-1) - 1)[real]
+        targets = F.pad(batch.labels[:, 1:], (0, 1), value=-100)
+        scored = targets != -100  # all of a row but its end token, which nothing is said after
+        sizes = scored.view(len(batch.pixel_values), -1).sum(1).tolist()
+
+        def packed(values: torch.Tensor, padding: int = 0) -> torch.Tensor:
+            return pad_sequence(values[scored].split(sizes), batch_first=True, padding_value=padding)
+
         hidden_states = self.model.base_model(
-            inputs_embeds=self.embed(batch.input_ids[real][None]),
-            position_ids=positions[None],
+            inputs_embeds=self.embed(packed(batch.input_ids)),
+            position_ids=packed(torch.arange(targets.shape[1], device=targets.device).expand_as(targets)),
             use_cache=False,
         ).last_hidden_state
-        return self.label_loss(hidden_states[0], F.pad(batch.labels[:, 1:], (0, 1), value=-100)[real])
+        return self.label_loss(hidden_states, packed(targets, padding=-100))
 
 
 class FloorWithStockLoss(Floor):
@@ -168,7 +174,7 @@ class StepSettings:
         captions_per_image: Rows of text of each.
         device: Where it is taken.
         dtype: "float32", or "bfloat16": frozen weights in bf16, adapters in fp32 under autocast. Peers are
-            in bf16 altogether then, which costs them precision and no time.
+            in bf16 altogether then, optimiser included: no cast is on their clock.
         compiled: Whether `torch.compile` is given the loss.
         length: Tokens of every caption, in place of real captions' lengths.
         width: Tokens that rows are padded or cut to, in place of the longest of the step.

@@ -8,7 +8,7 @@ import benchmark_generation
 import pytest
 import torch
 from benchmarks import generation_ways
-from benchmarks.generation_growth import AXES, settings_at
+from benchmarks.generation_growth import AXES
 from benchmarks.generation_profile import COLUMNS, PROJECTION, profile_call
 from benchmarks.generation_ways import (
     ENCODER_DECODER,
@@ -115,6 +115,7 @@ def test_the_targets_beside_what_was_measured():
         (0.60, pytest.approx(0.75), "no"),
         (1.1, None, None),
         (0.5, None, None),
+        (0.5, None, None),
     ]
 
 
@@ -137,24 +138,30 @@ def test_where_the_time_goes():
 
 
 def test_growth():
-    assert settings_at("beams", 7, SMALL).num_beams == 7
-    assert settings_at("new_tokens", 9, SMALL).new_tokens == 9
-    assert settings_at("image_tokens", 577, SMALL).config().vision_config.image_size == 384
-    line = [
-        "--size",
-        "small",
-        "--rounds",
-        "1",
-        "--new_tokens",
-        "2",
-        "--growth",
-        "beams",
-        "--values",
-        "1",
-        "2",
-    ]
-    report = benchmark_generation.main([*line, "--ways", FLOOR, FEATURES])
+    assert AXES["beams"].change(SMALL, 7).num_beams == 7
+    assert AXES["new_tokens"].change(SMALL, 9).new_tokens == 9
+    assert AXES["image_tokens"].change(SMALL, 577).config().vision_config.image_size == 384
+    line = ["--size", "small", "--rounds", "1", "--new_tokens", "2", "--ways", FLOOR, FEATURES]
+    report = benchmark_generation.main([*line, "--growth", "beams", "--values", "1", "2"])
     rows = report.tables["seconds to caption, small"]
     assert [row[AXES["beams"].label] for row in rows] == [1, 2]
     assert report.tables["over bare GPT-2"][1][FLOOR] == 1
     json.dumps(dataclasses.asdict(report))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--images -1", "argument --images: '-1' is no positive whole number"),
+        ("--new_tokens 501", "--new_tokens 501: not every decoder has places for over 500."),
+        ("--profile --growth beams", "--profile and --growth are tables of their own: give one."),
+        ("--compile --growth beams", "name them by --ways."),
+        ("--ways GIT", "argument --ways: invalid choice: 'GIT'"),
+        ("--size large --ways GIT,_pictures", r"['GIT, pictures'] cannot be measured at this --size"),
+        ("--growth decoder --values base large --ways BLIP,_pictures", "cannot be measured at this --size"),
+    ],
+)
+def test_flags_that_nothing_can_be_measured_with(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        benchmark_generation.main([flag.replace(",_", ", ") for flag in flags.split()])
+    assert message in capsys.readouterr().err

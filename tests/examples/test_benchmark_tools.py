@@ -1,13 +1,17 @@
 """What the benchmark commands share."""
 
+import logging
 import random
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.arguments import benchmark_parser, quiet
+from benchmarks.backbones import forget_shared, frozen_text_model, unshared_text_model
 from benchmarks.captions import LENGTHS, caption_rows, random_batch
 from benchmarks.growth import draw, grow, ratios
 from benchmarks.memory import can_measure, peak_memory
@@ -153,6 +157,58 @@ def test_columns_of_any_row_are_shown():
     assert format_table([{"a": 1}, {"b": "x"}]) == "a  b\n1\n   x"
 
 
+def test_a_table_is_no_wider_than_it_must_be():
+    rows = [
+        {"way": "floor", "over the floor": 1.0, "": "x"},
+        {"way": "floor, no padding", "over the floor": 0.5, "": None},
+        {"way": "peer, no padding", "over the floor": None, "": None},
+    ]
+    assert format_table(rows).splitlines() == [
+        "                  over the",
+        "way                  floor",
+        "floor                1.000  x",
+        "  no padding         0.500",
+        "peer, no padding",
+    ]
+
+
+def test_the_same_random_weights_are_drawn_again():
+    config = captioner_config("small")
+    one = frozen_text_model(config)
+    torch.rand(7)
+    forget_shared()
+    assert torch.equal(one.lm_head.weight, frozen_text_model(config).lm_head.weight)
+    other = unshared_text_model(config)
+    assert torch.equal(one.lm_head.weight, other.lm_head.weight)
+    assert other.lm_head.weight is not frozen_text_model(config).lm_head.weight
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--rounds 0", "argument --rounds: '0' is no positive whole number"),
+        ("--warm_up -1", "argument --warm_up: '-1' is no whole number from 0"),
+        ("--device tpu", "argument --device: 'tpu' is no device: give cpu or cuda"),
+        ("--output {}", "is a folder: give a file in it"),
+        ("--output {}/file/report.json", "file' cannot be written to (File exists): give a folder that can"),
+    ],
+)
+def test_flags_that_end_before_anything_is_measured(flags: str, message: str, tmp_path: Path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        benchmark_parser("", rounds=1).parse_args(flags.format(tmp_path).split())
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_is_heard_of_what_a_user_cannot_mend(caplog: pytest.LogCaptureFixture):
+    with quiet(), warnings.catch_warnings():
+        warnings.warn("`is_gradient_checkpointing` is deprecated, and so on", FutureWarning, stacklevel=1)
+        logging.getLogger("transformers.modeling_utils").warning("`loss_type=None` was set")
+    assert not caplog.records
+    with quiet(), pytest.raises(FutureWarning):
+        warnings.warn("another name is deprecated", FutureWarning, stacklevel=1)
+
+
 def test_growth_is_measured_and_drawn_again(tmp_path: Path):
     pytest.importorskip("matplotlib", reason="no matplotlib: pip install 'ituning_hf[viz]'")
     report = Report("Costs", "", {}, {})
@@ -168,6 +224,11 @@ def test_growth_is_measured_and_drawn_again(tmp_path: Path):
 def test_operations_are_counted_and_rated():
     one, other = torch.randn(7, 11, requires_grad=True), torch.randn(11, 13)
     assert count_flops(lambda: (one @ other).sum().backward()) == 2 * (2 * 7 * 11 * 13)
+    query, key = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(2, 3, 7, 4)
+    product = 2 * (2 * 3 * 5 * 7 * 4)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert count_flops(lambda: attend(query, key, key)) == 2 * product
+    assert count_flops(lambda: attend(query, key, key).sum().backward()) == (2 + 5) * product
     assert matrix_rate("cpu", torch.float32, width=64) > 0
     assert coco_minutes(seconds=0.06, captions=100) == pytest.approx(30 * 566_435 / 100 * 0.06 / 60)
 
