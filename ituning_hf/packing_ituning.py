@@ -77,7 +77,8 @@ def pack(rows: TextRows, num_images: int, hidden_size: int) -> TextRows:
         Rows of shape (num_images, L), where L is the longest image's number of tokens; or those given, if
         that would save nothing, they come with positions of their own, or a label hangs on padding.
     """
-    mask = torch.ones_like(rows.input_ids) if rows.attention_mask is None else rows.attention_mask
+    given = rows.attention_mask
+    mask = torch.ones_like(rows.input_ids) if given is None else given.to(rows.input_ids.device)
     has_own_places = rows.position_ids is not None or mask.shape != rows.input_ids.shape
     if rows.targets is None or has_own_places or torch.compiler.is_compiling():  # compiled, shapes are static
         return rows
