@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.arguments import writable_folder
+from benchmarks.arguments import quiet, writable_folder
 from benchmarks.page_cache import can_drop, drop_from_cache
 from benchmarks.sizes import SIZES, captioner_config
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessorPil
-from transformers.utils import logging
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.cli.arguments import positive
@@ -146,7 +145,6 @@ def measure(
 def compare(options: argparse.Namespace, records: Sequence[CaptionedImage], folder: Path) -> dict[str, float]:
     """Measure everything; return images per second by name."""
     config = captioner_config(options.size)
-    logging.get_logger("ituning_hf.checkpoint_ituning").setLevel(logging.ERROR)
     model = ITuningForCaptioning(config)
     ways, before = dict[str, Callable[[], int]](), dict[str, Callable[[], None]]()
     for storage in STORAGES:
@@ -201,7 +199,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if not can_drop(Path(folder)):
             parser.error("files stay in memory here, so that none is read cold: give a --folder on a disk.")
-        speeds = compare(options, random.sample(records, options.pictures), Path(folder))
+        with quiet():
+            speeds = compare(options, random.sample(records, options.pictures), Path(folder))
     taken = speeds["training step"]
     print(f"{'':<28}{'images/s':>12}{'of a step':>12}")
     for name, speed in speeds.items():
