@@ -70,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
             grow_along(options, report)
         else:
             compare(options, report)
-    report.print()
-    if options.output is not None:
-        report.save(options.output)
+    report.tell(options.output)
     return report
 
 

@@ -38,9 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     )
     with quiet(), tempfile.TemporaryDirectory(dir=options.folder) as folder:
         compare(options, Path(folder), report)
-    report.print()
-    if options.output is not None:
-        report.save(options.output)
+    report.tell(options.output)
     return report
 
 

@@ -81,9 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     report = Report.of("What a training step costs", __file__, arguments, options.device)
     with quiet():
         (grow_along if options.growth else compare)(options, report)
-    report.print()
-    if options.output is not None:
-        report.save(options.output)
+    report.tell(options.output)
     return report
 
 

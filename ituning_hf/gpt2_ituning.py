@@ -119,8 +119,8 @@ def _feed_forward(block: GPT2Block, x: torch.Tensor) -> torch.Tensor:
     """Run a block's feed-forward network, in training with its GELU as one kernel.
 
     GPT-2 spells the function out in eight operations, which keep four tensors of the widest size for the
-    backward pass: two thirds of all that a layer keeps. One kernel keeps one, and differs by rounding; so
-    evaluation stays with the eight, and gives what the frozen model gives to the last bit.
+    backward pass. One kernel keeps one, and differs by rounding; so evaluation stays with the eight, and
+    gives what the frozen model gives to the last bit.
     """
     mlp = block.mlp
     is_watched = mlp._forward_hooks or mlp._forward_pre_hooks or "forward" in vars(mlp)

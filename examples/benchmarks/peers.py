@@ -105,7 +105,21 @@ class VisionEncoderDecoder(Peer):
         return self.model.generate(pixel_values=pixel_values, **options)
 
 
-class Git(Peer):
+class PictureForEachRow(Peer):
+    """A peer whose `forward` takes a picture beside each row of text, in a vocabulary of its own."""
+
+    vocab_size: int
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return the mean token loss of its own `forward`, a picture for each row."""
+        k = batch.captions_per_image
+        return self.model(
+            pixel_values=batch.pixel_values.repeat_interleave(k, dim=0),
+            **_in_vocabulary(batch, self.vocab_size),
+        ).loss
+
+
+class Git(PictureForEachRow):
     """GIT at the size of its base: half of GPT-2's layers, and BERT's vocabulary at that size."""
 
     note = "all of it trained; half the decoder's layers, 30,522 words"
@@ -125,14 +139,6 @@ class Git(Peer):
             GitConfig(vision_config=encoder, vocab_size=self.vocab_size, **sizes, **tokens)
         ).train()
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Return the mean token loss of its own `forward`, a picture for each row."""
-        k = batch.captions_per_image
-        return self.model(
-            pixel_values=batch.pixel_values.repeat_interleave(k, dim=0),
-            **_in_vocabulary(batch, self.vocab_size),
-        ).loss
-
     def generate(self, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
         """Caption pictures from its begin token."""
         begin = torch.ones(len(pixel_values), 1, dtype=torch.long, device=pixel_values.device)
@@ -141,7 +147,7 @@ class Git(Peer):
         )
 
 
-class Blip(Peer):
+class Blip(PictureForEachRow):
     """BLIP at the size of its base: a BERT of GPT-2's depth with cross-attention in every layer."""
 
     note = "all of it trained; a BERT of as many layers, 30,524 words, pictures as large as the others'"
@@ -164,14 +170,6 @@ class Blip(Peer):
         self.model: Any = BlipForConditionalGeneration(
             BlipConfig(text_config=decoder.to_dict(), vision_config=encoder.to_dict())
         ).train()
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Return the mean token loss of its own `forward`, a picture for each row."""
-        k = batch.captions_per_image
-        return self.model(
-            pixel_values=batch.pixel_values.repeat_interleave(k, dim=0),
-            **_in_vocabulary(batch, self.vocab_size),
-        ).loss
 
     def generate(self, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
         """Caption pictures; of its own end token it is told not to write it, for it takes no other."""

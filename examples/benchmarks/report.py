@@ -64,6 +64,12 @@ class Report:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
+    def tell(self, output: Path | None) -> None:
+        """Print it, and save it where a file is named."""
+        self.print()
+        if output is not None:
+            self.save(output)
+
     def print(self) -> None:
         """Print it, the tables aligned."""
         print(self.title)
