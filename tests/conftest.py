@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # on models this small, two threads on busy
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from faults import Faults, table
 from small_models import ADAPTER, IMAGE_SIZE, randomize_adapters, save_backbones
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
@@ -22,6 +23,19 @@ def _fresh_accelerator_state() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def faults(request: pytest.FixtureRequest) -> Faults:
+    """Counts what a test does to break things."""
+    return Faults(request)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End a run with the table of its faults."""
+    if rows := table(terminalreporter.stats.get("passed", [])):
+        terminalreporter.section("faults")
+        terminalreporter.write("\n".join(rows) + "\n")
 
 
 @pytest.fixture(scope="session")
