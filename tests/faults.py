@@ -28,6 +28,7 @@ def table(reports: Iterable[pytest.TestReport]) -> list[str]:
             ends.setdefault((what, test), Counter())[outcome] += times
     rows = ["| what was done | times | how it ended | the test |", "|---|---|---|---|"]
     for (what, test), outcomes in ends.items():
-        ended = ", ".join(f"{times:,} {outcome}" for outcome, times in outcomes.most_common())
+        counted = [f"{times:,}: {outcome}" for outcome, times in outcomes.most_common()]
+        ended = "; ".join(counted if len(outcomes) > 1 else outcomes)
         rows.append(f"| {what} | {outcomes.total():,} | {ended} | `{test}` |")
     return rows if ends else []

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faults import Faults
 from runner import Run, contents
 
 from ituning_hf.training import TrainArguments, TrainingError
@@ -29,6 +30,7 @@ from ituning_hf.training.checkpoints import (
 from ituning_hf.training.run_folder import claim_output_dir
 
 Settings = Callable[..., TrainArguments]
+NAMED_AND_WHOLE = "was named in one message; the checkpoint before it was whole, and the run went on"
 
 
 def write(folder: Path, text: str) -> None:
@@ -316,12 +318,13 @@ def assert_goes_on(args: TrainArguments, complete: dict[str, bytes]) -> None:
     ],
 )
 def test_a_file_that_cannot_grow_ends_the_run_and_keeps_the_checkpoint(
-    settings: Settings, limit: int, common: dict, named: str
+    settings: Settings, limit: int, common: dict, named: str, faults: Faults
 ):
     args = settings(**common, resume_from_checkpoint="latest")
     complete = run_to_half(args)
     assert_fails(args, named, file_limit=limit)
     assert_goes_on(args, complete)
+    faults.count("a file of a run that cannot grow", NAMED_AND_WHOLE)
 
 
 @pytest.fixture
@@ -338,7 +341,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(settings: Settings, small_disk: Path):
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(
+    settings: Settings, small_disk: Path, faults: Faults
+):
     args = settings(**FEW, resume_from_checkpoint="latest", output_dir=str(small_disk / "run"))
     complete = run_to_half(args)
     room = shutil.disk_usage(small_disk).free
@@ -346,6 +351,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(settings: Settings, s
     assert_fails(args, "step_00000004")
     (small_disk / "others").unlink()
     assert_goes_on(args, complete)
+    faults.count("a disk that is full when a run saves", NAMED_AND_WHOLE)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -3,20 +3,22 @@
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from faults import Faults
 from runner import Run, contents, flags, start, torchrun
 
 from ituning_hf.training import TrainArguments
-from ituning_hf.training.checkpoints import list_checkpoints
 
 Settings = Callable[..., TrainArguments]
 SIGKILL = -signal.SIGKILL
+SAME_RUN = "went on by the same command to the same files, byte for byte"
+
+KILLED_RUNS = 8  # of each setup; each is killed once to three times
 
 # 11 images: an epoch is 3 steps of 4 images. Checkpoints fall between validations as well as upon them.
 COMMON = {
@@ -55,19 +57,21 @@ def differences(ours: TrainArguments, theirs: TrainArguments) -> list[str]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_killed_between_operations_on_its_files_is_the_same_run(
-    settings: Settings, tmp_path: Path, seed: int
+    settings: Settings, tmp_path: Path, seed: int, faults: Faults
 ):
     setup = ["one process", "bf16"][seed % 2]
     whole, cut = (make(settings, tmp_path, setup, name) for name in ("whole", "cut"))
-    operations = finish(whole).file_operations
+    operations, kills = finish(whole).file_operations, 0
     for kill_at in random.Random(seed).sample(range(1, operations), 2):
-        # The second time it has less to do, and may end before it is killed.
-        assert Run(cut, kill_at=kill_at).end() in (SIGKILL, 0)
+        code = Run(cut, kill_at=kill_at).end()
+        assert code in (SIGKILL, 0)  # the second time it has less to do, and may end before it is killed
+        kills += code == SIGKILL
     finish(cut)
     assert differences(cut, whole) == []
+    faults.count("training killed between two operations on its files", SAME_RUN, kills)
 
 
-def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path):
+def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path, faults: Faults):
     setup = "2 workers, 2 batches a step"
     whole, cut = (make(settings, tmp_path, setup, name) for name in ("whole", "cut"))
     finish(whole)
@@ -76,6 +80,7 @@ def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path
     kill(killed)
     complete(start(["ituning", "train", *flags(cut)]))
     assert differences(cut, whole) == []
+    faults.count("`ituning train` killed at a step, with its workers", SAME_RUN)
 
     finished = contents(cut.output_dir)
     assert "This run is complete: there is nothing left to do." in finish(cut).printed
@@ -84,7 +89,7 @@ def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path
 
 @pytest.mark.stress
 @pytest.mark.parametrize("setup", [name for name in SETUPS if name != "2 processes"])
-def test_random_kill_points(settings: Settings, tmp_path: Path, setup: str, capsys: pytest.CaptureFixture):
+def test_random_kill_points(settings: Settings, tmp_path: Path, setup: str, faults: Faults):
     """Half of the kills fall between operations on files, half at any time of the run's life."""
     rng = random.Random(setup)
     finish(make(settings, tmp_path, setup, "first"))  # what all runs import is imported by the first
@@ -92,28 +97,25 @@ def test_random_kill_points(settings: Settings, tmp_path: Path, setup: str, caps
     started = time.monotonic()
     operations = finish(whole).file_operations
     seconds = time.monotonic() - started
-    failed = []
-    for point in range(8):
-        cut, kills = make(settings, tmp_path, setup, f"cut{point}"), []
+    for point in range(KILLED_RUNS):
+        cut = make(settings, tmp_path, setup, f"cut{point}")
         for _ in range(rng.randint(1, 3)):
             if point % 2:
-                kill_at = rng.randint(1, operations)
-                code, what = Run(cut, kill_at=kill_at).end(), f"file operation {kill_at} of {operations}"
+                what = "training killed between two operations on its files"
+                code = Run(cut, kill_at=rng.randint(1, operations)).end()
             else:
-                wait = rng.uniform(0, seconds)
+                what = "training killed at any time"
                 run = Run(cut)
-                time.sleep(wait)
+                time.sleep(rng.uniform(0, seconds))
                 run.signal(signal.SIGKILL, group=True)
-                code, what = run.end(), f"{wait:.2f} s of {seconds:.2f} s"
-            kills.append(f"{what}, step {last_step(cut)}" + ("" if code == SIGKILL else " (over before)"))
+                code = run.end()
+            faults.count(what, SAME_RUN if code == SIGKILL else "had ended before")
         finish(cut)
-        failed += differences(cut, whole)
-        report(capsys, setup, kills, failed)
-    assert not failed
+        assert differences(cut, whole) == []
 
 
 @pytest.mark.stress
-def test_small_backbones_left_half_made_are_made_again(photos: Path, tmp_path: Path):
+def test_small_backbones_left_half_made_are_made_again(photos: Path, tmp_path: Path, faults: Faults):
     def args(name: str) -> TrainArguments:
         common = {"dataset": str(photos), "max_train_steps": 2, "resume_from_checkpoint": "latest"}
         return TrainArguments(**common, output_dir=str(tmp_path / name))
@@ -127,18 +129,16 @@ def test_small_backbones_left_half_made_are_made_again(photos: Path, tmp_path: P
     ours, theirs = (contents(tmp_path / name / "backbones") for name in ("cut", "whole"))
     assert ours == theirs
     assert adapters(args("cut")) == adapters(args("whole"))
+    faults.count("training killed while it makes small backbones", SAME_RUN)
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("victim", ["all", "rank 0", "rank 1"])
-def test_random_kill_points_of_two_processes(
-    settings: Settings, tmp_path: Path, victim: str, capsys: pytest.CaptureFixture
-):
+def test_random_kill_points_of_two_processes(settings: Settings, tmp_path: Path, victim: str, faults: Faults):
     whole, cut = (make(settings, tmp_path, "2 processes", name) for name in ("whole", "cut"))
     complete(torchrun(whole))
-    lines = random.randint(1, 9)
     killed = torchrun(cut)
-    wait_for_lines(killed, cut, lines)
+    wait_for_lines(killed, cut, random.randint(1, 9))
     time.sleep(random.uniform(0, 0.3))
     if victim == "all":
         kill(killed)
@@ -146,23 +146,14 @@ def test_random_kill_points_of_two_processes(
         kill_rank(killed, victim[-1])
         killed.communicate(timeout=300)
         assert killed.returncode == 1  # torchrun ended the other one
-    step = last_step(cut)
     complete(torchrun(cut))
-    failed = differences(cut, whole)
-    report(capsys, "2 processes", [f"{victim}, log line {lines}, step {step}"], failed)
-    assert not failed
+    assert differences(cut, whole) == []
+    faults.count(f"training on two processes, {victim} killed at any time", SAME_RUN)
 
 
 def adapters(args: TrainArguments) -> dict[str, bytes]:
     """Return the saved adapters; beside them stands the place of the backbones."""
     return {n: b for n, b in contents(args.output_dir).items() if n.endswith("model.safetensors")}
-
-
-def report(capsys: pytest.CaptureFixture, setup: str, kills: list[str], failed: list[str]) -> None:
-    with capsys.disabled():
-        equal = "all files equal" if not failed else f"DIFFERENT: {failed}"
-        hit = sum("over before" not in kill for kill in kills)
-        sys.stdout.write(f"\n| {setup} | {hit} | {'; '.join(kills)} | {equal} |")
 
 
 def complete(process: subprocess.Popen[str]) -> None:
@@ -191,9 +182,3 @@ def kill(process: subprocess.Popen[str]) -> None:
 def kill_rank(process: subprocess.Popen[str], rank: str) -> None:
     workers = psutil.Process(process.pid).children()
     next(worker for worker in workers if worker.environ().get("RANK") == rank).kill()
-
-
-def last_step(args: TrainArguments) -> int:
-    """Return the step of the newest checkpoint, 0 before the first."""
-    newest = list_checkpoints(Path(args.output_dir))[-1:]
-    return int(newest[0].name.removeprefix("step_")) if newest else 0
