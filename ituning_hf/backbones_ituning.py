@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import CLIPVisionModel, GPT2LMHeadModel, PreTrainedModel
+from transformers import CLIPVisionModel, GPT2LMHeadModel, PreTrainedModel, modeling_utils
 
 from .configuration_ituning import ITuningConfig
 from .fingerprint_ituning import check_weights_unchanged, fingerprint, model_fingerprint
@@ -35,6 +35,11 @@ _ARCHITECTURE = {
         "scale_attn_by_inverse_layer_idx",
     ),
 }
+
+# Building a model, Transformers sets torch's default precision, and takes methods of its own away, for the
+# whole process; two threads at once leave it so for ever. Kept there, because each captioner's repository
+# has a copy of this file.
+building = vars(modeling_utils).setdefault("_ituning_building", threading.RLock())
 
 
 def load_backbone(kind: str, config: ITuningConfig, **kwargs: Any) -> PreTrainedModel:
@@ -98,7 +103,7 @@ def load_pretrained_backbone(kind: str, name: str, **kwargs: Any) -> PreTrainedM
     """
     model_class = _CLASSES[kind]
     kwargs["attn_implementation"] = kwargs.get("attn_implementation") or "sdpa"
-    with _naming_the_backbone(kind, repr(name)), _without_load_report():
+    with _naming_the_backbone(kind, repr(name)), building, _without_load_report():
         # Mismatches are ignored there to be named here; its own error refers to the report that is kept back.
         model, info = model_class.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -281,6 +286,7 @@ def _naming_the_backbone(kind: str, where: str, advice: str = "") -> Iterator[No
 
 
 __all__ = [
+    "building",
     "check_in_memory",
     "encode_images",
     "is_local",

@@ -26,6 +26,17 @@ DEFAULT_MAX_NEW_TOKENS = 40
 class ITuningGenerationMixin(GenerationMixin):
     """Transformers' generation, with the image beside the text at every step."""
 
+    @property
+    def _previous_max_cache_length(self) -> int:
+        # Transformers gives each static cache the length of the longest before it, so that one request would
+        # change the memory and the last bits of all that follow. Against compiling for each length there is
+        # `max_cache_len` in the generation settings.
+        return -1
+
+    @_previous_max_cache_length.setter
+    def _previous_max_cache_length(self, length: int) -> None:
+        pass
+
     @torch.no_grad()
     def generate(
         self,

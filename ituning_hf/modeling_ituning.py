@@ -18,7 +18,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .adapter_ituning import ITuningAdapter
-from .backbones_ituning import encode_images
+from .backbones_ituning import building, encode_images
 from .checkpoint_ituning import ITuningPreTrainedModel
 from .configuration_ituning import ITuningConfig
 from .generation_ituning import ITuningGenerationMixin, default_generation_config
@@ -125,7 +125,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             OSError: if a backbone is not at its place any more.
         """
         config, vision, text, adapter = parts_from_peft(peft_model, vision_model, adapter_name)
-        captioner = cls(config, vision, text)
+        with building:
+            captioner = cls(config, vision, text)
         captioner.load_adapter_state_dict(adapter, "the PEFT model")
         return captioner.eval()
 

@@ -111,7 +111,7 @@ class _ChunkedSum(torch.autograd.Function):
         targets: torch.Tensor,
     ) -> torch.Tensor:
         wants_gradient = ctx.needs_input_grad[1]
-        total = torch.zeros((), device=hidden_states.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
         gradient = torch.empty_like(hidden_states) if wants_gradient else None
         for start in range(0, len(targets), POSITIONS_AT_ONCE):
             chunk = slice(start, start + POSITIONS_AT_ONCE)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -15,6 +17,9 @@ logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
 _HUB_KWARGS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+# A fast tokenizer goes on truncating, padding and reading special tokens as its last caller asked, for all
+# threads. Of each, a copy that is called in one way alone.
+_COPIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class ITuningProcessor(ProcessorMixin):
@@ -163,7 +168,10 @@ class ITuningProcessor(ProcessorMixin):
         return [[begin, *tokens[:room], end] for tokens in ids]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        tokenizer = _COPIES.get(self.tokenizer)
+        if tokenizer is None or len(tokenizer) != len(self.tokenizer):  # tokens were added
+            tokenizer = _COPIES[self.tokenizer] = copy.deepcopy(self.tokenizer)
+        return tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _prompt_rows(self, prompts: list[str]) -> dict[str, list[list[int]]]:
         begin, pad = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
