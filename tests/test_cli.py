@@ -161,7 +161,7 @@ def test_an_unreadable_image_fails_at_the_end_and_harms_no_other(saved, photos, 
     assert output.out.splitlines() == [as_line(file, expected_captions(saved, file)) for file in good]
     assert [line["image"] for line in read_lines(Path("captions.jsonl"))] == good
     first, second, last = output.err.splitlines()
-    assert first.startswith("ituning: cannot read photos/notes.txt: it is of no image format")
+    assert first.startswith("ituning: cannot read photos/notes.txt: it is none of JPEG")
     assert second.startswith("ituning: cannot read photos/missing.png: there is no such file")
     assert last == "ituning: 2 of 4 images could not be read"
 
