@@ -102,7 +102,7 @@ class _NotAFileError(OSError):
     """A pipe, for whose content one would wait for ever, or a device, whose content has no end."""
 
 
-def open_file(source: str | os.PathLike[str]) -> BinaryIO:
+def open_file(source: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file to read its bytes, and nothing that is none.
 
     Raises:
