@@ -126,7 +126,8 @@ def check_images_exist(records: Sequence[CaptionedImage]) -> None:
     """Refuse records whose file is not there, before any time is spent on training; warn of empty files.
 
     An empty file is a picture that cannot be read, as others are: it is named and left out. So is a folder,
-    a pipe or a device by a picture's name. Many of them are an archive that was not unpacked to its end, which is better known now than hours later.
+    a pipe or a device by a picture's name. Many of them are an archive that was not unpacked to its end,
+    which is better known now than hours later.
 
     Raises:
         FileNotFoundError: Files are missing: once, with their number, the first three, and the folders that
