@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -170,4 +171,5 @@ def write(folder: Path, files: dict[str, bytes]) -> list[Path]:
 
 def named_files() -> dict[str, bytes]:
     """Files that can be read, by names that surprise."""
-    return {name: encoded(picture(seed=9 + place), "PNG") for place, name in enumerate(NAMES)}
+    names = NAMES + [NOT_UTF8] * (sys.platform == "linux")  # others let no file have such a name
+    return {name: encoded(picture(seed=9 + place), "PNG") for place, name in enumerate(names)}
