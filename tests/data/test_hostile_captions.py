@@ -190,9 +190,9 @@ def test_mangled_json_is_read_or_refused(tmp_path: Path, faults: Faults) -> None
     whole = json.dumps({"images": entries}).encode()
     draw, path, counts = random.Random(5), tmp_path / "dataset.json", {"read": 0, "refused with a message": 0}
     for _ in range(5_000):
-        changed = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.2 else whole)
+        changed = bytearray(whole[: draw.randint(1, len(whole))] if draw.random() < 0.2 else whole)
         for _ in range(draw.randint(1, 4)):
-            changed[draw.randrange(len(changed))] = draw.randrange(256) if changed else 0
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
         path.write_bytes(changed)
         try:
             records = load_captioned_images(path, "train", require_images=False)
