@@ -25,6 +25,7 @@ from ituning_hf.cli.description import format_description
 from ituning_hf.data.images import load_image
 from ituning_hf.inspection import describe
 from ituning_hf.int8 import Int8Linear
+from ituning_hf.printable import printable
 
 SHORT = ["--num_beams", "3", "--max_new_tokens", "7", "--device", "cpu"]
 PACKAGE = Path(ituning_hf.__file__).parent
@@ -70,7 +71,7 @@ def expected_captions(saved: Path, path: str, **options: Any) -> list[str]:
 
 
 def as_line(path: str, captions: list[str]) -> str:
-    return "\t".join([path, *(" ".join(caption.split()) for caption in captions)])
+    return "\t".join([path, *(printable(" ".join(caption.split())) for caption in captions)])
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -161,7 +162,7 @@ def test_an_unreadable_image_fails_at_the_end_and_harms_no_other(saved, photos, 
     assert output.out.splitlines() == [as_line(file, expected_captions(saved, file)) for file in good]
     assert [line["image"] for line in read_lines(Path("captions.jsonl"))] == good
     first, second, last = output.err.splitlines()
-    assert first.startswith("ituning: cannot read photos/notes.txt: it is of no image format")
+    assert first.startswith("ituning: cannot read photos/notes.txt: it is none of JPEG")
     assert second.startswith("ituning: cannot read photos/missing.png: there is no such file")
     assert last == "ituning: 2 of 4 images could not be read"
 

@@ -310,6 +310,7 @@ LAYERS = [
         "errors",
         "output_folders",
         "devices",
+        "printable",
         "adapter_ituning",
         "configuration_ituning",
         "processing_ituning",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from ..data import first_names
+from ..data.json_files import parse_json
 from .images import BenchmarkImages
 
 _EXPECTED = (
@@ -60,7 +60,7 @@ def read_predictions(path: Path, benchmark: BenchmarkImages) -> list[str]:
 def _read(path: Path) -> Iterator[tuple[int | str, str]]:
     """Give the file's captions, each with the number or the name of its image."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--predictions {path}: there is no such file.") from error
     except UnicodeDecodeError as error:
@@ -83,9 +83,9 @@ def _parse(text: str, path: Path) -> Any:
     try:
         if path.suffix == ".jsonl":
             # Not `splitlines`: JSON need not escape some of what that takes for a line's end.
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+            return [parse_json(line) for line in text.split("\n") if line.strip()]
+        content = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"--predictions {path} is not JSON ({error}), expected {_EXPECTED}.") from error
     if not isinstance(content, (list, dict)):
         raise ValueError(f"--predictions {path} holds {reprlib.repr(content)}, expected {_EXPECTED}.")

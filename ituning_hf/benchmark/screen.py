@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import Any
 
 from ..model_card.evaluation_results import METRIC_NAMES, unreadable_note
+from ..printable import printable
 from .finished import FinishedReport
 from .images import BenchmarkImages
 from .report import Evaluation, scoring_of
@@ -87,7 +88,7 @@ def _samples(evaluation: Evaluation) -> Iterator[str]:
             yield f"{title} captions by CIDEr, and what people wrote:"
         for i in chosen:
             image = evaluation.images[i]
-            yield f"{100 * cider[i]:8.1f}  {image.name}: {_short(evaluation.captions[i])}"
+            yield f"{100 * cider[i]:8.1f}  {printable(image.name)}: {_short(evaluation.captions[i])}"
             yield from (f"{'':10}- {_short(text)}" for text in image.captions[:MAX_REFERENCES])
 
 

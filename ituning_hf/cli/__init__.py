@@ -18,6 +18,7 @@ from contextlib import suppress
 
 from .._version import __version__
 from ..errors import WorkError
+from ..printable import printable
 from . import caption, convert, demo, evaluate, features, info, push, train
 from .arguments import HelpFormatter
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception) -> str:
     """Return an error's message in the command's own terms: a list as it is, anything else in one line."""
-    lines = _IN_PYTHON.sub(r"--\1_model PLACE", str(error)).splitlines()
+    lines = [*map(printable, _IN_PYTHON.sub(r"--\1_model PLACE", str(error)).splitlines())]
     return "\n".join(lines) if lines[1:] and lines[1].startswith("- ") else " ".join(lines)
 
 

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ..printable import printable
 from .arguments import HelpFormatter, positive
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _find_sources(arguments: Sequence[str]) -> list[str]:
         elif os.path.isdir(argument):
             found, expected = [str(path) for path in find_images(argument)], "images in that folder"
         elif glob.has_magic(argument) and not os.path.exists(argument):
-            found = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
+            found = sorted(path for path in glob.glob(argument, recursive=True) if not os.path.isdir(path))
             expected = "files that match it"
         else:
             found, expected = [argument], "a file"
@@ -162,7 +163,7 @@ def _write_captions(result: CaptionResult, output: IO[str] | None, bar: Any) -> 
     if output is not None:
         line = json.dumps({"image": result.source, "captions": result.captions}, ensure_ascii=False)
         print(line, file=output, flush=True)  # a crash loses nothing that was done
-    # A caption's own line breaks and tabs would break the line; the JSON file has it as it is.
-    captions = (" ".join(caption.split()) for caption in result.captions)
-    bar.write("\t".join([result.source, *captions]), file=sys.stdout)
+    # Line breaks and tabs would break the line, and a terminal obeys others; the JSON file has all as it is.
+    texts = [result.source, *(" ".join(caption.split()) for caption in result.captions)]
+    bar.write("\t".join(map(printable, texts)), file=sys.stdout)
     sys.stdout.flush()

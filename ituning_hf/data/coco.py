@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .json_files import read_json
 from .records import CaptionedImage, clean_captions
 from .rows import Row, join_rows, parse_file_name
 from .splits import DEFAULT_VAL_SHARE, MissingSplitError, select_split
@@ -103,18 +103,6 @@ def _read_rows(path: Path, image_root: Path | None, require_images: bool) -> lis
         )
         for key, texts in captions.items()
     )
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: It is none.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
 
 
 def find_images(content: Any, path: Path) -> dict[int | str, dict[str, Any]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .json_files import parse_json
 from .records import CaptionedImage, clean_captions
 from .rows import Row, join_rows, parse_file_name
 from .splits import DEFAULT_VAL_SHARE, SPLIT_NAMES, parse_split, select_split
@@ -96,8 +96,8 @@ def _read_rows(folder: Path, root: Path) -> Iterator[tuple[str, Row]]:
 
 def _parse_row(line: str, where: str, folder: Path, root: Path) -> Row:
     try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
+        fields = parse_json(line)
+    except ValueError as error:
         raise ValueError(f"{where}: not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: expected a JSON object, got {line.strip()!r}")

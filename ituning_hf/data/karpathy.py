@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .json_files import read_json
 from .records import CaptionedImage, check_captions, check_unique, clean_captions
+from .rows import parse_file_name
 from .splits import missing_split
 
 _PROBED = 1000  # images looked for to tell whether folders were merged into one
@@ -51,10 +52,7 @@ def read_karpathy(
 
 
 def _read_entries(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    content = read_json(path)
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise ValueError(f"{path} is not a Karpathy JSON file: it has no list named 'images'")
@@ -75,11 +73,12 @@ def _read_entry(entry: dict[str, Any], root: Path, merged: bool, where: str) -> 
     try:
         folder, filename = entry.get("filepath") or "", entry["filename"]
         captions = clean_captions(sentence["raw"] for sentence in entry["sentences"])
-        nested = PurePosixPath(folder, filename)
+        nested = str(PurePosixPath(folder, filename))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{where} is not a Karpathy entry: it needs 'filename' and 'sentences', each with 'raw'"
         ) from error
+    nested = parse_file_name(nested, where, "filename")
     source = root / (filename if merged else nested)
     numbers = [entry[key] for key in ("cocoid", "imgid") if isinstance(entry.get(key), int)]
-    return CaptionedImage(str(nested), captions, source, image_id=numbers[0] if numbers else None)
+    return CaptionedImage(nested, captions, source, image_id=numbers[0] if numbers else None)

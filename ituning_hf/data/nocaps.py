@@ -19,7 +19,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .coco import find_captions, find_folder, find_images, read_json
+from .coco import find_captions, find_folder, find_images
+from .json_files import read_json
 from .records import CaptionedImage, check_captions, check_unique
 from .splits import SPLIT_NAMES, MissingSplitError
 

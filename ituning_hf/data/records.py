@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ..printable import printable
 from .images import load_image
 
 if TYPE_CHECKING:
@@ -124,8 +125,9 @@ def check_unique(records: Sequence[CaptionedImage], where: object) -> None:
 def check_images_exist(records: Sequence[CaptionedImage]) -> None:
     """Refuse records whose file is not there, before any time is spent on training; warn of empty files.
 
-    An empty file is a picture that cannot be read, as others are: it is named and left out. Many of them are
-    an archive that was not unpacked to its end, which is better known now than hours later.
+    An empty file is a picture that cannot be read, as others are: it is named and left out. So is a folder,
+    a pipe or a device by a picture's name. Many of them are an archive that was not unpacked to its end,
+    which is better known now than hours later.
 
     Raises:
         FileNotFoundError: Files are missing: once, with their number, the first three, and the folders that
@@ -145,7 +147,7 @@ def check_images_exist(records: Sequence[CaptionedImage]) -> None:
         )
     if empty:
         logger.warning(
-            "%s %s empty files (%s): unpack or copy them again",
+            "%s %s empty files or none (%s): unpack or copy them again",
             f"{len(empty):,}",
             of_all,
             first_names(empty),
@@ -153,7 +155,10 @@ def check_images_exist(records: Sequence[CaptionedImage]) -> None:
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    """Return the bytes of a file, 0 for what is none, None where nothing is."""
+    if path.is_file():
+        return path.stat().st_size
+    return 0 if path.exists() else None
 
 
 def _describe(folder: Path) -> str:
@@ -164,4 +169,4 @@ def _describe(folder: Path) -> str:
 
 def first_names(names: Sequence[str | Path], count: int = 3) -> str:
     """Name the first few of many, for a message."""
-    return ", ".join(map(str, names[:count])) + (", ..." if len(names) > count else "")
+    return ", ".join(printable(str(name)) for name in names[:count]) + (", ..." if len(names) > count else "")

@@ -101,5 +101,5 @@ def _group(rows: Sequence[Row], where: object, seed: int, val_share: float) -> d
 
 def _draw_lot(seed: int, name: str) -> float:
     """Draw a number in [0, 1) that depends on nothing else, on any machine."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{name}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

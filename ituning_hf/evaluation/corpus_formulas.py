@@ -1,6 +1,6 @@
-"""How BLEU and METEOR make the value of a set of images from what each of them contributes.
+"""ROUGE-L, and how BLEU and METEOR make the value of a set of images from what each of them contributes.
 
-Neither is a mean over the images: both add up counts first. With the counts kept for each image, the
+The last two are no means over the images: they add up counts first. With the counts kept for each image, the
 official value of any part or resample of the images costs one sum.
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 # The constants of the official scorer, which keep an empty caption from dividing by zero.
 _TINY, _SMALL = 1e-15, 1e-9
 
+_ROUGE_BETA = 1.2
 _CHUNKS = 20  # the place of METEOR's number of chunks among its 23
 # METEOR 1.5's parameters for English (Denkowski and Lavie 2014, https://aclanthology.org/W14-3348).
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
@@ -85,3 +86,37 @@ def meteor_from_counts(counts: np.ndarray) -> np.ndarray:
 def _stages(counts: np.ndarray) -> np.ndarray:
     """The matched words as an array of shape `(..., stage, content or function, caption or reference)`."""
     return counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)
+
+
+def rouge_l(caption: str, references: Sequence[str]) -> float:
+    """Compute ROUGE-L of one image by the official formula: precision and recall of the best references.
+
+    Args:
+        caption: Tokens with a space between any two.
+        references: The captions by people, likewise.
+    """
+    words = caption.split(" ")
+    others = [reference.split(" ") for reference in references]
+    common = [_longest_common_subsequence(words, other) for other in others]
+    precision = max(common) / len(words)
+    recall = max(length / len(other) for length, other in zip(common, others, strict=True))
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + _ROUGE_BETA**2) * precision * recall / (recall + _ROUGE_BETA**2 * precision)
+
+
+def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Count the words of the longest common subsequence, a row of the usual table at a time.
+
+    The bits of one number are the steps of the row (Hyyrö, Bit-parallel LCS-length computation revisited,
+    2004): a bit of 0 is a place where it grows.
+    """
+    places: dict[str, int] = {}
+    for place, word in enumerate(first):
+        places[word] = places.get(word, 0) | 1 << place
+    full = (1 << len(first)) - 1
+    row = full
+    for word in second:
+        matched = row & places.get(word, 0)
+        row = (row + matched | row - matched) & full
+    return len(first) - row.bit_count()

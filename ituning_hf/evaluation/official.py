@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .corpus_formulas import meteor_from_counts
+from .corpus_formulas import meteor_from_counts, rouge_l
 from .java import Java, meteor_counts, spice
 
 NumberedCaptions = dict[int, list[str]]
@@ -44,8 +44,9 @@ def _bleu(references: NumberedCaptions, predictions: NumberedCaptions, java: Jav
 
 
 def _rouge_l(references: NumberedCaptions, predictions: NumberedCaptions, java: Java | None) -> Found:
-    score, by_image = _official("rouge.rouge", "Rouge")().compute_score(references, predictions)
-    return Found({"rouge_l": float(score)}, {"rouge_l": by_image.tolist()})
+    # Not by the official code, which takes a gigabyte and half a minute for two texts of 10,000 words.
+    by_image = [rouge_l(predictions[image][0], captions) for image, captions in references.items()]
+    return Found({"rouge_l": float(np.mean(by_image))}, {"rouge_l": by_image})
 
 
 def _cider(references: NumberedCaptions, predictions: NumberedCaptions, java: Java | None) -> Found:

@@ -153,6 +153,9 @@ _RULES = [
     r"-[LRlr][RSCrsc][Bb]-",
     rf"\.{{3,5}}|\. \. \.|''|``|[‘’“”]{{1,2}}|#+|-+|>>|<<|[!?]+|_+|(?:\\?\*)+|@+|[{_SIGNS}]",
 ]
+# No token is longer, nor what follows it that matters. Without it a rule that looks for the end of an address
+# would read a text without spaces to its end at each of its characters.
+_REACH = 300
 _COMPILED_RULES = [re.compile(rule) for rule in _RULES]
 # Nearly every word of a caption: no rule can do more with it than take it whole.
 _PLAIN = re.compile(r"[^\S\n]*(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]+)(?=\s|$)")
@@ -205,7 +208,9 @@ def _tokens(text: str) -> Iterator[str]:
             yield match[1].lower()
             position = match.end()
             continue
-        matches = [match for rule in _COMPILED_RULES if (match := rule.match(text, position))]
+        matches = [
+            match for rule in _COMPILED_RULES if (match := rule.match(text, position, position + _REACH))
+        ]
         if not matches:  # a space, a line's end, or a character that the original does not know either
             if text[position] == "\n":
                 yield "\n"

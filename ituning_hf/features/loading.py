@@ -13,6 +13,7 @@ from transformers import CLIPImageProcessorPil
 
 from ..data import CaptionedImage, UnreadableImageError
 from ..data.workers import ignore_stop_signals, usable_workers
+from ..processing_ituning import cut_strips
 from .pictures import Picture
 from .plan import BuildPlan, cut
 
@@ -90,4 +91,5 @@ class _Batches(Dataset[PictureBatch]):
             image = record.load()
         except UnreadableImageError as error:
             return None, str(error)
-        return self.image_processor(images=[image], return_tensors="pt")["pixel_values"][0], None
+        prepared = self.image_processor(images=[cut_strips(image)], return_tensors="pt")
+        return prepared["pixel_values"][0], None

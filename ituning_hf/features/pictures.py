@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data import CaptionedImage
+from ..data.images import open_file
 
 # Of so many pictures the content is compared too. That tells another data set under the same names, or one
 # that was drawn anew, where all files are of one size.
@@ -50,8 +51,10 @@ def digest(record: CaptionedImage) -> str:
     Raises:
         OSError: Its file cannot be read.
     """
-    content = record.source.read_bytes() if isinstance(record.source, Path) else record.source.read()
-    return hashlib.sha256(content).hexdigest()[:16]
+    if not isinstance(record.source, Path):
+        return hashlib.sha256(record.source.read()).hexdigest()[:16]
+    with open_file(record.source) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]  # which never holds all of it
 
 
 def find_changed(known: Sequence[tuple[CaptionedImage, Picture]]) -> list[str]:

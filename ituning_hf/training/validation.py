@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 
 from ..data import CaptionedImage, SampleKey
 from ..model_card.evaluation_results import METRIC_NAMES
+from ..printable import printable
 from ..processes import one_fate
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
@@ -46,9 +47,9 @@ class Validation:
         if self.num_scored:
             scores = [f"{SCORE_NAMES[key]} {self.scores[key]:.4f}" for key in self.scores if key != "loss"]
             lines.append(f"  captions of {self.num_scored:,} validation images: {', '.join(scores)}")
-        width = max(map(len, self.samples), default=0) + 1
         # Untrained, a captioner may ramble on; the log has all that it said.
-        samples = {name: shorten(text, SHOWN_CHARACTERS) for name, text in self.samples.items()}
+        samples = {printable(n): printable(shorten(s, SHOWN_CHARACTERS)) for n, s in self.samples.items()}
+        width = max(map(len, samples), default=0) + 1
         return lines + [f"  {name + ':':<{width}} {text}" for name, text in samples.items()]
 
 

@@ -67,4 +67,6 @@ def test_empty_images_are_told_and_go_on(tmp_path: Path, caplog: pytest.LogCaptu
     check_images_exist(records)
     (message,) = caplog.messages
     place = tmp_path / "c.png"
-    assert message == f"1 of the split's 3 images are empty files ({place}): unpack or copy them again"
+    assert (
+        message == f"1 of the split's 3 images are empty files or none ({place}): unpack or copy them again"
+    )

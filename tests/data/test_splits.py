@@ -58,3 +58,9 @@ def test_names_of_splits(value: str | None, split: str | None) -> None:
 def test_other_names_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^line 3: 'split' must be train, val or test, got 'dev'$"):
         parse_split("dev", "line 3")
+
+
+def test_a_name_that_is_no_utf8_draws_its_lot_too() -> None:
+    rows = [Row(name, ("a",), Path(name)) for name in ("caf\udce9.jpg", "half \ud83d.jpg", "a.jpg")]
+    parts = [select_split(rows, split, "data", seed=0, val_share=0.5) for split in ("train", "val")]
+    assert sorted(record.name for part in parts for record in part) == sorted(row.name for row in rows)
