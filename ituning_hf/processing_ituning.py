@@ -163,6 +163,8 @@ class ITuningProcessor(ProcessorMixin):
         return [[begin, *tokens[:room], end] for tokens in ids]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        # Half a surrogate pair, which JSON can hold and no tokenizer takes, becomes a question mark.
+        texts = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _prompt_rows(self, prompts: list[str]) -> dict[str, list[list[int]]]:
