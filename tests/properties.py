@@ -11,8 +11,14 @@ from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 SHORT, LONG = 100, 2000  # examples of a property that says nothing of its own
 
-# No deadline, and no complaint of slowness: other work on the machine is no fault of the code.
-_FORMS = settings(deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+# No deadline, and no complaint of slowness: other work on the machine is no fault of the code. Fixtures are
+# made once for all examples of a test: `faults` is to gather what all of them did.
+_FORMS = settings(
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 settings.register_profile("short", _FORMS, max_examples=SHORT, derandomize=True)
 settings.register_profile("long", _FORMS, max_examples=LONG)
 
