@@ -103,6 +103,9 @@ _FRACTION = r"\d{1,4}\\?/\d{1,4}"
 _CLITIC = "(?:[sSmMdD]|ll|LL|re|RE|ve|VE)"
 # O'Neil, l'eau: apostrophes that do not part a word
 _PART = rf"(?:[dDlLoO]{_ANY_Q}[A-Za-z0-9]{{2,}}|{_A}+)"
+_COMPOUND_START = rf"(?:{_PART}|[A-Za-z0-9][A-Za-z0-9.,]*(?=[-‐‑]))"
+_COMPOUND_REST = rf"(?:[-_‐‑](?:{_PART}|[A-Za-z](?:\.[A-Za-z])+\.))"
+_COMPANY = "[A-Z]+(?:[+&][A-Z]+)+"
 _NAME = rf"(?:[dDlLoO]{_ANY_Q}[A-Za-z0-9]{{2,}}|[nN]{_ANY_Q}[A-Za-z]{{2,}}|[A-HJ-XZ]{_ANY_Q}[A-Za-z]{{2,}})"
 _HOST = r"(?:[^\s\"`'<>|.!?,(){}$\--_]+\.)+"  # the original has a range, "-" to "_", by accident
 _PATH = r"(?:/[^\s<>\"|()]+[^\s<>\"|.!?(){},-])"
@@ -128,12 +131,13 @@ _RULES = [
     rf"[A-Za-z]+[aeiouyAEIOUY]{_ANY_Q}[aeiouA-Z][A-Za-z]*",
     rf"(?i:c{_ANY_Q}mon|c{_ANY_Q}est|e{_ANY_Q}er|o{_ANY_Q}o|cap{_ANY_Q}n|ev{_ANY_Q}ry|s{_ANY_Q}mores)",
     rf"{_A}+",
-    rf"(?:{_PART}|[A-Za-z0-9][A-Za-z0-9.,]*(?=[-‐‑]))(?:[-_‐‑](?:{_PART}|[A-Za-z](?:\.[A-Za-z])+\.))+",
+    rf"{_COMPOUND_START}{_COMPOUND_REST}+",
     r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}",
-    r"[A-Z]+(?:[+&][A-Z]+)+",
+    _COMPANY,
     rf"([A-Za-z])\.(?:{_NEW_SENTENCE})",
     rf"[A-Za-z](?:\.[A-Za-z])*\.|[pP]h\.[dD]\.|{_ABBREVIATION}",
-    rf"{_any_case(_BEFORE_NUMBERS)}\.(?=\s*\d)|((?:{_WORD}|{_A}+)(?:-{_A}+)*\.)[,;:、]",
+    rf"{_any_case(_BEFORE_NUMBERS)}\.(?=\s?\d)",
+    rf"((?:(?:{_WORD}|{_A}+)(?:-{_A}+)*|{_COMPOUND_START}{_COMPOUND_REST}*|{_COMPANY})\.)[,;:、]",
     rf"((?:[A-Za-z0-9]+\.)+{_any_case(_FILE_TYPES)})(?:[\s.?!,]|$)",
     # numbers, telephone numbers, money
     rf"[-+]?{_NUMBER}",
