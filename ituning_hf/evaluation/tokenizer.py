@@ -12,7 +12,8 @@ random 20 do (a curly quote beside a backtick, "@@" in a word, "&x;" with no suc
 378,057 sentences of software documentation 273 do. These are, and are left alone: comments and tags of
 HTML over several words, addresses without a dot (http://localhost), one character in brackets with an
 apostrophe or a sign "(x')", "conn.c", telephone numbers of four groups and after a comma, several "@" in
-one word, accented letters next to an apostrophe or in compounds (o'é, 3.5-é), and rare scripts.
+one word, accented letters next to an apostrophe or in compounds (o'é, 3.5-é), a no-break or ideographic space
+beside an address, and rare scripts.
 """
 
 # ruff: noqa: RUF001 -- signs that look alike are what this file is about
@@ -110,7 +111,8 @@ _NAME = rf"(?:[dDlLoO]{_ANY_Q}[A-Za-z0-9]{{2,}}|[nN]{_ANY_Q}[A-Za-z]{{2,}}|[A-HJ
 _HOST = r"(?:[^\s\"`'<>|.!?,(){}$\--_]+\.)+"  # the original has a range, "-" to "_", by accident
 _PATH = r"(?:/[^\s<>\"|()]+[^\s<>\"|.!?(){},-])"
 _ABBREVIATION = rf"(?:{_any_case(_ABBREVIATIONS)}|{_capitalized(_CAPITALIZED)})\."
-_NEW_SENTENCE = rf"\s+(?:{_capitalized(_SENTENCE_STARTS)})(?:\s|$)|\s*$"
+_TAG = r"</?[A-Za-z][\w:.-]* ?>"
+_NEW_SENTENCE = rf"\s+(?:(?:{_capitalized(_SENTENCE_STARTS)})(?:\s|$)|{_TAG})|\s*$"
 
 # The token is the group that matched, if any, and else the whole match.
 _RULES = [
@@ -149,7 +151,7 @@ _RULES = [
     r"(?i:https?://[^\s<>\"|()]+\.[^\s<>\"|()]*[^\s<>\"|(),.!?])",
     rf"(?:(?i:www\.(?:[^\s<>\"|.!?(){{}},]+\.)+[a-z]{{2,4}})|{_HOST}(?i:com|net|org|edu)){_PATH}?",
     r"<?[A-Za-z0-9][^\s\"<>|(){}@]*@[^\s\"<>|(){}@.]+(?:\.[^\s\"<>|(){}@.]+)*>?",
-    r"<[!?][A-Za-z-][^>\n]*>|</?[A-Za-z][\w:.-]* ?>",
+    rf"<[!?][A-Za-z-][^>\n]*>|{_TAG}",
     r"<[A-Za-z][\w:.-]*(?: [A-Za-z][\w:.-]*(?:='[^'\n]*'|=\"[^\"\n]*\")?)* ?/?>",
     r"&(?:#\d+|[A-Za-z]{2,});",
     # signs
