@@ -178,10 +178,13 @@ def _check_fields(config: ITuningConfig) -> None:
             raise ValueError(f"{name} is {value!r}, expected text or None.")
     for part, (supported, wanted) in _PARTS.items():
         given = getattr(config, part)
-        if not isinstance(given, dict | PreTrainedConfig | None):
+        if isinstance(given, dict):
+            kind = given.get("model_type", supported[0])
+        elif isinstance(given, PreTrainedConfig | None):
+            kind = getattr(given, "model_type", supported[0])
+        else:
             raise ValueError(f"{part} is {given!r}, expected the frozen model's configuration.")
-        read = dict.get if isinstance(given, dict) else getattr
-        if (kind := read(given, "model_type", supported[0])) not in supported:
+        if kind not in supported:
             raise ValueError(f"{part}.model_type is {kind!r}, expected one of {supported}: give {wanted}.")
 
 

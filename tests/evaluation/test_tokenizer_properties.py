@@ -10,7 +10,14 @@ from properties import examples
 from ituning_hf.evaluation import tokenize_caption, tokenize_captions
 from ituning_hf.evaluation.java import Java, find_java, tokenize_with_java
 
-WORDS = ["a", "dog", "Dogs", "MAN", "woman's", "can't", "won't", "it's", "I'm", "they're", "o'clock", "O'Neil", "cannot", "gonna", "t-shirt", "close-up", "black-and-white", "café", "Ñandú", "naïve", "Zürich", "x-ray", "dogs'", "rock'n'roll", "狗", "собака", "🙂", "St.", "Mr.", "U.S.", "a.m.", "p.m.", "etc.", "T.V.", "Jan.", "No.", "no.", "Dr.", "vs.", "e.g.", "C.", "R&B", "AT&T", "and/or", "w/", "red/white", "5", "12", "1,000", "3.5", "1/2", "½", "5:30", "1950's", "'80s", "50%", "$5", "#1", "2nd", "4x4", "100th", "10-20", "90°", "&amp;", "<b>", "www.a.com", "a.jpg", "@bbc", ":)", "™", "…", "–", "—", "-"]
+WORDS = [
+    *("a", "dog", "Dogs", "MAN", "woman's", "can't", "won't", "it's", "I'm", "they're", "o'clock", "O'Neil"),
+    *("cannot", "gonna", "t-shirt", "close-up", "black-and-white", "café", "Ñandú", "naïve", "Zürich"),
+    *("x-ray", "dogs'", "rock'n'roll", "狗", "собака", "🙂", "R&B", "AT&T", "and/or", "w/", "red/white"),
+    *("St.", "Mr.", "U.S.", "a.m.", "p.m.", "etc.", "T.V.", "Jan.", "No.", "no.", "Dr.", "vs.", "e.g.", "C."),
+    *("5", "12", "1,000", "3.5", "1/2", "½", "5:30", "1950's", "'80s", "50%", "$5", "#1", "2nd", "4x4"),
+    *("100th", "10-20", "90°", "&amp;", "<b>", "www.a.com", "a.jpg", "@bbc", ":)", "™", "…", "–", "—", "-"),
+]
 QUOTES = ["()", "[]", '""', "“”", "''", "‘’", ("``", "''")]
 AFTER = [".", ",", "!", "?", "...", ";", ":", "'s", "?!", ' "', "--", " -", " .", ".,", ".;"]
 BETWEEN = [" ", "  ", ", ", " - ", "\t", ";", "/", "\n"]
