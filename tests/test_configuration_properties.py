@@ -93,7 +93,9 @@ def test_the_own_fields_are_all_there_are():
     assert ITuningConfig.__annotations__.keys() - {"vision_config", "text_config"} == OWN
 
 
+EDGES = [-5, -4, -3, -1, 0, 1, 2, 3, 7, 14, -0.0, 0.0, 1.0, 2.0, math.inf, math.nan, True, False]
 ANYTHING = st.one_of(
+    st.sampled_from(EDGES),
     *(st.none(), st.booleans(), WHOLE, st.floats(), st.text(max_size=4), st.binary(max_size=2)),
     *(st.complex_numbers(), st.just(object()), st.just(int)),
     st.lists(WHOLE | st.floats() | st.booleans() | st.none() | st.text(max_size=2), max_size=4),
