@@ -11,8 +11,19 @@ from ituning_hf.evaluation import tokenize_caption, tokenize_captions
 from ituning_hf.evaluation.java import Java, find_java, tokenize_with_java
 
 WORDS = [
-    *("a", "dog", "Dogs", "MAN", "woman's", "can't", "won't", "it's", "I'm", "they're", "o'clock", "O'Neil"),
-    *("cannot", "gonna", "t-shirt", "close-up", "black-and-white", "café", "Ñandú", "naïve", "Zürich"),
+    *("a", "dog", "Dogs", "MAN", "woman's", "can't", "won't", "it's", "I'm", "they're", "he'd", "O'Neil"),
+    *(
+        "o'clock",
+        "cannot",
+        "gonna",
+        "t-shirt",
+        "close-up",
+        "black-and-white",
+        "café",
+        "Ñandú",
+        "naïve",
+        "Zürich",
+    ),
     *("x-ray", "dogs'", "rock'n'roll", "狗", "собака", "🙂", "R&B", "AT&T", "and/or", "w/", "red/white"),
     *("St.", "Mr.", "U.S.", "a.m.", "p.m.", "etc.", "T.V.", "Jan.", "No.", "no.", "Dr.", "vs.", "e.g.", "C."),
     *("5", "12", "1,000", "3.5", "1/2", "½", "5:30", "1950's", "'80s", "50%", "$5", "#1", "2nd", "4x4"),
@@ -46,6 +57,7 @@ def java() -> Java:
 
 
 @given(captions=st.lists(CAPTIONS, min_size=10, max_size=40))
+@example(captions=[f"{word} b {word}{end} c" for word in WORDS for end in AFTER])
 @example(captions=["at AT&T.; or", "12 o'clock., or", "a U.S.-based., or", "No.  5 and no. 5", "a C. <b> b"])
 @examples(5, 60)
 def test_captions_and_what_is_made_of_them_agree_with_the_official_tokenizer(java: Java, captions: list[str]):
