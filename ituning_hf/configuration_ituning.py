@@ -5,8 +5,8 @@ Copied into every saved captioner and run there on its own: it imports nothing o
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -98,6 +98,7 @@ class ITuningConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Resolve what was left at `None` and check the rest."""
         _warn_of_unknown_keys(kwargs)
+        _check_fields(self)
         super().__post_init__(**kwargs)
         _check_backbones(self)
         resolve_adapter(self, self.text_config)
@@ -120,8 +121,6 @@ class ITuningConfig(PreTrainedConfig):
         for part in ("vision_config", "text_config"):
             if isinstance(stored := config_dict.get(part), dict):
                 config_dict[part] = _without_callers_choice(stored)
-            elif stored is not None and not isinstance(stored, PreTrainedConfig):
-                raise ValueError(f"{part} is {stored!r}, expected the frozen model's configuration.")
         for backbone in ("vision_model", "text_model"):
             if (place := kwargs.get(f"{backbone}_name_or_path")) is not None:
                 kwargs[f"{backbone}_name_or_path"] = as_recorded_path(place)
@@ -143,7 +142,12 @@ class ITuningConfig(PreTrainedConfig):
 
 
 _CALLERS_CHOICE = frozenset({"attn_implementation", "_attn_implementation"})
-_OWN_FIELDS = frozenset(ITuningConfig.__annotations__) - {"vision_config", "text_config"}
+_PARTS = {
+    "vision_config": (SUPPORTED_VISION_MODELS, "a CLIP vision encoder"),
+    "text_config": (SUPPORTED_TEXT_MODELS, "a GPT-2 language model"),
+}
+_OWN_FIELDS = frozenset(ITuningConfig.__annotations__) - frozenset(_PARTS)
+_PROVENANCE = sorted(name for name in _OWN_FIELDS if name.endswith(("_path", "_revision", "_fingerprint")))
 
 
 def _without_callers_choice(stored: dict[str, Any]) -> dict[str, Any]:
@@ -159,23 +163,33 @@ def _warn_of_unknown_keys(kwargs: dict[str, Any]) -> None:
         )
 
 
-def _check_backbones(config: ITuningConfig) -> None:
-    if not isinstance(config.format_version, int) or config.format_version > FORMAT_VERSION:
+def _check_fields(config: ITuningConfig) -> None:
+    """Check what Transformers would take for something else, or trip over without saying at which field."""
+    version = config.format_version
+    if not _is_int(version) or version < 1:
+        raise ValueError(f"format_version is {version!r}, expected an integer from 1 to {FORMAT_VERSION}.")
+    if version > FORMAT_VERSION:
         raise ValueError(
-            f"format_version is {config.format_version!r}, and this code reads up to {FORMAT_VERSION}: "
+            f"format_version is {version!r}, and this code reads up to {FORMAT_VERSION}: "
             "the captioner was saved by a newer ituning_hf, so upgrade the package."
         )
+    for name in _PROVENANCE:
+        if not isinstance(value := getattr(config, name), str | None):
+            raise ValueError(f"{name} is {value!r}, expected text or None.")
+    for part, (supported, wanted) in _PARTS.items():
+        given = getattr(config, part)
+        if isinstance(given, dict):
+            kind = given.get("model_type", supported[0])
+        elif isinstance(given, PreTrainedConfig | None):
+            kind = getattr(given, "model_type", supported[0])
+        else:
+            raise ValueError(f"{part} is {given!r}, expected the frozen model's configuration.")
+        if kind not in supported:
+            raise ValueError(f"{part}.model_type is {kind!r}, expected one of {supported}: give {wanted}.")
+
+
+def _check_backbones(config: ITuningConfig) -> None:
     vision, text = config.vision_config, config.text_config
-    if vision.model_type not in SUPPORTED_VISION_MODELS:
-        raise ValueError(
-            f"vision_config.model_type is {vision.model_type!r}, expected one of "
-            f"{SUPPORTED_VISION_MODELS}: give a CLIP vision encoder."
-        )
-    if text.model_type not in SUPPORTED_TEXT_MODELS:
-        raise ValueError(
-            f"text_config.model_type is {text.model_type!r}, expected one of "
-            f"{SUPPORTED_TEXT_MODELS}: give a GPT-2 language model."
-        )
     if getattr(text, "add_cross_attention", False):
         raise ValueError(
             "text_config.add_cross_attention is True, expected False: I-Tuning brings its own "
@@ -217,7 +231,7 @@ def resolve_adapter(options: Any, decoder: Any) -> None:
 
 def _resolve_layers(layers: list[int], depth: int) -> list[int]:
     """Turn negative indices into positive ones and sort."""
-    if isinstance(layers, (str, bytes)) or not hasattr(layers, "__iter__"):
+    if not isinstance(layers, list | tuple | range | set | frozenset):
         raise ValueError(f"adapter_layers is {layers!r}, expected a list of layer indices or None.")
     layers = list(layers)
     outside = [i for i in layers if not _is_int(i) or not -depth <= i < depth]
@@ -256,7 +270,8 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    # Python's own integers know no bound, and torch takes none beyond a float's.
+    return (_is_int(value) or isinstance(value, float)) and abs(value) <= sys.float_info.max
 
 
 def as_recorded_path(name_or_path: str | os.PathLike[str]) -> str:

@@ -173,6 +173,8 @@ class ITuningProcessor(ProcessorMixin):
         tokenizer = _COPIES.get(self.tokenizer)
         if tokenizer is None or len(tokenizer) != len(self.tokenizer):  # tokens were added
             tokenizer = _COPIES[self.tokenizer] = copy.deepcopy(self.tokenizer)
+        # Half a surrogate pair, which JSON can hold and no tokenizer takes, becomes a question mark.
+        texts = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _prompt_rows(self, prompts: list[str]) -> dict[str, list[list[int]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the network
 os.environ["OMP_NUM_THREADS"] = "1"  # on models this small, two threads on busy cores take ten times longer
 
+import properties
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -15,6 +16,17 @@ from faults import Faults, table
 from small_models import ADAPTER, IMAGE_SIZE, randomize_adapters, save_backbones
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try few examples of each property, or many."""
+    properties.choose_form(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count the property tests among the long forms, where those are run."""
+    properties.mark_long_forms(items)
 
 
 @pytest.fixture(autouse=True)

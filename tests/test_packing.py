@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_models import ADAPTER, IMAGE_SIZE, make_captioner
 
@@ -46,7 +46,6 @@ def by_loops(rows: TextRows, images: int) -> list[list[tuple[int, int, int]]]:
 
 
 @given(batches())
-@settings(deadline=None)
 def test_each_images_tokens_stand_in_one_row_up_to_the_last_label(batch):
     rows, images = batch
     packed, expected = pack(rows, images, WIDTH), by_loops(rows, images)

@@ -12,7 +12,8 @@ random 20 do (a curly quote beside a backtick, "@@" in a word, "&x;" with no suc
 378,057 sentences of software documentation 273 do. These are, and are left alone: comments and tags of
 HTML over several words, addresses without a dot (http://localhost), one character in brackets with an
 apostrophe or a sign "(x')", "conn.c", telephone numbers of four groups and after a comma, several "@" in
-one word, accented letters next to an apostrophe or in compounds (o'é, 3.5-é), and rare scripts.
+one word, accented letters next to an apostrophe or in compounds (o'é, 3.5-é), a no-break or ideographic space
+beside an address, and rare scripts.
 """
 
 # ruff: noqa: RUF001 -- signs that look alike are what this file is about
@@ -103,11 +104,15 @@ _FRACTION = r"\d{1,4}\\?/\d{1,4}"
 _CLITIC = "(?:[sSmMdD]|ll|LL|re|RE|ve|VE)"
 # O'Neil, l'eau: apostrophes that do not part a word
 _PART = rf"(?:[dDlLoO]{_ANY_Q}[A-Za-z0-9]{{2,}}|{_A}+)"
+_COMPOUND_START = rf"(?:{_PART}|[A-Za-z0-9][A-Za-z0-9.,]*(?=[-‐‑]))"
+_COMPOUND_REST = rf"(?:[-_‐‑](?:{_PART}|[A-Za-z](?:\.[A-Za-z])+\.))"
+_COMPANY = "[A-Z]+(?:[+&][A-Z]+)+"
 _NAME = rf"(?:[dDlLoO]{_ANY_Q}[A-Za-z0-9]{{2,}}|[nN]{_ANY_Q}[A-Za-z]{{2,}}|[A-HJ-XZ]{_ANY_Q}[A-Za-z]{{2,}})"
 _HOST = r"(?:[^\s\"`'<>|.!?,(){}$\--_]+\.)+"  # the original has a range, "-" to "_", by accident
 _PATH = r"(?:/[^\s<>\"|()]+[^\s<>\"|.!?(){},-])"
 _ABBREVIATION = rf"(?:{_any_case(_ABBREVIATIONS)}|{_capitalized(_CAPITALIZED)})\."
-_NEW_SENTENCE = rf"\s+(?:{_capitalized(_SENTENCE_STARTS)})(?:\s|$)|\s*$"
+_TAG = r"</?[A-Za-z][\w:.-]* ?>"
+_NEW_SENTENCE = rf"\s+(?:(?:{_capitalized(_SENTENCE_STARTS)})(?:\s|$)|{_TAG})|\s*$"
 
 # The token is the group that matched, if any, and else the whole match.
 _RULES = [
@@ -128,12 +133,13 @@ _RULES = [
     rf"[A-Za-z]+[aeiouyAEIOUY]{_ANY_Q}[aeiouA-Z][A-Za-z]*",
     rf"(?i:c{_ANY_Q}mon|c{_ANY_Q}est|e{_ANY_Q}er|o{_ANY_Q}o|cap{_ANY_Q}n|ev{_ANY_Q}ry|s{_ANY_Q}mores)",
     rf"{_A}+",
-    rf"(?:{_PART}|[A-Za-z0-9][A-Za-z0-9.,]*(?=[-‐‑]))(?:[-_‐‑](?:{_PART}|[A-Za-z](?:\.[A-Za-z])+\.))+",
+    rf"{_COMPOUND_START}{_COMPOUND_REST}+",
     r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}",
-    r"[A-Z]+(?:[+&][A-Z]+)+",
+    _COMPANY,
     rf"([A-Za-z])\.(?:{_NEW_SENTENCE})",
     rf"[A-Za-z](?:\.[A-Za-z])*\.|[pP]h\.[dD]\.|{_ABBREVIATION}",
-    rf"{_any_case(_BEFORE_NUMBERS)}\.(?=\s*\d)|((?:{_WORD}|{_A}+)(?:-{_A}+)*\.)[,;:、]",
+    rf"{_any_case(_BEFORE_NUMBERS)}\.(?=\s?\d)",
+    rf"((?:(?:{_WORD}|{_A}+)(?:-{_A}+)*|{_COMPOUND_START}{_COMPOUND_REST}*|{_COMPANY})\.)[,;:、]",
     rf"((?:[A-Za-z0-9]+\.)+{_any_case(_FILE_TYPES)})(?:[\s.?!,]|$)",
     # numbers, telephone numbers, money
     rf"[-+]?{_NUMBER}",
@@ -145,7 +151,7 @@ _RULES = [
     r"(?i:https?://[^\s<>\"|()]+\.[^\s<>\"|()]*[^\s<>\"|(),.!?])",
     rf"(?:(?i:www\.(?:[^\s<>\"|.!?(){{}},]+\.)+[a-z]{{2,4}})|{_HOST}(?i:com|net|org|edu)){_PATH}?",
     r"<?[A-Za-z0-9][^\s\"<>|(){}@]*@[^\s\"<>|(){}@.]+(?:\.[^\s\"<>|(){}@.]+)*>?",
-    r"<[!?][A-Za-z-][^>\n]*>|</?[A-Za-z][\w:.-]* ?>",
+    rf"<[!?][A-Za-z-][^>\n]*>|{_TAG}",
     r"<[A-Za-z][\w:.-]*(?: [A-Za-z][\w:.-]*(?:='[^'\n]*'|=\"[^\"\n]*\")?)* ?/?>",
     r"&(?:#\d+|[A-Za-z]{2,});",
     # signs

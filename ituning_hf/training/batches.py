@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -144,7 +145,7 @@ class SkippedImages:
         Raises:
             TooManyUnreadableError: if that is more than allowed, or all of them.
         """
-        allowed = int(self.max_share * len(images))
+        allowed = math.floor(round(self.max_share * len(images), 6))  # 0.29 of 100 is 28.999999999999996
         if unreadable == len(images):
             raise TooManyUnreadableError(
                 f"none of the {unreadable} images could be read (one of them: "

@@ -2,9 +2,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from properties import examples
 
 from ituning_hf.data import (
     AUGMENTATIONS,
@@ -35,7 +36,7 @@ def test_the_settings_offer_what_there_is() -> None:
     assert arguments.AUGMENTATIONS == AUGMENTATIONS
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30, 1000)
 @given(KEYS, st.lists(st.sampled_from(AUGMENTATIONS)))
 def test_the_same_key_gives_the_same_pixels(key: tuple[int, int, int], names: list[str]) -> None:
     changed = augment(noise(), names, *key)
@@ -57,7 +58,7 @@ def test_flip_is_an_exact_mirror_half_of_the_time() -> None:
     assert 160 <= sum(mirrored) <= 240
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100, 2000)
 @given(KEYS, st.integers(1, 300), st.integers(1, 300))
 def test_a_crop_is_a_large_part(key: tuple[int, int, int], width: int, height: int) -> None:
     pixels = np.arange(width * height, dtype=np.uint32).reshape(height, width)

@@ -3,8 +3,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import Faults
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 from torch.utils.data import DataLoader
 
 from ituning_hf.data import ImageBatchSampler, SampleKey
@@ -80,6 +82,40 @@ def test_starting_later_skips_steps(options: dict[str, Any], start: int, data: s
     options["process_index"] = data.draw(st.integers(0, options["num_processes"] - 1))
     skipped = take_steps(start + 4, **options)[start:]
     assert take_steps(4, **options, start_step=start) == skipped
+
+
+@given(st.fixed_dictionaries(SHAPES), st.integers(0, 30), st.data())
+@examples(100, 3000)
+def test_a_run_gone_on_with_otherwise_divided_sees_the_rest(
+    faults: Faults, options: dict[str, Any], stop: int, data: st.DataObject
+) -> None:
+    whole = merge_processes(stop + 4, **options)
+    micro_images = options["gradient_accumulation_steps"] * options["per_device_batch_size"]
+    global_batch = micro_images * options["num_processes"]
+    processes = data.draw(st.sampled_from([n for n in range(1, global_batch + 1) if global_batch % n == 0]))
+    share = global_batch // processes
+    per_device = data.draw(st.sampled_from([n for n in range(1, share + 1) if share % n == 0]))
+    divided = {
+        "num_processes": processes,
+        "per_device_batch_size": per_device,
+        "gradient_accumulation_steps": share // per_device,
+    }
+    assert merge_processes(4, **options | divided, start_step=stop) == whole[stop:]
+    faults.count("a run stopped at a step, and gone on with by other processes", "the rest came, in order")
+
+
+@given(st.fixed_dictionaries(SHAPES), st.integers(0, 9))
+@examples(100, 3000)
+def test_processes_share_a_step_and_none_has_anothers_image(options: dict[str, Any], step: int) -> None:
+    parts = [
+        [key for batch in take_steps(step + 1, **options, process_index=index)[step] for key in batch]
+        for index in range(options["num_processes"])
+    ]
+    counted = [key for part in parts for key in part if not key.padding]
+    assert len(set(counted)) == len(counted)
+    assert {len(part) for part in parts} == {
+        options["gradient_accumulation_steps"] * options["per_device_batch_size"]
+    }
 
 
 def test_the_order_is_numpy_s_permutation() -> None:
