@@ -1,0 +1,307 @@
+"""Numbers that are not finite: the run stops before they reach a weight, and keeps what they came from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from faults import Faults
+from runner import Run, contents
+from safetensors.torch import load_file
+from small_models import read_log
+
+from ituning_hf.cli import main
+from ituning_hf.data import PixelInputs
+from ituning_hf.processes import create_accelerator
+from ituning_hf.training import CaptionTrainer, NonFiniteLossError, TrainArguments, train
+from ituning_hf.training.checkpoints import list_checkpoints
+from ituning_hf.training.replay import replay
+
+Settings = Callable[..., TrainArguments]
+# Dropout, so that a replay needs the random state; two batches a step, of which one is at fault.
+COMMON = {
+    "adapter_dropout": 0.3,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "checkpointing_steps": "1",
+    "eval_split": "none",
+    "max_train_steps": 3,
+    "warmup_ratio": 0.0,
+}
+
+
+@pytest.fixture
+def fp16(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let runs compute in fp16 with PyTorch's own gradient scaler, as on a GPU; Accelerate would not here."""
+
+    def use(**scaler: Any) -> None:
+        def create(*args: Any, **kwargs: Any) -> Accelerator:
+            accelerator = Accelerator(mixed_precision="fp16")
+            accelerator.native_amp = True
+            accelerator.scaler = torch.amp.GradScaler("cpu", **scaler)
+            return accelerator
+
+        monkeypatch.setattr("ituning_hf.training.cli.create_accelerator", create)
+
+    return use
+
+
+def poison(patch: pytest.MonkeyPatch, name: str, value: float = float("nan")) -> None:
+    """Put one bad value into what is made of a picture."""
+    read = PixelInputs.read
+
+    def poisoned(self: PixelInputs, image: Any, epoch: int, index: int) -> torch.Tensor:
+        pixels = read(self, image, epoch, index)
+        if image.name == name:
+            pixels[1, 2, 3] = value
+        return pixels
+
+    patch.setattr(PixelInputs, "read", poisoned)
+
+
+def folders(args: TrainArguments) -> list[str]:
+    return sorted(path.name for path in Path(args.output_dir).glob("*nonfinite*"))
+
+
+def stopped(args: TrainArguments) -> tuple[str, Path]:
+    """Train until the numbers end; return the message, and the folder that was saved."""
+    with pytest.raises(NonFiniteLossError) as raised:
+        train(args)
+    place = str(raised.value).split("`ituning replay ")[1].split("`")[0]
+    return str(raised.value), Path(place)
+
+
+def assert_replays(folder: Path, capsys: pytest.CaptureFixture) -> str:
+    """Replay by command; return what it printed. Every loss must be the run's to the last bit."""
+    for file, loss in replay(folder, lambda line: None).items():
+        assert loss.numpy().tobytes() == load_file(folder / file)["loss"].numpy().tobytes()
+    capsys.readouterr()
+    assert main(["replay", str(folder)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_poisoned_picture_ends_the_run_and_is_named(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture, faults: Faults
+):
+    whole = settings(**COMMON, output_dir=str(tmp_path / "whole"))
+    train(whole)
+    args = settings(**COMMON, resume_from_checkpoint="latest")
+    for attempt in range(2):  # the second goes on from the checkpoint, and comes to the same
+        with pytest.MonkeyPatch.context() as patch:
+            poison(patch, "train/7.png")
+            message, folder = stopped(args)
+        step = int(folder.name.removeprefix("nonfinite-step-"))
+        assert f"The loss is nan at step {step} (epoch " in message
+        assert "The pixel_values of train/7.png are not finite: mend what they come from." in message
+        assert folders(args) == [folder.name], attempt
+        kept = load_file(list_checkpoints(Path(args.output_dir))[-1] / "adapter.safetensors")
+        saved = load_file(folder / "adapter.safetensors")
+        assert step > 1
+        assert all(torch.equal(saved[name], tensor) for name, tensor in kept.items())
+    report = json.loads((folder / "nonfinite.json").read_text())
+    [(file, of_file)] = report["batches"].items()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [file, "adapter.safetensors", "config.json", "nonfinite.json"]
+    )
+    assert len(of_file["images"]) == 2
+    assert of_file["nonfinite_inputs"] == {"pixel_values": ["train/7.png"]}
+    printed = assert_replays(folder, capsys)
+    assert "Loss       nan, as in the run" in printed
+    assert "First      vision_model.embeddings.patch_embedding, 15 of 270 values" in printed
+
+    train(args)  # the picture is whole again
+    faults.count("a NaN in one picture's pixels", "stopped before the step, and went on when mended", 2)
+    found = contents(args.output_dir)
+    assert {name: found[name] for name in contents(whole.output_dir)} == contents(whole.output_dir)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step(
+    settings: Settings,
+    fp16: Callable[..., None],
+    capsys: pytest.CaptureFixture,
+    precision: str,
+    faults: Faults,
+):
+    """The loss is finite: the adapters' output is zero at first, and only its gradient is so large."""
+    if precision == "fp16":
+        fp16(init_scale=2.0**-10)
+    args = settings(**COMMON | {"max_train_steps": 9}, adapter_scale=1e30, mixed_precision=precision)
+    message, folder = stopped(args)
+    step = 5 if precision == "fp16" else 1  # its scale was halved four times before
+    assert f"The gradient's norm is inf at step {step} (epoch " in message
+    assert "Try a lower --learning_rate" in message
+    saved = load_file(folder / "adapter.safetensors")
+    outputs = [tensor for name, tensor in saved.items() if "out_proj" in name]
+    assert len(outputs) == 8
+    assert not any(tensor.any() for tensor in outputs)
+    printed = assert_replays(folder, capsys)
+    assert "as in the run" in printed
+    assert "First      none: what each module gives is finite" in printed
+    if precision == "fp16":
+        assert "tensors are not finite" in printed
+        assert [record.get("skipped") for record in read_log(args.output_dir)] == [True] * 4
+    faults.count(f"gradients beyond floating point, {precision}", "stopped before the step")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_sum_that_overflows_where_no_batch_does_saves_all_of_them(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    precision: str,
+    faults: Faults,
+):
+    backward = Accelerator.backward
+    calls = []
+
+    def overflowing(self: Accelerator, loss: torch.Tensor, **kwargs: Any) -> None:
+        calls.append(loss)
+        backward(self, loss * (1e38 if len(calls) == 5 else 1.0), **kwargs)
+
+    monkeypatch.setattr(Accelerator, "backward", overflowing)
+    message, folder = stopped(settings(**COMMON, mixed_precision=precision))
+    assert "The gradient's norm is inf at step 3" in message
+    assert [path.name for path in sorted(folder.glob("batch*"))] == [
+        "batch-0-0.safetensors",
+        "batch-0-1.safetensors",
+    ]
+    assert assert_replays(folder, capsys).count("as in the run") == 2  # with what dropout drew
+    assert contents(folder.parent / "checkpoints" / "step_00000002") != {}
+    faults.count(f"a step's gradients that overflow together, {precision}", "stopped before the step")
+
+
+def test_a_learning_rate_without_bounds_ends_the_run(
+    settings: Settings, capsys: pytest.CaptureFixture, faults: Faults
+):
+    args = settings(**COMMON, learning_rate=1e30)
+    message, folder = stopped(args)
+    assert "It was computed from the images train/" in message
+    assert "are not finite" not in message
+    printed = assert_replays(folder, capsys)
+    assert "First      text_model.transformer.h." in printed
+    faults.count("a learning rate of 1e30", "stopped with the batch saved")
+
+
+def test_weights_that_the_last_step_ruins_are_not_saved(settings: Settings, faults: Faults):
+    args = settings(**COMMON | {"max_train_steps": 1}, learning_rate=1e38, weight_decay=1e4)
+    with pytest.raises(NonFiniteLossError, match="The weights .*adapter.* are not finite after step 1, so"):
+        train(args)
+    assert sorted(contents(args.output_dir)) == [".lock", "log.jsonl"]
+    faults.count("a last step that makes the weights infinite", "stopped with nothing saved")
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, faults: Faults
+):
+    poison(monkeypatch, "val/2.png", float("inf"))
+    args = settings(**COMMON | {"eval_split": "val"}, label_smoothing=0.1)
+    message, folder = stopped(args)
+    assert folder.name == "nonfinite-validation-step-0"
+    assert "The validation loss is nan at step 0" in message
+    assert "The pixel_values of val/2.png are not finite" in message
+    printed = assert_replays(folder, capsys)
+    assert "Images     val/2.png\n" in printed
+    assert "Gradients" not in printed
+    faults.count("an infinite value in a validation picture", "stopped before training")
+
+
+def test_another_batch_at_the_same_step_gets_a_folder_of_its_own(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    args = settings(**COMMON | {"checkpointing_steps": "9"})
+    for name in ("train/1.png", "train/7.png"):
+        with monkeypatch.context() as patch:
+            for i in range(11):
+                poison(patch, f"train/{i}.png") if f"train/{i}.png" != name else None
+            stopped(args)
+    assert folders(args) == ["nonfinite-step-1", "nonfinite-step-1-2"]
+
+
+def test_a_full_disk_hides_nothing(settings: Settings, faults: Faults):
+    args = settings(**COMMON | {"checkpointing_steps": "9"}, learning_rate=1e30)
+    run = Run(args, file_limit=8_000)
+    assert run.end() == 1
+    message = run.printed.splitlines()[-2]  # the last line is the runner's own
+    assert message.startswith("ituning: error: The loss is nan at step ")
+    assert "This batch could not be saved: " in message
+    assert "File too large" in message
+    assert folders(args) == []
+    faults.count("no room for the batch at which a run stops", "told beside what happened")
+
+
+def test_a_dry_run_saves_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    for i in range(11):
+        poison(monkeypatch, f"train/{i}.png")
+    args = settings(**COMMON, dry_run=True)
+    with pytest.raises(NonFiniteLossError, match="The loss is nan at step 1 .* mend what they come from"):
+        train(args)
+    assert not Path(args.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: (folder / "nonfinite.json").unlink(),
+            "is nothing to replay: it has no nonfinite.json",
+        ),
+        (lambda folder: (folder / "nonfinite.json").write_text("{"), "nonfinite.json is damaged"),
+        (lambda folder: (folder / "nonfinite.json").write_text("{}"), r"is damaged \('computation'\)"),
+        (lambda folder: (folder / "batch-0-0.safetensors").write_bytes(b"cut"), "is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any], message: str, capsys
+):
+    pass
+
+
+# --- fp16
+
+
+def test_overflow_in_fp16_is_met_by_the_scaler(
+    settings: Settings,
+    fp16: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    faults: Faults,
+):
+    fp16(init_scale=2.0**26)
+    seen = []
+    step = CaptionTrainer._optimizer_step
+
+    def watched(self: CaptionTrainer, batches: list[dict[str, Any]]) -> float:
+        weights = {name: x.clone() for name, x in self.captioner.adapter_state_dict().items()}
+        scale, rate = self.accelerator.scaler.get_scale(), self.schedule.get_last_lr()
+        loss = step(self, batches)
+        after = self.captioner.adapter_state_dict()
+        is_same = all(torch.equal(after[name], x) for name, x in weights.items())
+        new_scale, new_rate = self.accelerator.scaler.get_scale(), self.schedule.get_last_lr()
+        seen.append((is_same, new_scale / scale, new_rate == rate))
+        return loss
+
+    monkeypatch.setattr(CaptionTrainer, "_optimizer_step", watched)
+    args = settings(mixed_precision="fp16", max_train_steps=30, eval_steps="15")
+    state = train(args)
+    skipped = seen.count((True, 0.5, True))
+    assert 3 <= skipped <= 15
+    assert seen == [(True, 0.5, True)] * skipped + [(False, 1.0, False)] * (30 - skipped)
+    log = [record for record in read_log(args.output_dir) if "loss" in record]
+    assert [record.get("skipped", False) for record in log] == [True] * skipped + [False] * (30 - skipped)
+    assert state.step == 30
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+    told = [record.getMessage() for record in caplog.records if "is skipped" in record.getMessage()]
+    assert told[0] == (
+        "step 1 is skipped: its gradients overflow fp16; the loss scale is 3.35544e+07 from now on"
+    )
+    assert len(told) == skipped
+    faults.count("a step whose gradients overflow fp16", "skipped with the weights unchanged", skipped)
+
+
+def test_fp16_without_a_gpu_is_refused():
+    with pytest.raises(ValueError, match="mixed precision fp16 needs a GPU, and on cpu Accelerate would"):
+        create_accelerator("fp16")
