@@ -13,8 +13,8 @@ def add_parser(commands: Any) -> None:
         "replay",
         help="look at the batch at which a training stopped with NaN",
         description="Compute once more what a training run saved where its loss or its gradients were no "
-        "longer finite. Printed are the loss, the run's to the last bit on the same machine; the first module "
-        "whose output is not finite; and the largest magnitude of each weight and gradient.",
+        "longer finite. Printed are the loss, the run's to the last bit on the same machine; the first "
+        "module whose output is not finite; and the largest magnitude of each weight and gradient.",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the run's nonfinite-step-N")
     parser.add_argument("--device", help="what computes, such as cpu or cuda (default: as in the run)")

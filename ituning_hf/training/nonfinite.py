@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 REPORT_FILE = "nonfinite.json"
 ADAPTER_FILE = "adapter.safetensors"
+CONFIG_FILE = "config.json"  # Transformers' name
 SHOWN_NAMES = 8
 GRADIENT, VALIDATION = "gradient's norm", "validation loss"
 # Thirty halvings of PyTorch's first scale: gradients that overflow still do so by themselves.
@@ -205,7 +206,7 @@ class NonFiniteStop:
                 for file, batch in own.items():
                     batch.save(draft / file)
                 if main:
-                    self.captioner.config.save_pretrained(draft)
+                    self.captioner.config.to_json_file(draft / CONFIG_FILE)
                     save_file(self.captioner.adapter_state_dict(), draft / ADAPTER_FILE)
                     write_json(draft / REPORT_FILE, self._report(finding, described))
         except (TrainingError, OtherProcessError) as error:  # a full disk must not hide what happened
