@@ -1,6 +1,8 @@
 """Numbers that are not finite: the run stops before they reach a weight, and keeps what they came from."""
 
 import json
+import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,19 +11,25 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from faults import Faults
-from runner import Run, contents
-from safetensors.torch import load_file
+from runner import Run, contents, run_by_two
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_models import read_log
 
 from ituning_hf.cli import main
-from ituning_hf.data import PixelInputs
+from ituning_hf.data import FeatureInputs, PixelInputs
+from ituning_hf.features import build_features
+from ituning_hf.features.shards import tensor_name
 from ituning_hf.processes import create_accelerator
 from ituning_hf.training import CaptionTrainer, NonFiniteLossError, TrainArguments, train
 from ituning_hf.training.checkpoints import list_checkpoints
 from ituning_hf.training.replay import replay
+from ituning_hf.training.setup import load_data
 
 Settings = Callable[..., TrainArguments]
+STRESS_ROUNDS = 12
 # Dropout, so that a replay needs the random state; two batches a step, of which one is at fault.
 COMMON = {
     "adapter_dropout": 0.3,
@@ -34,33 +42,46 @@ COMMON = {
 }
 
 
-@pytest.fixture
-def fp16(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def use_fp16(patch: pytest.MonkeyPatch, **scaler: Any) -> None:
     """Let runs compute in fp16 with PyTorch's own gradient scaler, as on a GPU; Accelerate would not here."""
 
-    def use(**scaler: Any) -> None:
-        def create(*args: Any, **kwargs: Any) -> Accelerator:
-            accelerator = Accelerator(mixed_precision="fp16")
-            accelerator.native_amp = True
-            accelerator.scaler = torch.amp.GradScaler("cpu", **scaler)
-            return accelerator
+    def create(*args: Any, **kwargs: Any) -> Accelerator:
+        accelerator = Accelerator(mixed_precision="fp16")
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu", **scaler)
+        return accelerator
 
-        monkeypatch.setattr("ituning_hf.training.cli.create_accelerator", create)
-
-    return use
+    patch.setattr("ituning_hf.training.cli.create_accelerator", create)
 
 
-def poison(patch: pytest.MonkeyPatch, name: str, value: float = float("nan")) -> None:
+def poison(
+    patch: pytest.MonkeyPatch, name: str, value: float = float("nan"), inputs: type = PixelInputs
+) -> None:
     """Put one bad value into what is made of a picture."""
-    read = PixelInputs.read
+    read = inputs.read
 
-    def poisoned(self: PixelInputs, image: Any, epoch: int, index: int) -> torch.Tensor:
-        pixels = read(self, image, epoch, index)
+    def poisoned(self: Any, image: Any, epoch: int, index: int) -> torch.Tensor:
+        found = read(self, image, epoch, index)
         if image.name == name:
-            pixels[1, 2, 3] = value
-        return pixels
+            found[1, 2] = value
+        return found
 
-    patch.setattr(PixelInputs, "read", poisoned)
+    patch.setattr(inputs, "read", poisoned)
+
+
+def store_features(args: TrainArguments, folder: Path) -> str:
+    data = load_data(args)
+    build_features([*data.train, *data.evaluation], folder, vision_model=args.vision_model, num_workers=0)
+    return str(folder)
+
+
+def poison_store(folder: str, name: str) -> None:
+    """Put a NaN into an image's stored features."""
+    [path] = Path(folder).glob("features-*.safetensors")
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors[tensor_name("features", name)][4, 2] = float("nan")
+    save_file(tensors, path, metadata)
 
 
 def folders(args: TrainArguments) -> list[str]:
@@ -125,14 +146,14 @@ def test_a_poisoned_picture_ends_the_run_and_is_named(
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step(
     settings: Settings,
-    fp16: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     precision: str,
     faults: Faults,
 ):
     """The loss is finite: the adapters' output is zero at first, and only its gradient is so large."""
     if precision == "fp16":
-        fp16(init_scale=2.0**-10)
+        use_fp16(monkeypatch, init_scale=2.0**-10)
     args = settings(**COMMON | {"max_train_steps": 9}, adapter_scale=1e30, mixed_precision=precision)
     message, folder = stopped(args)
     step = 5 if precision == "fp16" else 1  # its scale was halved four times before
@@ -271,17 +292,89 @@ def test_a_damaged_folder_is_told(
     faults.count("a damaged file in what a replay reads", "refused with a message", len(DAMAGE))
 
 
+def test_on_two_processes_the_one_that_saw_it_saves_it_and_one_tells(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture, faults: Faults
+):
+    features = store_features(settings(), tmp_path / "features")
+    # Four images a step, two for each process: those of the second step's second process.
+    name = f"train/{np.random.default_rng([0, 0]).permutation(11)[7]}.png"
+    poison_store(features, name)
+    options = COMMON | {"gradient_accumulation_steps": 1}
+    args = settings(**options, vision_model=None, features=features)
+    runs = run_by_two(args)
+    assert [run.end() for run in runs] == [1, 1], [run.printed for run in runs]
+    told = [run.printed.count("The loss is nan at step 2 (epoch 0.67)") for run in runs]
+    assert told == [1, 0]
+    assert f"The visual_features of {name} are not finite" in runs[0].printed
+    assert "ituning: error" not in runs[1].printed
+    [folder] = (Path(args.output_dir) / found for found in folders(args))
+    assert [path.name for path in folder.glob("batch*")] == ["batch-1-0.safetensors"]
+    assert len(list_checkpoints(Path(args.output_dir))) == 1
+    assert "as in the run" in assert_replays(folder, capsys)
+    faults.count("a NaN in the stored features, seen by one process of two", "both stopped, told once")
+
+
+@pytest.mark.stress
+def test_random_poisonings_end_replay_and_go_on(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    faults: Faults,
+):
+    features = store_features(settings(), tmp_path / "features")
+    for seed in range(STRESS_ROUNDS):
+        choose = random.Random(seed)
+        on_features = choose.random() < 0.4
+        precision = choose.choice(["no", "bf16", "fp16"])
+        changes = COMMON | {
+            "per_device_train_batch_size": choose.choice([1, 2, 4]),
+            "gradient_accumulation_steps": choose.choice([1, 2, 3]),
+            "adapter_dropout": choose.choice([0.0, 0.3]),
+            "adapter_layers": choose.choice([None, [1, 3]]),
+            "frozen_precision": choose.choice([None, "bfloat16", "int8"]),
+            "gradient_checkpointing": choose.random() < 0.3,
+            "label_smoothing": choose.choice([0.0, 0.1]),
+            "full_determinism": choose.random() < 0.3,
+            "eval_split": choose.choice(["val", "none"]),
+            "max_train_steps": 11,
+            "seed": seed,
+            "mixed_precision": precision,
+            "features": features if on_features else None,
+        }
+        value = choose.choice([math.nan, math.inf, -math.inf])
+        split = "val/" * (changes["eval_split"] == "val" and choose.random() < 0.5) or "train/"
+        name = f"{split}{choose.randrange(3 if split == 'val/' else 11)}.png"
+        with monkeypatch.context() as patch:
+            if precision == "fp16":
+                use_fp16(patch)
+            whole = settings(**changes, output_dir=str(tmp_path / f"{seed}-whole"))
+            train(whole)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            args = settings(**changes, output_dir=str(tmp_path / f"{seed}"), resume_from_checkpoint="latest")
+            with monkeypatch.context() as inner:
+                poison(inner, name, value, FeatureInputs if on_features else PixelInputs)
+                message, folder = stopped(args)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            assert f"of {name} are not finite" in message
+            assert_replays(folder, capsys)
+            train(args)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        found, expected = contents(args.output_dir), contents(whole.output_dir)
+        assert {file for file in expected if found[file] != expected[file]} == set(), changes
+        faults.count(f"a value that is not finite, {precision}", "stopped, replayed, went on as if never", 1)
+
+
 # --- fp16
 
 
 def test_overflow_in_fp16_is_met_by_the_scaler(
     settings: Settings,
-    fp16: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     faults: Faults,
 ):
-    fp16(init_scale=2.0**26)
+    use_fp16(monkeypatch, init_scale=2.0**26)
     seen = []
     step = CaptionTrainer._optimizer_step
 
