@@ -102,17 +102,21 @@ class Reference:
         context = attend(query, key, value, self.config.adapter_num_heads)
         return self.config.adapter_scale * linear(context, self.weights, f"{name}out_proj")
 
+    def feed_forward_input(self, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A GPT-2 layer's hidden states after its self-attention, and layer-normed: X."""
+        config, w, name = self.config.text_config, self.weights, f"text_model.transformer.h.{layer}."
+        normed = normalize(x, w, f"{name}ln_1", config.layer_norm_epsilon)
+        query, key, value = conv1d(normed, w, f"{name}attn.c_attn").chunk(3, dim=1)
+        x = x + conv1d(attend(query, key, value, config.n_head, causal=True), w, f"{name}attn.c_proj")
+        return x, normalize(x, w, f"{name}ln_2", config.layer_norm_epsilon)
+
     def logits(self, ids: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """GPT-2's logits, (T, vocabulary), for one row of tokens without padding."""
         config, w, name = self.config.text_config, self.weights, "text_model.transformer."
         x = w[f"{name}wte.weight"][ids] + w[f"{name}wpe.weight"][: len(ids)]
         for i in range(config.n_layer):
             layer = f"{name}h.{i}."
-            normed = normalize(x, w, f"{layer}ln_1", config.layer_norm_epsilon)
-            query, key, value = conv1d(normed, w, f"{layer}attn.c_attn").chunk(3, dim=1)
-            context = attend(query, key, value, config.n_head, causal=True)
-            x = x + conv1d(context, w, f"{layer}attn.c_proj")
-            normed = normalize(x, w, f"{layer}ln_2", config.layer_norm_epsilon)
+            x, normed = self.feed_forward_input(i, x)
             wide = conv1d(normed, w, f"{layer}mlp.c_fc")
             gelu = 0.5 * wide * (1 + torch.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
             update = conv1d(gelu, w, f"{layer}mlp.c_proj")

@@ -108,7 +108,7 @@ class Run:
 
 
 def run_by_two(args: TrainArguments) -> list[Run]:
-    """Start a run on two processes, as `torchrun` does, in a fraction of its time; the main one is the first."""
+    """Start a run on two processes, as `torchrun` does, in a fraction of its time; the main one first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
