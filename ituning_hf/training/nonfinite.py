@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,7 +266,7 @@ def _message(
     if isinstance(where, TrainingError):
         parts.append(f"This batch could not be saved: {where}")
     elif where is not None:
-        parts.append(f"This batch is saved: `ituning replay {where}` shows where it begins.")
+        parts.append(f"This batch is saved: `ituning replay {shlex.quote(where)}` shows where it begins.")
     parts += [
         f"The {name} of {first_names(found, SHOWN_NAMES)} are not finite: mend what they come from."
         for name, found in inputs.items()

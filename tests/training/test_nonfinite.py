@@ -315,6 +315,24 @@ def test_on_two_processes_the_one_that_saw_it_saves_it_and_one_tells(
 
 
 @pytest.mark.stress
+@pytest.mark.parametrize("batches", [1, 3])
+def test_gradients_that_are_not_finite_end_two_processes(
+    settings: Settings, capsys: pytest.CaptureFixture, batches: int, faults: Faults
+):
+    """The gradients are computed once more, by each process for itself, to see whose batch it was."""
+    runs = run_by_two(
+        args := settings(**COMMON | {"gradient_accumulation_steps": batches}, adapter_scale=1e30)
+    )
+    assert [run.end() for run in runs] == [1, 1], [run.printed for run in runs]
+    assert [run.printed.count("The gradient's norm is inf at step 1") for run in runs] == [1, 0]
+    [folder] = (Path(args.output_dir) / found for found in folders(args))
+    files = sorted(path.name for path in folder.glob("batch*"))
+    assert files == ["batch-0-0.safetensors", "batch-1-0.safetensors"]
+    assert assert_replays(folder, capsys).count("as in the run") == 2
+    faults.count("gradients beyond floating point on two processes", "both stopped, told once")
+
+
+@pytest.mark.stress
 def test_random_poisonings_end_replay_and_go_on(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
