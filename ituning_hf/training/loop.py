@@ -211,7 +211,9 @@ class CaptionTrainer:
     def _run_validation(self) -> Validation:
         loss = self.validator.loss()
         if not math.isfinite(loss):
-            self.nonfinite.end_validation(loss, self.state.step, *self.validator.first_nonfinite())
+            with one_fate(self.accelerator):
+                found = self.validator.first_nonfinite()
+            self.nonfinite.end_validation(loss, self.state.step, *found)
         return self.validator.describe(loss)
 
     def _validate(self) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ..data import CaptionedImage, first_names
 from ..environment import library_versions
 from ..modeling_ituning import ITuningForCaptioning
-from ..processes import OtherProcessError
+from ..processes import OtherProcessError, one_fate
 from .arguments import TrainArguments
 from .batches import BatchMaker, image_names
 from .checkpoints import remove_folder, write_json
@@ -182,10 +182,14 @@ class NonFiniteStop:
 
     def _choose(self, finding: Finding, batches: Sequence[MicroBatch]) -> list[int]:
         """Return the first micro-batch that is at fault by itself; where no process has one, all of them."""
-        of_gradients = finding.what == GRADIENT
-        measure = self._gradient_norm if of_gradients else (lambda batch, finding: float(batch.loss))
-        at_fault = [i for i, batch in enumerate(batches) if not math.isfinite(measure(batch, finding))][:1]
-        return at_fault if any(gather_object([bool(at_fault)])) else list(range(len(batches)))
+        numbers = self._gradient_norm if finding.what == GRADIENT else _loss
+        with one_fate(self.accelerator):
+            broken = (i for i, batch in enumerate(batches) if not math.isfinite(numbers(batch, finding)))
+            first = next(broken, None)
+        somebody_has_one = any(gather_object([first is not None]))
+        if somebody_has_one:
+            return [] if first is None else [first]
+        return list(range(len(batches)))
 
     def _gradient_norm(self, batch: MicroBatch, finding: Finding) -> float:
         loss = batch.compute(self.captioner, self.args.label_smoothing)
@@ -241,6 +245,10 @@ class NonFiniteStop:
         }
 
 
+def _loss(batch: MicroBatch, finding: Finding) -> float:
+    return float(batch.loss)
+
+
 def _describe(batch: MicroBatch, names: Sequence[str]) -> dict[str, Any]:
     nonfinite = {
         name: [names[image] for image in images] for name, images in batch.nonfinite_images().items()
@@ -255,9 +263,10 @@ def _message(
     output_dir: Path,
 ) -> str:
     images = [name for of_file in described.values() for name in of_file["images"]]
-    inputs = {
-        name: found for of_file in described.values() for name, found in of_file["nonfinite_inputs"].items()
-    }
+    inputs: dict[str, list[str]] = {}
+    for of_file in described.values():
+        for name, found in of_file["nonfinite_inputs"].items():
+            inputs.setdefault(name, []).extend(found)
     parts = [
         f"The {finding.what} is {finding.value} at step {finding.step} (epoch {finding.epoch:.2f}), so "
         f"training stops; the checkpoints in {output_dir} are as they were before.",

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from ..adapter_file_ituning import read_adapter_file
 from ..backbones_ituning import load_backbone
 from ..configuration_ituning import ITuningConfig
 from ..data import first_names
@@ -28,6 +28,7 @@ from .nonfinite import ADAPTER_FILE, REPORT_FILE, SHOWN_NAMES
 
 Report = Callable[[str], None]
 
+_WRITTEN = {"what", "value", "step", "epoch", "batches", "computation", "versions"}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,34 +50,41 @@ def replay(folder: Path, report: Report, device: str | None = None) -> dict[str,
         OSError, ValueError: if it is damaged, or a frozen model is not where it was, or another one.
     """
     saved = _read_report(folder)
-    try:
-        computation = saved["computation"]
-        place = usable_device(device or computation["device"])
-        batches = {file: MicroBatch.load(folder / file) for file in saved["batches"]}
-        captioner = _load_captioner(folder, computation, batches).to(place)
-        for line in _describe_run(saved):
-            report(line)
-        losses = {}
-        with full_determinism(computation["full_determinism"], 0), _threads(computation["num_threads"]):
-            for file, batch in batches.items():
-                report(f"Batch      {file}")
-                report(f"Images     {first_names(saved['batches'][file]['images'], SHOWN_NAMES)}")
-                losses[file] = _replay_batch(captioner, batch, computation, report)
-    except (KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged ({error}): copy it again.") from error
+    for line in _describe_run(saved):
+        report(line)
+    computation, losses = saved["computation"], {}
+    batches = {file: _read_batch(folder / file) for file in saved["batches"]}
+    captioner = _load_captioner(folder, computation, batches)
+    captioner.to(usable_device(device or computation["device"]))
+    with full_determinism(computation["full_determinism"], 0), _threads(computation["num_threads"]):
+        for file, batch in batches.items():
+            report(f"Batch      {file}")
+            report(f"Images     {first_names(saved['batches'][file]['images'], SHOWN_NAMES)}")
+            losses[file] = _replay_batch(captioner, batch, computation, report)
     return losses
 
 
 def _read_report(folder: Path) -> dict[str, Any]:
+    file = folder / REPORT_FILE
     try:
-        return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        saved = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{folder} is nothing to replay: it has no {REPORT_FILE}. Give a folder such as "
             "OUTPUT_DIR/nonfinite-step-17, which a run leaves where its numbers stop being finite."
         ) from error
     except ValueError as error:
-        raise ValueError(f"{folder / REPORT_FILE} is damaged ({error}): copy it again.") from error
+        raise ValueError(f"{file} is damaged ({error}): copy it again.") from error
+    if not isinstance(saved, dict) or not saved.keys() >= _WRITTEN:
+        raise ValueError(f"{file} is damaged (it is not what a run writes): copy it again.")
+    return saved
+
+
+def _read_batch(file: Path) -> MicroBatch:
+    try:
+        return MicroBatch.load(file)
+    except (KeyError, OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is damaged ({error}): copy it again.") from error
 
 
 def _load_captioner(
@@ -93,7 +101,7 @@ def _load_captioner(
         else UnloadedVisionModel(config.vision_config)
     )
     captioner = ITuningForCaptioning(config, vision, load_backbone("text", config, **options))
-    own, tensors = captioner.adapter_state_dict(), load_file(folder / ADAPTER_FILE)
+    own, tensors = captioner.adapter_state_dict(), read_adapter_file(str(folder / ADAPTER_FILE))
     if {name: x.shape for name, x in own.items()} != {name: x.shape for name, x in tensors.items()}:
         raise ValueError(
             f"{folder / ADAPTER_FILE} does not fit config.json beside it: copy the folder again."

@@ -269,10 +269,10 @@ def test_a_dry_run_saves_nothing(settings: Settings, monkeypatch: pytest.MonkeyP
 
 DAMAGE = {
     "is nothing to replay: it has no nonfinite.json": ("nonfinite.json", None),
-    "nonfinite.json is damaged": ("nonfinite.json", b"{"),
-    "is damaged ('computation')": ("nonfinite.json", b"{}"),
-    "is damaged (Error while deserializing header": ("batch-0-0.safetensors", b"cut"),
-    "nonfinite-step-1 is damaged (": ("adapter.safetensors", b""),
+    "nonfinite.json is damaged (Expecting property name": ("nonfinite.json", b"{"),
+    "nonfinite.json is damaged (it is not what a run writes)": ("nonfinite.json", b"{}"),
+    "batch-0-0.safetensors is damaged (": ("batch-0-0.safetensors", b"cut"),
+    "adapter.safetensors cannot be read (": ("adapter.safetensors", b""),
 }
 
 
