@@ -135,7 +135,7 @@ def test_a_poisoned_picture_ends_the_run_and_is_named(
     assert of_file["nonfinite_inputs"] == {"pixel_values": [SEVENTH]}
     printed = assert_replays(folder, capsys)
     assert "Loss       nan, as in the run" in printed
-    assert "First      vision_model.embeddings.patch_embedding, 15 of 270 values" in printed
+    assert "First      vision_model.embeddings.patch_embedding, 45 of 270 values" in printed
 
     train(args)  # the picture is whole again
     faults.count("a NaN in one picture's pixels", "stopped before the step, and went on when mended", 2)
