@@ -169,7 +169,8 @@ class ITuningAdapter(nn.Module):
     def _attention(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Return softmax(Q K^T / sqrt(r / h)), of shape (num_images, h, k * T, N)."""
         scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5
-        return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        at_least_fp32 = torch.promote_types(scores.dtype, torch.float32)
+        return scores.softmax(dim=-1, dtype=at_least_fp32).to(query.dtype)
 
 
 __all__ = ["ITuningAdapter"]

@@ -81,7 +81,8 @@ def caption_loss(
         num_items_in_batch = labelled.sum().clamp(min=1)
 
     def summed(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        logits = output_layer(hidden).float()
+        logits = output_layer(hidden)
+        logits = logits.to(_at_least_fp32(logits.dtype))
         target = target.to(logits.device)
         return F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
 
@@ -94,6 +95,11 @@ def caption_loss(
     if isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(total.device)
     return total / num_items_in_batch
+
+
+def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """Return what a sum over a vocabulary is computed in: never in half precision."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -111,7 +117,7 @@ class _ChunkedSum(torch.autograd.Function):
         targets: torch.Tensor,
     ) -> torch.Tensor:
         wants_gradient = ctx.needs_input_grad[1]
-        total = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
+        total = torch.zeros((), device=hidden_states.device, dtype=_at_least_fp32(hidden_states.dtype))
         gradient = torch.empty_like(hidden_states) if wants_gradient else None
         for start in range(0, len(targets), POSITIONS_AT_ONCE):
             chunk = slice(start, start + POSITIONS_AT_ONCE)

@@ -45,7 +45,7 @@ def create_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Acc
 
     Raises:
         ValueError: if it was launched for something that is not done here, or still sees fewer processes
-            than there are; each would do all of the work and write over the others.
+            than there are; each would do all of the work and write over the others. Also for fp16 on a CPU.
     """
     refuse_unsupported_launch(os.environ)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -57,6 +57,11 @@ def create_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Acc
         raise ValueError(
             f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: start "
             "them with `accelerate launch` or `torchrun`."
+        )
+    if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
+        raise ValueError(
+            f"mixed precision fp16 needs a GPU, and on {accelerator.device} Accelerate would compute "
+            "in fp32 and not say so: give --mixed_precision bf16 or no."
         )
     return accelerator
 

@@ -74,7 +74,7 @@ def test_the_readmes_evaluations_and_builds_are_understood(monkeypatch: pytest.M
 
 def test_the_readmes_other_commands_are_understood():
     lines = [line for line in commands("ituning") if line[0] not in ("train", "evaluate", "features")]
-    assert {line[0] for line in lines} == {"caption", "convert", "demo", "info", "push"}
+    assert {line[0] for line in lines} == {"caption", "convert", "demo", "info", "push", "replay"}
     for line in lines:
         cli._parser().parse_args(line)
 

@@ -19,11 +19,11 @@ from contextlib import suppress
 from .._version import __version__
 from ..errors import WorkError
 from ..printable import printable
-from . import caption, convert, demo, evaluate, features, info, push, train
+from . import caption, convert, demo, evaluate, features, info, push, replay, train
 from .arguments import HelpFormatter
 
 # In the order in which --help lists them.
-_COMMANDS = (demo, features, train, evaluate, caption, info, push, convert)
+_COMMANDS = (demo, features, train, evaluate, caption, info, push, convert, replay)
 # Their options, --help among them, are not described here: they may stand in a file too.
 _WITH_OWN_PARSER = {
     ("train",): train.run,

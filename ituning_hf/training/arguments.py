@@ -144,7 +144,8 @@ class OptimizationArguments:
     )
     mixed_precision: str | None = option(
         None,
-        "precision of the computation; the adapters' weights stay in fp32",
+        "precision of the computation; the adapters' weights stay in fp32. fp16 is for GPUs: a step whose "
+        "gradients overflow is skipped, counts as a step, and leaves the schedule where it is",
         one_of(PRECISIONS),
         "|".join(PRECISIONS),
         "as `accelerate config` says",
@@ -159,6 +160,10 @@ class OptimizationArguments:
     )
     gradient_checkpointing: bool = option(
         False, "compute activations a second time in the backward pass: less memory, slower steps"
+    )
+    full_determinism: bool = option(
+        False,
+        "compute by deterministic algorithms alone, so that two runs write the same bytes on a GPU too",
     )
     seed: int = option(0, "seed of weights, order, caption choice, augmentation, dropout and splits", SEED)
 

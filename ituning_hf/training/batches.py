@@ -117,6 +117,11 @@ class BatchMaker:
         )
 
 
+def image_names(images: Sequence[CaptionedImage], keys: Sequence[SampleKey]) -> list[str]:
+    """Return the names of a batch's images; empty for what only fills it up."""
+    return ["" if key.padding else images[key.index].name for key in keys]
+
+
 class SkippedImages:
     """The images that this process could not read, each named once.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
+from ..determinism import full_determinism
 from ..processes import (
     OtherProcessError,
     command_process,
@@ -98,7 +99,7 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
 
     Raises:
         ValueError, OSError: for settings, data or backbones that cannot be used, before long work starts.
-        NonFiniteLossError: at a NaN or infinite loss.
+        NonFiniteLossError: at a NaN or infinite loss or gradient.
         TooManyUnreadableError: if too many images cannot be read.
         TrainingError: if a checkpoint, a captioner or the log cannot be written.
         RunStopped: after SIGTERM or Ctrl-C; a KeyboardInterrupt.
@@ -109,6 +110,11 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     args = with_backbones(args)
     if data is not None:
         args = replace(args, dataset=GIVEN_DATA)
+    with full_determinism(args.full_determinism, args.seed):
+        return _train(args, data)
+
+
+def _train(args: TrainArguments, data: TrainingData | None) -> TrainState:
     accelerator = create_accelerator(
         args.mixed_precision,
         log_with=args.report_to or None,

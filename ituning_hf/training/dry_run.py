@@ -52,7 +52,7 @@ def dry_run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, 
     report("Dry run: one optimizer step; nothing is written.")
     checkpoint, refusal = _starting_point(args)
     # A checkpoint is compared with the settings of the run itself.
-    planned = replace(args, dry_run=False, resume_from_checkpoint=checkpoint)
+    planned = replace(args, resume_from_checkpoint=checkpoint)
     set_seed(args.seed)
     if args.text_model is None and checkpoint is None:
         model, processor = _load_over_untrained_backbones(planned, data, accelerator, report)

@@ -10,7 +10,7 @@ class TrainingError(WorkError):
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss became NaN or infinite."""
+    """The loss or a gradient became NaN or infinite."""
 
 
 class TooManyUnreadableError(TrainingError):

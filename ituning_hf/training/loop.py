@@ -22,7 +22,9 @@ from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages
 from .checkpoints import LOG_FILE, RUN_FILE, find_checkpoint, write_json
-from .errors import NonFiniteLossError, RunStopped
+from .errors import RunStopped
+from .micro_batch import MicroBatch, random_state
+from .nonfinite import GRADIENT, NonFiniteStop
 from .optimization import create_optimizer, create_schedule
 from .progress import Progress
 from .record import training_record
@@ -76,6 +78,7 @@ class CaptionTrainer:
             optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.nonfinite = NonFiniteStop(args, model, accelerator, self.batches, data.train)
         self.validator = Validator(
             args, self.model, processor, data.evaluation, self.batches, accelerator, self.skipped
         )
@@ -91,7 +94,8 @@ class CaptionTrainer:
             "last".
 
         Raises:
-            NonFiniteLossError: at a NaN or infinite loss; the last checkpoint is whole.
+            NonFiniteLossError: at a NaN or infinite loss or gradient; the last checkpoint is whole, and what
+                it was computed from is saved for `ituning replay`.
             TooManyUnreadableError: if more images are unreadable than allowed.
             TrainingError: if a checkpoint, a captioner or the log cannot be written.
             RunStopped: after a signal, when the checkpoint is saved.
@@ -149,7 +153,9 @@ class CaptionTrainer:
         """Take one optimizer step over micro-batches; return the mean loss of its label tokens."""
         num_items = self._count(batches)
         total = torch.zeros((), device=self.accelerator.device)
+        computed: list[MicroBatch] = []
         for position, batch in enumerate(batches):
+            before = random_state(self.accelerator.device)
             is_last = position == len(batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 loss = self.model(
@@ -157,16 +163,20 @@ class CaptionTrainer:
                 ).loss
                 # The processes' gradients are averaged, and theirs is a sum.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
+            computed.append(MicroBatch(batch, num_items, before, loss.detach()))
             total += loss.detach()
         mean = float(self.accelerator.reduce(total, "sum"))
-        self._require_finite("loss", mean, self.state.step + 1)
+        if not math.isfinite(mean):
+            self.nonfinite.end_step("loss", mean, self.state.step, computed)
         norm = self.accelerator.clip_grad_norm_(
             self.captioner.parameters(), self.args.max_grad_norm or math.inf
         )
-        if self.accelerator.scaler is None:  # fp16's scaler skips such a step and goes on
-            self._require_finite("gradient's norm", float(norm), self.state.step + 1)
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            self.nonfinite.end_step(GRADIENT, float(norm), self.state.step, computed)
         self.optimizer.step()
-        if not self.accelerator.optimizer_step_was_skipped:  # by fp16's scaler, at an overflow
+        if self.accelerator.optimizer_step_was_skipped:  # by fp16's scaler, at an overflow
+            self.nonfinite.after_skipped_step(self.state.step, computed)
+        else:
             self.schedule.step()
         self.optimizer.zero_grad()
         return mean
@@ -192,22 +202,19 @@ class CaptionTrainer:
         self.state.step += 1
         speed = math.prod(self.sampler.step_shape) / seconds
         self.progress.step(loss, rate, speed)
-        self.progress.log({"step": self.state.step, "loss": loss, "learning_rate": rate})
+        record = {"step": self.state.step, "loss": loss, "learning_rate": rate}
+        skipped = {"skipped": True} if self.accelerator.optimizer_step_was_skipped else {}
+        self.progress.log(record | skipped)
         values = {"train/loss": loss, "train/learning_rate": rate, "train/images_per_second": speed}
         self.trackers.log(values, self.state.step)
 
-    def _require_finite(self, what: str, value: float, step: int) -> None:
-        if not math.isfinite(value):
-            raise NonFiniteLossError(
-                f"The {what} is {value} at step {step} (epoch {step / self.steps_per_epoch:.2f}), so "
-                f"training stops; the checkpoints in {self.output_dir} are as they were before. Try a lower "
-                "--learning_rate, or --mixed_precision bf16 instead of fp16."
-            )
-
     def _run_validation(self) -> Validation:
-        validation = self.validator.run()
-        self._require_finite("validation loss", validation.scores["loss"], self.state.step)
-        return validation
+        loss = self.validator.loss()
+        if not math.isfinite(loss):
+            with one_fate(self.accelerator):
+                found = self.validator.first_nonfinite()
+            self.nonfinite.end_validation(loss, self.state.step, *found)
+        return self.validator.describe(loss)
 
     def _validate(self) -> None:
         """Validate after an optimizer step; keep the captioner if it is the best so far."""
@@ -264,10 +271,12 @@ class CaptionTrainer:
         raise RunStopped(self.stop.signum or signal.SIGTERM, when)
 
     def _save_captioner(self, name: str) -> None:
+        self.nonfinite.require_finite_weights(self.state.step)
         record = training_record(self.identity, self.data, self.state, self.steps_per_epoch, self.accelerator)
         self.store.save_captioner(name, record)
 
     def _save_checkpoint(self) -> None:
+        self.nonfinite.require_finite_weights(self.state.step)
         self.store.save_checkpoint(self.state, self.args.max_checkpoints)
         self.saved_step = self.state.step
 

@@ -101,6 +101,9 @@ def _clear_leftovers(output_dir: Path) -> None:
     for name in (RUN_FILE, LOG_FILE):
         draft_of(output_dir / name).unlink(missing_ok=True)
     names = {output_dir / name for name in ("best", "last")}
+    names |= {
+        output_dir / leftover.stem.removeprefix(".") for leftover in output_dir.glob(".nonfinite-*.partial")
+    }
     for folder in (output_dir / CHECKPOINTS, output_dir / "backbones"):
         for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
             names.add(folder / leftover.stem.removeprefix("."))

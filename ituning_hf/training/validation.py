@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +18,8 @@ from ..printable import printable
 from ..processes import one_fate
 from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
 from .arguments import TrainArguments
-from .batches import BatchMaker, SkippedImages
+from .batches import BatchMaker, SkippedImages, image_names
+from .micro_batch import MicroBatch, random_state
 
 FEW_BATCHES = 2
 SHOWN_CHARACTERS = 110  # of a sample caption
@@ -79,11 +81,15 @@ class Validator:
         self.args, self.model, self.processor, self.images = args, model, processor, images
         self.batches, self.accelerator, self.skipped = batches, accelerator, skipped
         self.captioner = accelerator.unwrap_model(model)
+        self._losses: list[torch.Tensor] = []  # the last validation's, of this process's batches
 
-    def run(self) -> Validation:
-        """Compute the loss, and the captions that the settings ask for.
+    def describe(self, loss: float) -> Validation:
+        """Make the captions that the settings ask for, and put them beside the loss.
 
         The captions are of the first images that can be read, so of the same ones at each validation.
+
+        Args:
+            loss: What `loss` returned.
 
         Returns:
             The same on every process, and for any number of processes.
@@ -92,7 +98,7 @@ class Validator:
             TooManyUnreadableError: if more images are unreadable than allowed.
         """
         self.captioner.eval()
-        scores = {"loss": self._loss()}
+        scores = {"loss": loss}
         captions = self._first_captions(max(self.args.eval_caption_images, self.args.num_sample_captions))
         self.captioner.train()
         indices = list(captions)
@@ -103,21 +109,56 @@ class Validator:
         return Validation(scores, len(scored), samples)
 
     @torch.no_grad()
-    def _loss(self) -> float:
-        sampler = self.batches.sampler(self.images)
-        batches = itertools.islice(sampler, sampler.steps_per_epoch)
-        captions = min(max(len(image.captions) for image in self.images), self.args.captions_per_image)
+    def loss(self) -> float:
+        """Compute the mean loss over the label tokens of the whole split.
+
+        Returns:
+            The same on every process, and for any number of processes.
+
+        Raises:
+            TooManyUnreadableError: if more images are unreadable than allowed.
+        """
+        self.captioner.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
-        for batch in self.batches.loader(self.images, list(batches), captions):
+        self._losses = []
+        for batch in self._batches(self._keys()):
             problems = batch.pop("unreadable")
             self.skipped.name(problems)
-            batch = send_to_device(batch, self.accelerator.device)
             items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             loss = self.model(**batch, num_items_in_batch=1).loss
+            self._losses.append(loss)
             sums += torch.stack([loss.double(), items.double(), items.new_tensor(len(problems)).double()])
         total, items, unreadable = self.accelerator.reduce(sums, "sum").tolist()
         self.skipped.limit(int(unreadable), self.images)
+        self.captioner.train()
         return total / items
+
+    def first_nonfinite(self) -> tuple[list[MicroBatch], list[list[str]]]:
+        """Read the batch again with which this process's loss stopped being finite.
+
+        Returns:
+            That batch, if there is one, and its images' names.
+        """
+        device = self.accelerator.device
+        at_fault = [i for i, loss in enumerate(self._losses) if not loss.isfinite()][:1]
+        keys = [self._keys()[i] for i in at_fault]
+        batches = [
+            {name: x for name, x in batch.items() if name != "unreadable"} for batch in self._batches(keys)
+        ]
+        computed = [
+            MicroBatch(batch, 1, random_state(device), self._losses[i])
+            for i, batch in zip(at_fault, batches, strict=True)
+        ]
+        return computed, [image_names(self.images, of_batch) for of_batch in keys]
+
+    def _keys(self) -> list[list[SampleKey]]:
+        sampler = self.batches.sampler(self.images)
+        return list(itertools.islice(sampler, sampler.steps_per_epoch))
+
+    def _batches(self, keys: list[list[SampleKey]]) -> Iterator[dict[str, Any]]:
+        captions = min(max(len(image.captions) for image in self.images), self.args.captions_per_image)
+        for batch in self.batches.loader(self.images, keys, captions):
+            yield send_to_device(batch, self.accelerator.device)
 
     def _first_captions(self, wanted: int) -> dict[int, str]:
         """Caption the first `wanted` images that can be read; return the captions by image index."""

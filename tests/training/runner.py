@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ _FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shuti
 def flags(args: TrainArguments) -> list[str]:
     """Return the command line of some settings."""
     given = {name: value for name, value in args.to_dict().items() if value is not None and value != []}
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    lists = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+    return [part for name, values in lists.items() for part in (f"--{name}", *map(str, values))]
 
 
 class Run:
@@ -38,12 +40,20 @@ class Run:
         args: Its settings.
         kill_at: It kills itself, and its workers, before this operation on a file of its folder.
         file_limit: The kernel lets no file of its grow beyond so many bytes.
+        environment: Variables that it has beside those of this process.
     """
 
-    def __init__(self, args: TrainArguments, kill_at: int | None = None, file_limit: int | None = None):
+    def __init__(
+        self,
+        args: TrainArguments,
+        kill_at: int | None = None,
+        file_limit: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ):
         reader, writer = _CONTEXT.Pipe(duplex=False)
         self.log_file = Path(args.output_dir) / "log.jsonl"
-        task = (flags(args), os.path.abspath(args.output_dir), kill_at, file_limit, writer)
+        folder = os.path.abspath(args.output_dir)
+        task = (flags(args), folder, kill_at, file_limit, dict(environment or {}), writer)
         self.process: Any = _CONTEXT.Process(target=_train, args=task)
         self.process.start()
         writer.close()
@@ -97,7 +107,25 @@ class Run:
         return int(self.printed.rsplit("file operations: ", 1)[1])
 
 
-def _train(arguments: list[str], folder: str, kill_at: int | None, file_limit: int | None, out: Any) -> None:
+def run_by_two(args: TrainArguments) -> list[Run]:
+    """Start a run on two processes, as `torchrun` does, in a fraction of its time; the main one first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    return [Run(args, environment=common | rank) for rank in ranks]
+
+
+def _train(
+    arguments: list[str],
+    folder: str,
+    kill_at: int | None,
+    file_limit: int | None,
+    environment: dict[str, str],
+    out: Any,
+) -> None:
+    os.environ.update(environment)
     os.setpgrp()
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own
     for standard in (1, 2):

@@ -1,0 +1,208 @@
+"""A batch at which a run ended, computed once more: what is the first thing that is not finite?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from ..adapter_file_ituning import read_adapter_file
+from ..backbones_ituning import load_backbone
+from ..configuration_ituning import ITuningConfig
+from ..data import first_names
+from ..determinism import full_determinism
+from ..devices import usable_device
+from ..environment import library_versions
+from ..int8 import quantize_frozen_weights
+from ..modeling_ituning import ITuningForCaptioning
+from ..recorded_ituning import UnloadedVisionModel
+from .micro_batch import MicroBatch, gradients
+from .nonfinite import ADAPTER_FILE, REPORT_FILE, SHOWN_NAMES
+
+Report = Callable[[str], None]
+
+_WRITTEN = {"what", "value", "step", "epoch", "batches", "computation", "versions"}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def replay(folder: Path, report: Report, device: str | None = None) -> dict[str, torch.Tensor]:
+    """Compute again what a run computed when its numbers were no longer finite.
+
+    On the device and with the versions of the run, every loss is the run's to the last bit.
+
+    Args:
+        folder: What the run saved.
+        report: Is told each line.
+        device: What computes; by default the run's kind.
+
+    Returns:
+        The loss of each batch, by its file's name.
+
+    Raises:
+        FileNotFoundError: if the run saved nothing there.
+        OSError, ValueError: if it is damaged, or a frozen model is not where it was, or another one.
+    """
+    saved = _read_report(folder)
+    for line in _describe_run(saved):
+        report(line)
+    computation, losses = saved["computation"], {}
+    batches = {file: _read_batch(folder / file) for file in saved["batches"]}
+    captioner = _load_captioner(folder, computation, batches)
+    captioner.to(usable_device(device or computation["device"]))
+    with full_determinism(computation["full_determinism"], 0), _threads(computation["num_threads"]):
+        for file, batch in batches.items():
+            report(f"Batch      {file}")
+            report(f"Images     {first_names(saved['batches'][file]['images'], SHOWN_NAMES)}")
+            losses[file] = _replay_batch(captioner, batch, computation, report)
+    return losses
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    file = folder / REPORT_FILE
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} is nothing to replay: it has no {REPORT_FILE}. Give a folder such as "
+            "OUTPUT_DIR/nonfinite-step-17, which a run leaves where its numbers stop being finite."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): copy it again.") from error
+    if not isinstance(saved, dict) or not saved.keys() >= _WRITTEN:
+        raise ValueError(f"{file} is damaged (it is not what a run writes): copy it again.")
+    return saved
+
+
+def _read_batch(file: Path) -> MicroBatch:
+    try:
+        return MicroBatch.load(file)
+    except (KeyError, OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is damaged ({error}): copy it again.") from error
+
+
+def _load_captioner(
+    folder: Path, computation: dict[str, Any], batches: dict[str, MicroBatch]
+) -> ITuningForCaptioning:
+    """Load what the run computed with; `from_pretrained` would refuse weights that are not finite."""
+    config = ITuningConfig.from_pretrained(folder)
+    precision = computation["frozen_precision"]
+    options = {} if precision in (None, "int8") else {"dtype": precision}
+    sees_pixels = any("pixel_values" in batch.inputs for batch in batches.values())
+    vision = (
+        load_backbone("vision", config, **options)
+        if sees_pixels
+        else UnloadedVisionModel(config.vision_config)
+    )
+    captioner = ITuningForCaptioning(config, vision, load_backbone("text", config, **options))
+    own, tensors = captioner.adapter_state_dict(), read_adapter_file(str(folder / ADAPTER_FILE))
+    if {name: x.shape for name, x in own.items()} != {name: x.shape for name, x in tensors.items()}:
+        raise ValueError(
+            f"{folder / ADAPTER_FILE} does not fit config.json beside it: copy the folder again."
+        )
+    captioner.load_state_dict(tensors, strict=False)
+    if precision == "int8":
+        quantize_frozen_weights(captioner)
+    if computation["gradient_checkpointing"]:
+        captioner.activation_checkpointing_enable()
+    return captioner.train(computation["training"])
+
+
+def _describe_run(saved: dict[str, Any]) -> Iterator[str]:
+    yield f"Run        {saved['what']} {saved['value']} at step {saved['step']} (epoch {saved['epoch']:.2f})"
+    now = library_versions()
+    changed = [
+        f"{name} {then}, now {now[name]}" for name, then in saved["versions"].items() if then != now[name]
+    ]
+    if changed:
+        yield f"Versions   {'; '.join(changed)}: last digits may differ"
+
+
+def _replay_batch(
+    captioner: ITuningForCaptioning, batch: MicroBatch, computation: dict[str, Any], report: Report
+) -> torch.Tensor:
+    training, dtype = computation["training"], _DTYPES.get(computation["mixed_precision"])
+    autocast = nullcontext() if dtype is None else torch.autocast(captioner.device.type, dtype)
+    with torch.set_grad_enabled(training), autocast, _first_nonfinite(captioner) as first:
+        loss = batch.compute(captioner, computation["label_smoothing"])
+    value = loss.detach().cpu()
+    same = value.numpy().tobytes() == batch.loss.numpy().tobytes()
+    report(
+        f"Loss       {float(value)!r}, "
+        + ("as in the run" if same else f"and {float(batch.loss)!r} in the run")
+    )
+    for name, images in batch.nonfinite_images().items():
+        report(f"Input      {name} is not finite, of {len(images)} of {len(batch.inputs[name])} images")
+    report(f"First      {first[0]}" if first else "First      none: what each module gives is finite")
+    if training:
+        found = gradients(captioner, loss, computation["gradient_factor"])
+        for line in _describe_gradients(captioner, found):
+            report(line)
+    return value
+
+
+@contextmanager
+def _first_nonfinite(captioner: nn.Module) -> Iterator[list[str]]:
+    """Note the first module, in the order of computation, that gives something that is not finite.
+
+    A hook of all modules, and none of one: with a hook on a feed-forward network the captioner computes it
+    by another kernel.
+    """
+    names = {module: name for name, module in captioner.named_modules()}
+    found: list[str] = []
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and module in names:
+            broken = [x for x in _tensors(output) if not x.isfinite().all()]
+            if broken:
+                count = int((~broken[0].isfinite()).sum())
+                found.append(f"{names[module]}, {count:,} of {broken[0].numel():,} values")
+
+    hook = register_module_forward_hook(look)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, (tuple, list)):
+        for part in output:
+            yield from _tensors(part)
+    elif isinstance(output, dict):
+        yield from _tensors(list(output.values()))
+
+
+def _describe_gradients(captioner: nn.Module, found: dict[str, torch.Tensor]) -> Iterator[str]:
+    broken = [name for name, gradient in found.items() if not gradient.isfinite().all()]
+    yield f"Gradients  {len(broken)} of {len(found)} tensors are not finite; largest magnitudes:"
+    width = max(map(len, found))
+    yield f"{'':<{width}}  {'weight':>9}  {'gradient':>9}"
+    for name, gradient in found.items():
+        mark = "  not finite" if name in broken else ""
+        sizes = "  ".join(f"{_largest(x):>9.3g}" for x in (captioner.get_parameter(name), gradient))
+        yield f"{name:<{width}}  {sizes}{mark}"
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    """Return the largest magnitude; NaN, where there is one, is larger than any."""
+    return float(tensor.detach().abs().max())
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads: a sum that more of them share has other last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
