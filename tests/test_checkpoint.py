@@ -103,14 +103,17 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "checkpoint_ituning.py",
         "configuration_ituning.py",
         "fingerprint_ituning.py",
+        "generation_file_ituning.py",
         "generation_ituning.py",
         "gpt2_ituning.py",
         "inputs_ituning.py",
+        "json_ituning.py",
         "output_ituning.py",
         "modeling_ituning.py",
         "packing_ituning.py",
         "peft_ituning.py",
         "recorded_ituning.py",
+        "seal_ituning.py",
     }
     weights = 4 * sum(p.numel() for p in captioner.parameters() if p.requires_grad)
     assert weights <= (saved / "model.safetensors").stat().st_size < weights + 6_000
