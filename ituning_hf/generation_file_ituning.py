@@ -1,4 +1,4 @@
-"""Default generation settings from their file, which people edit by hand: refused where they cannot be meant."""
+"""Default generation settings from their file, which people edit: refused where they cannot be meant."""
 
 from __future__ import annotations
 

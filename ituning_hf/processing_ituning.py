@@ -70,8 +70,8 @@ class ITuningProcessor(ProcessorMixin):
 
         Raises:
             OSError: if there is none.
-            ValueError: if it is not whole or was changed since it was saved, or would have something read from
-                elsewhere.
+            ValueError: if it is not whole or was changed since it was saved, or would have something read
+                from elsewhere.
         """
         name = os.fspath(pretrained_model_name_or_path)
         check_processor_files(name, **{key: kwargs[key] for key in _HUB_KWARGS if key in kwargs})

@@ -33,7 +33,7 @@ _POINTERS = {
 
 
 def seal_processor_files(processor_file: str | os.PathLike[str]) -> None:
-    """Put the fingerprints of a processor's files, which are beside it and written before, into its settings."""
+    """Put the fingerprints of a processor's files into its settings; the others are there before them."""
     folder = Path(processor_file).parent
     present = {name: folder / name for name in _FILES if (folder / name).is_file()}
     content = read_json_object(processor_file)
@@ -64,8 +64,8 @@ def check_processor_files(name: str, **hub_kwargs: Any) -> None:
     for file, content in contents.items():
         if named := sorted(_POINTERS[file] & set(content)):
             raise ValueError(
-                f"{settings[file]} names other files to read the tokenizer from ({named}), which no captioner's "
-                "does: it was tampered with, so do not use it."
+                f"{settings[file]} names other files to read the tokenizer from ({named}), which no "
+                "captioner's does: it was tampered with, so do not use it."
             )
     recorded = contents.get(PROCESSOR_NAME, {}).get("fingerprints")
     if recorded is None:

@@ -1,8 +1,8 @@
 """Telling a captioner as it was saved from one in which something was changed since: digests of its files.
 
-They find damage, files of two captioners in one folder, and settings that were edited: whatever would otherwise
-load as another model than the one that was trained. They are no signatures: who changes a file on purpose can
-change its digest too.
+They find damage, files of two captioners in one folder, and settings that were edited: whatever would load as
+another model than the one that was trained. They are no signatures: who changes a file on purpose can change
+its digest too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-# What may differ: the digest itself; where the frozen models lie, which their own fingerprints answer for; and
-# what libraries write of themselves and of how a file was come by.
+# What may differ: the digest itself; where the frozen models lie, since their own fingerprints answer for them;
+# what is not a file's to choose; and what libraries write of themselves and of how they came by a file.
 _FREE = frozenset(
     {
         "fingerprints",
@@ -85,9 +85,9 @@ def check_config_unchanged(stored: Mapping[str, Any]) -> None:
     if recorded is not None and (found := json_fingerprint(stored)) != recorded:
         raise ValueError(
             f"config.json was changed after it was saved (its content has fingerprint {found}, recorded is "
-            f"{recorded!r}): copy or download it again. To change a setting on purpose, load the captioner as "
-            "it was saved with the setting as a keyword, from_pretrained(..., adapter_scale=0.5), and save it "
-            "again."
+            f"{recorded!r}): copy or download it again. To change a setting on purpose, load the captioner "
+            "as it was saved, with the setting as a keyword, from_pretrained(..., adapter_scale=0.5), and "
+            "save it again."
         )
 
 

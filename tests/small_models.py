@@ -147,7 +147,7 @@ def edit_json(path: Path, **fields: Any) -> None:
 
 
 def unseal(folder: Path) -> None:
-    """Make a saved captioner one of the time before files had fingerprints, which says nothing of a change."""
+    """Make a saved captioner one of the time before fingerprints, which tells nothing of a change."""
     for name in ("config.json", "processor_config.json"):
         if (folder / name).is_file():
             content = json.loads((folder / name).read_text())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters
+from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters, unseal
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -59,6 +59,7 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Non
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
+    unseal(path.parent)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -703,6 +704,7 @@ def test_an_adapter_file_that_does_not_fit_is_refused(saved: Path, change: Calla
 
 
 def test_an_adapter_for_other_layers_is_refused(saved: Path):
+    unseal(saved)
     edit_config(saved, adapter_layers=[0, 1, 2])
     with pytest.raises(ValueError, match=r"8 unexpected \(first: \['text_model\.transformer\.h\.3\.adapter"):
         ITuningForCaptioning.from_pretrained(saved)
