@@ -263,7 +263,9 @@ class ITuningPreTrainedModel(PreTrainedModel):
             return
         optional = {"_raise_exceptions_for_missing_entries": False}
         if (path := cached_file(name, GENERATION_CONFIG_NAME, **kwargs, **optional)) is not None:
-            self.generation_config = read_generation_settings(path, self.config.text_config.vocab_size)
+            self.generation_config = read_generation_settings(
+                path, self.generation_config, self.config.text_config.vocab_size
+            )
 
     def save_pretrained(
         self,

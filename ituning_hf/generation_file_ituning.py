@@ -18,11 +18,14 @@ _TOKENS = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos
 _TOKEN_LISTS = ("eos_token_id", "forced_eos_token_id")
 
 
-def read_generation_settings(path: str | os.PathLike[str], vocab_size: int) -> GenerationConfig:
+def read_generation_settings(
+    path: str | os.PathLike[str], own: GenerationConfig, vocab_size: int
+) -> GenerationConfig:
     """Read `generation_config.json`.
 
     Args:
         path: The file.
+        own: The captioner's own settings, whose tokens stand in for those that the file leaves out.
         vocab_size: The language model's; token ids are below it.
 
     Returns:
@@ -38,6 +41,9 @@ def read_generation_settings(path: str | os.PathLike[str], vocab_size: int) -> G
             raise ValueError(
                 f"{os.fspath(path)} has {name}={value!r}, expected {wanted}: change or remove it."
             )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if stored.get(name) is None:
+            stored[name] = getattr(own, name)
     try:
         return GenerationConfig.from_dict(stored)
     except Exception as error:  # whatever comes of a value of another kind, deep in Transformers

@@ -220,8 +220,9 @@ def _describe_backbone(kind: str, config: ITuningConfig, model: ITuningForCaptio
 def _generation_settings(name: str, revision: str | None, model: ITuningForCaptioning) -> dict[str, Any]:
     path = _find_if_there(name, GENERATION_CONFIG_NAME, revision)
     # Where none was saved, the model makes its own when it is loaded, and it just did.
-    vocab_size = model.config.text_config.vocab_size
-    settings = read_generation_settings(path, vocab_size) if path else model.generation_config
+    settings = model.generation_config
+    if path is not None:
+        settings = read_generation_settings(path, settings, model.config.text_config.vocab_size)
     return {k: v for k, v in settings.to_diff_dict().items() if k != "transformers_version"}
 
 

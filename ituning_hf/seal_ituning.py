@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-# What may differ: the digest itself; where the frozen models lie, since their own fingerprints answer for them;
+# What may differ: the digest itself; where the frozen models lie, for whom their own fingerprints answer;
 # what is not a file's to choose; and what libraries write of themselves and of how they came by a file.
 _FREE = frozenset(
     {
