@@ -192,6 +192,10 @@ class ITuningConfig(PreTrainedConfig):
 
 # Not a captioner's to say: how attention is computed, and what Transformers keeps for itself.
 _CALLERS_CHOICE = frozenset({"attn_implementation", "config_fingerprint"})
+_TEXTS = (
+    *(f"{kind}_model_{part}" for kind in ("vision", "text") for part in ("name_or_path", "revision")),
+    *("vision_model_fingerprint", "text_model_fingerprint", "adapter_fingerprint"),
+)
 _OWN_FIELDS = frozenset(ITuningConfig.__annotations__) - {"vision_config", "text_config"}
 
 
@@ -211,7 +215,10 @@ def _warn_of_unknown_keys(kwargs: dict[str, Any]) -> None:
 
 
 def _check_backbones(config: ITuningConfig) -> None:
-    if not isinstance(config.format_version, int) or config.format_version > FORMAT_VERSION:
+    for name in _TEXTS:
+        if not isinstance(value := getattr(config, name), (str, type(None))):
+            raise ValueError(f"{name} is {value!r}, expected a string, or None where nothing is recorded.")
+    if not _is_int(config.format_version) or not 1 <= config.format_version <= FORMAT_VERSION:
         raise ValueError(
             f"format_version is {config.format_version!r}, and this code reads up to {FORMAT_VERSION}: "
             "the captioner was saved by a newer ituning_hf, so upgrade the package."

@@ -35,6 +35,7 @@ _FREE = frozenset(
         "transformers_version",
     }
 )
+_FLOAT = "__float__"
 
 
 def json_fingerprint(content: Mapping[str, Any]) -> str:
@@ -116,12 +117,12 @@ def _without_the_free(value: Any) -> Any:
         return {
             key: _without_the_free(part)
             for key, part in value.items()
-            if key not in _FREE and not key.startswith("_")
+            if key not in _FREE and (key == _FLOAT or not key.startswith("_"))
         }
     if isinstance(value, list):
         return [_without_the_free(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return {"__float__": json.dumps(value)}  # as Transformers stores it
+        return {_FLOAT: json.dumps(value)}  # as Transformers stores it
     return value
 
 

@@ -25,7 +25,14 @@ VALUES: list[Any] = [
 ]
 KEYS = [
     *("x", "", "auto_map", "configuration_files", "attn_implementation", "_attn_implementation_internal"),
-    *("quantization_config", "is_encoder_decoder", "tie_word_embeddings", "use_cache", "return_dict", "dtype"),
+    *(
+        "quantization_config",
+        "is_encoder_decoder",
+        "tie_word_embeddings",
+        "use_cache",
+        "return_dict",
+        "dtype",
+    ),
     *("audio_tokenizer", "chat_template", "init_inputs", "added_tokens_decoder", "extra_special_tokens"),
     *("vocab_file", "tokenizer_file", "fast_tokenizer_files", "split_special_tokens", "padding_side"),
     *("name_or_path", "_name_or_path", "kwargs", "self", "cls", "torch_dtype", "num_labels", "id2label"),
@@ -65,7 +72,10 @@ def _unreadable(data: bytes) -> Iterator[Mutation]:
     text = data.decode()
     for depth in (400, 10_000):
         yield "nested by the thousand", ('{"x": ' * depth + "1" + "}" * depth).encode()
-        yield "nested by the thousand", (text.rstrip()[:-1] + ', "x": ' + "[" * depth + "]" * depth + "}").encode()
+        yield (
+            "nested by the thousand",
+            (text.rstrip()[:-1] + ', "x": ' + "[" * depth + "]" * depth + "}").encode(),
+        )
     yield "a number of 5,000 digits", (text.rstrip()[:-1] + ', "x": ' + "9" * 5_000 + "}").encode()
     first = next(iter(json.loads(text)))
     yield "a key twice", (text.rstrip()[:-1] + f', {json.dumps(first)}: "x"' + "}").encode()
@@ -80,7 +90,9 @@ def _draw_place(content: Any, draw: random.Random) -> tuple[Any, Any]:
     places: list[tuple[Any, Any]] = []
 
     def walk(value: Any) -> None:
-        keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+        keys = (
+            list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+        )
         for key in keys:
             places.append((value, key))
             walk(value[key])
@@ -181,14 +193,18 @@ def _change_header(header: dict[str, Any], draw: random.Random) -> str:
             entry["dtype"] = draw.choice(["I32", "U32", "F16", "BF16", "F64", "BOOL", "F8_E4M3", "C64", "X"])
             return "a tensor's kind changed"
         case 3:
-            entry["shape"] = draw.choice([entry["shape"][::-1], [1, *entry["shape"]], [], [2**62, 4], [-1], "x"])
+            entry["shape"] = draw.choice(
+                [entry["shape"][::-1], [1, *entry["shape"]], [], [2**62, 4], [-1], "x"]
+            )
             return "a tensor's shape changed"
         case 4:
             values = [[0, 0], [8, 4], [0, 2**63], [-4, 4], [0], "x", [0, 10**25], [1, 5]]
             entry["data_offsets"] = draw.choice(values)
             return "a tensor's place changed"
         case 5:
-            header[draw.choice([one + "x", "x", "", "../x", "text_model.transformer.wte.weight"])] = header.pop(one)
+            header[draw.choice([one + "x", "x", "", "../x", "text_model.transformer.wte.weight"])] = (
+                header.pop(one)
+            )
             return "a tensor renamed"
         case 6:
             header["__metadata__"] = draw.choice([{}, {"x": "y"}, {"format": "np"}, {"x": 1}, [], "x", None])
@@ -229,7 +245,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def judge(load: Callable[[], Any], compute: Callable[[Any], Any], expected: Any, names: list[str] | None) -> str:
+def judge(
+    load: Callable[[], Any], compute: Callable[[Any], Any], expected: Any, names: list[str] | None
+) -> str:
     """Load what was mutated: an error that can be understood, or what it was before; nothing else.
 
     Args:
