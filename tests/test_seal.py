@@ -19,10 +19,16 @@ from ituning_hf.seal_ituning import json_fingerprint, tensors_fingerprint
 LAYER = "text_model.transformer.h.1.adapter"
 
 
+@pytest.fixture(scope="module")
+def original(backbones: dict[str, Path], processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    save_captioner(make_captioner(backbones), processor, folder)
+    return folder
+
+
 @pytest.fixture
-def folder(captioner, processor, tmp_path: Path) -> Path:
-    save_captioner(captioner, processor, tmp_path / "captioner")
-    return tmp_path / "captioner"
+def folder(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "captioner"))
 
 
 def rewrite(folder: Path, **changed: torch.Tensor) -> None:
@@ -56,22 +62,24 @@ CHANGED_SETTINGS = [
 LOADERS = [ITuningForCaptioning.from_pretrained, AutoModel.from_pretrained, describe]
 
 
-@pytest.mark.parametrize("load", LOADERS)
 @pytest.mark.parametrize("change", CHANGED_ADAPTERS)
-def test_changed_tensors_are_refused(folder: Path, change: Callable, load: Callable):
+def test_changed_tensors_are_refused(folder: Path, change: Callable):
     change(folder)
-    with pytest.raises(ValueError, match=r"adapter file of .* is not the one that config\.json was saved"):
-        load(folder)
+    for load in LOADERS:
+        with pytest.raises(
+            ValueError, match=r"adapter file of .* is not the one that config\.json was saved"
+        ):
+            load(folder)
     unseal(folder)
-    load(folder)
+    ITuningForCaptioning.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("load", LOADERS)
 @pytest.mark.parametrize("change", CHANGED_SETTINGS)
-def test_changed_settings_are_refused(folder: Path, change: dict, load: Callable):
+def test_changed_settings_are_refused(folder: Path, change: dict):
     edit_json(folder / "config.json", **change)
-    with pytest.raises(ValueError, match=r"config\.json was changed .* with the setting as a keyword"):
-        load(folder)
+    for load in LOADERS:
+        with pytest.raises(ValueError, match=r"config\.json was changed .* with the setting as a keyword"):
+            load(folder)
 
 
 def test_two_captioners_files_do_not_mix(folder: Path, backbones, tmp_path: Path):
@@ -161,8 +169,8 @@ def test_captioners_of_the_time_before_load_as_they_did(folder: Path):
     assert ITuningProcessor.from_pretrained(folder).tokenizer.init_kwargs["errors"] == "ignore"
 
 
-def test_saving_twice_gives_the_same_bytes(folder: Path, captioner, processor, tmp_path: Path):
-    save_captioner(captioner, processor, tmp_path / "again")
+def test_saving_twice_gives_the_same_bytes(folder: Path, backbones, processor, tmp_path: Path):
+    save_captioner(make_captioner(backbones), processor, tmp_path / "again")
     for path in folder.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 

@@ -1,9 +1,10 @@
-"""Run in a process of its own by `test_fuzzing.py`: loads what was changed, and saves what then loads, watched."""
+"""Loads what was changed, and saves what then loads; `test_fuzzing.py` runs it in a process of its own."""
 
 import json
 import random
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -55,11 +56,8 @@ def attempt(watch: Watch, folder: Path, target: Path) -> int:
     models = [part for part in loaded if isinstance(part, ITuningForCaptioning)]
     processors = [part for part in loaded if isinstance(part, ITuningProcessor)]
     if models and processors:
-        with watch.on(target):
-            try:
-                save_captioner(models[-1], processors[-1], target)
-            except Exception:
-                pass
+        with watch.on(target), suppress(Exception):
+            save_captioner(models[-1], processors[-1], target)
     return len(loaded)
 
 
@@ -86,7 +84,7 @@ def main() -> None:
             (folder / file).write_bytes(original)
     found = {"seen": sorted(watch.seen), "tries": tries, "loads": could_load}
     found["would be seen"] = misdeeds(watch, folder, work)
-    print("\n" + json.dumps(found))
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
 
 
 def misdeeds(watch: Watch, folder: Path, work: Path) -> list[str]:
