@@ -181,9 +181,11 @@ class ITuningPreTrainedModel(PreTrainedModel):
             The captioner in evaluation mode; with `output_loading_info`, a pair of it and a dictionary.
 
         Raises:
-            OSError: if the adapter or a backbone is not there.
+            OSError: if the adapter or a backbone is not there, or config.json cannot be read.
             ValueError: if a backbone is not the one the adapter was trained on, or the adapter file is
-                corrupt or does not fit, or what is in memory already is to be loaded in some way.
+                corrupt or does not fit, or it or config.json was changed since they were saved, or
+                generation_config.json holds no such settings, or what is in memory already is to be loaded
+                in some way.
             TypeError: for a keyword that does not exist, or a backbone in memory of another class.
         """
         name = os.fspath(pretrained_model_name_or_path)
@@ -275,6 +277,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> None:
         """Save the adapter alone, with the configuration, generation settings and code to load it.
+
+        The configuration gets fingerprints of the adapter and of itself, by which a later change is found.
 
         Args:
             save_directory: The folder; made if it is not there.

@@ -51,7 +51,8 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
 
     Raises:
         OSError: if there is no captioner at that place.
-        ValueError: if what is there is no captioner, or its adapter file is damaged.
+        ValueError: if what is there is no captioner, or its adapter file is damaged or does not fit, or it
+            or config.json was changed since they were saved.
 
     Example:
     ```python

@@ -66,9 +66,7 @@ LOADERS = [ITuningForCaptioning.from_pretrained, AutoModel.from_pretrained, desc
 def test_changed_tensors_are_refused(folder: Path, change: Callable):
     change(folder)
     for load in LOADERS:
-        with pytest.raises(
-            ValueError, match=r"adapter file of .* is not the one that config\.json was saved"
-        ):
+        with pytest.raises(ValueError, match=r"adapter file of .* is not the one that config\.json was"):
             load(folder)
     unseal(folder)
     ITuningForCaptioning.from_pretrained(folder)
