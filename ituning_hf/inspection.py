@@ -105,9 +105,19 @@ def describe_config(config: ITuningConfig) -> dict[str, Any]:
 
 
 def build_shapes(config: ITuningConfig) -> ITuningForCaptioning:
-    """Build a captioner whose tensors have shapes and no memory."""
-    with torch.device("meta"):
-        return ITuningForCaptioning(config)
+    """Build a captioner whose tensors have shapes and no memory.
+
+    Raises:
+        ValueError: for sizes of frozen models that no model can have.
+    """
+    try:
+        with torch.device("meta"):
+            return ITuningForCaptioning(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"config.json describes frozen models that cannot be built ({type(error).__name__}: {error}): copy "
+            "or download it again."
+        ) from error
 
 
 def _describe_parts(

@@ -29,6 +29,7 @@ _FREE = frozenset(
         "text_model_revision",
         "name_or_path",
         "auto_map",
+        "processor_class",
         "attn_implementation",
         "is_local",
         "local_files_only",
