@@ -115,8 +115,8 @@ def build_shapes(config: ITuningConfig) -> ITuningForCaptioning:
             return ITuningForCaptioning(config)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"config.json describes frozen models that cannot be built ({type(error).__name__}: {error}): copy "
-            "or download it again."
+            f"config.json describes frozen models that cannot be built ({type(error).__name__}: {error}): "
+            "copy or download it again."
         ) from error
 
 
