@@ -123,6 +123,7 @@ class ITuningConfig(PreTrainedConfig):
                 f"config.json is a {kind!r} model's, expected {cls.model_type!r}: this is no saved "
                 "captioner. ITuningForCaptioning.from_vision_text_pretrained builds one over two backbones."
             )
+        _check_format_version(config_dict.get("format_version", FORMAT_VERSION))  # a newer one's are others
         check_config_unchanged(config_dict)
         config_dict = _without_callers_choice(config_dict)
         for part in ("vision_config", "text_config"):
@@ -214,15 +215,19 @@ def _warn_of_unknown_keys(kwargs: dict[str, Any]) -> None:
         )
 
 
+def _check_format_version(version: Any) -> None:
+    if not _is_int(version) or not 1 <= version <= FORMAT_VERSION:
+        raise ValueError(
+            f"format_version is {version!r}, and this code reads up to {FORMAT_VERSION}: the captioner was "
+            "saved by a newer ituning_hf, so upgrade the package."
+        )
+
+
 def _check_backbones(config: ITuningConfig) -> None:
     for name in _TEXTS:
         if not isinstance(value := getattr(config, name), (str, type(None))):
             raise ValueError(f"{name} is {value!r}, expected a string, or None where nothing is recorded.")
-    if not _is_int(config.format_version) or not 1 <= config.format_version <= FORMAT_VERSION:
-        raise ValueError(
-            f"format_version is {config.format_version!r}, and this code reads up to {FORMAT_VERSION}: "
-            "the captioner was saved by a newer ituning_hf, so upgrade the package."
-        )
+    _check_format_version(config.format_version)
     vision, text = config.vision_config, config.text_config
     if vision.model_type not in SUPPORTED_VISION_MODELS:
         raise ValueError(

@@ -136,7 +136,7 @@ FORMS = [pytest.param(SHORT, 0), pytest.param(LONG, 1, marks=pytest.mark.stress)
 def test_a_changed_configuration(folder, expected, faults, mutate, times: int, seed: int):
     path = folder / CONFIG
     # Where a frozen model lies is not sealed, its weights are; the message then names the field or the model.
-    names = ["config.json", "_model_", str(folder), "model_type"]
+    names = ["config.json", "_model_", str(folder), "model_type", "format_version"]
     mutations = mutate(path.read_bytes(), random.Random(seed))
     try_all(path, mutations, times, lambda n: judge_model(folder, n, expected, names), faults)
 
