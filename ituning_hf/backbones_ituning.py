@@ -59,7 +59,9 @@ def load_backbone(kind: str, config: ITuningConfig, **kwargs: Any) -> PreTrained
         OSError: if the backbone is not there.
     """
     name, revision = _find_recorded(kind, config, **_hub_kwargs(kwargs))
-    return load_pretrained_backbone(kind, name, revision=revision, **kwargs)
+    model = load_pretrained_backbone(kind, name, revision=revision, **kwargs)
+    _check_architecture(kind, model, config, f"found at {name!r}")
+    return model
 
 
 def _find_recorded(kind: str, config: ITuningConfig, **hub_kwargs: Any) -> tuple[str, str | None]:
@@ -172,18 +174,22 @@ def check_in_memory(kind: str, model: PreTrainedModel, config: ITuningConfig, **
             f"{kind}_model is a {type(model).__name__}, expected the {_CLASSES[kind].__name__} that the "
             "adapter was trained on."
         )
+    _check_architecture(kind, model, config, "in memory")
+    own = model_fingerprint(kind, model)
+    if own is None or own != getattr(config, f"{kind}_model_fingerprint"):
+        name, revision = _find_recorded(kind, config, **hub_kwargs)
+        check_weights_unchanged(kind, model, name, revision=revision, **hub_kwargs)
+
+
+def _check_architecture(kind: str, model: PreTrainedModel, config: ITuningConfig, where: str) -> None:
     recorded: Any = getattr(config, f"{kind}_config")
     for field in _ARCHITECTURE[kind]:
         own, wanted = getattr(model.config, field), getattr(recorded, field)
         if own != wanted:
             raise ValueError(
-                f"The {kind} model in memory has {field}={own!r}, wanted {wanted!r}: it is not the one that "
+                f"The {kind} model {where} has {field}={own!r}, wanted {wanted!r}: it is not the one that "
                 "the adapter was trained on."
             )
-    own = model_fingerprint(kind, model)
-    if own is None or own != getattr(config, f"{kind}_model_fingerprint"):
-        name, revision = _find_recorded(kind, config, **hub_kwargs)
-        check_weights_unchanged(kind, model, name, revision=revision, **hub_kwargs)
 
 
 def is_local(name: str) -> bool:

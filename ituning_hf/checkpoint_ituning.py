@@ -21,8 +21,10 @@ from .backbones_ituning import (
     split_device_map,
 )
 from .configuration_ituning import ITuningConfig
+from .generation_file_ituning import read_generation_settings
 from .gpt2_ituning import bare_copy
 from .recorded_ituning import RecordedBackbone, UnloadedVisionModel, record_backbone, recorded_fields
+from .seal_ituning import check_adapter_unchanged, tensors_fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -181,9 +183,11 @@ class ITuningPreTrainedModel(PreTrainedModel):
             The captioner in evaluation mode; with `output_loading_info`, a pair of it and a dictionary.
 
         Raises:
-            OSError: if the adapter or a backbone is not there.
+            OSError: if the adapter or a backbone is not there, or config.json cannot be read.
             ValueError: if a backbone is not the one the adapter was trained on, or the adapter file is
-                corrupt or does not fit, or what is in memory already is to be loaded in some way.
+                corrupt or does not fit, or it or config.json was changed since they were saved, or
+                generation_config.json holds no such settings, or what is in memory already is to be loaded
+                in some way.
             TypeError: for a keyword that does not exist, or a backbone in memory of another class.
         """
         name = os.fspath(pretrained_model_name_or_path)
@@ -199,6 +203,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         config = _load_config(name if config is None else config, kwargs, **own, **hub)
         # First, because it is small: a bad one is found before long work.
         tensors = read_adapter_file(cached_file(name, SAFE_WEIGHTS_NAME, **own, **hub))
+        check_adapter_unchanged(tensors, config, name)
         # The Auto classes put it into the configuration that they hand over.
         load = {"attn_implementation": attn_implementation or config._attn_implementation, **hub}
         load |= {} if dtype is None else {"dtype": dtype}
@@ -261,8 +266,10 @@ class ITuningPreTrainedModel(PreTrainedModel):
             self.generation_config = generation_config
             return
         optional = {"_raise_exceptions_for_missing_entries": False}
-        if cached_file(name, GENERATION_CONFIG_NAME, **kwargs, **optional) is not None:
-            self.generation_config = GenerationConfig.from_pretrained(name, **kwargs)
+        if (path := cached_file(name, GENERATION_CONFIG_NAME, **kwargs, **optional)) is not None:
+            self.generation_config = read_generation_settings(
+                path, self.generation_config, self.config.text_config.vocab_size
+            )
 
     def save_pretrained(
         self,
@@ -272,6 +279,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> None:
         """Save the adapter alone, with the configuration, generation settings and code to load it.
+
+        The configuration gets fingerprints of the adapter and of itself, by which a later change is found.
 
         Args:
             save_directory: The folder; made if it is not there.
@@ -291,6 +300,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         if state_dict is not None:
             adapter = {name: state_dict[name] for name in adapter}
         self.config.auto_map = dict(AUTO_MAP)
+        self.config.adapter_fingerprint = tensors_fingerprint(adapter)
         super().save_pretrained(save_directory, state_dict=adapter, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:

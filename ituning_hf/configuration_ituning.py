@@ -1,10 +1,11 @@
 """The captioner's configuration: two frozen backbones, and the shape of the adapter between them.
 
-Copied into every saved captioner and run there on its own: it imports nothing of the package.
+Copied into every saved captioner and run there on its own.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
+
+from .seal_ituning import check_config_unchanged, json_fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -43,6 +46,8 @@ class ITuningConfig(PreTrainedConfig):
             The language model's revision on the Hub.
         text_model_fingerprint (`str`, *optional*):
             What the language model's weights must hash to.
+        adapter_fingerprint (`str`, *optional*):
+            What the adapter's tensors must hash to; see `seal_ituning.py`. `save_pretrained` sets it.
         adapter_hidden_size (`int`, *optional*):
             The bottleneck width `r` of each adapter. `None` means `d / 2`.
         adapter_num_heads (`int`, *optional*):
@@ -87,6 +92,7 @@ class ITuningConfig(PreTrainedConfig):
     text_model_name_or_path: str | None = None
     text_model_revision: str | None = None
     text_model_fingerprint: str | None = None
+    adapter_fingerprint: str | None = None
     adapter_hidden_size: int | None = None
     adapter_num_heads: int | None = None
     adapter_scale: float = 1.0
@@ -107,6 +113,7 @@ class ITuningConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from a dictionary; keywords that name a field win over it.
 
+        A stored one that was changed since it was saved is refused; a keyword changes a field on purpose.
         A backbone that is brought from another place than the recorded one does not keep the recorded
         revision: a commit of one repository means nothing in another. How attention is computed is up to
         who loads it, and no stored dictionary can choose: Transformers takes the name of a repository there,
@@ -117,6 +124,8 @@ class ITuningConfig(PreTrainedConfig):
                 f"config.json is a {kind!r} model's, expected {cls.model_type!r}: this is no saved "
                 "captioner. ITuningForCaptioning.from_vision_text_pretrained builds one over two backbones."
             )
+        _check_format_version(config_dict.get("format_version", FORMAT_VERSION))  # a newer one's are others
+        check_config_unchanged(config_dict)
         config_dict = _without_callers_choice(config_dict)
         for part in ("vision_config", "text_config"):
             if isinstance(stored := config_dict.get(part), dict):
@@ -127,7 +136,47 @@ class ITuningConfig(PreTrainedConfig):
                 config_dict[f"{backbone}_revision"] = None
         for name in [name for name in kwargs if name in _OWN_FIELDS]:
             config_dict[name] = kwargs.pop(name)
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (ValueError, NotImplementedError):
+            raise
+        except Exception as error:  # whatever comes of a value of another kind, deep in Transformers
+            raise ValueError(
+                f"config.json makes no captioner's configuration ({type(error).__name__}: {error}): copy or "
+                "download it again."
+            ) from error
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a stored configuration, as Transformers does; what is wrong with the file is said in one way.
+
+        Raises:
+            OSError: if it is not there, or is not JSON.
+        """
+        try:
+            found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(
+                f"The config.json of {os.fspath(pretrained_model_name_or_path)!r} cannot be read "
+                f"({type(error).__name__}: {error}): copy or download it again."
+            ) from error
+        if not isinstance(found, dict):
+            raise OSError(
+                f"The config.json of {os.fspath(pretrained_model_name_or_path)!r} holds a "
+                f"{type(found).__name__}, expected an object: copy or download it again."
+            )
+        return found, kwargs
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Store the configuration, with a fingerprint of what is stored."""
+        stored = json.loads(self.to_json_string(use_diff))
+        stored["config_fingerprint"] = json_fingerprint(stored)
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(stored, indent=2, sort_keys=True) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as it is stored.
@@ -141,7 +190,8 @@ class ITuningConfig(PreTrainedConfig):
         return output
 
 
-_CALLERS_CHOICE = frozenset({"attn_implementation", "_attn_implementation"})
+# Not a captioner's to say: how attention is computed, and what Transformers keeps for itself.
+_CALLERS_CHOICE = frozenset({"attn_implementation", "config_fingerprint"})
 _PARTS = {
     "vision_config": (SUPPORTED_VISION_MODELS, "a CLIP vision encoder"),
     "text_config": (SUPPORTED_TEXT_MODELS, "a GPT-2 language model"),
@@ -151,7 +201,9 @@ _PROVENANCE = sorted(name for name in _OWN_FIELDS if name.endswith(("_path", "_r
 
 
 def _without_callers_choice(stored: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in stored.items() if key not in _CALLERS_CHOICE}
+    return {
+        key: value for key, value in stored.items() if key not in _CALLERS_CHOICE and not key.startswith("_")
+    }
 
 
 def _warn_of_unknown_keys(kwargs: dict[str, Any]) -> None:
@@ -163,9 +215,7 @@ def _warn_of_unknown_keys(kwargs: dict[str, Any]) -> None:
         )
 
 
-def _check_fields(config: ITuningConfig) -> None:
-    """Check what Transformers would take for something else, or trip over without saying at which field."""
-    version = config.format_version
+def _check_format_version(version: Any) -> None:
     if not _is_int(version) or version < 1:
         raise ValueError(f"format_version is {version!r}, expected an integer from 1 to {FORMAT_VERSION}.")
     if version > FORMAT_VERSION:
@@ -173,6 +223,11 @@ def _check_fields(config: ITuningConfig) -> None:
             f"format_version is {version!r}, and this code reads up to {FORMAT_VERSION}: "
             "the captioner was saved by a newer ituning_hf, so upgrade the package."
         )
+
+
+def _check_fields(config: ITuningConfig) -> None:
+    """Check what Transformers would take for something else, or trip over without saying at which field."""
+    _check_format_version(config.format_version)
     for name in _PROVENANCE:
         if not isinstance(value := getattr(config, name), str | None):
             raise ValueError(f"{name} is {value!r}, expected text or None.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,6 +12,8 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
+
+from .json_ituning import read_json_object
 
 # For each backbone: its class, the prefix that its weights may carry on disk, and its first embedding.
 _NAMES = {
@@ -142,8 +143,7 @@ def _open_weights(name: str, hub_kwargs: dict[str, Any]) -> dict[str, _Reader]:
     if (path := find(SAFE_WEIGHTS_NAME)) is not None:
         return _open_safetensors(path)
     if (path := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        with open(path, encoding="utf-8") as file:
-            shards = sorted(set(json.load(file)["weight_map"].values()))
+        shards = sorted(set(read_json_object(path)["weight_map"].values()))
         return {key: read for shard in shards for key, read in _open_safetensors(find(shard)).items()}
     if (path := find(WEIGHTS_NAME)) is not None:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -5,26 +5,26 @@ No backbone is loaded or looked for, and no code from the captioner's repository
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig
 from transformers import __version__ as transformers_version
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ._version import __version__
+from .adapter_file_ituning import check_adapter_tensors, read_adapter_file
 from .configuration_ituning import ITuningConfig
+from .generation_file_ituning import read_generation_settings
 from .hub_errors import explain_hub_error
+from .json_ituning import read_json_object
 from .modeling_ituning import ITuningForCaptioning
+from .seal_ituning import check_adapter_unchanged
 from .training_record import TRAINING_FILE, read_training_record
 
 _PEFT = "an adapter of PEFT, of which `ituning convert` makes a captioner"
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names and PyTorch's
 
 
 def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
@@ -51,7 +51,8 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
 
     Raises:
         OSError: if there is no captioner at that place.
-        ValueError: if what is there is no captioner, or its adapter file is damaged.
+        ValueError: if what is there is no captioner, or its adapter file is damaged or does not fit, or it
+            or config.json was changed since they were saved.
 
     Example:
     ```python
@@ -64,8 +65,12 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     name = os.fspath(model_name_or_path)
     folder, raw_config = read_config(name, revision)
     config = ITuningConfig.from_dict(raw_config)
-    stored = _read_adapter_header(_find(name, SAFE_WEIGHTS_NAME, revision))
+    path = _find(name, SAFE_WEIGHTS_NAME, revision)
+    tensors = read_adapter_file(os.fspath(path))
+    check_adapter_unchanged(tensors, config, name)
     model = build_shapes(config)
+    check_adapter_tensors(tensors, model.adapter_state_dict(), name)
+    stored = _describe_adapter(tensors) | {"bytes": os.path.getsize(path)}
     parts = _describe_parts(config, model, stored)
     return {
         "name": name,
@@ -100,9 +105,19 @@ def describe_config(config: ITuningConfig) -> dict[str, Any]:
 
 
 def build_shapes(config: ITuningConfig) -> ITuningForCaptioning:
-    """Build a captioner whose tensors have shapes and no memory."""
-    with torch.device("meta"):
-        return ITuningForCaptioning(config)
+    """Build a captioner whose tensors have shapes and no memory.
+
+    Raises:
+        ValueError: for sizes of frozen models that no model can have.
+    """
+    try:
+        with torch.device("meta"):
+            return ITuningForCaptioning(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"config.json describes frozen models that cannot be built ({type(error).__name__}: {error}): "
+            "copy or download it again."
+        ) from error
 
 
 def _describe_parts(
@@ -150,11 +165,8 @@ def read_config(
             f"There is no captioner at {name!r}: {_what_is_there(name, revision, error)}. Give a folder that "
             "a captioner was saved to, or its id on the Hub."
         ) from error
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): copy or download it again.") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
+    config = read_json_object(path)
+    model_type = config.get("model_type")
     if model_type != ITuningConfig.model_type:
         beside = (
             f"beside it is {_PEFT}" if holds_peft_adapter(name, revision) else "give an I-Tuning captioner"
@@ -196,22 +208,10 @@ def holds_peft_adapter(name: str, revision: str | None) -> bool:
     return _find_if_there(name, "adapter_config.json", revision) is not None
 
 
-def _read_adapter_header(path: Path) -> dict[str, Any]:
-    """Count an adapter's parameters; the tensors themselves are not read."""
-    parameters, dtypes = 0, set()
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                tensor = file.get_slice(key)
-                parameters += torch.Size(tensor.get_shape()).numel()
-                dtypes.add(tensor.get_dtype())
-    except SafetensorError as error:
-        raise ValueError(
-            f"The adapter file {path} cannot be read ({error}): it is corrupt or was cut short; "
-            "copy or download it again."
-        ) from error
-    dtype = ", ".join(sorted(_DTYPES.get(name, name) for name in dtypes))
-    return {"parameters": parameters, "dtype": dtype, "bytes": os.path.getsize(path)}
+def _describe_adapter(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    return {"parameters": parameters, "dtype": ", ".join(dtypes)}
 
 
 def _describe_backbone(kind: str, config: ITuningConfig, model: ITuningForCaptioning) -> dict[str, Any]:
@@ -231,7 +231,9 @@ def _describe_backbone(kind: str, config: ITuningConfig, model: ITuningForCaptio
 def _generation_settings(name: str, revision: str | None, model: ITuningForCaptioning) -> dict[str, Any]:
     path = _find_if_there(name, GENERATION_CONFIG_NAME, revision)
     # Where none was saved, the model makes its own when it is loaded, and it just did.
-    settings = GenerationConfig.from_pretrained(path.parent) if path else model.generation_config
+    settings = model.generation_config
+    if path is not None:
+        settings = read_generation_settings(path, settings, model.config.text_config.vocab_size)
     return {k: v for k, v in settings.to_diff_dict().items() if k != "transformers_version"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -12,7 +11,9 @@ from weakref import WeakKeyDictionary
 
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+
+from .processor_files_ituning import check_processor_files, seal_processor_files
 
 logger = logging.get_logger(__name__)
 
@@ -76,15 +77,26 @@ class ITuningProcessor(ProcessorMixin):
 
         Raises:
             OSError: if there is none.
-            ValueError: if it is not whole, or would have the tokenizer read from elsewhere.
+            ValueError: if it is not whole or was changed since it was saved, or would have something read
+                from elsewhere.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        hub = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
-        optional = {"_raise_exceptions_for_missing_entries": False}
-        if (path := cached_file(name, "tokenizer_config.json", **hub, **optional)) is not None:
-            with open(path, encoding="utf-8") as file:
-                _refuse_other_files(json.load(file), path)
-        return super().from_pretrained(name, **kwargs)
+        check_processor_files(name, **{key: kwargs[key] for key in _HUB_KWARGS if key in kwargs})
+        try:
+            return super().from_pretrained(name, **kwargs)
+        except OSError:
+            raise
+        # Of a damaged file Transformers and tokenizers raise whatever comes of it, a bare Exception at times.
+        except Exception as error:
+            raise ValueError(
+                f"The processor of {name!r} cannot be loaded ({type(error).__name__}: {error}): copy or "
+                "download its files again."
+            ) from error
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Store the settings, with fingerprints of them and of the tokenizer's files beside them."""
+        super().to_json_file(json_file_path)
+        seal_processor_files(json_file_path)
 
     def __call__(
         self,
@@ -280,15 +292,6 @@ def cut_strips(images: Any) -> Any:
     end = short * math.ceil((long / short - _LONGEST) / 2)
     x, y = (end, 0) if width > height else (0, end)
     return images.crop((x, y, width - x, height - y))
-
-
-def _refuse_other_files(tokenizer_config: dict[str, Any], path: str) -> None:
-    """Refuse settings by which Transformers reads a tokenizer from wherever they say."""
-    if named := sorted({"fast_tokenizer_files", "merges", "vocab"} & set(tokenizer_config)):
-        raise ValueError(
-            f"{path} names other files to read the tokenizer from ({named}), which no captioner's does: "
-            "it was tampered with, so do not use it."
-        )
 
 
 def caption_rows(

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from .json_ituning import parse_json
+
 TRAINING_FILE = "training.json"
 DRAWN_SCENES = "scenes that ituning_hf draws"  # what the built-in data set is called
 
@@ -98,7 +100,7 @@ def read_training_record(folder: str | os.PathLike[str]) -> TrainingRecord | Non
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content["validation"] is not None:
             content["validation"] = ValidationRecord(**content["validation"])
         return TrainingRecord(**content)

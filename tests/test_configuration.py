@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import unseal
 from transformers import AutoConfig, BertConfig, CLIPConfig, CLIPVisionConfig, GPT2Config
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
@@ -160,6 +161,7 @@ def test_refuses_a_checkpoint_of_a_newer_format(tmp_path: Path):
 
 def test_warns_of_a_key_that_looks_like_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder = save_with(make_config(), tmp_path, adapter_hiden_size=4, a_key_of_transformers=1)
+    unseal(folder)
     config = ITuningConfig.from_pretrained(folder)
     assert config.adapter_hidden_size == 14
     (record,) = caplog.records

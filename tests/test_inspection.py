@@ -232,7 +232,7 @@ def test_a_place_without_a_captioner(saved, backbones, tmp_path):
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
     with pytest.raises(OSError, match="holds an adapter of PEFT, of which `ituning convert` makes"):
         describe(tmp_path / "empty")
-    (tmp_path / "empty" / "config.json").write_text("[]")
+    (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(
         ValueError, match="holds a model of type None, expected 'ituning': beside it is an adapter of PEFT"
     ):

@@ -224,7 +224,10 @@ def test_comes_back_with_equal_pixels_and_ids(processor, captioner, tmp_path: Pa
 def test_writes_its_own_files_and_no_weights(processor, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
+        "json_ituning.py",
         "processing_ituning.py",
+        "processor_files_ituning.py",
+        "seal_ituning.py",
         "processor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from small_models import LeavesAMark, edit_json, make_captioner
+from small_models import LeavesAMark, edit_json, make_captioner, unseal
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
 from ituning_hf.cli import main
@@ -42,6 +42,11 @@ def add_tensor(folder: Path, name: str) -> None:
 def write_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"")
+
+
+def flip_last_bit(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
 def break_tensor(folder: Path) -> None:
@@ -109,12 +114,28 @@ REFUSED = [
 
 @pytest.mark.parametrize(("spoil", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_what_must_not_go_is_refused(folder: Path, spoil, message: str):
+    unseal(folder)  # fingerprints alone would refuse most of these
     spoil(folder)
     with pytest.raises(ValueError, match="cannot go to the Hub as it is") as refused:
         review_captioner(folder, **HUB)
     assert message in str(refused.value)
     problems = str(refused.value).split("\n- ")[1:]
     assert len(problems) == 1 or "processor" in message or "cut" in message
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: edit_json(f / "config.json", adapter_scale=2.0), "config.json was changed after it was"),
+        (lambda f: flip_last_bit(f / "model.safetensors"), "is not the one that config.json was saved with"),
+        (lambda f: edit_json(f / "tokenizer_config.json", errors="x"), "['tokenizer_config.json'] changed"),
+    ],
+)
+def test_what_was_changed_after_it_was_saved_does_not_go(folder: Path, spoil, message: str):
+    spoil(folder)
+    with pytest.raises(ValueError, match="cannot go to the Hub as it is") as refused:
+        review_captioner(folder, **HUB)
+    assert message in str(refused.value)
 
 
 def test_all_problems_are_told_at_once_and_each_in_one_line(folder: Path, backbones, capsys):

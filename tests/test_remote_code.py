@@ -268,15 +268,19 @@ HUB = {
     "checkpoint_ituning",
     "configuration_ituning",
     "fingerprint_ituning",
+    "generation_file_ituning",
     "generation_ituning",
     "gpt2_ituning",
     "inputs_ituning",
+    "json_ituning",
     "output_ituning",
     "modeling_ituning",
     "packing_ituning",
     "peft_ituning",
     "processing_ituning",
+    "processor_files_ituning",
     "recorded_ituning",
+    "seal_ituning",
 }
 THIRD_PARTY = {"torch", "transformers", "safetensors", "huggingface_hub", "PIL", "numpy"}
 
@@ -297,7 +301,7 @@ def test_hub_files_import_little_and_one_another_flat(name: str):
 
 def test_transformers_copies_every_file_that_the_model_needs(folders):
     needed = {Path(path).stem for path in get_relative_import_files(PACKAGE / "modeling_ituning.py")}
-    assert needed | {"modeling_ituning", "processing_ituning"} == HUB
+    assert needed | {"modeling_ituning", "processing_ituning", "processor_files_ituning"} == HUB
     assert {path.stem for path in folders["captioner"].glob("*.py")} == HUB
 
 
@@ -311,6 +315,9 @@ LAYERS = [
         "output_folders",
         "devices",
         "printable",
+        "json_ituning",
+        "seal_ituning",
+        "processor_files_ituning",
         "adapter_ituning",
         "configuration_ituning",
         "processing_ituning",
@@ -322,6 +329,7 @@ LAYERS = [
         "fingerprint_ituning",
         "backbones_ituning",
         "recorded_ituning",
+        "generation_file_ituning",
         "checkpoint_ituning",
         "generation_ituning",
         "output_ituning",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fresh_process import run_fresh
-from small_models import ADAPTER, LeavesAMark, edit_json, make_captioner
+from small_models import ADAPTER, LeavesAMark, edit_json, make_captioner, unseal
 from transformers import AutoModel, AutoProcessor
 
 from ituning_hf import (
@@ -144,6 +144,7 @@ def test_other_paths_in_a_tokenizers_settings_are_not_followed(folder, field: st
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "any.json").write_text("{")
+    unseal(folder)
     edit_json(folder / "tokenizer_config.json", **{field: str(outside / "any.json")})
     before = ITuningProcessor.from_pretrained(folder).tokenizer("a dog runs").input_ids
     assert before == AutoProcessor.from_pretrained(folder).tokenizer("a dog runs").input_ids
@@ -155,12 +156,15 @@ def test_other_paths_in_a_tokenizers_settings_are_not_followed(folder, field: st
 def test_the_configuration_cannot_have_the_adapter_read_from_elsewhere(folder, tmp_path: Path):
     weights = shutil.move(folder / "model.safetensors", tmp_path / "model.safetensors")
     names = ("transformers_weights", "_name_or_path", "name_or_path", "subfolder", "weights")
+    unseal(folder)
     edit_json(folder / "config.json", **dict.fromkeys(names, f"../{Path(weights).name}"))
     with pytest.raises(OSError, match=r"does not appear to have a file named model\.safetensors"):
         ITuningForCaptioning.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize(
+    "field", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"]
+)
 @pytest.mark.parametrize("part", [None, "vision_config", "text_config"])
 def test_the_configuration_cannot_name_a_kernel_to_run(folder, part: str | None, field: str):
     stored = json.loads((folder / "config.json").read_text())
@@ -182,6 +186,7 @@ def test_a_backbones_configuration_cannot_either(captioner, backbones, folder, t
 
 
 def test_parts_of_the_configuration_are_configurations(folder):
+    unseal(folder)
     edit_json(folder / "config.json", vision_config="x")
     with pytest.raises(ValueError, match="vision_config is 'x', expected the frozen model's configuration"):
         ITuningForCaptioning.from_pretrained(folder)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..json_ituning import parse_json
 from .errors import EvaluationError
 
 _PATTERN = ".captions-{identity}-{unique}.jsonl"
@@ -56,7 +57,7 @@ class Drafts:
         for path in self._own():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    batch = _from_json(json.loads(line))
+                    batch = _from_json(parse_json(line))
                 except ValueError:  # the line that was being written when it was killed
                     continue
                 if not batch.unreadable:

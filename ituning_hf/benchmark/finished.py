@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..json_ituning import parse_json
 from .report import METRICS_FILE
 from .scoring import ENTIRE, Part
 
@@ -34,7 +34,7 @@ def read_finished(folder: Path, identity: str) -> FinishedReport | None:
         identity: Of the evaluation, as `identify_report` gives it.
     """
     try:
-        content = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        content = parse_json((folder / METRICS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or content.get("identity") != identity:

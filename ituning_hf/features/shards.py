@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..atomic_files import draft_of, give_ordinary_permissions, put_in_place
+from ..json_ituning import parse_json
 from .pictures import Picture
 
 _PATTERN = "features-*.safetensors"
@@ -52,7 +53,7 @@ class ShardIndex:
     @classmethod
     def from_json(cls, text: str) -> ShardIndex:
         """Read what `to_json` wrote."""
-        content = json.loads(text)
+        content = parse_json(text)
         return cls(
             content["spec"],
             {name: Picture(*picture) for name, picture in content["pictures"].items()},

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..atomic_files import write_json
 from ..configuration_ituning import ITuningConfig
+from ..json_ituning import parse_json
 from ..recorded_ituning import RecordedBackbone
 
 STORE_FILE = "store.json"
@@ -148,7 +149,7 @@ def read_spec(folder: Path) -> FeatureSpec:
             f"{folder} is no store of features: it has no {STORE_FILE}. `ituning features build` makes one."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         version = content["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ValueError(

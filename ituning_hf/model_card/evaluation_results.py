@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..atomic_files import write_text
+from ..json_ituning import parse_json
 
 EVALUATION_FILE = "evaluation.json"
 FORMAT_VERSION = 1
@@ -109,7 +110,7 @@ def read_evaluations(folder: str | os.PathLike[str]) -> list[EvaluationResult]:
     if not path.exists():
         return []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content["format_version"] != FORMAT_VERSION:
             raise ValueError(f"its format_version is {content['format_version']!r}, wanted {FORMAT_VERSION}")
         return [EvaluationResult(**result) for result in content["results"]]

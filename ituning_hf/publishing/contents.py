@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub.constants import REPOCARD_NAME as CARD
 from transformers.utils import CONFIG_NAME
 
+from ..json_ituning import parse_json
 from ..model_card import write_card
 from ..model_card.evaluation_results import is_absolute
 from ..model_card.facts import facts_of
@@ -88,7 +89,7 @@ class Review:
         if name == CARD:
             text = self._replace_in(stored)
             return path if text == stored else text.encode()
-        before = json.loads(stored)
+        before = parse_json(stored)
         after = self._replace_in(before)  # older captioners name them in more than one place
         if name == CONFIG_NAME:
             for kind, place in self.places.items():

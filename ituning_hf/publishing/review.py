@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -17,9 +16,11 @@ from ..backbones_ituning import is_local
 from ..checkpoint_ituning import AUTO_MAP
 from ..configuration_ituning import ITuningConfig
 from ..inspection import build_shapes, read_config
+from ..json_ituning import parse_json
 from ..model_card import read_evaluations
 from ..model_card.evaluation_results import EVALUATION_FILE
 from ..saving import load_processor
+from ..seal_ituning import check_adapter_unchanged
 from ..training_record import TRAINING_FILE, read_training_record
 from .contents import CARD, Place, Review
 from .written_card import read_metadata
@@ -124,7 +125,7 @@ def _looks_pickled(path: Path) -> bool:
 def _check_text(path: Path) -> Iterator[str]:
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else {}
+        content = parse_json(text) if path.suffix == ".json" else {}
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected an object")
     except ValueError as error:
@@ -177,6 +178,7 @@ def _check_adapter(folder: Path, raw: dict[str, Any]) -> Iterator[str]:
                 "them out."
             )
             return
+        check_adapter_unchanged(tensors, config, str(folder))
         check_adapter_tensors(tensors, build_shapes(config).adapter_state_dict(), str(folder))
     except ValueError as error:
         yield str(error)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..json_ituning import parse_json
 from .checkpoints import writing
 
 LOG_FILE_SECONDS = 60  # between two lines of the bar where nobody watches it
@@ -77,7 +78,7 @@ def _keep_up_to(log_file: Path, step: int) -> None:
     kept = []
     for line in log_file.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if parse_json(line)["step"] <= step:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):  # the line that was being written when it was killed
             continue

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from .._version import __version__
+from ..json_ituning import parse_json
 from ..modeling_ituning import ITuningForCaptioning
 from .arguments import TrainArguments
 from .checkpoints import STATE_FILE
@@ -120,7 +121,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         ValueError: if the file is damaged.
     """
     try:
-        return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        return parse_json((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{checkpoint / STATE_FILE} is damaged ({error}): resume from another checkpoint."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from ..json_ituning import parse_json
 from .arguments import TrainArguments
 from .checkpoints import RUN_FILE, write_json
 
@@ -83,7 +83,7 @@ class Trackers:
 
 def _run_id(output_dir: Path) -> str:
     """Return an id that is this run's alone, the same whenever it is resumed."""
-    run = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    run = parse_json((output_dir / RUN_FILE).read_text(encoding="utf-8"))
     if "id" not in run:
         run["id"] = secrets.token_hex(4)
         write_json(output_dir / RUN_FILE, run)
