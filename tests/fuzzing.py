@@ -266,10 +266,10 @@ def judge(
         refusal = error
     if refusal is None:
         assert compute(loaded) == expected, "another one was loaded, and nothing said"
-        return "loaded as it was"
+        return "loaded, and the same to the last bit"
     if names is None:
-        return "refused"
+        return "refused by a class of Transformers, in its words"
     assert isinstance(refusal, (OSError, ValueError, TypeError)), repr(refusal)
     assert not isinstance(refusal, (UnicodeError, json.JSONDecodeError)), repr(refusal)
     assert any(name in str(refusal) for name in names), str(refusal)
-    return "refused with a message"
+    return "refused, with what is wrong and what to do"

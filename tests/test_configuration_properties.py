@@ -18,7 +18,10 @@ from transformers import AutoConfig, CLIPVisionConfig, GPT2Config
 from ituning_hf import ITuningConfig, ITuningForCaptioning
 
 RECORDED = ("name_or_path", "revision", "fingerprint")
-PLACES = [f"{part}_model_{what}" for part in ("vision", "text") for what in RECORDED]
+PLACES = [
+    *(f"{part}_model_{what}" for part in ("vision", "text") for what in RECORDED),
+    "adapter_fingerprint",
+]
 SETTINGS = [
     *("adapter_hidden_size", "adapter_num_heads", "adapter_scale", "adapter_layers", "adapter_dropout"),
     *("vision_feature_layer", "format_version"),

@@ -107,7 +107,7 @@ def try_all(
             error.add_note(f"{path.name}, {what}, mutation {number}: {data[:3000]!r}")
             raise
         assert time.monotonic() - began < SECONDS, what
-        faults.count(f"{path.name}: {what}", outcome)
+        faults.count(f"`{path.name}` changed at random", outcome)
     path.write_bytes(original)
 
 
