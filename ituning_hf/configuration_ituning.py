@@ -9,6 +9,10 @@ import math
 import os
 from typing import Any
 
+from .requirements_ituning import check_transformers
+
+check_transformers()
+
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging

@@ -7,6 +7,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from .requirements_ituning import check_transformers
+
+check_transformers()
+
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import cached_file, logging

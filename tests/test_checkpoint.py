@@ -111,6 +111,7 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "packing_ituning.py",
         "peft_ituning.py",
         "recorded_ituning.py",
+        "requirements_ituning.py",
     }
     weights = 4 * sum(p.numel() for p in captioner.parameters() if p.requires_grad)
     assert weights <= (saved / "model.safetensors").stat().st_size < weights + 6_000

@@ -226,6 +226,7 @@ def test_writes_its_own_files_and_no_weights(processor, tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "processing_ituning.py",
         "processor_config.json",
+        "requirements_ituning.py",
         "tokenizer.json",
         "tokenizer_config.json",
     }

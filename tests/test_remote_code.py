@@ -277,6 +277,7 @@ HUB = {
     "peft_ituning",
     "processing_ituning",
     "recorded_ituning",
+    "requirements_ituning",
 }
 THIRD_PARTY = {"torch", "transformers", "safetensors", "huggingface_hub", "PIL", "numpy"}
 
@@ -310,6 +311,8 @@ LAYERS = [
         "errors",
         "output_folders",
         "devices",
+        "requirements",
+        "requirements_ituning",
         "adapter_ituning",
         "configuration_ituning",
         "processing_ituning",

@@ -40,6 +40,7 @@ def test_what_is_in_the_folder(folder: Path):
         "processing_ituning.py",
         "processor_config.json",
         "recorded_ituning.py",
+        "requirements_ituning.py",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
