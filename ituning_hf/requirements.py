@@ -25,7 +25,7 @@ def check_requirements(optional: bool = False) -> None:
     if misfits:
         found = ", ".join(f"{requirement.name} {version}" for requirement, version in misfits.items())
         wanted = " ".join(f"'{requirement}'" for requirement in misfits)
-        raise ImportError(f"{NAME} does not work with {found}, which is installed: pip install {wanted}")
+        raise ImportError(f"{NAME} does not work with the installed {found}: pip install {wanted}")
 
 
 def _misfits(requirements: list[Requirement]) -> dict[Requirement, str]:
