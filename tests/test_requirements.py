@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,20 @@ def test_the_hub_files_that_are_loaded_first_check_before_they_import_transforme
     ]
     assert lines.index("check_transformers()") < uses[0]
     assert not any(isinstance(node, ast.Import) and "transformers" in ast.unparse(node) for node in body)
+
+
+def test_both_ends_of_the_ranges_are_taken_from_the_packages_own():
+    loader = SourceFileLoader("versions", str(ROOT / ".ci" / "versions"))
+    spec = spec_from_loader("versions", loader)
+    assert spec is not None
+    versions = module_from_spec(spec)
+    loader.exec_module(versions)
+    newest = {r.name: r for r in map(Requirement, versions.requirements("newest"))}
+    lowest = {r.name: r for r in map(Requirement, versions.requirements("lowest"))}
+    own = requirements_of_setup()
+    assert newest == {name: own[name] for name in ("accelerate", "peft", "transformers")}
+    for name, requirement in lowest.items():
+        (end,) = requirement.specifier
+        assert f">={end.version}" in str(own[name].specifier)
+        assert end.operator == "=="
+    assert versions.pinned()["torch"]
