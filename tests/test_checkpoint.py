@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -775,6 +776,25 @@ def test_backbones_by_hub_id_are_pinned_to_their_commits(hub, backbones: dict[st
         ValueError, match=f"text_model_name_or_path='org/gpt2' at revision '{'c' * 40}' is not"
     ):
         ITuningForCaptioning.from_pretrained(tmp_path / "captioner", text_model_revision="c" * 40, **hub)
+
+
+@pytest.mark.parametrize(("kind", "place"), [("vision", "org/clip"), ("text", "org/gpt2")])
+def test_a_new_captioner_is_built_over_the_revision_that_is_asked_for(
+    hub, backbones: dict[str, Path], tmp_path: Path, kind: str, place: str
+):
+    backbone = {"vision": CLIPVisionModel, "text": GPT2LMHeadModel}[kind].from_pretrained(backbones[kind])
+    reinitialise(backbone)
+    backbone.save_pretrained(tmp_path / "other")
+    put_in_cache(hub["cache_dir"], place, "c" * 40, tmp_path / "other", "next")
+    build = partial(ITuningForCaptioning.from_vision_text_pretrained, "org/clip", "org/gpt2")
+    usual = build(**hub, **ADAPTER)
+    model = build(**{f"{kind}_revision": "next"}, **hub, **ADAPTER)
+    recorded = {name: getattr(model.config, f"{name}_model_revision") for name in ("vision", "text")}
+    assert recorded == {"vision": "a" * 40, "text": "b" * 40} | {kind: "c" * 40}
+    assert getattr(model.config, f"{kind}_model_fingerprint") == fingerprint(kind, str(tmp_path / "other"))
+    for name in ("vision", "text"):
+        new, old = (next(getattr(m, f"{name}_model").parameters()) for m in (model, usual))
+        assert torch.equal(new, old) == (name != kind)
 
 
 def test_a_captioner_by_hub_id_has_its_own_revision(hub, tmp_path: Path):
