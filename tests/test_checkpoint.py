@@ -1,6 +1,7 @@
 """What a saved captioner holds, how it comes back, and that it never comes back over other backbones."""
 
 import copy
+import hashlib
 import json
 import os
 import pickle
@@ -529,6 +530,18 @@ def nudge_one_norm(model: torch.nn.Module) -> None:
     norms[2].weight.data[3] += 1e-6
 
 
+def test_a_fingerprint_stays_what_it_is_in_captioners_that_were_saved_before(tmp_path: Path):
+    """Of each weight, by name: the name, the shape, and the first eight rows as floats."""
+    weights = {"wte.weight": torch.arange(27.0).view(9, 3), "ln_f.bias": torch.arange(9.0) / 3}
+    save_file(
+        {f"transformer.{name}": w.clone() for name, w in weights.items()}, tmp_path / "model.safetensors"
+    )
+    digest = hashlib.sha256()
+    for name in ("ln_f.bias", "wte.weight"):
+        digest.update(f"{name} {list(weights[name].shape)}".encode() + weights[name][:8].numpy().tobytes())
+    assert fingerprint("text", str(tmp_path)) == digest.hexdigest()[:32]
+
+
 @pytest.mark.parametrize("change", [reinitialise, nudge_one_norm])
 @pytest.mark.parametrize(("part", "model_class"), [("vision", CLIPVisionModel), ("text", GPT2LMHeadModel)])
 def test_other_backbones_are_refused(
@@ -784,6 +797,8 @@ def test_a_new_captioner_is_built_over_the_revision_that_is_asked_for(
 ):
     backbone = {"vision": CLIPVisionModel, "text": GPT2LMHeadModel}[kind].from_pretrained(backbones[kind])
     reinitialise(backbone)
+    epsilon = {"vision": "layer_norm_eps", "text": "layer_norm_epsilon"}[kind]
+    setattr(backbone.config, epsilon, 0.25)
     backbone.save_pretrained(tmp_path / "other")
     put_in_cache(hub["cache_dir"], place, "c" * 40, tmp_path / "other", "next")
     build = partial(ITuningForCaptioning.from_vision_text_pretrained, "org/clip", "org/gpt2")
@@ -792,6 +807,7 @@ def test_a_new_captioner_is_built_over_the_revision_that_is_asked_for(
     recorded = {name: getattr(model.config, f"{name}_model_revision") for name in ("vision", "text")}
     assert recorded == {"vision": "a" * 40, "text": "b" * 40} | {kind: "c" * 40}
     assert getattr(model.config, f"{kind}_model_fingerprint") == fingerprint(kind, str(tmp_path / "other"))
+    assert record_backbone(kind, place, "next", **hub).config[epsilon] == 0.25
     for name in ("vision", "text"):
         new, old = (next(getattr(m, f"{name}_model").parameters()) for m in (model, usual))
         assert torch.equal(new, old) == (name != kind)
