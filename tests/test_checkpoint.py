@@ -824,6 +824,12 @@ def test_a_captioner_by_hub_id_has_its_own_revision(hub, tmp_path: Path):
     assert torch.equal(logits_of(load("org/captioner", revision="d" * 40, **hub)), logits_of(models["v1"]))
 
 
+def test_an_auto_class_takes_a_configuration_too(captioner, saved: Path):
+    loaded = AutoModel.from_pretrained(saved, config=ITuningConfig.from_pretrained(saved, adapter_scale=0.5))
+    assert (type(loaded), loaded.config.adapter_scale) == (ITuningForCaptioning, 0.5)
+    assert not torch.equal(logits_of(loaded), logits_of(captioner))
+
+
 def test_a_captioner_may_lie_in_a_subfolder(captioner, saved: Path):
     loaded = ITuningForCaptioning.from_pretrained(saved.parent, subfolder="captioner")
     assert torch.equal(logits_of(loaded), logits_of(captioner))

@@ -258,6 +258,12 @@ def test_another_encoder_is_refused(captioner, backbones, tmp_path: Path):
         ITuningForCaptioning.from_peft(to_peft(captioner), tmp_path / "nowhere")
 
 
+def test_a_layer_that_the_encoder_does_not_have_is_refused(gpt2, backbones):
+    model = ITUNING.wrap(gpt2, vision_feature_layer=-5)
+    with pytest.raises(ValueError, match="vision_feature_layer is -5, expected -3 to 2 for an encoder of 2"):
+        ITuningForCaptioning.from_peft(model, backbones["vision"])
+
+
 def test_another_language_model_is_refused(captioner, backbones, gpt2, tmp_path: Path):
     to_peft(captioner).save_pretrained(tmp_path / "adapter")
     gpt2.transformer.h[2].ln_1.bias.data += 1e-3
