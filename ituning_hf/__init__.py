@@ -6,6 +6,10 @@ Importing the package makes the Auto classes of Transformers know `model_type` "
 
 import warnings
 
+from .requirements import check_requirements
+
+check_requirements()
+
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from ._version import __version__

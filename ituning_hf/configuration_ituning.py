@@ -10,6 +10,10 @@ import os
 import sys
 from typing import Any
 
+from .requirements_ituning import check_transformers
+
+check_transformers()
+
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging

@@ -1,16 +1,19 @@
 """What a saved captioner holds, how it comes back, and that it never comes back over other backbones."""
 
 import copy
+import hashlib
 import json
 import os
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters, unseal
 from transformers import (
@@ -114,6 +117,7 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "packing_ituning.py",
         "peft_ituning.py",
         "recorded_ituning.py",
+        "requirements_ituning.py",
         "seal_ituning.py",
     }
     weights = 4 * sum(p.numel() for p in captioner.parameters() if p.requires_grad)
@@ -284,7 +288,11 @@ OFFLOADED = [
 def test_offloaded_backbones_leave_the_adapter_in_memory(
     captioner, saved: Path, tmp_path: Path, pixel_values: torch.Tensor, device_map: dict[str, str]
 ):
-    pytest.importorskip("accelerate")
+    accelerate = pytest.importorskip("accelerate")
+    if device_map["vision_model"] == "disk" and Version(accelerate.__version__) < Version("1.15"):
+        with pytest.raises(ValueError, match="offload the whole model to the disk"):
+            ITuningForCaptioning.from_pretrained(saved, device_map=device_map)
+        return
     loaded = ITuningForCaptioning.from_pretrained(saved, device_map=device_map)
     blocks = loaded.text_model.transformer.h
     assert blocks[3].mlp.c_fc.weight.device.type == "meta"
@@ -524,6 +532,18 @@ def reinitialise(model: torch.nn.Module) -> None:
 def nudge_one_norm(model: torch.nn.Module) -> None:
     norms = [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
     norms[2].weight.data[3] += 1e-6
+
+
+def test_a_fingerprint_stays_what_it_is_in_captioners_that_were_saved_before(tmp_path: Path):
+    """Of each weight, by name: the name, the shape, and the first eight rows as floats."""
+    weights = {"wte.weight": torch.arange(27.0).view(9, 3), "ln_f.bias": torch.arange(9.0) / 3}
+    save_file(
+        {f"transformer.{name}": w.clone() for name, w in weights.items()}, tmp_path / "model.safetensors"
+    )
+    digest = hashlib.sha256()
+    for name in ("ln_f.bias", "wte.weight"):
+        digest.update(f"{name} {list(weights[name].shape)}".encode() + weights[name][:8].numpy().tobytes())
+    assert fingerprint("text", str(tmp_path)) == digest.hexdigest()[:32]
 
 
 @pytest.mark.parametrize("change", [reinitialise, nudge_one_norm])
@@ -776,6 +796,28 @@ def test_backbones_by_hub_id_are_pinned_to_their_commits(hub, backbones: dict[st
         ITuningForCaptioning.from_pretrained(tmp_path / "captioner", text_model_revision="c" * 40, **hub)
 
 
+@pytest.mark.parametrize(("kind", "place"), [("vision", "org/clip"), ("text", "org/gpt2")])
+def test_a_new_captioner_is_built_over_the_revision_that_is_asked_for(
+    hub, backbones: dict[str, Path], tmp_path: Path, kind: str, place: str
+):
+    backbone = {"vision": CLIPVisionModel, "text": GPT2LMHeadModel}[kind].from_pretrained(backbones[kind])
+    reinitialise(backbone)
+    epsilon = {"vision": "layer_norm_eps", "text": "layer_norm_epsilon"}[kind]
+    setattr(backbone.config, epsilon, 0.25)
+    backbone.save_pretrained(tmp_path / "other")
+    put_in_cache(hub["cache_dir"], place, "c" * 40, tmp_path / "other", "next")
+    build = partial(ITuningForCaptioning.from_vision_text_pretrained, "org/clip", "org/gpt2")
+    usual = build(**hub, **ADAPTER)
+    model = build(**{f"{kind}_revision": "next"}, **hub, **ADAPTER)
+    recorded = {name: getattr(model.config, f"{name}_model_revision") for name in ("vision", "text")}
+    assert recorded == {"vision": "a" * 40, "text": "b" * 40} | {kind: "c" * 40}
+    assert getattr(model.config, f"{kind}_model_fingerprint") == fingerprint(kind, str(tmp_path / "other"))
+    assert record_backbone(kind, place, "next", **hub).config[epsilon] == 0.25
+    for name in ("vision", "text"):
+        new, old = (next(getattr(m, f"{name}_model").parameters()) for m in (model, usual))
+        assert torch.equal(new, old) == (name != kind)
+
+
 def test_a_captioner_by_hub_id_has_its_own_revision(hub, tmp_path: Path):
     models = {"v1": make_hub_captioner(hub, seed=1), "main": make_hub_captioner(hub, seed=2)}
     for (branch, model), commit in zip(models.items(), ("d" * 40, "e" * 40), strict=True):
@@ -785,6 +827,12 @@ def test_a_captioner_by_hub_id_has_its_own_revision(hub, tmp_path: Path):
     assert torch.equal(logits_of(load("org/captioner", **hub)), logits_of(models["main"]))
     assert torch.equal(logits_of(load("org/captioner", revision="v1", **hub)), logits_of(models["v1"]))
     assert torch.equal(logits_of(load("org/captioner", revision="d" * 40, **hub)), logits_of(models["v1"]))
+
+
+def test_an_auto_class_takes_a_configuration_too(captioner, saved: Path):
+    loaded = AutoModel.from_pretrained(saved, config=ITuningConfig.from_pretrained(saved, adapter_scale=0.5))
+    assert (type(loaded), loaded.config.adapter_scale) == (ITuningForCaptioning, 0.5)
+    assert not torch.equal(logits_of(loaded), logits_of(captioner))
 
 
 def test_a_captioner_may_lie_in_a_subfolder(captioner, saved: Path):

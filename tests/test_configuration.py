@@ -38,6 +38,14 @@ def test_none_means_half_the_width_the_decoders_heads_and_all_layers():
     assert (config.adapter_scale, config.adapter_dropout, config.vision_feature_layer) == (1.0, 0.0, -1)
 
 
+def test_of_backbones_nothing_is_recorded_unless_it_is_given():
+    config = ITuningConfig()
+    fields = ("name_or_path", "revision", "fingerprint")
+    assert [getattr(config, f"{kind}_model_{f}") for kind in ("vision", "text") for f in fields] == [None] * 6
+    assert (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "gpt2")
+    assert config.format_version == 1
+
+
 def test_given_values_are_kept():
     config = make_config(adapter_hidden_size=15, adapter_num_heads=5, adapter_scale=4, adapter_dropout=0.25)
     assert (config.adapter_hidden_size, config.adapter_num_heads) == (15, 5)

@@ -324,6 +324,22 @@ def test_goes_on_from_a_cache(captioner, pixel_values):
     assert torch.equal(rest.sequences, expected.sequences)
 
 
+def test_no_begin_token_is_put_before_what_a_cache_holds(captioner, pixel_values):
+    ids = torch.tensor([[5, 7, 11]] * 3)  # without one
+    with torch.no_grad():
+        outputs = captioner(pixel_values, ids, use_cache=True)
+    ids = torch.cat([ids, outputs.logits[:, -1:].argmax(-1)], dim=1)
+    with torch.no_grad():
+        expected = captioner(pixel_values, ids).logits[:, -1].argmax(-1)
+    found = captioner.generate(
+        pixel_values=pixel_values,
+        input_ids=ids,
+        past_key_values=outputs.past_key_values,
+        max_new_tokens=1,
+    )
+    assert torch.equal(found, torch.cat([ids, expected[:, None]], dim=1))
+
+
 def test_prefill_in_chunks(captioner, pixel_values):
     settings = {"input_ids": prompts(), "pixel_values": pixel_values, "max_new_tokens": 5}
     expected = captioner.generate(**settings)

@@ -620,3 +620,8 @@ def test_refuses_text_of_another_shape(captioner, pixel_values, changes: dict, m
     inputs = {"input_ids": torch.tensor([[1, 2]] * 3), "attention_mask": None} | changes
     with pytest.raises(ValueError, match=message):
         captioner(pixel_values=pixel_values, **inputs)
+
+
+def test_a_device_map_does_not_split_an_adapted_block(captioner):
+    blocks = captioner.text_model.transformer.h
+    assert {type(block).__name__ for block in blocks} <= set(captioner._no_split_modules)

@@ -1,5 +1,7 @@
 """The processor: exact ids, shapes and padding, and the same pixels everywhere."""
 
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import IMAGE_SIZE, SHARED_DATA
+from small_models import IMAGE_SIZE, SHARED_DATA, edit_json
 from transformers import AutoProcessor, CLIPImageProcessorPil, GPT2Tokenizer
 
 from ituning_hf import ITuningProcessor
@@ -229,9 +231,32 @@ def test_writes_its_own_files_and_no_weights(processor, tmp_path: Path):
         "processor_files_ituning.py",
         "seal_ituning.py",
         "processor_config.json",
+        "requirements_ituning.py",
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+def test_takes_image_preparation_and_tokenizer_of_the_revisions_that_are_asked_for(backbones, tmp_path: Path):
+    places = {}
+    for kind, file, change in (
+        ("vision", "preprocessor_config.json", {"image_mean": [0.25, 0.25, 0.25]}),
+        ("text", "tokenizer_config.json", {"pad_token": "dog"}),
+    ):
+        places[kind] = root = tmp_path / f"models--org--{kind}"
+        for revision, commit in (("main", "a" * 40), ("next", "b" * 40)):
+            shutil.copytree(backbones[kind], root / "snapshots" / commit)
+            (root / "refs").mkdir(exist_ok=True)
+            (root / "refs" / revision).write_text(commit)
+        edit_json(root / "snapshots" / ("b" * 40) / file, **change)
+    build = partial(
+        ITuningProcessor.from_vision_text_pretrained, "org/vision", "org/text", cache_dir=tmp_path
+    )
+    found = [
+        (built.image_processor.image_mean[0] == 0.25, built.tokenizer.pad_token == "dog")
+        for built in (build(), build(vision_revision="next"), build(text_revision="next"))
+    ]
+    assert found == [(False, False), (True, False), (False, True)]
 
 
 @pytest.mark.parametrize("kind", ["vision", "clip"])

@@ -280,6 +280,7 @@ HUB = {
     "processing_ituning",
     "processor_files_ituning",
     "recorded_ituning",
+    "requirements_ituning",
     "seal_ituning",
 }
 THIRD_PARTY = {"torch", "transformers", "safetensors", "huggingface_hub", "PIL", "numpy"}
@@ -314,6 +315,8 @@ LAYERS = [
         "errors",
         "output_folders",
         "devices",
+        "requirements",
+        "requirements_ituning",
         "printable",
         "json_ituning",
         "seal_ituning",

@@ -43,6 +43,7 @@ def test_what_is_in_the_folder(folder: Path):
         "processor_config.json",
         "processor_files_ituning.py",
         "recorded_ituning.py",
+        "requirements_ituning.py",
         "seal_ituning.py",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -82,8 +82,7 @@ class CaptionTrainer:
         self.validator = Validator(
             args, self.model, processor, data.evaluation, self.batches, accelerator, self.skipped
         )
-        accelerator.register_for_checkpointing(self.schedule)
-        self.store = RunStore(self.output_dir, model, processor, accelerator, self.identity)
+        self.store = RunStore(self.output_dir, model, processor, accelerator, self.schedule, self.identity)
         set_seed(args.seed + accelerator.process_index)  # dropout; everything else has seeds of its own
 
     def train(self) -> TrainState:

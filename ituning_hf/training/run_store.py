@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..adapter_file_ituning import read_adapter_file
 from ..model_card import TrainingRecord
@@ -47,7 +49,9 @@ class RunStore:
         output_dir: The run's folder.
         model: The captioner.
         processor: Its processor; saved beside every captioner.
-        accelerator: Has the optimizer prepared and the schedule registered.
+        accelerator: Has the optimizer prepared.
+        schedule: The learning rate's. It is stored as JSON: what is registered with Accelerate comes back
+            from a pickle, which runs code where somebody else wrote it.
         identity: What a checkpoint must agree with, as `run_identity` gives it.
     """
 
@@ -57,10 +61,11 @@ class RunStore:
         model: ITuningForCaptioning,
         processor: ITuningProcessor,
         accelerator: Accelerator,
+        schedule: LRScheduler,
         identity: dict[str, Any],
     ) -> None:
         self.output_dir, self.captioner, self.processor = output_dir, model, processor
-        self.accelerator, self.identity = accelerator, identity
+        self.accelerator, self.schedule, self.identity = accelerator, schedule, identity
         accelerator.register_save_state_pre_hook(self._save_adapter_alone)
         accelerator.register_load_state_pre_hook(self._load_adapter_alone)
 
@@ -75,7 +80,8 @@ class RunStore:
             self.accelerator.save_state(str(draft))
             if main:
                 sync(self.output_dir / LOG_FILE)  # a resumed run keeps its lines up to the checkpoint
-                write_json(draft / STATE_FILE, {"state": asdict(state)} | self.identity)
+                progress = {"state": asdict(state), "schedule": self.schedule.state_dict()}
+                write_json(draft / STATE_FILE, progress | self.identity)
         with one_fate(self.accelerator), writing(self.output_dir / CHECKPOINTS):
             if main:
                 remove_old_checkpoints(self.output_dir, max_checkpoints)
@@ -94,7 +100,13 @@ class RunStore:
         """
         saved = read_state(checkpoint)
         check_same_run(saved, self.identity, checkpoint)
-        self.accelerator.load_state(str(checkpoint))
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except (UnpicklingError, EOFError, OSError, RuntimeError) as error:
+            raise ValueError(
+                f"{checkpoint} is damaged ({' '.join(str(error).split())}): resume from another checkpoint."
+            ) from error
+        self.schedule.load_state_dict(saved["schedule"])
         state = TrainState(**saved["state"])
         if not (self.output_dir / "best").exists():  # somebody removed it: the next validation makes it
             state.best_metric = state.best_step = None

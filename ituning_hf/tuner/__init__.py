@@ -12,6 +12,10 @@ A process that loads an adapter imports `ituning_hf` first: a PEFT that has not 
 more than `KeyError: 'ITUNING'`.
 """
 
+from ..requirements import check_requirements
+
+check_requirements(optional=True)
+
 from .config import ITuningTunerConfig
 from .conversion import to_peft
 from .layer import ITuningLayer

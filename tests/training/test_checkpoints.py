@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from faults import Faults
+import torch
 from runner import Run, contents
+from small_models import LeavesAMark
 
-from ituning_hf.training import TrainArguments, TrainingError
+from ituning_hf.training import TrainArguments, TrainingError, train
 from ituning_hf.training.checkpoints import (
     STATE_FILE,
     atomic_folder,
@@ -390,3 +392,20 @@ def test_a_run_that_goes_back_makes_what_came_after_again(settings: Settings):
     assert run.end() == 0
     assert "complete" not in run.printed
     assert contents(args.output_dir) == complete
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"])
+def test_a_checkpoint_from_a_stranger_runs_no_code(settings: Settings, tmp_path: Path, name: str, faults):
+    train(settings(max_train_steps=1))
+    mark = tmp_path / "mark"
+    torch.save(LeavesAMark(mark), list_checkpoints(tmp_path / "run")[0] / name)
+    again = settings(max_train_steps=1, resume_from_checkpoint="latest")
+    if name.startswith("random"):
+        train(again)  # Accelerate goes on without random states that it cannot read
+    else:
+        with pytest.raises(
+            ValueError, match=r"step_00000001 is damaged \(.*: resume from another checkpoint"
+        ):
+            train(again)
+    assert not mark.exists()
+    faults.count("a pickle that runs code, in a training checkpoint", "its code was not run")

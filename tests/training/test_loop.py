@@ -84,7 +84,6 @@ def test_what_a_run_leaves_behind(settings: Settings):
     ]
     assert sorted(path.name for path in (folder / "checkpoints" / "step_00000002").iterdir()) == [
         "adapter.safetensors",
-        "custom_checkpoint_0.pkl",
         "optimizer.bin",
         "random_states_0.pkl",
         "trainer_state.json",

@@ -258,6 +258,12 @@ def test_another_encoder_is_refused(captioner, backbones, tmp_path: Path):
         ITuningForCaptioning.from_peft(to_peft(captioner), tmp_path / "nowhere")
 
 
+def test_a_layer_that_the_encoder_does_not_have_is_refused(gpt2, backbones):
+    model = ITUNING.wrap(gpt2, vision_feature_layer=-5)
+    with pytest.raises(ValueError, match="vision_feature_layer is -5, expected -3 to 2 for an encoder of 2"):
+        ITuningForCaptioning.from_peft(model, backbones["vision"])
+
+
 def test_another_language_model_is_refused(captioner, backbones, gpt2, tmp_path: Path):
     to_peft(captioner).save_pretrained(tmp_path / "adapter")
     gpt2.transformer.h[2].ln_1.bias.data += 1e-3
@@ -291,6 +297,28 @@ def test_a_language_model_with_more_tokens_is_refused(backbones, gpt2):
     gpt2.resize_token_embeddings(gpt2.config.vocab_size + 3)  # at the end: the first rows are the same
     with pytest.raises(ValueError, match=r"The text model in memory is not the one .* wte\.weight differs"):
         ITuningForCaptioning.from_peft(ITUNING.wrap(gpt2), backbones["vision"])
+
+
+def test_a_decoder_may_be_deeper_than_gpt2s_defaults(gpt2, captioner, pixel_values):
+    torch.manual_seed(0)
+    deep = GPT2LMHeadModel(GPT2Config(**gpt2.config.to_diff_dict() | {"n_layer": 13}))
+    model = ITUNING.wrap(deep, adapter_layers=[12])
+    back = ITuningForCaptioning.from_peft(model, captioner.vision_model)
+    assert list(back.adapters()) == [12]
+    features = back.get_image_features(pixel_values)
+    assert torch.equal(logits_of(back, pixel_values), peft_logits_of(model, features))
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_a_backbone_that_has_no_name_is_sought_where_the_adapter_was_trained(captioner, kind: str):
+    model = to_peft(captioner)
+    vision, text = captioner.vision_model, model.get_base_model()
+    backbone = {"vision": vision, "text": text}[kind]
+    backbone.name_or_path = backbone.config.name_or_path = ""
+    back = ITuningForCaptioning.from_peft(model, vision)
+    for field in ("name_or_path", "revision", "fingerprint"):
+        name = f"{kind}_model_{field}"
+        assert getattr(back.config, name) == getattr(captioner.config, name)
 
 
 # --- PEFT models that are no captioner
