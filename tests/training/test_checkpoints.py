@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faults import Faults
 import torch
+from faults import Faults
 from runner import Run, contents
 from small_models import LeavesAMark
 
