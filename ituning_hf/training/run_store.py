@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, load
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -101,6 +101,8 @@ class RunStore:
         saved = read_state(checkpoint)
         check_same_run(saved, self.identity, checkpoint)
         try:
+            # Accelerate goes on without random states that it cannot read, and says nothing.
+            load(checkpoint / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl")
             self.accelerator.load_state(str(checkpoint))
         except (UnpicklingError, EOFError, OSError, RuntimeError) as error:
             raise ValueError(

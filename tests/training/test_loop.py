@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from faults import Faults
 from safetensors.torch import load_file, save_file
 from small_models import read_log, train_until, validation_scores
 from transformers import GPT2LMHeadModel
@@ -277,8 +278,8 @@ def test_a_last_step_that_ruins_the_adapter_saves_nothing(settings: Settings):
     train(settings(max_train_steps=1))  # the folder is free again
 
 
-@pytest.mark.parametrize("damage", ["incomplete", "truncated", "state"])
-def test_a_damaged_checkpoint_is_refused(settings: Settings, damage: str):
+@pytest.mark.parametrize("damage", ["incomplete", "truncated", "state", "random states", "no random states"])
+def test_a_damaged_checkpoint_is_refused(settings: Settings, damage: str, faults: Faults):
     args = settings(max_train_steps=1)
     train(args)
     folder = Path(args.output_dir) / "checkpoints" / "step_00000001"
@@ -288,15 +289,23 @@ def test_a_damaged_checkpoint_is_refused(settings: Settings, damage: str):
         save_file({name: tensors[name] for name in list(tensors)[:-1]}, file)
     elif damage == "truncated":
         file.write_bytes(file.read_bytes()[:-9])
+    elif damage == "random states":
+        states = folder / "random_states_0.pkl"
+        states.write_bytes(states.read_bytes()[:-9])
+    elif damage == "no random states":
+        (folder / "random_states_0.pkl").unlink()
     else:
         (folder / "trainer_state.json").write_text("{")
     message = {
         "incomplete": "does not fit its configuration: 1 missing",
         "truncated": "cannot be read .* corrupt or was cut short",
+        "random states": r"step_00000001 is damaged .*: resume from another checkpoint",
+        "no random states": r"step_00000001 is damaged .*: resume from another checkpoint",
         "state": r"trainer_state\.json is damaged .*: resume from another checkpoint",
     }[damage]
     with pytest.raises(ValueError, match=message):
         train(settings(max_train_steps=1, resume_from_checkpoint="latest"))
+    faults.count("a damaged training checkpoint", "refused, with the file")
 
 
 def test_adapter_settings_are_checked_before_small_backbones_are_made(photos: Path, tmp_path: Path):
