@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -103,6 +103,22 @@ def one_fate(accelerator: Accelerator) -> Iterator[None]:
             raise error
         if report is not None:
             raise OtherProcessError(*report) from error
+
+
+def tell_once(accelerator: Accelerator, error: Exception) -> NoReturn:
+    """Raise an error that every process has found, so that it is told once.
+
+    Args:
+        accelerator: Of the run.
+        error: The same on every process.
+
+    Raises:
+        Exception: the error, on the main process.
+        OtherProcessError: on the others.
+    """
+    if accelerator.is_main_process:
+        raise error
+    raise OtherProcessError(str(error), _exit_code(error)) from error
 
 
 def leave_group() -> None:

@@ -23,6 +23,7 @@ from ..data import (
     SampleKey,
 )
 from ..data.workers import ignore_stop_signals, usable_workers
+from ..processes import tell_once
 from ..processing_ituning import ITuningProcessor
 from .arguments import TrainArguments
 from .errors import TooManyUnreadableError
@@ -127,10 +128,11 @@ class SkippedImages:
 
     Args:
         max_share: Of a split's images that may be unreadable.
+        accelerator: Of the run.
     """
 
-    def __init__(self, max_share: float) -> None:
-        self.max_share = max_share
+    def __init__(self, max_share: float, accelerator: Accelerator) -> None:
+        self.max_share, self.accelerator = max_share, accelerator
         self.problems: set[str] = set()
 
     def name(self, problems: Iterable[str]) -> None:
@@ -144,21 +146,22 @@ class SkippedImages:
         """Refuse to go on with too few of the images.
 
         Args:
-            unreadable: How many of them no process could read.
+            unreadable: How many of them could not be read, on all processes together.
             images: All of the split.
 
         Raises:
-            TooManyUnreadableError: if that is more than allowed, or all of them.
+            TooManyUnreadableError: if that is more than allowed, or all of them; on the main process.
+            OtherProcessError: then, on the others.
         """
+        one = min(self.problems, default="named above")
         allowed = math.floor(round(self.max_share * len(images), 6))  # 0.29 of 100 is 28.999999999999996
         if unreadable == len(images):
-            raise TooManyUnreadableError(
-                f"none of the {unreadable} images could be read (one of them: "
-                f"{min(self.problems, default='on another process')}): mend them."
-            )
-        if unreadable > allowed:
-            raise TooManyUnreadableError(
+            message = f"none of the {unreadable} images could be read (one of them: {one}): mend them."
+        elif unreadable > allowed:
+            message = (
                 f"{unreadable} of {len(images)} images could not be read, and --max_unreadable_share "
-                f"{self.max_share} allows {allowed} (one of them: "
-                f"{min(self.problems, default='on another process')}). Mend them, or raise it."
+                f"{self.max_share} allows {allowed} (one of them: {one}). Mend them, or raise it."
             )
+        else:
+            return
+        tell_once(self.accelerator, TooManyUnreadableError(message))

@@ -65,7 +65,7 @@ class CaptionTrainer:
         self.captioner, self.stop = model, stop
         self.state = TrainState()
         self.identity = run_identity(args, model, data, accelerator)
-        self.skipped = SkippedImages(args.max_unreadable_share)
+        self.skipped = SkippedImages(args.max_unreadable_share, accelerator)
         self.batches = BatchMaker(args, processor, accelerator, data.features)
         self.sampler = self.batches.sampler(data.train, args.gradient_accumulation_steps)
         self.steps_per_epoch = self.sampler.steps_per_epoch

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from ..data import CaptionedImage, first_names
 from ..environment import library_versions
 from ..modeling_ituning import ITuningForCaptioning
-from ..processes import OtherProcessError, one_fate
+from ..processes import OtherProcessError, one_fate, tell_once
 from .arguments import TrainArguments
 from .batches import BatchMaker, image_names
 from .checkpoints import remove_folder, write_json
@@ -158,15 +158,11 @@ class NonFiniteStop:
         """
         for name, tensor in self.captioner.adapter_state_dict().items():
             if not tensor.isfinite().all():
-                self._raise(
+                message = (
                     f"The weights {name} are not finite after step {step}, so training stops; the "
                     f"checkpoints in {self.output_dir} are as they were before. {_ADVICE}"
                 )
-
-    def _raise(self, message: str) -> NoReturn:
-        if self.accelerator.is_main_process:
-            raise NonFiniteLossError(message)
-        raise OtherProcessError(message, exit_code=1)
+                tell_once(self.accelerator, NonFiniteLossError(message))
 
     def _end(
         self, finding: Finding, batches: Sequence[MicroBatch], names: Sequence[Sequence[str]]
@@ -178,7 +174,8 @@ class NonFiniteStop:
         about = {file: _describe(batches[position], names[position]) for file, position in own.items()}
         described = {file: of_file for part in gather_object([about]) for file, of_file in part.items()}
         where = self._save(finding, {file: batches[i] for file, i in own.items()}, described)
-        self._raise(_message(finding, described, where, self.output_dir))
+        message = _message(finding, described, where, self.output_dir)
+        tell_once(self.accelerator, NonFiniteLossError(message))
 
     def _choose(self, finding: Finding, batches: Sequence[MicroBatch]) -> list[int]:
         """Return the first micro-batch that is at fault by itself; where no process has one, all of them."""

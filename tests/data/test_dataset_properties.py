@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import examples
@@ -129,7 +130,7 @@ def test_as_many_images_as_the_share_says_may_be_unreadable(count: int, data: An
     # As people write it, with up to three decimals.
     share = data if isinstance(data, float) else data.draw(st.integers(0, 999)) / 1000
     allowed = min(round(share * 1000) * count // 1000, count - 1)
-    skipped = SkippedImages(share)
+    skipped = SkippedImages(share, Accelerator(cpu=True))
     skipped.name(["cannot read a", "cannot read a"])
     skipped.limit(allowed, [None] * count)
     with pytest.raises(TooManyUnreadableError, match=r"of \d+ images could not be read|none of the"):
