@@ -90,7 +90,7 @@ def _capitalized(words: str) -> str:
 
 
 _LETTERS = (
-    "A-Za-zªµºÀ-ÖØ-öø-\u1fff\u2c00-\u2dff\u3005-\u3007\u3040-\ud7ff\uf900-\ufdff"
+    "A-Za-zªµºÀ-ÖØ-öø-\u167f\u1681-\u1fff\u2c00-\u2dff\u3005-\u3007\u3040-\ud7ff\uf900-\ufdff"
     "\uff10-\uff19\uff21-\uff3a\uff41-\uff5a"
 )
 _SIGNS = "!-~\x80\x91-\x97¡-¿×÷–-․…‧‰-⁞⁰-₎₠¤€℀-⯿、-〃"
