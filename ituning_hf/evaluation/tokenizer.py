@@ -143,8 +143,8 @@ _RULES = [
     rf"((?:[A-Za-z0-9]+\.)+{_any_case(_FILE_TYPES)})(?:[\s.?!,]|$)",
     # numbers, telephone numbers, money
     rf"[-+]?{_NUMBER}",
-    rf"(?:\d{{1,4}}[- ])?{_FRACTION}",
-    r"(?:\(\d{2,3}\) ?|\d{2,4}[- ])\d{3,4}[- .]\d{3,5}",
+    rf"(?:\d{{1,4}}[- \xa0])?{_FRACTION}",
+    r"(?:\(\d{2,3}\)[ \xa0]?|\d{2,4}[- \xa0])\d{3,4}[- .\xa0]\d{3,5}",
     r"[A-Z]+\$",
     # addresses, tags
     rf"[cC]\+\+|[cCfF]#|#{_L}+|@[A-Za-z_][A-Za-z0-9_]*",
