@@ -77,11 +77,12 @@ def parse_file_name(value: Any, where: str, key: str, absolute: bool = False) ->
         raise ValueError(f"{where}: {key!r} is a URL, {value!r}: download the images and name their files")
     # A folder from elsewhere must not read files outside of itself, on any system. Tables that people make
     # of their own files hold whole paths.
-    is_absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).anchor != ""
-    leads_out = ".." in PureWindowsPath(value).parts  # a Windows path splits at / and at \
+    name = PurePosixPath(value).as_posix()  # without the "./" before a path of Windows
+    is_absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor != ""
+    leads_out = ".." in PureWindowsPath(name).parts  # a Windows path splits at / and at \
     if (is_absolute and not absolute) or (leads_out and not is_absolute):
         raise ValueError(f"{where}: {key!r} must stay inside the folder, got {value!r}")
-    return PurePosixPath(value).as_posix()
+    return name
 
 
 def find_column(

@@ -90,7 +90,7 @@ def _capitalized(words: str) -> str:
 
 
 _LETTERS = (
-    "A-Za-zªµºÀ-ÖØ-öø-\u1fff\u2c00-\u2dff\u3005-\u3007\u3040-\ud7ff\uf900-\ufdff"
+    "A-Za-zªµºÀ-ÖØ-öø-\u167f\u1681-\u1fff\u2c00-\u2dff\u3005-\u3007\u3040-\ud7ff\uf900-\ufdff"
     "\uff10-\uff19\uff21-\uff3a\uff41-\uff5a"
 )
 _SIGNS = "!-~\x80\x91-\x97¡-¿×÷–-․…‧‰-⁞⁰-₎₠¤€℀-⯿、-〃"
@@ -143,8 +143,8 @@ _RULES = [
     rf"((?:[A-Za-z0-9]+\.)+{_any_case(_FILE_TYPES)})(?:[\s.?!,]|$)",
     # numbers, telephone numbers, money
     rf"[-+]?{_NUMBER}",
-    rf"(?:\d{{1,4}}[- ])?{_FRACTION}",
-    r"(?:\(\d{2,3}\) ?|\d{2,4}[- ])\d{3,4}[- .]\d{3,5}",
+    rf"(?:\d{{1,4}}[- \xa0])?{_FRACTION}",
+    r"(?:\(\d{2,3}\)[ \xa0]?|\d{2,4}[- \xa0])\d{3,4}[- .\xa0]\d{3,5}",
     r"[A-Z]+\$",
     # addresses, tags
     rf"[cC]\+\+|[cCfF]#|#{_L}+|@[A-Za-z_][A-Za-z0-9_]*",

@@ -1,7 +1,7 @@
 """Image-major batches of any images and captions, against batches written cell by cell."""
 
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -111,6 +111,8 @@ PARTS = st.sampled_from(["..", ".", "/", "\\", "a", "b.jpg", "C:", "~", "...", "
 
 
 @given(st.lists(PARTS, max_size=7).map("".join) | st.text(max_size=9))
+@example("./\\a.jpg")
+@example("./C:\\a.jpg")
 @examples(200, 10_000)
 def test_no_name_of_a_file_leads_out_of_its_folder(name: str) -> None:
     try:
@@ -119,6 +121,7 @@ def test_no_name_of_a_file_leads_out_of_its_folder(name: str) -> None:
         assert str(error).startswith("line 1: 'image' ")  # noqa: PT017
         return
     assert not PurePosixPath(parsed).is_absolute()
+    assert not PureWindowsPath(parsed).anchor
     assert ".." not in parsed.replace("\\", "/").split("/")
     assert parse_file_name(parsed, "line 1", "image") == parsed
 

@@ -28,7 +28,7 @@ def score(images: list[tuple[str, list[str]]]) -> dict[str, float]:
 
 @given(images=st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3))))
 @example(images=[("\ud800 dog", ["a dog\u2028", "\x00"])])
-@examples(50, 2000)
+@examples(30, 1000)
 def test_scores_of_any_text_are_in_their_range(images: list[tuple[str, list[str]]]):
     try:
         scores = score(images)
@@ -40,7 +40,7 @@ def test_scores_of_any_text_are_in_their_range(images: list[tuple[str, list[str]
 
 
 @given(images=IMAGES, seed=st.integers(0, 99))
-@examples(50, 2000)
+@examples(30, 1000)
 def test_no_order_matters(images: list[tuple[str, list[str]]], seed: int):
     rng = random.Random(seed)
     shuffled = [(caption, rng.sample(references, len(references))) for caption, references in images]
@@ -49,7 +49,7 @@ def test_no_order_matters(images: list[tuple[str, list[str]]], seed: int):
 
 
 @given(images=IMAGES, times=st.integers(2, 3))
-@examples(50, 2000)
+@examples(30, 1000)
 def test_images_that_come_several_times_change_nothing(images: list[tuple[str, list[str]]], times: int):
     once, again = score(images), score(images * times)
     once.pop("cider")  # a word that no reference has counts for one document, of any number
@@ -58,7 +58,7 @@ def test_images_that_come_several_times_change_nothing(images: list[tuple[str, l
 
 
 @given(IMAGES.map(lambda images: [captions for _, captions in images]), st.data())
-@examples(50, 2000)
+@examples(30, 1000)
 def test_a_caption_that_a_person_wrote_has_full_marks(references: list[list[str]], data: st.DataObject):
     images = [(data.draw(st.sampled_from(captions)), captions) for captions in references]
     scores = score(images)
@@ -69,7 +69,7 @@ def test_a_caption_that_a_person_wrote_has_full_marks(references: list[list[str]
 
 
 @given(images=IMAGES)
-@examples(50, 2000)
+@examples(30, 1000)
 def test_the_scores_of_each_image_make_those_of_all(images: list[tuple[str, list[str]]]):
     assume(len(images) > 1)
     scores = score_captions([caption for caption, _ in images], [r for _, r in images], java=False)

@@ -6,7 +6,7 @@ import doctest
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from small_models import SHARED_DATA
 
@@ -198,6 +198,7 @@ def test_human_captions_agree_with_the_official_tokenizer():
 
 
 @given(st.text())
+@example("0\u16800")  # a space among letters
 def test_any_string_gives_tokens_in_lower_case_without_punctuation(caption: str):
     tokenized = tokenize_caption(caption)
     assert tokenized == tokenized.lower()

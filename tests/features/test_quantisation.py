@@ -43,7 +43,7 @@ def test_a_naive_quantiser_agrees():
 @given(TOKENS)
 @example(HUGE)
 @example(SUBNORMAL)
-@examples(200, 10_000)
+@examples(100, 3000)
 def test_no_number_is_off_by_more_than_half_a_scale_and_the_rounding(numbers: np.ndarray):
     features = torch.from_numpy(numbers)
     packed = pack(features, "int8")
@@ -58,7 +58,7 @@ def test_no_number_is_off_by_more_than_half_a_scale_and_the_rounding(numbers: np
 
 @given(TOKENS, st.sampled_from(["bfloat16", "float32"]))
 @example(HUGE, "bfloat16")
-@examples(200, 10_000)
+@examples(100, 3000)
 def test_any_finite_number_comes_back_to_the_precision_of_its_storage(numbers: np.ndarray, storage: str):
     features = torch.from_numpy(numbers)
     back = unpack(pack(features, storage)["features"], None).double()
@@ -67,7 +67,7 @@ def test_any_finite_number_comes_back_to_the_precision_of_its_storage(numbers: n
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 9))
-@examples(200, 10_000)
+@examples(100, 3000)
 def test_a_token_of_one_number_comes_back_as_in_bfloat16(number: float, width: int):
     features = torch.full((1, 1, width), number)
     expected = pack(features, "bfloat16")["features"].double()
@@ -76,7 +76,7 @@ def test_a_token_of_one_number_comes_back_as_in_bfloat16(number: float, width: i
 
 
 @given(TOKENS)
-@examples(200, 10_000)
+@examples(100, 3000)
 def test_signs_and_zeros_stay(numbers: np.ndarray):
     features = torch.from_numpy(numbers)
     back = unpack(**pack(features, "int8")).float()

@@ -39,7 +39,7 @@ FEATURES = hnp.arrays(
     unreadable=st.sets(st.integers(0, 3)),
     order=st.permutations(range(4)),
 )
-@examples(40, 1500)
+@examples(40, 500)
 def test_whatever_is_written_comes_back(
     backbones: dict[str, Path],
     features: np.ndarray,
@@ -124,7 +124,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[CaptionedImage]:
     stops=st.lists(st.integers(0, 3), max_size=3),
 )
 @example(7, random.Random(0), 2, 3, "int8", [0, 1, 1])
-@examples(8, 200)
+@examples(8, 100)
 def test_a_build_stopped_at_any_writes_is_as_if_nothing_had_happened(
     backbones: dict[str, Path],
     pictures: list[CaptionedImage],
