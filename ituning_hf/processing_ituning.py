@@ -25,7 +25,7 @@ IGNORE_INDEX = -100
 _LONGEST = 32  # short sides, of an image that is resized whole
 _HUB_KWARGS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 # A fast tokenizer goes on truncating, padding and reading special tokens as its last caller asked, for all
-# threads. Of each, a copy that is called in one way alone.
+# threads. Of each, a copy that is called in one way alone, and what it was copied from looked like.
 _COPIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -186,9 +186,11 @@ class ITuningProcessor(ProcessorMixin):
         return [[begin, *tokens[:room], end] for tokens in ids]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        tokenizer = _COPIES.get(self.tokenizer)
-        if tokenizer is None or len(tokenizer) != len(self.tokenizer):  # tokens were added
-            tokenizer = _COPIES[self.tokenizer] = copy.deepcopy(self.tokenizer)
+        looks = _looks(self.tokenizer)
+        copied, tokenizer = _COPIES.get(self.tokenizer, (None, None))
+        if copied != looks:
+            tokenizer = copy.deepcopy(self.tokenizer)
+            _COPIES[self.tokenizer] = looks, tokenizer
         # Half a surrogate pair, which JSON can hold and no tokenizer takes, becomes a question mark.
         texts = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -249,6 +251,12 @@ class ITuningProcessor(ProcessorMixin):
         of_text = {"revision": text_revision or "main", **hub_kwargs}
         image_processor = load_image_processor(vision, vision_revision, **hub_kwargs)
         return cls(image_processor, AutoTokenizer.from_pretrained(text, **of_text))
+
+
+def _looks(tokenizer: Any) -> str:
+    """Describe what people change of a tokenizer after it is loaded, as far as token ids depend on it."""
+    backend = tokenizer.backend_tokenizer
+    return f"{backend.normalizer!r} {backend.pre_tokenizer!r} {backend.get_added_tokens_decoder()!r}"
 
 
 def load_image_processor(

@@ -56,6 +56,16 @@ def test_every_valid_file_is_read_to_its_size(tmp_path: Path, faults: Faults) ->
     faults.count("an odd but whole picture", "read", len(paths))
 
 
+def test_reads_the_first_picture_of_a_phones_mpo(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[second])
+    with Image.open(tmp_path / "phone.jpg") as opened:
+        assert (opened.format, opened.n_frames) == ("MPO", 2)
+    red, _, blue = load_image(tmp_path / "phone.jpg").getpixel((8, 8))
+    assert red > 250
+    assert blue < 5
+
+
 def test_the_orientations_of_a_jpeg_are_undone(tmp_path: Path) -> None:
     for number, path in enumerate(corpus.write(tmp_path, corpus.odd_files()), start=1):
         if path.name in ORIENTED:
