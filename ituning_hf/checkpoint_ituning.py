@@ -13,7 +13,6 @@ from transformers.utils.hub import resolve_revision
 
 from .adapter_file_ituning import check_adapter_tensors, read_adapter_file
 from .backbones_ituning import (
-    building,
     check_in_memory,
     load_backbone,
     load_pretrained_backbone,
@@ -124,8 +123,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
             else load_pretrained_backbone("vision", encoder.name, revision=encoder.revision, **load)
         )
         text_model = load_pretrained_backbone("text", decoder.name, revision=decoder.revision, **load)
-        with building:
-            return cls(config, vision_model, text_model).eval()
+        return cls(config, vision_model, text_model).eval()
 
     @classmethod
     def from_pretrained(
@@ -227,7 +225,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         else:
             load |= {} if quantization_config is None else {"quantization_config": quantization_config}
             text_model = load_backbone("text", config, device_map=maps["text"], **load)
-        with building, torch.device("meta"):  # the file brings the adapter's tensors
+        with torch.device("meta"):  # the file brings the adapter's tensors
             model = cls(config, vision_model or UnloadedVisionModel(config.vision_config), text_model)
         model.load_adapter_state_dict(tensors, name, dtype)
         model._load_generation_config(generation_config, name, **own, **hub)

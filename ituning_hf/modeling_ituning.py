@@ -85,15 +85,16 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         if text_model is not None:
             config.text_config = text_model.config
             config._attn_implementation_internal = text_model.config._attn_implementation
-        super().__init__(config)
-        # Transformers' Trainer counts the label tokens of a causal model from the second position on.
-        self.loss_type = "ForCausalLM"
-        self.vision_model = vision_model or AutoModel.from_config(config.vision_config)
-        self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
-        self._insert_adapters()
-        read_output_layer_once(self.text_model)
-        self.generation_config = default_generation_config(config)
-        self.post_init()
+        with building:
+            super().__init__(config)
+            # Transformers' Trainer counts the label tokens of a causal model from the second position on.
+            self.loss_type = "ForCausalLM"
+            self.vision_model = vision_model or AutoModel.from_config(config.vision_config)
+            self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
+            self._insert_adapters()
+            read_output_layer_once(self.text_model)
+            self.generation_config = default_generation_config(config)
+            self.post_init()
         self.freeze_backbones()
         self.train(self.training)
 
@@ -125,8 +126,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             OSError: if a backbone is not at its place any more.
         """
         config, vision, text, adapter = parts_from_peft(peft_model, vision_model, adapter_name)
-        with building:
-            captioner = cls(config, vision, text)
+        captioner = cls(config, vision, text)
         captioner.load_adapter_state_dict(adapter, "the PEFT model")
         return captioner.eval()
 

@@ -25,7 +25,7 @@ IGNORE_INDEX = -100
 _LONGEST = 32  # short sides, of an image that is resized whole
 _HUB_KWARGS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 # A fast tokenizer goes on truncating, padding and reading special tokens as its last caller asked, for all
-# threads. Of each, a copy that is called in one way alone.
+# threads. Of each, a copy that is called in one way alone, and what it was copied from looked like.
 _COPIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -147,7 +147,7 @@ class ITuningProcessor(ProcessorMixin):
             raise ValueError(f"max_length={max_length} is for captions, of which none are given.")
         data: dict[str, Any] = {}
         if images is not None:
-            data |= self.image_processor(images=cut_strips(images), return_tensors=return_tensors, **kwargs)
+            data |= prepare_images(self.image_processor, images, return_tensors=return_tensors, **kwargs)
         if text is not None:
             num_images = len(data["pixel_values"]) if images is not None else 1
             data |= self._prompt_rows([text] * num_images if isinstance(text, str) else list(text))
@@ -186,9 +186,11 @@ class ITuningProcessor(ProcessorMixin):
         return [[begin, *tokens[:room], end] for tokens in ids]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        tokenizer = _COPIES.get(self.tokenizer)
-        if tokenizer is None or len(tokenizer) != len(self.tokenizer):  # tokens were added
-            tokenizer = _COPIES[self.tokenizer] = copy.deepcopy(self.tokenizer)
+        looks = _looks(self.tokenizer)
+        copied, tokenizer = _COPIES.get(self.tokenizer, (None, None))
+        if copied != looks:
+            tokenizer = copy.deepcopy(self.tokenizer)
+            _COPIES[self.tokenizer] = looks, tokenizer
         # Half a surrogate pair, which JSON can hold and no tokenizer takes, becomes a question mark.
         texts = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -251,6 +253,12 @@ class ITuningProcessor(ProcessorMixin):
         return cls(image_processor, AutoTokenizer.from_pretrained(text, **of_text))
 
 
+def _looks(tokenizer: Any) -> str:
+    """Describe what people change of a tokenizer after it is loaded, as far as token ids depend on it."""
+    backend = tokenizer.backend_tokenizer
+    return f"{backend.normalizer!r} {backend.pre_tokenizer!r} {backend.get_added_tokens_decoder()!r}"
+
+
 def load_image_processor(
     vision: str | os.PathLike[str], revision: str | None = None, **hub_kwargs: Any
 ) -> CLIPImageProcessorPil:
@@ -274,12 +282,28 @@ def load_image_processor(
         return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
+def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFeature:
+    """Call an image processor; the ends that it would drop of far too long images are cut off before.
+
+    Args:
+        image_processor: A `CLIPImageProcessorPil`. One that does not keep the square in the middle, by its
+            own settings or by these keywords, gets all of each image.
+        images: What it takes.
+        **kwargs: For the image processor.
+    """
+    own = not kwargs.keys() & {"do_resize", "size", "do_center_crop"}
+    if own and image_processor.do_resize and image_processor.do_center_crop:
+        images = cut_strips(images) if dict(image_processor.size).get("shortest_edge") else images
+    return image_processor(images=images, **kwargs)
+
+
 def cut_strips(images: Any) -> Any:
     """Cut the ends off images that are far longer than wide.
 
     CLIP makes an image's short side as long as the encoder's and keeps the square in the middle. Of 30,000
     pixels by 1 it would make 6,720,000 by 224 on the way, 4.5 GB. What is cut off are whole short sides, as
-    many from either end, so that resizing meets the same pixels at the same places.
+    many from either end, so that resizing meets the same pixels at the same places: exactly where its result
+    is a whole number of pixels long, and else to three levels of grey.
 
     Args:
         images: One or a list of them; only PIL images are looked at.
@@ -332,4 +356,4 @@ def caption_rows(
 
 ITuningProcessor.register_for_auto_class()
 
-__all__ = ["ITuningProcessor", "caption_rows", "cut_strips", "load_image_processor"]
+__all__ = ["ITuningProcessor", "caption_rows", "cut_strips", "load_image_processor", "prepare_images"]

@@ -16,6 +16,7 @@ from .seal_ituning import file_fingerprint, json_fingerprint
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
 _SETTINGS = (PROCESSOR_NAME, _TOKENIZER_SETTINGS)  # compared by what they hold, others by their text
 # All that Transformers may read token ids or pixels from; what is not among a processor's must not be there.
+# A preprocessor_config.json may: it is for other programs, since a processor's settings hold all of it.
 _FILES = (
     *_SETTINGS,
     "tokenizer.json",
@@ -23,7 +24,6 @@ _FILES = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "preprocessor_config.json",
 )
 # Settings by which Transformers reads from wherever they say, or builds another model.
 _POINTERS = {

@@ -128,7 +128,7 @@ def _without_the_free(value: Any) -> Any:
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:
-    return tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy()
+    return tensor.detach().to("cpu").reshape(-1).view(torch.uint8).numpy()
 
 
 def _digest(data: bytes) -> str:

@@ -18,6 +18,7 @@ import torch
 import user_requests as catalogue
 import users
 from small_models import make_captioner, save_backbones
+from tokenizers.normalizers import Lowercase
 from torch.utils import _device
 from transformers import PreTrainedModel
 
@@ -206,6 +207,15 @@ def test_tokens_added_later_are_read(processor):
     assert len(own.encode_captions(["dogdog"])[0]) > 3
     own.tokenizer.add_tokens(["dogdog"])
     assert own.encode_captions(["dogdog"])[0][1:-1] == [len(processor.tokenizer)]
+    own.tokenizer.add_special_tokens({"additional_special_tokens": ["dogdog"]})  # and then none the more
+    assert own.encode_captions(["dogdog"]) == processor.encode_captions(["dogdog"])
+
+
+def test_a_normaliser_that_is_set_later_is_used(processor):
+    own = copy.deepcopy(processor)
+    assert own.encode_captions(["DOG"]) != processor.encode_captions(["dog"])
+    own.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    assert own.encode_captions(["DOG"]) == processor.encode_captions(["dog"])
 
 
 # --- Loading: what Transformers changes for the whole process while it builds a model

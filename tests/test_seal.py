@@ -80,6 +80,14 @@ def test_changed_settings_are_refused(folder: Path, change: dict):
             load(folder)
 
 
+def test_a_tensor_without_axes_is_refused_like_any_other(folder: Path):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"x": torch.tensor(1.0)}, folder / "model.safetensors")
+    for load in LOADERS:
+        with pytest.raises(ValueError, match=r"adapter file of .* is not the one that config\.json was"):
+            load(folder)
+
+
 def test_two_captioners_files_do_not_mix(folder: Path, backbones, tmp_path: Path):
     other = randomize_adapters(make_captioner(backbones, adapter_scale=2.0), seed=3)
     other.save_pretrained(tmp_path / "other")
@@ -137,11 +145,20 @@ def test_a_changed_processor_is_refused(folder: Path, file: str, old: str, new: 
         load(folder)
 
 
-@pytest.mark.parametrize("file", ["special_tokens_map.json", "added_tokens.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "added_tokens.json", "vocab.json"])
 def test_a_file_that_was_put_beside_a_processor_is_refused(folder: Path, file: str):
     (folder / file).write_text('{"<|x|>": 7}')
     with pytest.raises(ValueError, match=rf"\['{file}'\] changed after it was saved"):
         ITuningProcessor.from_pretrained(folder)
+
+
+def test_image_preparation_may_be_saved_beside_it_for_other_programs(folder: Path):
+    processor = ITuningProcessor.from_pretrained(folder)
+    processor.image_processor.do_center_crop = False
+    processor.image_processor.save_pretrained(folder)
+    assert (folder / "preprocessor_config.json").is_file()
+    for load in (ITuningProcessor.from_pretrained, AutoProcessor.from_pretrained):
+        assert load(folder).image_processor.do_center_crop  # Transformers reads the processor's own
 
 
 def test_a_processor_changed_in_python_is_saved_as_it_is(folder: Path):

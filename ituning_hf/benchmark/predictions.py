@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..data import first_names
-from ..data.json_files import parse_json
+from ..json_ituning import parse_json
 from .images import BenchmarkImages
 
 _EXPECTED = (

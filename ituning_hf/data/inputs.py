@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from ..processing_ituning import cut_strips
+from ..processing_ituning import prepare_images
 from .augmentation import augment, check_augmentation
 from .records import CaptionedImage
 
@@ -80,7 +80,7 @@ class PixelInputs:
         return torch.zeros_like(self._prepare(Image.new("RGB", (64, 64))))
 
     def _prepare(self, image: Image.Image) -> torch.Tensor:
-        return self.image_processor(images=[cut_strips(image)], return_tensors="pt")["pixel_values"][0]
+        return prepare_images(self.image_processor, [image], return_tensors="pt")["pixel_values"][0]
 
 
 class FeatureInputs:

@@ -22,7 +22,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ..data.images import load_image
-from ..processing_ituning import cut_strips
+from ..processing_ituning import prepare_images
 
 _PROMPT = "A photo depicts "
 _WEIGHT = 2.5
@@ -111,8 +111,8 @@ class _Clip:
     def embed_images(self, images: Sequence[Any]) -> torch.Tensor:
         """Embed images as unit vectors, shape `(images, d)`."""
         with ThreadPoolExecutor() as threads:
-            opened = cut_strips(list(threads.map(load_image, images)))
-        inputs = self.image_processor(opened, return_tensors="pt")
+            opened = list(threads.map(load_image, images))
+        inputs = prepare_images(self.image_processor, opened, return_tensors="pt")
         hidden = self.model.vision_model(pixel_values=inputs["pixel_values"].to(self.model.device))
         return normalize(self.model.visual_projection(hidden.pooler_output), dim=-1)
 

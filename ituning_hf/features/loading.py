@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil
 
 from ..data import CaptionedImage, UnreadableImageError
 from ..data.workers import ignore_stop_signals, usable_workers
-from ..processing_ituning import cut_strips
+from ..processing_ituning import prepare_images
 from .pictures import Picture
 from .plan import BuildPlan, cut
 
@@ -91,5 +91,5 @@ class _Batches(Dataset[PictureBatch]):
             image = record.load()
         except UnreadableImageError as error:
             return None, str(error)
-        prepared = self.image_processor(images=[cut_strips(image)], return_tensors="pt")
+        prepared = prepare_images(self.image_processor, [image], return_tensors="pt")
         return prepared["pixel_values"][0], None

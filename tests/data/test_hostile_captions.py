@@ -136,7 +136,7 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, kind: str, suffix: str, f
 @pytest.mark.parametrize("key", ["annotations", "open_images_id"])
 def test_json_nested_deeply_is_one_clear_error_of_every_reader(tmp_path: Path, key: str) -> None:
     (tmp_path / "nocaps_val.json").write_text(f'{{"{key}": ' + DEEP)
-    with pytest.raises(ValueError, match=r"nocaps_val\.json is not a JSON file: .* nested too deeply"):
+    with pytest.raises(ValueError, match=r"nocaps_val\.json is not a JSON file: nested too deeply"):
         load_captioned_images(tmp_path / "nocaps_val.json", "val")
 
 

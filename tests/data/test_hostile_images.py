@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessorPil
 
 from ituning_hf.data import UnreadableImageError, find_images, load_image
 from ituning_hf.printable import printable
-from ituning_hf.processing_ituning import cut_strips
+from ituning_hf.processing_ituning import cut_strips, prepare_images
 
 SECONDS = 20  # of work for any one file: a small one may hold as many pixels as Pillow allows
 MUTATIONS = 500  # of each valid file, in the stress form
@@ -54,6 +54,16 @@ def test_every_valid_file_is_read_to_its_size(tmp_path: Path, faults: Faults) ->
         image = load_image(path)
         assert (image.mode, image.size) == ("RGB", size)
     faults.count("an odd but whole picture", "read", len(paths))
+
+
+def test_reads_the_first_picture_of_a_phones_mpo(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[second])
+    with Image.open(tmp_path / "phone.jpg") as opened:
+        assert (opened.format, opened.n_frames) == ("MPO", 2)
+    red, _, blue = load_image(tmp_path / "phone.jpg").getpixel((8, 8))
+    assert red > 250
+    assert blue < 5
 
 
 def test_the_orientations_of_a_jpeg_are_undone(tmp_path: Path) -> None:
@@ -141,6 +151,26 @@ def test_a_strip_gives_the_pixels_that_it_gives_whole(size: tuple[int, int]) -> 
     assert max(cut_strips(image).size) <= 32 * min(size) < max(size)
     assert np.abs(whole.astype(int) - cut.astype(int)).max() <= 3
     assert (whole != cut).mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"height": 24, "width": 24}, "do_center_crop": False},
+        {"size": {"height": 24, "width": 24}},
+        {"do_resize": False},
+    ],
+)
+def test_nothing_is_cut_where_the_middle_is_not_what_is_kept(settings: dict) -> None:
+    strip = Image.fromarray(
+        np.tile(np.linspace(0, 255, 4000, dtype=np.uint8)[:, None], (20, 1, 1, 3))[:, :, 0]
+    )
+    plain = CLIPImageProcessorPil()
+    own = CLIPImageProcessorPil(**settings)
+    expected = own(images=[strip], return_tensors="np")["pixel_values"]
+    for preparation, options in ((own, {}), (plain, settings)):
+        found = prepare_images(preparation, [strip], return_tensors="np", **options)["pixel_values"]
+        assert np.array_equal(found, expected)
 
 
 def test_only_strips_are_cut() -> None:

@@ -66,15 +66,25 @@ def test_two_fresh_processes_write_the_same_bytes(settings: Settings, tmp_path: 
 
 def test_the_mode_ends_with_its_block(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.delenv("OF_SOMEBODY_ELSE", raising=False)
     before = dict(os.environ), torch.backends.cudnn.benchmark
     with full_determinism(True, seed=3):
+        os.environ["OF_SOMEBODY_ELSE"] = "set meanwhile"
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.backends.cudnn.deterministic
         assert "CUBLAS_WORKSPACE_CONFIG" in os.environ
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.deterministic
+    assert os.environ.pop("OF_SOMEBODY_ELSE") == "set meanwhile"
     assert (dict(os.environ), torch.backends.cudnn.benchmark) == before
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with full_determinism(True, seed=3):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
     with full_determinism(False, seed=3):
         assert not torch.are_deterministic_algorithms_enabled()
 
