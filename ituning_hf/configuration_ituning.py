@@ -22,7 +22,8 @@ from .seal_ituning import check_config_unchanged, json_fingerprint
 
 logger = logging.get_logger(__name__)
 
-FORMAT_VERSION = 1
+# 2: with fingerprints. Code for version 1 would carry them over when it saves, true no longer.
+FORMAT_VERSION = 2
 SUPPORTED_VISION_MODELS = ("clip_vision_model",)
 SUPPORTED_TEXT_MODELS = ("gpt2",)
 
@@ -66,8 +67,8 @@ class ITuningConfig(PreTrainedConfig):
         vision_feature_layer (`int`, *optional*, defaults to -1):
             Which of the encoder's hidden states is the visual memory: -1 is the last layer's output,
             0 the embeddings' (as in `output_hidden_states`).
-        format_version (`int`, *optional*, defaults to 1):
-            The version of the checkpoint format.
+        format_version (`int`, *optional*, defaults to 2):
+            The version of the checkpoint format; what is saved has the newest.
 
     Raises:
         ValueError: for a value out of its range; the message holds the value and what was expected.
@@ -177,7 +178,7 @@ class ITuningConfig(PreTrainedConfig):
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Store the configuration, with a fingerprint of what is stored."""
-        stored = json.loads(self.to_json_string(use_diff))
+        stored = json.loads(self.to_json_string(use_diff)) | {"format_version": FORMAT_VERSION}
         stored["config_fingerprint"] = json_fingerprint(stored)
         with open(json_file_path, "w", encoding="utf-8") as file:
             file.write(json.dumps(stored, indent=2, sort_keys=True) + "\n")

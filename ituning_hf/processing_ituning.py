@@ -88,7 +88,7 @@ class ITuningProcessor(ProcessorMixin):
         check_processor_files(name, **{key: kwargs[key] for key in _HUB_KWARGS if key in kwargs})
         try:
             return super().from_pretrained(name, **kwargs)
-        except OSError:
+        except (OSError, ImportError, TypeError):  # not there, not installed, no such keyword
             raise
         # Of a damaged file Transformers and tokenizers raise whatever comes of it, a bare Exception at times.
         except Exception as error:

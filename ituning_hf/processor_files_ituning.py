@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_BESIDE_ITS_JSON = {"vocab.json", "merges.txt"}  # where there is a tokenizer.json, nobody reads them
 # Settings by which Transformers reads from wherever they say, or builds another model.
 _POINTERS = {
     PROCESSOR_NAME: {"audio_tokenizer"},
@@ -35,9 +37,10 @@ _POINTERS = {
 def seal_processor_files(processor_file: str | os.PathLike[str]) -> None:
     """Put the fingerprints of a processor's files into its settings; the others are there before them."""
     folder = Path(processor_file).parent
-    present = {name: folder / name for name in _FILES if (folder / name).is_file()}
     content = read_json_object(processor_file)
-    content["fingerprints"] = {name: _fingerprint(name, path) for name, path in sorted(present.items())}
+    content["fingerprints"] = _fingerprints(
+        {name: folder / name for name in _FILES if (folder / name).is_file()}
+    )
     Path(processor_file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -71,8 +74,7 @@ def check_processor_files(name: str, **hub_kwargs: Any) -> None:
     if recorded is None:
         return
     found = {file: path for file in _FILES if (path := cached_file(name, file, **hub_kwargs))}
-    fingerprints = {file: _fingerprint(file, path) for file, path in found.items()}
-    if fingerprints != recorded:
+    if (fingerprints := _fingerprints(found)) != recorded:
         _refuse_changed(name, fingerprints, recorded)
 
 
@@ -82,12 +84,18 @@ def _refuse_changed(name: str, found: dict[str, str], recorded: Any) -> None:
     raise ValueError(
         f"Of the processor of {name!r} {changed or [PROCESSOR_NAME]} changed after it was saved: copy or "
         "download it again. To change it on purpose, load it as it was saved, set its attributes "
-        "(processor.image_processor.size, say), and save it again."
+        "(processor.image_processor.size, say), and save it again; or build one of changed parts, "
+        "ITuningProcessor(image_processor, tokenizer), and save that."
     )
 
 
-def _fingerprint(name: str, path: str | os.PathLike[str]) -> str:
-    return json_fingerprint(read_json_object(path)) if name in _SETTINGS else file_fingerprint(path)
+def _fingerprints(files: Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
+    ignored = _BESIDE_ITS_JSON if "tokenizer.json" in files else set()
+    return {
+        name: json_fingerprint(read_json_object(path)) if name in _SETTINGS else file_fingerprint(path)
+        for name, path in sorted(files.items())
+        if name not in ignored
+    }
 
 
 __all__ = ["check_processor_files", "seal_processor_files"]

@@ -153,6 +153,8 @@ def unseal(folder: Path) -> None:
             content = json.loads((folder / name).read_text())
             for key in ("adapter_fingerprint", "config_fingerprint", "fingerprints"):
                 content.pop(key, None)
+            if "format_version" in content:
+                content["format_version"] = 1
             (folder / name).write_text(json.dumps(content))
 
 

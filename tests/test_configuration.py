@@ -43,7 +43,7 @@ def test_of_backbones_nothing_is_recorded_unless_it_is_given():
     fields = ("name_or_path", "revision", "fingerprint")
     assert [getattr(config, f"{kind}_model_{f}") for kind in ("vision", "text") for f in fields] == [None] * 6
     assert (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "gpt2")
-    assert config.format_version == 1
+    assert config.format_version == 2
 
 
 def test_given_values_are_kept():
@@ -131,7 +131,7 @@ BAD_VALUES = [
     ({"vision_feature_layer": 3}, r"vision_feature_layer is 3, expected -3 to 2 for an encoder of 2"),
     ({"vision_feature_layer": -4}, r"vision_feature_layer is -4, expected -3 to 2"),
     ({"vision_feature_layer": "last"}, r"vision_feature_layer is 'last', expected -3 to 2"),
-    ({"format_version": 2}, r"format_version is 2, and this code reads up to 1.*upgrade the package"),
+    ({"format_version": 3}, r"format_version is 3, and this code reads up to 2.*upgrade the package"),
     ({"text": {"add_cross_attention": True}}, r"add_cross_attention is True, expected False"),
     ({"text": {"eos_token_id": None}}, r"eos_token_id=None: captions need a begin and an end token"),
 ]

@@ -127,7 +127,7 @@ def is_valid(name: str, value: Any) -> bool:
         case "vision_feature_layer":
             return whole and -3 <= value <= 2
         case "format_version":
-            return whole and value == 1
+            return whole and value in (1, 2)
         case "vision_config" | "text_config":
             return value is None or (isinstance(value, dict) and "model_type" not in value)
         case _:

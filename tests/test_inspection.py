@@ -90,7 +90,7 @@ def test_the_backbones(saved, backbones):
 def test_versions_generation_and_files(saved):
     edit_config(saved, transformers_version="5.99.0")
     description = describe(saved)
-    assert (description["model_type"], description["format_version"]) == ("ituning", 1)
+    assert (description["model_type"], description["format_version"]) == ("ituning", 2)
     assert description["versions"] == {
         "saved_with_transformers": "5.99.0",
         "ituning_hf": __version__,

@@ -145,11 +145,19 @@ def test_a_changed_processor_is_refused(folder: Path, file: str, old: str, new: 
         load(folder)
 
 
-@pytest.mark.parametrize("file", ["special_tokens_map.json", "added_tokens.json", "vocab.json"])
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "added_tokens.json"])
 def test_a_file_that_was_put_beside_a_processor_is_refused(folder: Path, file: str):
     (folder / file).write_text('{"<|x|>": 7}')
     with pytest.raises(ValueError, match=rf"\['{file}'\] changed after it was saved"):
         ITuningProcessor.from_pretrained(folder)
+
+
+def test_a_vocabulary_beside_the_tokenizer_is_read_by_nobody(folder: Path):
+    before = AutoProcessor.from_pretrained(folder).tokenizer("a dog runs").input_ids
+    (folder / "vocab.json").write_text('{"a": 0}')
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    for load in (ITuningProcessor.from_pretrained, AutoProcessor.from_pretrained):
+        assert load(folder).tokenizer("a dog runs").input_ids == before
 
 
 def test_image_preparation_may_be_saved_beside_it_for_other_programs(folder: Path):
@@ -180,7 +188,10 @@ def test_captioners_of_the_time_before_load_as_they_did(folder: Path):
     unseal(folder)
     edit_json(folder / "config.json", adapter_scale=0.5)
     edit_json(folder / "tokenizer_config.json", errors="ignore")
-    assert ITuningForCaptioning.from_pretrained(folder).config.adapter_scale == 0.5
+    model = ITuningForCaptioning.from_pretrained(folder)
+    assert (model.config.adapter_scale, model.config.format_version) == (0.5, 1)
+    model.save_pretrained(folder)  # from now on only code that knows of fingerprints may read it
+    assert ITuningForCaptioning.from_pretrained(folder).config.format_version == 2
     assert ITuningProcessor.from_pretrained(folder).tokenizer.init_kwargs["errors"] == "ignore"
 
 

@@ -104,12 +104,13 @@ class RunStore:
             # Accelerate goes on without random states that it cannot read, and says nothing.
             load(checkpoint / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl")
             self.accelerator.load_state(str(checkpoint))
-        except (UnpicklingError, EOFError, OSError, RuntimeError) as error:
+            self.schedule.load_state_dict(saved["schedule"])
+            state = TrainState(**saved["state"])
+        except (UnpicklingError, EOFError, OSError, RuntimeError, KeyError, TypeError) as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise ValueError(
-                f"{checkpoint} is damaged ({' '.join(str(error).split())}): resume from another checkpoint."
+                f"{checkpoint} is damaged ({problem}): resume from another checkpoint."
             ) from error
-        self.schedule.load_state_dict(saved["schedule"])
-        state = TrainState(**saved["state"])
         if not (self.output_dir / "best").exists():  # somebody removed it: the next validation makes it
             state.best_metric = state.best_step = None
         return state

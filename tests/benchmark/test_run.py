@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from small_models import IMAGE_SIZE, SHARED_DATA, VISION, edit_json
 from transformers import (
     CLIPConfig,
@@ -21,6 +20,7 @@ from transformers import (
     CLIPVisionConfig,
 )
 
+from ituning_hf import ITuningForCaptioning, ITuningProcessor
 from ituning_hf.benchmark import EvaluateArguments, EvaluationError, evaluate_captioner
 from ituning_hf.benchmark import run as run_module
 from ituning_hf.benchmark.captioning import SplitCaptioner
@@ -265,8 +265,8 @@ def test_a_killed_evaluation_goes_on_by_the_same_call(
     "change",
     [
         lambda folder: edit_json(folder / "generation_config.json", length_penalty=3.0),
-        lambda folder: edit_preparation(folder / "processor_config.json", image_mean=[0.1, 0.2, 0.3]),
-        lambda folder: perturb_adapter(folder / "model.safetensors"),
+        lambda folder: change_preparation(folder),
+        lambda folder: change_adapter(folder),
     ],
     ids=["search", "pixels", "weights"],
 )
@@ -285,16 +285,19 @@ def test_captions_of_a_captioner_that_changed_where_it_lies_are_never_reused(
     assert began == [0, 1, 2, 3]
 
 
-def edit_preparation(path: Path, **changes: object) -> None:
-    """Change values of the image processor in a processor's file."""
-    edit_json(path, image_processor=read_json(path)["image_processor"] | changes)
+def change_preparation(folder: Path) -> None:
+    """Save a captioner's processor with another normalisation of pixels."""
+    processor = ITuningProcessor.from_pretrained(folder)
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    processor.save_pretrained(folder)
 
 
-def perturb_adapter(path: Path) -> None:
-    """Add to one number of a captioner's weights."""
-    weights = load_file(path)
-    weights[max(weights)].view(-1)[-1] += 0.01
-    save_file(weights, path, metadata={"format": "pt"})
+def change_adapter(folder: Path) -> None:
+    """Save a captioner with another number among its weights."""
+    model = ITuningForCaptioning.from_pretrained(folder)
+    with torch.no_grad():
+        next(iter(model.adapters().values())).out_proj.bias[-1] += 0.01
+    model.save_pretrained(folder)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, ValueError])  # of a program; of what is to be scored
@@ -350,7 +353,7 @@ def test_a_finished_evaluation_is_told_again_and_left_as_it_is(
         {"expected_images": 7},
         {"java": None},
         {"num_beams": 2},
-        lambda folder: perturb_adapter(folder / "my-captioner" / "model.safetensors"),
+        lambda folder: change_adapter(folder / "my-captioner"),
         lambda folder: edit_caption(folder / "photos" / "test" / "metadata.jsonl"),
         lambda folder: Image.new("RGB", (40, 30)).save(folder / "photos" / "test" / "3.png"),
     ],

@@ -278,7 +278,9 @@ def test_a_last_step_that_ruins_the_adapter_saves_nothing(settings: Settings):
     train(settings(max_train_steps=1))  # the folder is free again
 
 
-@pytest.mark.parametrize("damage", ["incomplete", "truncated", "state", "random states", "no random states"])
+@pytest.mark.parametrize(
+    "damage", ["incomplete", "truncated", "state", "random states", "no random states", "schedule"]
+)
 def test_a_damaged_checkpoint_is_refused(settings: Settings, damage: str, faults: Faults):
     args = settings(max_train_steps=1)
     train(args)
@@ -292,6 +294,10 @@ def test_a_damaged_checkpoint_is_refused(settings: Settings, damage: str, faults
     elif damage == "random states":
         states = folder / "random_states_0.pkl"
         states.write_bytes(states.read_bytes()[:-9])
+    elif damage == "schedule":
+        state = json.loads((folder / "trainer_state.json").read_text())
+        del state["schedule"]
+        (folder / "trainer_state.json").write_text(json.dumps(state))
     elif damage == "no random states":
         (folder / "random_states_0.pkl").unlink()
     else:
@@ -301,6 +307,7 @@ def test_a_damaged_checkpoint_is_refused(settings: Settings, damage: str, faults
         "truncated": "cannot be read .* corrupt or was cut short",
         "random states": r"step_00000001 is damaged .*: resume from another checkpoint",
         "no random states": r"step_00000001 is damaged .*: resume from another checkpoint",
+        "schedule": r"step_00000001 is damaged \(.*: resume from another checkpoint",
         "state": r"trainer_state\.json is damaged .*: resume from another checkpoint",
     }[damage]
     with pytest.raises(ValueError, match=message):
