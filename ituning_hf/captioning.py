@@ -14,7 +14,8 @@ from PIL import Image
 from .data.images import UnreadableImageError, load_image
 from .saving import load_model, load_processor
 
-ImageSource = str | os.PathLike[str] | Image.Image
+ImageSource = str | os.PathLike[str] | bytes | Image.Image
+_SOURCES = (str, os.PathLike, bytes, Image.Image)
 
 # Decoding lets go of Python's lock, so a few threads keep ahead of generation. Each holds one image in
 # full size; what waits for its batch is already cut to the encoder's.
@@ -27,7 +28,7 @@ class CaptionResult:
     """What became of one image.
 
     Args:
-        source: The image's path, or "image 3" for a PIL image of no file, fourth of the sources.
+        source: The image's path, or "image 3" for one of no file, fourth of the sources.
         captions: Its captions, the most likely first; none if the image could not be read.
         error: Why it could not be read, in one line.
     """
@@ -54,7 +55,7 @@ def caption(
     Args:
         model: A captioner (the package's class or the one that remote code brought), or the folder or Hub
             id of a saved one, which is then loaded as `load_captioner` does.
-        images: Paths or PIL images; one, or a list of them.
+        images: Paths, files' bytes or PIL images; one, or a list of them.
         processor: The captioner's processor. By default the one that was saved beside it.
         prompt: What captions begin with: one text for all images, or a list of one for each. Best without
             a space at its end, since GPT-2's words bring their own.
@@ -75,6 +76,7 @@ def caption(
             same, use `iter_captions`.
         ValueError: for numbers out of range, more captions than beams (unless sampling), prompts that
             are not one per image, or a captioner without a processor.
+        TypeError: for images or prompts of another kind, or `num_return_sequences`.
         OSError: if there is no captioner at the given place.
 
     Example:
@@ -88,9 +90,11 @@ def caption(
 
     ```
     """
+    single = isinstance(images, _SOURCES)
+    if not single and not isinstance(images, Sequence):
+        raise _wrong_images(images)
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
-    single = isinstance(images, (str, os.PathLike, Image.Image))
     results = iter_captions(
         model,
         processor or load_processor(model.name_or_path),
@@ -131,7 +135,7 @@ def iter_captions(
     Args:
         model: A captioner.
         processor: Its processor.
-        sources: Paths or PIL images.
+        sources: Paths, files' bytes or PIL images.
         prompt: As for `caption`, like the arguments that follow it.
         num_captions: Captions for each image.
         batch_size: Images that are captioned at a time.
@@ -144,10 +148,12 @@ def iter_captions(
         An iterator over one result for each source, in their order.
 
     Raises:
-        ValueError: as in `caption`; at the call, before the first image is opened.
+        ValueError, TypeError: as in `caption`; at the call, before the first image is opened.
     """
+    if wrong := [source for source in sources if not isinstance(source, _SOURCES)]:
+        raise _wrong_images(wrong[0])
     options = search_options(model, num_captions, num_beams, max_new_tokens, generate_kwargs)
-    _require_positive(batch_size=batch_size, **options)
+    _require_positive(batch_size=batch_size)
     prompts = _one_prompt_per_image(prompt, len(sources))
     batches = _prepared_batches(processor, sources, prompts, batch_size)
     return (
@@ -177,8 +183,13 @@ def search_options(
         Arguments of `generate`.
 
     Raises:
-        ValueError: for more captions than beams.
+        ValueError: for numbers that are not positive, or more captions than beams.
+        TypeError: for `num_return_sequences`.
     """
+    if "num_return_sequences" in generate_kwargs:
+        raise TypeError("num_return_sequences is called num_captions here: caption(..., num_captions=3).")
+    wanted = {"num_captions": num_captions, "num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    _require_positive(**{name: value for name, value in wanted.items() if value is not None})
     given = generate_kwargs.get("generation_config")
     settings = given or model.generation_config
     sampling = generate_kwargs.get("do_sample", settings.do_sample)
@@ -197,15 +208,21 @@ def search_options(
 def _require_positive(**numbers: Any) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"{name.replace('num_return_sequences', 'num_captions')} is {value!r}, expected a positive "
-                "integer."
-            )
+            raise ValueError(f"{name} is {value!r}, expected a positive integer.")
+
+
+def _wrong_images(given: object) -> TypeError:
+    return TypeError(
+        f"images has a {type(given).__name__}, expected a path, a file's bytes or a PIL image, or a list of "
+        "them."
+    )
 
 
 def _one_prompt_per_image(prompt: str | Sequence[str] | None, num_images: int) -> list[str] | None:
     if prompt is None:
         return None
+    if not isinstance(prompt, Sequence):
+        raise TypeError(f"prompt is {prompt!r}, expected a text, or a list of one for each image.")
     prompts = [prompt] * num_images if isinstance(prompt, str) else list(prompt)
     if len(prompts) != num_images:
         raise ValueError(
@@ -251,7 +268,7 @@ def _prepared_batches(
 
 
 def _name(source: ImageSource, index: int) -> str:
-    if isinstance(source, Image.Image):
+    if isinstance(source, Image.Image | bytes):
         return str(getattr(source, "filename", "") or f"image {index}")
     return os.fspath(source)
 

@@ -54,7 +54,7 @@ def check_processor_files(name: str, **hub_kwargs: Any) -> None:
         **hub_kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
-        ValueError: naming the file.
+        ValueError: naming the file; a `ChangedFilesError` where it is not as it was saved.
     """
     revision = hub_kwargs.pop("revision", None)
     of_revision = {
@@ -78,12 +78,16 @@ def check_processor_files(name: str, **hub_kwargs: Any) -> None:
         _refuse_changed(name, fingerprints, recorded)
 
 
+class ChangedFilesError(ValueError):
+    """Files of a processor are not as they were saved."""
+
+
 def _refuse_changed(name: str, found: dict[str, str], recorded: Any) -> None:
     recorded = recorded if isinstance(recorded, dict) else {}
-    changed = [file for file in _FILES if found.get(file) != recorded.get(file)]
-    raise ValueError(
-        f"Of the processor of {name!r} {changed or [PROCESSOR_NAME]} changed after it was saved: copy or "
-        "download it again. To change it on purpose, load it as it was saved, set its attributes "
+    changed = [file for file in _FILES if found.get(file) != recorded.get(file)] or [PROCESSOR_NAME]
+    raise ChangedFilesError(
+        f"The processor of {name!r} was changed after it was saved ({', '.join(changed)}): undo that, or "
+        "copy or download it again. To change it on purpose, load it as it was saved, set its attributes "
         "(processor.image_processor.size, say), and save it again; or build one of changed parts, "
         "ITuningProcessor(image_processor, tokenizer), and save that."
     )
@@ -98,4 +102,4 @@ def _fingerprints(files: Mapping[str, str | os.PathLike[str]]) -> dict[str, str]
     }
 
 
-__all__ = ["check_processor_files", "seal_processor_files"]
+__all__ = ["ChangedFilesError", "check_processor_files", "seal_processor_files"]

@@ -19,6 +19,7 @@ from .model_card.evaluation_results import EVALUATION_FILE
 from .model_card.writing import write_card
 from .modeling_ituning import ITuningForCaptioning
 from .processing_ituning import ITuningProcessor
+from .processor_files_ituning import ChangedFilesError
 from .training_record import TRAINING_FILE, TrainingRecord, write_training_record
 
 
@@ -116,11 +117,13 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
     """Load the processor that was saved beside a captioner.
 
     Raises:
-        ValueError: if there is none, or not all of it.
+        ValueError: if there is none, not all of it, or not as it was saved.
         OSError: if the Hub does not give it.
     """
     try:
         processor = ITuningProcessor.from_pretrained(name, revision=revision or "main")
+    except ChangedFilesError:
+        raise
     # Of a damaged file Transformers and tokenizers raise whatever comes of it, a bare Exception at times.
     except Exception as error:
         if (explanation := explain_hub_error(error)) is not None:

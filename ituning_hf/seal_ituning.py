@@ -87,9 +87,9 @@ def check_config_unchanged(stored: Mapping[str, Any]) -> None:
     if recorded is not None and (found := json_fingerprint(stored)) != recorded:
         raise ValueError(
             f"config.json was changed after it was saved (its content has fingerprint {found}, recorded is "
-            f"{recorded!r}): copy or download it again. To change a setting on purpose, load the captioner "
-            "as it was saved, with the setting as a keyword, from_pretrained(..., adapter_scale=0.5), and "
-            "save it again."
+            f"{recorded!r}): undo that, or copy or download it again. To change a setting on purpose, load "
+            "the captioner as it was saved, with the setting as a keyword, from_pretrained(..., "
+            "adapter_scale=0.5), and save it again."
         )
 
 

@@ -1,5 +1,6 @@
 """Captions of `ituning_hf.captioning` against `generate` and `decode`, image by image."""
 
+import io
 import os
 import shutil
 import sys
@@ -244,6 +245,33 @@ def test_palette_and_16_bit_images(captioner, processor, photographs, tmp_path):
 def test_bad_options_are_refused_before_an_image_is_opened(captioner, processor, options, message):
     with pytest.raises(ValueError, match=message):
         iter_captions(captioner, processor, ["no/a.png", "no/b.png"], **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (7, {}, "images has a int, expected a path, a file's bytes or a PIL image, or a list of them"),
+        (io.BytesIO(b""), {}, "images has a BytesIO, expected a path"),
+        (["a.png", None], {}, "images has a NoneType, expected a path"),
+        ("a.png", {"prompt": 3}, "prompt is 3, expected a text, or a list of one for each image"),
+        ("a.png", {"num_return_sequences": 3}, "num_return_sequences is called num_captions here"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(captioner, processor, images, options, message):
+    with pytest.raises(TypeError, match=message):
+        caption(captioner, images, processor, **options)
+
+
+def test_the_bytes_of_files_are_images_too(captioner, processor, photographs):
+    files = [path.read_bytes() for path in photographs[:2]]
+    expected = caption(captioner, photographs[:2], processor, **SHORT)
+    assert caption(captioner, files, processor, **SHORT) == expected
+    assert caption(captioner, files[1], processor, **SHORT) == expected[1]
+    results = list(iter_captions(captioner, processor, [files[0], b"no picture"], **SHORT))
+    assert [(result.source, result.error is None) for result in results] == [
+        ("image 0", True),
+        ("image 1", False),
+    ]
 
 
 def test_captioning_in_the_midst_of_training_is_without_dropout(backbones, processor, photographs):

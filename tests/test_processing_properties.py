@@ -123,6 +123,7 @@ def pictures(draw: st.DrawFn) -> Image.Image:
     size = draw(st.tuples(st.integers(1, 90), st.integers(1, 90)))
     if mode in ("I", "F"):
         values = np.random.default_rng(seed).normal(0, 10.0 ** draw(st.integers(-2, 9)), size[::-1])
+        values = values.clip(-(2**31), 2**31 - 1) if mode == "I" else values
         return Image.fromarray(values.astype(np.int32 if mode == "I" else np.float32))
     picture = Image.new(mode, size)
     picture.frombytes(np.random.default_rng(seed).bytes(len(picture.tobytes())))
