@@ -22,7 +22,7 @@ from ..modeling_ituning import ITuningForCaptioning
 from ..processes import OtherProcessError, one_fate, tell_once
 from .arguments import TrainArguments
 from .batches import BatchMaker, image_names
-from .checkpoints import remove_folder, write_json
+from .checkpoints import list_checkpoints, remove_folder, write_json
 from .errors import NonFiniteLossError, TrainingError
 from .micro_batch import MicroBatch, gradients
 from .shared_folder import shared_folder
@@ -36,7 +36,6 @@ SHOWN_NAMES = 8
 GRADIENT, VALIDATION = "gradient's norm", "validation loss"
 # Thirty halvings of PyTorch's first scale: gradients that overflow still do so by themselves.
 LEAST_LOSS_SCALE = 2.0**-14
-_ADVICE = "Try a lower --learning_rate, or --mixed_precision bf16 instead of fp16."
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ class NonFiniteStop:
         for name, tensor in self.captioner.adapter_state_dict().items():
             if not tensor.isfinite().all():
                 message = (
-                    f"The weights {name} are not finite after step {step}, so training stops; the "
-                    f"checkpoints in {self.output_dir} are as they were before. {_ADVICE}"
+                    f"The weights {name} are not finite after step {step}, so training stops"
+                    f"{self._kept()}. {self._advice()}"
                 )
                 tell_once(self.accelerator, NonFiniteLossError(message))
 
@@ -174,8 +173,41 @@ class NonFiniteStop:
         about = {file: _describe(batches[position], names[position]) for file, position in own.items()}
         described = {file: of_file for part in gather_object([about]) for file, of_file in part.items()}
         where = self._save(finding, {file: batches[i] for file, i in own.items()}, described)
-        message = _message(finding, described, where, self.output_dir)
-        tell_once(self.accelerator, NonFiniteLossError(message))
+        tell_once(self.accelerator, NonFiniteLossError(self._message(finding, described, where)))
+
+    def _message(
+        self, finding: Finding, described: dict[str, dict[str, Any]], where: str | TrainingError | None
+    ) -> str:
+        images = [name for of_file in described.values() for name in of_file["images"]]
+        inputs: dict[str, list[str]] = {}
+        for of_file in described.values():
+            for name, found in of_file["nonfinite_inputs"].items():
+                inputs.setdefault(name, []).extend(found)
+        parts = [
+            f"The {finding.what} is {finding.value} at step {finding.step} (epoch {finding.epoch:.2f}), so "
+            f"training stops{self._kept()}.",
+            f"The images {first_names(images, SHOWN_NAMES)} went into it.",
+        ]
+        if isinstance(where, TrainingError):  # which says itself what to do
+            parts.append(f"This batch could not be saved: {where}")
+        elif where is not None:
+            parts.append(f"This batch is saved: `ituning replay {shlex.quote(where)}` shows where it begins.")
+        parts += [
+            f"The {name} of {first_names(found, SHOWN_NAMES)} are not finite: mend what they come from."
+            for name, found in inputs.items()
+        ]
+        if not inputs and not isinstance(where, TrainingError):
+            parts.append(self._advice())
+        return " ".join(parts)
+
+    def _kept(self) -> str:
+        kept = f"; the checkpoints in {self.output_dir} are as they were before"
+        return kept if list_checkpoints(self.output_dir) else ""
+
+    def _advice(self) -> str:
+        """Say what helps: from a checkpoint the run comes to the same, and takes no other settings."""
+        instead = ", or --mixed_precision bf16" * (self.accelerator.mixed_precision == "fp16")
+        return f"Start anew in another --output_dir with a lower --learning_rate{instead}."
 
     def _choose(self, finding: Finding, batches: Sequence[MicroBatch]) -> list[int]:
         """Return the first micro-batch that is at fault by itself; where no process has one, all of them."""
@@ -251,33 +283,6 @@ def _describe(batch: MicroBatch, names: Sequence[str]) -> dict[str, Any]:
         name: [names[image] for image in images] for name, images in batch.nonfinite_images().items()
     }
     return {"images": [name for name in names if name], "nonfinite_inputs": nonfinite}
-
-
-def _message(
-    finding: Finding,
-    described: dict[str, dict[str, Any]],
-    where: str | TrainingError | None,
-    output_dir: Path,
-) -> str:
-    images = [name for of_file in described.values() for name in of_file["images"]]
-    inputs: dict[str, list[str]] = {}
-    for of_file in described.values():
-        for name, found in of_file["nonfinite_inputs"].items():
-            inputs.setdefault(name, []).extend(found)
-    parts = [
-        f"The {finding.what} is {finding.value} at step {finding.step} (epoch {finding.epoch:.2f}), so "
-        f"training stops; the checkpoints in {output_dir} are as they were before.",
-        f"It was computed from the images {first_names(images, SHOWN_NAMES)}.",
-    ]
-    if isinstance(where, TrainingError):
-        parts.append(f"This batch could not be saved: {where}")
-    elif where is not None:
-        parts.append(f"This batch is saved: `ituning replay {shlex.quote(where)}` shows where it begins.")
-    parts += [
-        f"The {name} of {first_names(found, SHOWN_NAMES)} are not finite: mend what they come from."
-        for name, found in inputs.items()
-    ]
-    return " ".join(parts if inputs else [*parts, _ADVICE])
 
 
 def _numbered(output_dir: Path, name: str, number: int) -> Path:

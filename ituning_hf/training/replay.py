@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..int8 import quantize_frozen_weights
 from ..modeling_ituning import ITuningForCaptioning
 from ..recorded_ituning import UnloadedVisionModel
 from .micro_batch import MicroBatch, gradients
-from .nonfinite import ADAPTER_FILE, REPORT_FILE, SHOWN_NAMES
+from .nonfinite import ADAPTER_FILE, CONFIG_FILE, REPORT_FILE, SHOWN_NAMES
 
 Report = Callable[[str], None]
 
@@ -32,7 +33,13 @@ _WRITTEN = {"what", "value", "step", "epoch", "batches", "computation", "version
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def replay(folder: Path, report: Report, device: str | None = None) -> dict[str, torch.Tensor]:
+def replay(
+    folder: Path,
+    report: Report,
+    device: str | None = None,
+    vision_model: str | None = None,
+    text_model: str | None = None,
+) -> dict[str, torch.Tensor]:
     """Compute again what a run computed when its numbers were no longer finite.
 
     On the device and with the versions of the run, every loss is the run's to the last bit.
@@ -41,12 +48,15 @@ def replay(folder: Path, report: Report, device: str | None = None) -> dict[str,
         folder: What the run saved.
         report: Is told each line.
         device: What computes; by default the run's kind.
+        vision_model: Where the frozen vision encoder has moved to.
+        text_model: Where the frozen language model has moved to.
 
     Returns:
         The loss of each batch, by its file's name.
 
     Raises:
-        FileNotFoundError: if the run saved nothing there.
+        FileNotFoundError: if the run saved nothing there, or a file of it is missing.
+        NotADirectoryError: if `folder` is a file.
         OSError, ValueError: if it is damaged, or a frozen model is not where it was, or another one.
     """
     saved = _read_report(folder)
@@ -54,17 +64,21 @@ def replay(folder: Path, report: Report, device: str | None = None) -> dict[str,
         report(line)
     computation, losses = saved["computation"], {}
     batches = {file: _read_batch(folder / file) for file in saved["batches"]}
-    captioner = _load_captioner(folder, computation, batches)
+    config = _read_config(folder, vision_model, text_model)
+    captioner = _load_captioner(folder, config, computation, batches)
     captioner.to(usable_device(device or computation["device"]))
     with full_determinism(computation["full_determinism"], 0), _threads(computation["num_threads"]):
         for file, batch in batches.items():
             report(f"Batch      {file}")
-            report(f"Images     {first_names(saved['batches'][file]['images'], SHOWN_NAMES)}")
+            for line in _describe_images(saved["batches"][file]):
+                report(line)
             losses[file] = _replay_batch(captioner, batch, computation, report)
     return losses
 
 
 def _read_report(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file, expected the run's nonfinite-step-N folder.")
     file = folder / REPORT_FILE
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
@@ -77,6 +91,9 @@ def _read_report(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged ({error}): copy it again.") from error
     if not isinstance(saved, dict) or not saved.keys() >= _WRITTEN:
         raise ValueError(f"{file} is damaged (it is not what a run writes): copy it again.")
+    for name in (CONFIG_FILE, ADAPTER_FILE, *saved["batches"]):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder / name} is missing: copy the folder again.")
     return saved
 
 
@@ -87,11 +104,16 @@ def _read_batch(file: Path) -> MicroBatch:
         raise ValueError(f"{file} is damaged ({error}): copy it again.") from error
 
 
+def _read_config(folder: Path, vision_model: str | None, text_model: str | None) -> ITuningConfig:
+    moved = {"vision_model_name_or_path": vision_model, "text_model_name_or_path": text_model}
+    places = {field: place for field, place in moved.items() if place is not None}
+    return ITuningConfig.from_pretrained(folder, **places)
+
+
 def _load_captioner(
-    folder: Path, computation: dict[str, Any], batches: dict[str, MicroBatch]
+    folder: Path, config: ITuningConfig, computation: dict[str, Any], batches: dict[str, MicroBatch]
 ) -> ITuningForCaptioning:
     """Load what the run computed with; `from_pretrained` would refuse weights that are not finite."""
-    config = ITuningConfig.from_pretrained(folder)
     precision = computation["frozen_precision"]
     options = {} if precision in (None, "int8") else {"dtype": precision}
     sees_pixels = any("pixel_values" in batch.inputs for batch in batches.values())
@@ -124,6 +146,12 @@ def _describe_run(saved: dict[str, Any]) -> Iterator[str]:
         yield f"Versions   {'; '.join(changed)}: last digits may differ"
 
 
+def _describe_images(of_file: dict[str, Any]) -> Iterator[str]:
+    yield f"Images     {first_names(of_file['images'], SHOWN_NAMES)}"
+    for name, images in of_file["nonfinite_inputs"].items():
+        yield f"Input      {name} is not finite: {first_names(images, SHOWN_NAMES)}"
+
+
 def _replay_batch(
     captioner: ITuningForCaptioning, batch: MicroBatch, computation: dict[str, Any], report: Report
 ) -> torch.Tensor:
@@ -137,14 +165,25 @@ def _replay_batch(
         f"Loss       {float(value)!r}, "
         + ("as in the run" if same else f"and {float(batch.loss)!r} in the run")
     )
-    for name, images in batch.nonfinite_images().items():
-        report(f"Input      {name} is not finite, of {len(images)} of {len(batch.inputs[name])} images")
-    report(f"First      {first[0]}" if first else "First      none: what each module gives is finite")
+    found = gradients(captioner, loss, computation["gradient_factor"]) if training else {}
+    report(f"First      {first[0]}" if first else _describe_norm(found))
     if training:
-        found = gradients(captioner, loss, computation["gradient_factor"])
         for line in _describe_gradients(captioner, found):
             report(line)
     return value
+
+
+def _describe_norm(found: dict[str, torch.Tensor]) -> str:
+    """Say what there is to say where each module's output is finite."""
+    sizes = {name: _largest(gradient) for name, gradient in found.items()}
+    norm = float(nn.utils.get_total_norm(list(found.values())))
+    if math.isfinite(norm) or not all(map(math.isfinite, sizes.values())):
+        return "First      none: what each module gives is finite"
+    largest = max(sizes, key=sizes.__getitem__)
+    return (
+        "Norm       each gradient is finite, their norm overflows fp32; the largest is "
+        f"{largest} (magnitude {sizes[largest]:.3g})"
+    )
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,7 @@ def test_a_poisoned_picture_ends_the_run_and_is_named(
     assert len(of_file["images"]) == 2
     assert of_file["nonfinite_inputs"] == {"pixel_values": [SEVENTH]}
     printed = assert_replays(folder, capsys)
+    assert f"Input      pixel_values is not finite: {SEVENTH}\n" in printed
     assert "Loss       nan, as in the run" in printed
     assert "First      vision_model.embeddings.patch_embedding, 45 of 270 values" in printed
 
@@ -158,17 +161,28 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step(
     message, folder = stopped(args)
     step = 5 if precision == "fp16" else 1  # its scale was halved four times before
     assert f"The gradient's norm is inf at step {step} (epoch " in message
-    assert "Try a lower --learning_rate" in message
+    assert "checkpoints" not in message if step == 1 else "checkpoints in" in message
+    instead = ", or --mixed_precision bf16" * (precision == "fp16")
+    assert message.endswith(f". Start anew in another --output_dir with a lower --learning_rate{instead}.")
     saved = load_file(folder / "adapter.safetensors")
     outputs = [tensor for name, tensor in saved.items() if "out_proj" in name]
     assert len(outputs) == 8
     assert not any(tensor.any() for tensor in outputs)
     printed = assert_replays(folder, capsys)
     assert "as in the run" in printed
-    assert "First      none: what each module gives is finite" in printed
     if precision == "fp16":
+        assert "First      none: what each module gives is finite" in printed
         assert "tensors are not finite" in printed
         assert [record.get("skipped") for record in read_log(args.output_dir)] == [True] * 4
+    else:
+        [told] = re.findall(
+            r"Norm       each gradient is finite, their norm overflows fp32; "
+            r"the largest is (\S+) \(magnitude (\S+)\)\n",
+            printed,
+        )
+        sizes = re.findall(r"^(\S+) +\S+ +(\S+)$", printed.split("gradient\n")[1], re.MULTILINE)
+        assert told == max(sizes, key=lambda name_and_size: float(name_and_size[1]))
+        assert "First" not in printed
     faults.count(f"gradients beyond floating point, {precision}", "stopped before the step")
 
 
@@ -204,7 +218,7 @@ def test_a_learning_rate_without_bounds_ends_the_run(
 ):
     args = settings(**COMMON, learning_rate=1e30)
     message, folder = stopped(args)
-    assert "It was computed from the images train/" in message
+    assert re.search(r"The images (train/\d+\.png(, )?)+ went into it\.", message)
     assert "are not finite" not in message
     printed = assert_replays(folder, capsys)
     assert "First      text_model.transformer.h." in printed
@@ -254,6 +268,8 @@ def test_a_full_disk_hides_nothing(settings: Settings, faults: Faults):
     assert message.startswith("ituning: error: The loss is nan at step ")
     assert "This batch could not be saved: " in message
     assert "File too large" in message
+    assert "checkpoints in" not in message
+    assert "--learning_rate" not in message  # one piece of advice, the disk's
     assert folders(args) == []
     faults.count("no room for the batch at which a run stops", "told beside what happened")
 
@@ -261,9 +277,13 @@ def test_a_full_disk_hides_nothing(settings: Settings, faults: Faults):
 def test_a_dry_run_saves_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     for i in range(11):
         poison(monkeypatch, f"train/{i}.png")
-    args = settings(**COMMON, dry_run=True)
-    with pytest.raises(NonFiniteLossError, match=r"The loss is nan at step 1 .* mend what they come from"):
+    args = settings(**COMMON | {"per_device_train_batch_size": 9}, dry_run=True)
+    with pytest.raises(
+        NonFiniteLossError, match=r"The loss is nan at step 1 .* mend what they come from"
+    ) as raised:
         train(args)
+    assert ", ... went into it." in str(raised.value)  # nine images, of which eight are named
+    assert "...." not in str(raised.value)
     assert not Path(args.output_dir).exists()
 
 
@@ -272,6 +292,9 @@ DAMAGE = {
     "nonfinite.json is damaged (Expecting property name": ("nonfinite.json", b"{"),
     "nonfinite.json is damaged (it is not what a run writes)": ("nonfinite.json", b"{}"),
     "batch-0-0.safetensors is damaged (": ("batch-0-0.safetensors", b"cut"),
+    "batch-0-0.safetensors is missing: copy the folder again.": ("batch-0-0.safetensors", None),
+    "/config.json is missing: copy the folder again.": ("config.json", None),
+    "adapter.safetensors is missing: copy the folder again.": ("adapter.safetensors", None),
     "adapter.safetensors cannot be read (": ("adapter.safetensors", b""),
 }
 
@@ -288,8 +311,31 @@ def test_a_damaged_folder_is_told(
         assert [line for line in printed if line.startswith("ituning: error: ")] == [printed[-1]]
         assert message in printed[-1]
         (folder / name).write_bytes(whole)
+    report = folder / "nonfinite.json"
+    assert main(["replay", str(report)]) == 2
+    told = f"ituning: error: {report} is a file, expected the run's nonfinite-step-N folder."
+    assert capsys.readouterr().err.splitlines() == [told]
     assert main(["replay", str(folder)]) == 0
+    faults.count("a file in place of a nonfinite-step-N folder", "refused with a message")
     faults.count("a damaged file in what a replay reads", "refused with a message", len(DAMAGE))
+
+
+def test_backbones_that_have_moved_are_found_where_they_are_said_to_be(
+    settings: Settings, backbones: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    places = {
+        f"{kind}_model": shutil.copytree(backbones[kind], tmp_path / kind) for kind in ("vision", "text")
+    }
+    options = {name: str(place) for name, place in places.items()}
+    _, folder = stopped(settings(**COMMON, **options, adapter_scale=1e30))
+    moved = []
+    for name, place in places.items():
+        place.rename(f"{place}-moved")
+        assert main(["replay", str(folder), *moved]) == 2
+        assert f"If it has moved, give its place: --{name} PLACE." in capsys.readouterr().err
+        moved += [f"--{name}", f"{place}-moved"]
+    assert main(["replay", str(folder), *moved]) == 0
+    assert "as in the run" in capsys.readouterr().out
 
 
 def test_on_two_processes_the_one_that_saw_it_saves_it_and_one_tells(
@@ -310,7 +356,9 @@ def test_on_two_processes_the_one_that_saw_it_saves_it_and_one_tells(
     [folder] = (Path(args.output_dir) / found for found in folders(args))
     assert [path.name for path in folder.glob("batch*")] == ["batch-1-0.safetensors"]
     assert len(list_checkpoints(Path(args.output_dir))) == 1
-    assert "as in the run" in assert_replays(folder, capsys)
+    printed = assert_replays(folder, capsys)
+    assert "as in the run" in printed
+    assert f"Input      visual_features is not finite: {name}\n" in printed
     faults.count("a NaN in the stored features, seen by one process of two", "both stopped, told once")
 
 
