@@ -84,7 +84,11 @@ class ChangedFilesError(ValueError):
 
 def _refuse_changed(name: str, found: dict[str, str], recorded: Any) -> None:
     recorded = recorded if isinstance(recorded, dict) else {}
-    changed = [file for file in _FILES if found.get(file) != recorded.get(file)] or [PROCESSOR_NAME]
+    changed = [
+        file if file in found else f"{file} is missing"
+        for file in _FILES
+        if found.get(file) != recorded.get(file)
+    ] or [PROCESSOR_NAME]
     raise ChangedFilesError(
         f"The processor of {name!r} was changed after it was saved ({', '.join(changed)}): undo that, or "
         "copy or download it again. To change it on purpose, load it as it was saved, set its attributes "

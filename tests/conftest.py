@@ -25,8 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count the property tests among the long forms, where those are run."""
+    """Count the property tests among the long forms, where those are run; begin with what takes longest.
+
+    Two processes that share the suite then end together.
+    """
     properties.mark_long_forms(items)
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 @pytest.fixture(autouse=True)
