@@ -10,7 +10,7 @@ from typing import Any
 import hostile_corpus as corpus
 import pytest
 from faults import Faults
-from small_models import make_captioner, read_log
+from small_models import ADAPTER, make_captioner, read_log
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, iter_captions, save_captioner
 from ituning_hf.benchmark import EvaluateArguments, evaluate_captioner
@@ -75,8 +75,7 @@ def settings(backbones: dict[str, Path], dataset: Path, output: Path, **changes:
         **{
             "vision_model": str(backbones["vision"]),
             "text_model": str(backbones["text"]),
-            "adapter_hidden_size": 21,
-            "adapter_num_heads": 7,
+            **ADAPTER,
             "dataset": str(dataset),
             "max_caption_tokens": 24,
             "per_device_train_batch_size": 16,

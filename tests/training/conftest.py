@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from small_models import ADAPTER
 from transformers import GPT2LMHeadModel
 
 from ituning_hf.training import TrainArguments
@@ -55,8 +56,7 @@ def settings(photos: Path, backbones: dict[str, Path], tmp_path: Path) -> Callab
         defaults = {
             "vision_model": str(backbones["vision"]),
             "text_model": str(backbones["text"]),
-            "adapter_hidden_size": 21,
-            "adapter_num_heads": 7,
+            **ADAPTER,
             "dataset": str(photos),
             "captions_per_image": 2,
             "max_caption_tokens": 24,
