@@ -30,12 +30,14 @@ from transformers import CLIPImageProcessorPil
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.cli.arguments import positive
-from ituning_hf.data import CaptionedImage, load_captioned_images
-from ituning_hf.features import STORAGES, FeatureSpec, FeatureStore, feature_bytes, format_bytes
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.records import CaptionedImage
 from ituning_hf.features.pictures import Picture
+from ituning_hf.features.plan import format_bytes
 from ituning_hf.features.quantisation import pack
 from ituning_hf.features.shards import ShardIndex, list_shards, write_shard
-from ituning_hf.features.spec import write_spec
+from ituning_hf.features.spec import STORAGES, FeatureSpec, feature_bytes, write_spec
+from ituning_hf.features.store import FeatureStore
 
 # Images of the paper's data sets, in all splits.
 DATA_SETS = {"COCO": 123_287, "Flickr30k": 31_014, "Flickr8k": 8_000}

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ituning_hf.data import read_scenes
-from ituning_hf.evaluation import tokenize_captions
+from ituning_hf.data.scenes import read_scenes
 from ituning_hf.evaluation.java import find_java, tokenize_with_java
+from ituning_hf.evaluation.tokenizer import tokenize_captions
 
 
 def read_captions(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ python examples/render_model_cards.py --folder /tmp
 import argparse
 from pathlib import Path
 
-from ituning_hf.model_card.benchmarks import benchmark_cards
+from ituning_hf.hub.benchmarks import benchmark_cards
 
 FOLDER = Path(__file__).resolve().parents[1] / "model_cards"
 

@@ -6,20 +6,21 @@ Importing the package makes the Auto classes of Transformers know `model_type` "
 
 import warnings
 
-from .requirements import check_requirements
+from .utils.requirements import check_requirements
 
 check_requirements()
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from ._version import __version__
-from .captioning import CaptionResult, caption, iter_captions
-from .configuration_ituning import ITuningConfig
-from .int8 import quantize_frozen_weights
-from .modeling_ituning import ITuningForCaptioning
-from .processing_ituning import ITuningProcessor
-from .publishing import push_captioner
-from .saving import load_captioner, save_captioner
+from .captioner.configuration_ituning import ITuningConfig
+from .captioner.modeling_ituning import ITuningForCaptioning
+from .captioner.processing_ituning import ITuningProcessor
+from .hub.push import push_captioner
+from .hub.saving import save_captioner
+from .inference.captioning import CaptionResult, caption, iter_captions
+from .inference.int8 import quantize_frozen_weights
+from .inference.loading import load_captioner
 
 AutoConfig.register(ITuningConfig.model_type, ITuningConfig, exist_ok=True)
 AutoModel.register(ITuningConfig, ITuningForCaptioning, exist_ok=True)

@@ -21,7 +21,9 @@ from transformers import (
 )
 
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.training import CaptionTrainer, TrainArguments, train
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.cli import train
+from ituning_hf.training.loop import CaptionTrainer
 
 IMAGE_SIZE = 30
 VISION = {

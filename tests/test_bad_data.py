@@ -13,12 +13,15 @@ from faults import Faults
 from small_models import ADAPTER, make_captioner, read_log
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, iter_captions, save_captioner
-from ituning_hf.benchmark import EvaluateArguments, evaluate_captioner
 from ituning_hf.cli import main
-from ituning_hf.data import load_captioned_images
-from ituning_hf.features import FeatureStore, build_features
-from ituning_hf.printable import printable
-from ituning_hf.training import TrainArguments, train
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.evaluation.arguments import EvaluateArguments
+from ituning_hf.evaluation.run import evaluate_captioner
+from ituning_hf.features.build import build_features
+from ituning_hf.features.store import FeatureStore
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.cli import train
+from ituning_hf.utils.terminal import printable
 
 SHORT = {"num_beams": 2, "max_new_tokens": 5, "batch_size": 4}
 CAPTIONS = [

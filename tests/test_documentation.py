@@ -13,9 +13,10 @@ from small_models import make_captioner
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ituning_hf
-from ituning_hf import ITuningProcessor, benchmark, cli, save_captioner
+from ituning_hf import ITuningProcessor, cli, save_captioner
+from ituning_hf import evaluation as benchmark
 from ituning_hf.features.arguments import parse_arguments as parse_build
-from ituning_hf.training import parse_arguments
+from ituning_hf.training.command_line import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ import pytest
 from readme_commands import ROOT, cache_as_downloaded, read_commands, run_command
 from small_models import SHARED_DATA, read_log
 
-from ituning_hf.data import load_captioned_images
-from ituning_hf.training import make_small_backbones
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.training.small_backbones import make_small_backbones
 
 PHOTOS = SHARED_DATA / "flickr8k-mini"
 NUM_PHOTOS = int(os.environ.get("FULL_PASS_PHOTOS", "120"))

@@ -30,8 +30,8 @@ from small_models import IMAGE_SIZE, make_captioner
 from transformers import AutoModel, AutoProcessor
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, load_captioner, save_captioner
-from ituning_hf.inspection import describe
-from ituning_hf.saving import load_processor
+from ituning_hf.hub.inspection import describe
+from ituning_hf.inference.loading import load_processor
 
 SHORT, LONG = 60, 1000  # mutations of a file in the suite, and in its long form
 SECONDS = 10  # that one load may take, on a busy machine

@@ -11,13 +11,8 @@ from fresh_process import run_fresh
 from small_models import ADAPTER, LeavesAMark, edit_json, make_captioner, unseal
 from transformers import AutoModel, AutoProcessor
 
-from ituning_hf import (
-    ITuningForCaptioning,
-    ITuningProcessor,
-    load_captioner,
-    save_captioner,
-)
-from ituning_hf.inspection import describe
+from ituning_hf import ITuningForCaptioning, ITuningProcessor, load_captioner, save_captioner
+from ituning_hf.hub.inspection import describe
 
 CODE = """
 from pathlib import Path

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoProcessor
 from watching import Watch
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, load_captioner, save_captioner
-from ituning_hf.inspection import describe
+from ituning_hf.hub.inspection import describe
 
 HOSTILE_NAMES = ["../../out", "/tmp/out-of-it", "a/b", "..", "x\0y", PAYLOAD]
 FILES = ["config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json"]

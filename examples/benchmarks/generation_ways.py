@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import ituning_hf
 from ituning_hf import ITuningConfig, ITuningForCaptioning
-from ituning_hf.tuner import to_peft
+from ituning_hf.tuner.conversion import to_peft
 
 from .arguments import DTYPES
 from .backbones import frozen_text_model, frozen_vision_model, unshared_text_model

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.tuner import to_peft
+from ituning_hf.tuner.conversion import to_peft
 
 from .backbones import frozen_text_model, frozen_vision_model, over_the_same_weights
 from .peers import PEERS, peer_names

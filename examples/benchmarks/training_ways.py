@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
-from ituning_hf.recorded_ituning import UnloadedVisionModel
+from ituning_hf.captioner.recorded_ituning import UnloadedVisionModel
 from ituning_hf.training.optimization import create_optimizer
 
 from .arguments import DTYPES

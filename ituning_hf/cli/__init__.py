@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from .._version import __version__
-from ..errors import WorkError
-from ..printable import printable
+from ..utils.errors import WorkError
+from ..utils.terminal import printable
 from . import caption, convert, demo, evaluate, features, info, push, replay, train
 from .arguments import HelpFormatter
 

@@ -12,11 +12,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..printable import printable
+from ..utils.terminal import printable
 from .arguments import HelpFormatter, positive
 
 if TYPE_CHECKING:
-    from ..captioning import CaptionResult
+    from ..inference.captioning import CaptionResult
 
 _EXAMPLES = """\
 examples:
@@ -75,8 +75,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Caption the images, and return the exit code."""
-    from ..captioning import iter_captions
-    from ..saving import load_captioner
+    from ..inference.captioning import iter_captions
+    from ..inference.loading import load_captioner
 
     sources = _find_sources(options.images)
     if options.output is not None and options.output.exists() and not options.overwrite:

@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo, or go on with it, and return the exit code."""
-    from ..demo import run_demo
+    from ..demo.story import run_demo
     from ..training.errors import RunStopped
 
     try:

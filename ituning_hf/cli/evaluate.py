@@ -16,6 +16,6 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Hand everything to the evaluation, and return its exit code."""
-    from ..benchmark.cli import main
+    from ..evaluation.cli import main
 
     return main(arguments)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..data import CaptionedImage
-    from ..features import BuildPlan, BuildResult
+    from ..data.records import CaptionedImage
     from ..features.arguments import BuildArguments
+    from ..features.build import BuildResult
+    from ..features.plan import BuildPlan
 
 
 def add_parser(commands: Any) -> None:
@@ -36,9 +37,9 @@ def add_parser(commands: Any) -> None:
 def run_build(arguments: Sequence[str]) -> int:
     """Build the store as the command's own arguments say, and return the exit code."""
     from ..features.arguments import parse_arguments
-    from ..processes import command_process
     from ..training.errors import RunStopped
     from ..training.signals import stop_on_signals
+    from ..utils.distributed import command_process
 
     args = parse_arguments(arguments)
     try:
@@ -54,7 +55,10 @@ _SPEC = ("vision_model", "vision_revision", "vision_feature_layer", "storage", "
 
 
 def _build(args: BuildArguments, records: list[CaptionedImage]) -> None:
-    from ..features import FeatureStore, build_features, describe_encoder, plan_build
+    from ..features.build import build_features
+    from ..features.encoder import describe_encoder
+    from ..features.plan import plan_build
+    from ..features.store import FeatureStore
 
     spec: dict[str, Any] = {name: getattr(args, name) for name in _SPEC}
     if args.dry_run:
@@ -79,7 +83,8 @@ def _build(args: BuildArguments, records: list[CaptionedImage]) -> None:
 
 def run_info(options: argparse.Namespace) -> int:
     """Print what a store holds, and return the exit code."""
-    from ..features import FeatureStore, format_bytes
+    from ..features.plan import format_bytes
+    from ..features.store import FeatureStore
 
     store = FeatureStore(options.folder)
     spec = store.spec
@@ -97,7 +102,7 @@ def run_info(options: argparse.Namespace) -> int:
 
 def _load_records(args: BuildArguments) -> list[CaptionedImage]:
     """Read the splits: those that are asked for, or all that the data set has."""
-    from ..data import MissingSplitError
+    from ..data.splits import MissingSplitError
     from ..features.arguments import SPLITS
 
     records: list[CaptionedImage] = []
@@ -120,7 +125,7 @@ def _load_records(args: BuildArguments) -> list[CaptionedImage]:
 
 
 def _print_plan(plan: BuildPlan) -> None:
-    from ..features import format_bytes
+    from ..features.plan import format_bytes
 
     spec = plan.spec
     print(f"features        {spec.num_tokens} x {spec.hidden_size} in {spec.storage}, of", end=" ")
@@ -131,7 +136,7 @@ def _print_plan(plan: BuildPlan) -> None:
 
 
 def _print_result(result: BuildResult, store: Any) -> None:
-    from ..features import format_bytes
+    from ..features.plan import format_bytes
 
     if result.encoded:
         speed = result.encoded / result.seconds

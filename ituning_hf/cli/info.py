@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print what the captioner is, and return the exit code."""
-    from ..inspection import describe
+    from ..hub.inspection import describe
     from .description import format_description
 
     description = describe(options.model, revision=options.revision)

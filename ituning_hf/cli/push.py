@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Push the captioner, or list what would go, and return the exit code."""
-    from ..publishing import push_captioner
+    from ..hub.push import push_captioner
 
     if options.dry_run:
         _list(options)
@@ -80,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from ..publishing import check_repo_id, review_captioner
+    from ..hub.push import check_repo_id
+    from ..hub.review import review_captioner
 
     check_repo_id(options.repo)
     review = review_captioner(

@@ -4,13 +4,7 @@ from .augmentation import AUGMENTATIONS, augment
 from .benchmarks import BenchmarkData, explain_count
 from .coco import read_coco_captions
 from .csv_files import read_csv
-from .dataset import (
-    CaptionDataset,
-    CaptionItem,
-    CaptionProcessor,
-    Collator,
-    count_over_long,
-)
+from .dataset import CaptionDataset, CaptionItem, CaptionProcessor, Collator, count_over_long
 from .hf_datasets import read_hf_dataset
 from .imagefolder import read_imagefolder
 from .images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..processing_ituning import caption_rows
+from ..captioner.processing_ituning import caption_rows
 from .images import UnreadableImageError
 from .inputs import ImageInputs
 from .records import CaptionedImage

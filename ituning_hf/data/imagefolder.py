@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..json_ituning import parse_json
+from ..captioner.json_ituning import parse_json
 from .records import CaptionedImage, clean_captions
 from .rows import Row, join_rows, parse_file_name
 from .splits import DEFAULT_VAL_SHARE, SPLIT_NAMES, parse_split, select_split

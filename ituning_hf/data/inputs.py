@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from ..processing_ituning import prepare_images
+from ..captioner.processing_ituning import prepare_images
 from .augmentation import augment, check_augmentation
 from .records import CaptionedImage
 

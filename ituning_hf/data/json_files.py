@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..json_ituning import parse_json
+from ..captioner.json_ituning import parse_json
 
 
 def read_json(path: Path) -> Any:

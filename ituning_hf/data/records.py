@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..printable import printable
+from ..utils.terminal import printable
 from .images import load_image
 
 if TYPE_CHECKING:

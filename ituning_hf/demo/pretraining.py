@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPVisionModel
 
-from ..data import CaptionedImage, Scene, SceneObject, make_scene
+from ..captioner.processing_ituning import ITuningProcessor
+from ..data.records import CaptionedImage
 from ..data.scene_captions import SIDES, noun_phrase, place_objects
-from ..data.scenes import COLOURS, RADII, SHAPES
-from ..processing_ituning import ITuningProcessor
+from ..data.scenes import COLOURS, RADII, SHAPES, Scene, SceneObject, make_scene
 from ..training.checkpoints import atomic_folder
 from ..training.small_backbones import (
     WINDOW,

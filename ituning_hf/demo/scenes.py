@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..data import CaptionedImage, Scene, make_scene
-from ..data.scenes import COLOURS, SHAPES
+from ..data.records import CaptionedImage
+from ..data.scenes import COLOURS, SHAPES, Scene, make_scene
 
 # Of the 48 pairs of a colour and a shape, the adapter never sees these eight: each colour once, so that
 # every colour and every shape is known to it, and only their meeting is new.

@@ -12,16 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
 
-from ..captioning import iter_captions
-from ..data import CaptionedImage
-from ..modeling_ituning import ITuningForCaptioning
-from ..output_folders import LOCK_FILE
-from ..processing_ituning import ITuningProcessor
-from ..saving import load_captioner
-from ..training import TrainArguments, TrainingData, train
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.processing_ituning import ITuningProcessor
+from ..data.records import CaptionedImage
+from ..inference.captioning import iter_captions
+from ..inference.loading import load_captioner
+from ..training.arguments import TrainArguments
 from ..training.checkpoints import CHECKPOINTS, LOG_FILE, RUN_FILE, write_json
+from ..training.cli import train
 from ..training.memory import format_bytes, peak_resident_memory
-from ..training.setup import SCENE_BACKBONES
+from ..training.setup import SCENE_BACKBONES, TrainingData
+from ..utils.output_folders import LOCK_FILE
 from .page import write_page
 from .scenes import UNSEEN_PAIRS, compose_scenes
 from .scoring import Scores, named_objects, score_captions

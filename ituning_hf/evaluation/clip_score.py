@@ -21,8 +21,8 @@ from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from ..captioner.processing_ituning import prepare_images
 from ..data.images import load_image
-from ..processing_ituning import prepare_images
 
 _PROMPT = "A photo depicts "
 _WEIGHT = 2.5

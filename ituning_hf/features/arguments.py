@@ -6,8 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..settings import CommandLine, DatasetArguments, Settings
-from ..settings.options import AT_LEAST_ONE, NOT_EMPTY, NOT_NEGATIVE, SEED, one_of, option, some_of
+from ..data.arguments import DatasetArguments
+from ..utils.settings.command_line import CommandLine
+from ..utils.settings.options import (
+    AT_LEAST_ONE,
+    NOT_EMPTY,
+    NOT_NEGATIVE,
+    SEED,
+    Settings,
+    one_of,
+    option,
+    some_of,
+)
 from .spec import MIXED_PRECISIONS, STORAGES
 
 SPLITS = ("train", "val", "test")

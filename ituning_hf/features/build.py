@@ -14,10 +14,10 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..data import CaptionedImage
-from ..devices import usable_device
-from ..errors import WorkError
-from ..output_folders import held
+from ..data.records import CaptionedImage
+from ..utils.devices import usable_device
+from ..utils.errors import WorkError
+from ..utils.output_folders import held
 from .encoder import Encoder, describe_encoder
 from .loading import PictureBatch, load_pictures
 from .plan import BuildPlan, plan_build

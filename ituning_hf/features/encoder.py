@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers.utils.hub import resolve_revision
 
-from ..backbones_ituning import encode_images, load_backbone_config, load_pretrained_backbone
-from ..configuration_ituning import ITuningConfig, as_recorded_path
-from ..fingerprint_ituning import fingerprint
-from ..processing_ituning import load_image_processor
+from ..captioner.backbones_ituning import encode_images, load_backbone_config, load_pretrained_backbone
+from ..captioner.configuration_ituning import ITuningConfig, as_recorded_path
+from ..captioner.fingerprint_ituning import fingerprint
+from ..captioner.processing_ituning import load_image_processor
 from .quantisation import pack
 from .spec import MIXED_PRECISIONS, STORAGES, FeatureSpec, as_stored
 

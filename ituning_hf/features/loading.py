@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessorPil
 
-from ..data import CaptionedImage, UnreadableImageError
+from ..captioner.processing_ituning import prepare_images
+from ..data.images import UnreadableImageError
+from ..data.records import CaptionedImage
 from ..data.workers import ignore_stop_signals, usable_workers
-from ..processing_ituning import prepare_images
 from .pictures import Picture
 from .plan import BuildPlan, cut
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data import CaptionedImage
 from ..data.images import open_file
+from ..data.records import CaptionedImage
 
 # Of so many pictures the content is compared too. That tells another data set under the same names, or one
 # that was drawn anew, where all files are of one size.

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data import CaptionedImage, first_names
-from ..output_folders import existing_part
+from ..data.records import CaptionedImage, first_names
+from ..utils.output_folders import existing_part
 from .pictures import Picture
 from .spec import STORE_FILE, FeatureSpec, check_fits
 from .store import FeatureStore

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..atomic_files import draft_of, give_ordinary_permissions, put_in_place
-from ..json_ituning import parse_json
+from ..captioner.json_ituning import parse_json
+from ..utils.files import draft_of, give_ordinary_permissions, put_in_place
 from .pictures import Picture
 
 _PATTERN = "features-*.safetensors"

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import write_json
-from ..configuration_ituning import ITuningConfig
-from ..json_ituning import parse_json
-from ..recorded_ituning import RecordedBackbone
+from ..captioner.configuration_ituning import ITuningConfig
+from ..captioner.json_ituning import parse_json
+from ..captioner.recorded_ituning import RecordedBackbone
+from ..utils.files import write_json
 
 STORE_FILE = "store.json"
 FORMAT_VERSION = 1

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..configuration_ituning import ITuningConfig
-from ..data import CaptionedImage, UnreadableImageError, first_names
+from ..captioner.configuration_ituning import ITuningConfig
+from ..data.images import UnreadableImageError
+from ..data.records import CaptionedImage, first_names
 from .pictures import Picture, find_changed
 from .quantisation import unpack
 from .shards import Unreadable, list_shards, read_index, tensor_name

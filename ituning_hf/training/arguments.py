@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..settings import DatasetArguments, Settings
-from ..settings.options import (
+from ..data.arguments import DatasetArguments
+from ..utils.settings.options import (
     AT_LEAST_ONE,
     BELOW_ONE,
     CAPTION_LENGTH,
@@ -16,6 +16,7 @@ from ..settings.options import (
     POSITIVE,
     SEED,
     SHARE,
+    Settings,
     one_of,
     option,
     some_of,

@@ -11,20 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ..data import (
-    CaptionDataset,
-    CaptionedImage,
-    Collator,
-    FeatureInputs,
-    FeatureSource,
-    ImageBatchSampler,
-    ImageInputs,
-    PixelInputs,
-    SampleKey,
-)
+from ..captioner.processing_ituning import ITuningProcessor
+from ..data.dataset import CaptionDataset, Collator
+from ..data.inputs import FeatureInputs, FeatureSource, ImageInputs, PixelInputs
+from ..data.records import CaptionedImage
+from ..data.sampler import ImageBatchSampler, SampleKey
 from ..data.workers import ignore_stop_signals, usable_workers
-from ..processes import tell_once
-from ..processing_ituning import ITuningProcessor
+from ..utils.distributed import tell_once
 from .arguments import TrainArguments
 from .errors import TooManyUnreadableError
 

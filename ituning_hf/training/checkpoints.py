@@ -14,8 +14,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..atomic_files import draft_of, give_ordinary_permissions, sync
-from ..atomic_files import write_json as write_json
+from ..utils.files import draft_of, give_ordinary_permissions, sync
+from ..utils.files import write_json as write_json
 from .errors import TrainingError
 
 RUN_FILE = "run.json"

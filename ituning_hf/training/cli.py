@@ -12,14 +12,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
-from ..determinism import full_determinism
-from ..processes import (
-    OtherProcessError,
-    command_process,
-    create_accelerator,
-    leave_group,
-    one_fate,
-)
+from ..utils.determinism import full_determinism
+from ..utils.distributed import OtherProcessError, command_process, create_accelerator, leave_group, one_fate
 from .arguments import TrainArguments
 from .command_line import parse_arguments
 from .dry_run import dry_run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..settings import CommandLine
+from ..utils.settings.command_line import CommandLine
 from .arguments import SECTIONS, TrainArguments
 
 _COMMAND_LINE = CommandLine(

@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
-from ..modeling_ituning import ITuningForCaptioning
-from ..output_folders import require_writable
-from ..processes import leave_group
-from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
+from ..utils.distributed import leave_group
+from ..utils.output_folders import require_writable
 from .arguments import TrainArguments
 from .loop import CaptionTrainer
 from .memory import format_bytes, peak_resident_memory

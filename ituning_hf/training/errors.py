@@ -2,7 +2,7 @@
 
 import signal
 
-from ..errors import WorkError
+from ..utils.errors import WorkError
 
 
 class TrainingError(WorkError):

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..modeling_ituning import ITuningForCaptioning
-from ..processes import one_fate
-from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
+from ..utils.distributed import one_fate
 from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages
 from .checkpoints import LOG_FILE, RUN_FILE, find_checkpoint, write_json

@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import save_file
 
-from ..data import CaptionedImage, first_names
-from ..environment import library_versions
-from ..modeling_ituning import ITuningForCaptioning
-from ..processes import OtherProcessError, one_fate, tell_once
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..data.records import CaptionedImage, first_names
+from ..utils.distributed import OtherProcessError, one_fate, tell_once
+from ..utils.environment import library_versions
 from .arguments import TrainArguments
 from .batches import BatchMaker, image_names
 from .checkpoints import list_checkpoints, remove_folder, write_json

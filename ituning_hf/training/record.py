@@ -8,8 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..data.hf_datasets import is_hub_name
-from ..environment import device_name, library_versions
-from ..training_record import DRAWN_SCENES, TrainingRecord, ValidationRecord
+from ..hub.training_record import DRAWN_SCENES, TrainingRecord, ValidationRecord
+from ..utils.environment import device_name, library_versions
 from .setup import GIVEN_DATA, TrainingData
 from .state import TrainState
 

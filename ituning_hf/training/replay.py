@@ -14,16 +14,16 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from ..adapter_file_ituning import read_adapter_file
-from ..backbones_ituning import load_backbone
-from ..configuration_ituning import ITuningConfig
-from ..data import first_names
-from ..determinism import full_determinism
-from ..devices import usable_device
-from ..environment import library_versions
-from ..int8 import quantize_frozen_weights
-from ..modeling_ituning import ITuningForCaptioning
-from ..recorded_ituning import UnloadedVisionModel
+from ..captioner.adapter_file_ituning import read_adapter_file
+from ..captioner.backbones_ituning import load_backbone
+from ..captioner.configuration_ituning import ITuningConfig
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.recorded_ituning import UnloadedVisionModel
+from ..data.records import first_names
+from ..inference.int8 import quantize_frozen_weights
+from ..utils.determinism import full_determinism
+from ..utils.devices import usable_device
+from ..utils.environment import library_versions
 from .micro_batch import MicroBatch, gradients
 from .nonfinite import ADAPTER_FILE, CONFIG_FILE, REPORT_FILE, SHOWN_NAMES
 

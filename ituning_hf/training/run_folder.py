@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..output_folders import held, writing_to
+from ..utils.output_folders import held, writing_to
 from .checkpoints import (
     CHECKPOINTS,
     LOG_FILE,

@@ -13,12 +13,12 @@ from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, load
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..adapter_file_ituning import read_adapter_file
-from ..model_card import TrainingRecord
-from ..modeling_ituning import ITuningForCaptioning
-from ..processes import one_fate
-from ..processing_ituning import ITuningProcessor
-from ..saving import save_captioner
+from ..captioner.adapter_file_ituning import read_adapter_file
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.processing_ituning import ITuningProcessor
+from ..hub.saving import save_captioner
+from ..hub.training_record import TrainingRecord
+from ..utils.distributed import one_fate
 from .checkpoints import (
     CHECKPOINTS,
     LOG_FILE,

@@ -12,16 +12,17 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
-from ..checkpoint_ituning import ADAPTER_OPTIONS
-from ..configuration_ituning import ITuningConfig
-from ..data import CaptionedImage, count_over_long
-from ..features import FeatureStore
-from ..inspection import describe_config
-from ..int8 import quantize_frozen_weights, require_cpu
-from ..modeling_ituning import ITuningForCaptioning
-from ..processes import one_fate
-from ..processing_ituning import ITuningProcessor, load_image_processor
-from ..recorded_ituning import record_backbone
+from ..captioner.checkpoint_ituning import ADAPTER_OPTIONS
+from ..captioner.configuration_ituning import ITuningConfig
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.processing_ituning import ITuningProcessor, load_image_processor
+from ..captioner.recorded_ituning import record_backbone
+from ..data.dataset import count_over_long
+from ..data.records import CaptionedImage
+from ..features.store import FeatureStore
+from ..hub.inspection import describe_config
+from ..inference.int8 import quantize_frozen_weights, require_cpu
+from ..utils.distributed import one_fate
 from .arguments import TrainArguments
 from .small_backbones import make_small_backbones, small_text_config, small_vision_config
 
@@ -30,7 +31,7 @@ Report = Callable[[str], None]
 FEW_STEPS = 100  # captions of 30 photographs did not end after 20 and 76 optimizer steps, and did after 120
 GIVEN_DATA = "(given in Python)"  # what `run.json` says of data that no setting names
 # Pretrained on drawn scenes, and shipped; `examples/pretrain_scene_backbones.py` makes them.
-SCENE_BACKBONES = Path(__file__).resolve().parents[1] / "scene_backbones"
+SCENE_BACKBONES = Path(__file__).resolve().parents[1] / "data" / "scene_backbones"
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..processes import one_fate
+from ..utils.distributed import one_fate
 from .checkpoints import discard_draft, draft_of, open_draft, put_in_place, writing
 
 

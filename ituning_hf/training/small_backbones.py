@@ -28,8 +28,9 @@ from transformers import (
     GPT2Tokenizer,
 )
 
-from ..data import CaptionedImage, UnreadableImageError
-from ..processing_ituning import ITuningProcessor, caption_rows
+from ..captioner.processing_ituning import ITuningProcessor, caption_rows
+from ..data.images import UnreadableImageError
+from ..data.records import CaptionedImage
 from .checkpoints import atomic_folder
 
 Report = Callable[[str], None]

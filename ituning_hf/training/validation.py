@@ -12,11 +12,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 
-from ..data import CaptionedImage, SampleKey
-from ..model_card.evaluation_results import METRIC_NAMES
-from ..printable import printable
-from ..processes import one_fate
-from ..processing_ituning import IGNORE_INDEX, ITuningProcessor
+from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
+from ..data.records import CaptionedImage
+from ..data.sampler import SampleKey
+from ..hub.evaluation_results import METRIC_NAMES
+from ..utils.distributed import one_fate
+from ..utils.terminal import printable
 from .arguments import TrainArguments
 from .batches import BatchMaker, SkippedImages, image_names
 from .micro_batch import MicroBatch, random_state
@@ -206,7 +207,7 @@ class Validator:
         return broadcast_object_list(scores)[0]
 
     def _scores_of(self, captions: dict[int, str]) -> dict[str, float]:
-        from ..evaluation import compute_caption_metrics  # of an extra that a run may do without
+        from ..evaluation.metrics import compute_caption_metrics  # of an extra that a run may do without
 
         references = [list(self.images[index].captions) for index in captions]
         found = compute_caption_metrics(list(captions.values()), references, java=False)

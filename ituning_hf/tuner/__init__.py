@@ -12,7 +12,7 @@ A process that loads an adapter imports `ituning_hf` first: a PEFT that has not 
 more than `KeyError: 'ITUNING'`.
 """
 
-from ..requirements import check_requirements
+from ..utils.requirements import check_requirements
 
 check_requirements(optional=True)
 

@@ -10,9 +10,9 @@ from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
 from transformers import GenerationConfig
 
-from ..configuration_ituning import as_recorded_path, resolve_adapter
-from ..fingerprint_ituning import fingerprint
-from ..generation_ituning import refuse_guidance
+from ..captioner.configuration_ituning import as_recorded_path, resolve_adapter
+from ..captioner.fingerprint_ituning import fingerprint
+from ..captioner.generation_ituning import refuse_guidance
 from .image import find_decoders
 from .registration import PEFT_TYPE
 

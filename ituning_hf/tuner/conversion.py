@@ -6,9 +6,9 @@ from typing import Any
 
 from peft import PeftModelForCausalLM, get_peft_model
 
-from ..checkpoint_ituning import ADAPTER_OPTIONS
-from ..gpt2_ituning import bare_copy, decoder_blocks
-from ..modeling_ituning import ITuningForCaptioning
+from ..captioner.checkpoint_ituning import ADAPTER_OPTIONS
+from ..captioner.decoders_ituning import bare_copy, decoder_blocks
+from ..captioner.modeling_ituning import ITuningForCaptioning
 from .config import ITuningTunerConfig
 
 

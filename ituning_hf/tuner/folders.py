@@ -15,11 +15,12 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, load_peft_weights
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
-from ..backbones_ituning import is_local, load_pretrained_backbone
-from ..inspection import holds_peft_adapter
-from ..modeling_ituning import ITuningForCaptioning
-from ..processing_ituning import ITuningProcessor
-from ..saving import load_model, save_captioner
+from ..captioner.backbones_ituning import is_local, load_pretrained_backbone
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.processing_ituning import ITuningProcessor
+from ..hub.inspection import holds_peft_adapter
+from ..hub.saving import save_captioner
+from ..inference.loading import load_model
 from .config import ITuningTunerConfig
 from .conversion import to_peft
 

@@ -10,8 +10,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from ..adapter_ituning import ITuningAdapter
-from ..gpt2_ituning import compute_device, run_frozen_block, take_place_of, uses_eager_attention
+from ..captioner.adapter_ituning import ITuningAdapter
+from ..captioner.decoders_ituning import compute_device, run_frozen_block, take_place_of, uses_eager_attention
 from .config import ITuningTunerConfig
 
 ADAPTERS = "ituning_adapter"  # where a layer keeps them: part of every key on disk

@@ -10,8 +10,8 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..inputs_ituning import check_rows
-from ..output_ituning import read_output_layer_once, restore_output_layer
+from ..captioner.inputs_ituning import check_rows
+from ..captioner.output_ituning import read_output_layer_once, restore_output_layer
 from .checks import check_adapter, check_generation, check_name
 from .config import ITuningTunerConfig
 from .image import active_adapters, find_decoders, find_layers, project_image, take_image

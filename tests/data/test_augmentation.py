@@ -7,15 +7,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from properties import examples
 
-from ituning_hf.data import (
-    AUGMENTATIONS,
-    CaptionDataset,
-    CaptionedImage,
-    PixelInputs,
-    SampleKey,
-    augment,
-    make_scene,
-)
+from ituning_hf.data.augmentation import AUGMENTATIONS, augment
+from ituning_hf.data.dataset import CaptionDataset
+from ituning_hf.data.inputs import PixelInputs
+from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.sampler import SampleKey
+from ituning_hf.data.scenes import make_scene
 from ituning_hf.training import arguments
 
 from .conftest import WordProcessor

@@ -2,8 +2,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ituning_hf.data import count_splits, explain_count
-from ituning_hf.data.benchmarks import COCO, FLICKR30K, NOCAPS, NOCAPS_DOMAINS
+from ituning_hf.data.benchmarks import COCO, FLICKR30K, NOCAPS, NOCAPS_DOMAINS, explain_count
+from ituning_hf.data.loading import count_splits
 
 ADVICE = "Mend the data set, or give the number that is meant, or none."
 

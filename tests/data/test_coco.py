@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.data import CaptionedImage, MissingSplitError, read_coco_captions
-from ituning_hf.data.coco import is_coco
+from ituning_hf.data.coco import is_coco, read_coco_captions
+from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.splits import MissingSplitError
 
 from .conftest import save_image
 

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.data import CaptionedImage, read_csv
+from ituning_hf.data.csv_files import read_csv
+from ituning_hf.data.records import CaptionedImage
 
 
 def write(path: Path, *lines: str) -> Path:

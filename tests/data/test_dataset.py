@@ -8,17 +8,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from ituning_hf import ITuningProcessor
-from ituning_hf.data import (
-    CaptionDataset,
-    CaptionedImage,
-    Collator,
-    ImageBatchSampler,
-    PixelInputs,
-    SampleKey,
-    count_over_long,
-    load_captioned_images,
-    read_scenes,
-)
+from ituning_hf.data.dataset import CaptionDataset, Collator, count_over_long
+from ituning_hf.data.inputs import PixelInputs
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.sampler import ImageBatchSampler, SampleKey
+from ituning_hf.data.scenes import read_scenes
 
 from .conftest import BEGIN, END, PAD, WordProcessor, save_image
 

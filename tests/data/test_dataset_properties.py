@@ -11,15 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import examples
 
-from ituning_hf.data import (
-    CaptionDataset,
-    CaptionedImage,
-    Collator,
-    FeatureInputs,
-    SampleKey,
-    UnreadableImageError,
-)
+from ituning_hf.data.dataset import CaptionDataset, Collator
+from ituning_hf.data.images import UnreadableImageError
+from ituning_hf.data.inputs import FeatureInputs
+from ituning_hf.data.records import CaptionedImage
 from ituning_hf.data.rows import Row, join_rows, parse_file_name
+from ituning_hf.data.sampler import SampleKey
 from ituning_hf.training.batches import SkippedImages
 from ituning_hf.training.errors import TooManyUnreadableError
 

@@ -12,16 +12,12 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ituning_hf.data import (
-    CaptionDataset,
-    Collator,
-    PixelInputs,
-    SampleKey,
-    UnreadableImageError,
-    load_captioned_images,
-    read_hf_dataset,
-)
-from ituning_hf.data.hf_datasets import is_hub_name
+from ituning_hf.data.dataset import CaptionDataset, Collator
+from ituning_hf.data.hf_datasets import is_hub_name, read_hf_dataset
+from ituning_hf.data.images import UnreadableImageError
+from ituning_hf.data.inputs import PixelInputs
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.sampler import SampleKey
 from ituning_hf.data.splits import MissingSplitError
 
 from .conftest import WordProcessor, save_image

@@ -13,13 +13,13 @@ from small_models import save_tokenizer
 from transformers import AddedToken, GPT2Tokenizer
 
 from ituning_hf import ITuningProcessor
-from ituning_hf.captioning import generate_captions
-from ituning_hf.data import CaptionedImage, load_captioned_images
 from ituning_hf.data.karpathy import read_karpathy
-from ituning_hf.data.records import clean_caption
-from ituning_hf.evaluation import compute_caption_metrics
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.records import CaptionedImage, clean_caption
 from ituning_hf.evaluation.corpus_formulas import rouge_l
+from ituning_hf.evaluation.metrics import compute_caption_metrics
 from ituning_hf.evaluation.tokenizer import tokenize_caption
+from ituning_hf.inference.captioning import generate_captions
 
 SPECIAL = ["<|endoftext|>", "<pad>", "<image>", "[SEP]"]
 TEXTS = [f"a{token} dog {token}" for token in SPECIAL] + ["".join(SPECIAL), "<|endoftext|"]

@@ -17,9 +17,9 @@ from PIL import Image
 from small_models import SHARED_DATA
 from transformers import CLIPImageProcessorPil
 
-from ituning_hf.data import UnreadableImageError, find_images, load_image
-from ituning_hf.printable import printable
-from ituning_hf.processing_ituning import cut_strips, prepare_images
+from ituning_hf.captioner.processing_ituning import cut_strips, prepare_images
+from ituning_hf.data.images import UnreadableImageError, find_images, load_image
+from ituning_hf.utils.terminal import printable
 
 SECONDS = 20  # of work for any one file: a small one may hold as many pixels as Pillow allows
 MUTATIONS = 500  # of each valid file, in the stress form

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.data import CaptionedImage, read_imagefolder
+from ituning_hf.data.imagefolder import read_imagefolder
+from ituning_hf.data.records import CaptionedImage
 
 
 def write_metadata(folder: Path, *lines: Any) -> Path:

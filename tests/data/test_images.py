@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ituning_hf.data import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
+from ituning_hf.data.images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
 
 # 2 rows, 3 columns, no symmetry: every turn and every mirroring gives something else.
 GREY = np.array([[0, 50, 100], [150, 200, 250]], dtype=np.uint8)

@@ -8,18 +8,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ituning_hf.data import (
-    CaptionDataset,
-    CaptionedImage,
-    Collator,
-    FeatureInputs,
-    ImageBatchSampler,
-    ImageInputs,
-    PixelInputs,
-    SampleKey,
-    UnreadableImageError,
-    load_captioned_images,
-)
+from ituning_hf.data.dataset import CaptionDataset, Collator
+from ituning_hf.data.images import UnreadableImageError
+from ituning_hf.data.inputs import FeatureInputs, ImageInputs, PixelInputs
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.sampler import ImageBatchSampler, SampleKey
 
 from .conftest import BEGIN, PAD, WordProcessor, save_image
 

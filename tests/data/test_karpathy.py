@@ -5,13 +5,10 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.data import (
-    CaptionedImage,
-    MissingSplitError,
-    check_images_exist,
-    load_captioned_images,
-    read_karpathy,
-)
+from ituning_hf.data.karpathy import read_karpathy
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.records import CaptionedImage, check_images_exist
+from ituning_hf.data.splits import MissingSplitError
 
 
 def entry(filename: str, split: str, *captions: str, **extra: Any) -> dict[str, Any]:

@@ -8,14 +8,12 @@ from pathlib import Path
 import datasets
 import pytest
 
-from ituning_hf.data import (
-    CaptionedImage,
-    load_captioned_images,
-    read_coco_captions,
-    read_imagefolder,
-    read_karpathy,
-    read_scenes,
-)
+from ituning_hf.data.coco import read_coco_captions
+from ituning_hf.data.imagefolder import read_imagefolder
+from ituning_hf.data.karpathy import read_karpathy
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.scenes import read_scenes
 
 from .conftest import save_image
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.data import CaptionedImage, load_captioned_images, read_nocaps
-from ituning_hf.data.nocaps import is_nocaps
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.nocaps import is_nocaps, read_nocaps
+from ituning_hf.data.records import CaptionedImage
 
 from .conftest import save_image
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ituning_hf.data import CaptionedImage, check_images_exist, clean_caption, make_scene
+from ituning_hf.data.records import CaptionedImage, check_images_exist, clean_caption
+from ituning_hf.data.scenes import make_scene
 
 from .conftest import save_image
 

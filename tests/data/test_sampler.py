@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from properties import examples
 from torch.utils.data import DataLoader
 
-from ituning_hf.data import ImageBatchSampler, SampleKey
+from ituning_hf.data.sampler import ImageBatchSampler, SampleKey
 
 SHAPES = {
     "num_images": st.integers(1, 40),

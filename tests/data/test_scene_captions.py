@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from ituning_hf.data import Scene, SceneObject, make_scene
+from ituning_hf.data.scenes import Scene, SceneObject, make_scene
 
 RED_CIRCLE = ("circle", "red", "small")
 ORANGE_STAR = ("star", "orange", "small")

@@ -4,8 +4,16 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from ituning_hf.data import Scene, SceneObject, make_scene, read_scenes
-from ituning_hf.data.scenes import BACKGROUNDS, COLOURS, RADII, SHAPES
+from ituning_hf.data.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    RADII,
+    SHAPES,
+    Scene,
+    SceneObject,
+    make_scene,
+    read_scenes,
+)
 
 SCENES = [make_scene(5, index) for index in range(1000)]
 

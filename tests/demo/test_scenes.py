@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 
-from ituning_hf.data import make_scene
-from ituning_hf.data.scenes import COLOURS, SHAPES, Scene
+from ituning_hf.data.scenes import COLOURS, SHAPES, Scene, make_scene
 from ituning_hf.demo.pretraining import SERIES, all_phrases, true_phrases
 from ituning_hf.demo.scenes import UNSEEN_PAIRS, compose_scenes, has_unseen_pair
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from ituning_hf.demo import Scores, score_captions
-from ituning_hf.demo.scoring import named_objects
+from ituning_hf.demo.scoring import Scores, named_objects, score_captions
 
 TRUTH = "a small red star above a large blue heart."
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.demo import DemoResult, run_demo
+from ituning_hf.demo.story import DemoResult, run_demo
 from ituning_hf.training.setup import SCENE_BACKBONES
 
 

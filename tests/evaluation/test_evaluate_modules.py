@@ -8,8 +8,9 @@ from fresh_process import run_fresh
 from PIL import Image
 from small_models import save_full_clip
 
-from ituning_hf.evaluation import metric_path, score_captions
 from ituning_hf.evaluation.clip_score import clip_scores
+from ituning_hf.evaluation.metrics import score_captions
+from ituning_hf.evaluation.modules import metric_path
 
 PREDICTIONS = ["a dog runs", "two cats sleep", "a man"]
 REFERENCES = [

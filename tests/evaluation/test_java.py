@@ -6,16 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ituning_hf.evaluation import CaptionScores, compute_caption_metrics, java, score_captions
+from ituning_hf.evaluation import java
 from ituning_hf.evaluation.corpus_formulas import meteor_from_counts
-from ituning_hf.evaluation.java import (
-    Java,
-    find_java,
-    meteor_counts,
-    spice,
-    tokenize_with_java,
-    why_no_spice,
-)
+from ituning_hf.evaluation.java import Java, find_java, meteor_counts, spice, tokenize_with_java, why_no_spice
+from ituning_hf.evaluation.metrics import compute_caption_metrics, score_captions
+from ituning_hf.evaluation.scores import CaptionScores
 
 CAPTIONS = ["a man rides a red bike", "two dogs sleep on the grass"]
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from small_models import SHARED_DATA
 
-from ituning_hf.evaluation import compute_caption_metrics, metrics
+from ituning_hf.evaluation import metrics
 from ituning_hf.evaluation.java import find_java
+from ituning_hf.evaluation.metrics import compute_caption_metrics
 
 BIKE, DOGS = "a man rides a red bike", "two dogs sleep on the grass"
 PYTHON_METRICS = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"]

@@ -8,8 +8,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from properties import examples
 
-from ituning_hf.evaluation import compute_caption_metrics
-from ituning_hf.evaluation.metrics import score_captions
+from ituning_hf.evaluation.metrics import compute_caption_metrics, score_captions
 
 WORDS = st.sampled_from(
     ["a", "the", "dog", "dogs", "cat", "runs", "sits", "on", "grass", "red", "bike", "two"]

@@ -9,8 +9,9 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from ituning_hf.evaluation import CaptionScores, score_captions
 from ituning_hf.evaluation.corpus_formulas import bleu_from_counts, meteor_from_counts, read_meteor_counts
+from ituning_hf.evaluation.metrics import score_captions
+from ituning_hf.evaluation.scores import CaptionScores
 
 WORDS = "a the dog cat man runs sits on grass red blue two".split()  # noqa: SIM905
 # What METEOR 1.5 says of four pairs, and, asked with EVAL, of each and of all together.

@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from small_models import SHARED_DATA
 
-from ituning_hf.data import read_scenes
-from ituning_hf.evaluation import tokenize_caption, tokenize_captions, tokenizer
+from ituning_hf.data.scenes import read_scenes
+from ituning_hf.evaluation import tokenizer
 from ituning_hf.evaluation.java import Java, find_java, tokenize_with_java
-from ituning_hf.evaluation.tokenizer import PUNCTUATION
+from ituning_hf.evaluation.tokenizer import PUNCTUATION, tokenize_caption, tokenize_captions
 
 # What the official tokenizer gives for each, found by running it.
 CASES = {

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import examples
 
-from ituning_hf.evaluation import tokenize_caption, tokenize_captions
 from ituning_hf.evaluation.java import Java, find_java, tokenize_with_java
+from ituning_hf.evaluation.tokenizer import tokenize_caption, tokenize_captions
 
 WORDS = [
     *("a", "dog", "Dogs", "MAN", "woman's", "can't", "won't", "it's", "I'm", "they're", "he'd", "O'Neil"),

@@ -8,8 +8,8 @@ import pytest
 from benchmarks.page_cache import cached_share, drop_from_cache
 from benchmarks.sizes import captioner_config
 
-from ituning_hf.features import FeatureStore
 from ituning_hf.features.shards import list_shards
+from ituning_hf.features.store import FeatureStore
 
 
 def test_a_store_is_cold_and_then_warm(tmp_path: Path):

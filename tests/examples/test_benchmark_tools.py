@@ -24,7 +24,7 @@ from small_models import SHARED_DATA
 from transformers import GPT2Tokenizer
 
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.data import load_captioned_images
+from ituning_hf.data.loading import load_captioned_images
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ SIGKILL = -signal.SIGKILL
 PATIENCE = 120  # seconds; a run that hangs says where
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["ituning_hf.features", "ituning_hf.training.signals", "ituning_hf.captioning"]
+    ["ituning_hf.features", "ituning_hf.training.signals", "ituning_hf.inference.captioning"]
 )
 _FILE_EVENTS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename"}
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ituning_hf.data import CaptionedImage, load_captioned_images
-from ituning_hf.features import BuildResult, FeatureStore, build_features
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.records import CaptionedImage
+from ituning_hf.features.build import BuildResult, build_features
+from ituning_hf.features.store import FeatureStore
 
 Build = Callable[..., BuildResult]
 

@@ -16,9 +16,12 @@ from PIL import Image
 from small_models import IMAGE_SIZE, VISION
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from ituning_hf.data import CaptionedImage, read_scenes
-from ituning_hf.features import BuildError, FeatureStore, build_features, describe_encoder, plan_build
-from ituning_hf.features.plan import cut
+from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.scenes import read_scenes
+from ituning_hf.features.build import BuildError, build_features
+from ituning_hf.features.encoder import describe_encoder
+from ituning_hf.features.plan import cut, plan_build
+from ituning_hf.features.store import FeatureStore
 
 from .conftest import Build, contents, save_picture, shards
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ituning_hf import cli
-from ituning_hf.features import FeatureStore
+from ituning_hf.features.store import FeatureStore
 
 from .conftest import contents, save_picture
 

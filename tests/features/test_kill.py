@@ -12,8 +12,8 @@ import psutil
 import pytest
 from faults import Faults
 
-from ituning_hf.data import read_scenes
-from ituning_hf.features import FeatureStore
+from ituning_hf.data.scenes import read_scenes
+from ituning_hf.features.store import FeatureStore
 
 from .builder import SIGKILL, Builder
 from .conftest import contents, shards

@@ -8,8 +8,16 @@ import torch
 from small_models import IMAGE_SIZE, VISION, edit_json, make_captioner
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from ituning_hf.features import FeatureSpec, FeatureStore, describe_encoder, feature_bytes
-from ituning_hf.features.spec import check_fits, check_fits_captioner, read_spec, write_spec
+from ituning_hf.features.encoder import describe_encoder
+from ituning_hf.features.spec import (
+    FeatureSpec,
+    check_fits,
+    check_fits_captioner,
+    feature_bytes,
+    read_spec,
+    write_spec,
+)
+from ituning_hf.features.store import FeatureStore
 
 
 @pytest.fixture(scope="module")

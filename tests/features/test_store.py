@@ -13,8 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil
 
 from ituning_hf import ITuningProcessor
-from ituning_hf.data import CaptionedImage, UnreadableImageError, load_captioned_images, read_scenes
-from ituning_hf.features import FeatureStore
+from ituning_hf.data.images import UnreadableImageError
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.scenes import read_scenes
+from ituning_hf.features.store import FeatureStore
 
 from .conftest import Build, save_picture, shards
 

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from properties import examples
 
-from ituning_hf.data import CaptionedImage, UnreadableImageError
-from ituning_hf.features import FeatureStore, build_features, describe_encoder
-from ituning_hf.features.build import write_shard
+from ituning_hf.data.images import UnreadableImageError
+from ituning_hf.data.records import CaptionedImage
+from ituning_hf.features.build import build_features, write_shard
+from ituning_hf.features.encoder import describe_encoder
 from ituning_hf.features.pictures import Picture
 from ituning_hf.features.quantisation import pack, unpack
 from ituning_hf.features.shards import ShardIndex, Unreadable
 from ituning_hf.features.spec import STORAGES, write_spec
+from ituning_hf.features.store import FeatureStore
 
 from .conftest import contents, save_picture
 

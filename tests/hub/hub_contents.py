@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hub_connections import LoopbackHub
 
-from ituning_hf.publishing import review_captioner
+from ituning_hf.hub.review import review_captioner
 
 
 def put_captioner(hub: LoopbackHub, name: str, folder: Path, private: bool = False) -> None:

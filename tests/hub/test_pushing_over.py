@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from ituning_hf import push_captioner
-from ituning_hf.model_card import EvaluationResult, write_card, write_evaluations
+from ituning_hf.hub import EvaluationResult, write_card, write_evaluations
 
 folder = Path(shutil.copytree(sys.argv[1], "captioner"))
 (folder / "README.md").unlink()

@@ -12,7 +12,7 @@ from PIL import Image
 from small_models import ADAPTER
 from transformers import GPT2LMHeadModel
 
-from ituning_hf.training import TrainArguments
+from ituning_hf.training.arguments import TrainArguments
 
 COLOURS = ["red", "green", "blue", "white", "black"]
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ituning_hf.cli import main
-from ituning_hf.training import TrainArguments
+from ituning_hf.training.arguments import TrainArguments
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train.py"
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ituning_hf.training", "ituning_hf.captioning"])
+_CONTEXT.set_forkserver_preload(["ituning_hf.training", "ituning_hf.inference.captioning"])
 _FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 

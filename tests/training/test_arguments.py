@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ituning_hf.training import TrainArguments
-from ituning_hf.training.arguments import SECTIONS
+from ituning_hf.training.arguments import SECTIONS, TrainArguments
 
 
 def test_by_default_it_trains_on_the_built_in_scenes():

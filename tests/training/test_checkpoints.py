@@ -18,7 +18,7 @@ from faults import Faults
 from runner import Run, contents
 from small_models import LeavesAMark
 
-from ituning_hf.training import TrainArguments, TrainingError, train
+from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.checkpoints import (
     STATE_FILE,
     atomic_folder,
@@ -29,6 +29,8 @@ from ituning_hf.training.checkpoints import (
     write_json,
     writing,
 )
+from ituning_hf.training.cli import train
+from ituning_hf.training.errors import TrainingError
 from ituning_hf.training.run_folder import claim_output_dir
 
 Settings = Callable[..., TrainArguments]

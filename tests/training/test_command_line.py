@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ituning_hf.training import TrainArguments, parse_arguments
-from ituning_hf.training.arguments import SECTIONS
+from ituning_hf.training.arguments import SECTIONS, TrainArguments
+from ituning_hf.training.command_line import parse_arguments
 
 
 def write(folder: Path, content: str) -> list[str]:

@@ -11,10 +11,10 @@ import torch
 from faults import Faults
 from runner import Run, contents, run_by_two
 
-from ituning_hf.determinism import full_determinism
-from ituning_hf.features import build_features
-from ituning_hf.training import TrainArguments
+from ituning_hf.features.build import build_features
+from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.setup import load_data
+from ituning_hf.utils.determinism import full_determinism
 
 Settings = Callable[..., TrainArguments]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ituning_hf.training import TrainArguments, train
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.cli import train
 from ituning_hf.training.dry_run import count_due
 from ituning_hf.training.memory import format_bytes
 from ituning_hf.training.setup import describe_steps

@@ -17,9 +17,11 @@ from small_models import edit_json, read_log
 from transformers import CLIPVisionModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
-from ituning_hf.features import FeatureStore, build_features
-from ituning_hf.model_card import read_training_record
-from ituning_hf.training import TrainArguments, train
+from ituning_hf.features.build import build_features
+from ituning_hf.features.store import FeatureStore
+from ituning_hf.hub.training_record import read_training_record
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.cli import train
 from ituning_hf.training.setup import load_data
 
 Settings = Callable[..., TrainArguments]

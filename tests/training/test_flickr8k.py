@@ -12,9 +12,11 @@ import torch
 from small_models import read_log
 from transformers import AutoModel, AutoProcessor
 
-from ituning_hf.data import load_captioned_images
-from ituning_hf.features import build_features
-from ituning_hf.training import TrainArguments, make_small_backbones, train
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.features.build import build_features
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.cli import train
+from ituning_hf.training.small_backbones import make_small_backbones
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 DATASET = SHARED / "flickr8k-mini" / "dataset_flickr8k_mini.json"

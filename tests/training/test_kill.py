@@ -12,7 +12,7 @@ import pytest
 from faults import Faults
 from runner import Run, contents, flags, start, torchrun
 
-from ituning_hf.training import TrainArguments
+from ituning_hf.training.arguments import TrainArguments
 
 Settings = Callable[..., TrainArguments]
 SIGKILL = -signal.SIGKILL

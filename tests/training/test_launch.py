@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small_models import read_log, validation_scores
 
-from ituning_hf.training import TrainArguments
+from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.validation import SCORE_NAMES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train.py"

@@ -7,10 +7,10 @@ import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from ituning_hf.cli import main
-from ituning_hf.launching import refuse_unsupported_launch
-from ituning_hf.processes import create_accelerator
-from ituning_hf.training import TrainArguments
+from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.cli import train
+from ituning_hf.utils.distributed import create_accelerator
+from ituning_hf.utils.launching import refuse_unsupported_launch
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "examples" / "accelerate").glob("*.yaml"))
 

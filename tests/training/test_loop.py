@@ -17,16 +17,13 @@ from small_models import read_log, train_until, validation_scores
 from transformers import GPT2LMHeadModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
-from ituning_hf.processes import create_accelerator
-from ituning_hf.training import (
-    NonFiniteLossError,
-    TooManyUnreadableError,
-    TrainArguments,
-    TrainState,
-    make_small_backbones,
-    parse_arguments,
-    train,
-)
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.cli import train
+from ituning_hf.training.command_line import parse_arguments
+from ituning_hf.training.errors import NonFiniteLossError, TooManyUnreadableError
+from ituning_hf.training.small_backbones import make_small_backbones
+from ituning_hf.training.state import TrainState
+from ituning_hf.utils.distributed import create_accelerator
 
 Settings = Callable[..., TrainArguments]
 
@@ -375,7 +372,7 @@ def test_what_is_printed_before_the_first_step(settings: Settings, capsys: pytes
 
 
 def test_small_backbones_are_made_of_the_data(tmp_path: Path, photos: Path):
-    from ituning_hf.data import load_captioned_images
+    from ituning_hf.data.loading import load_captioned_images
 
     images = load_captioned_images(photos, "train")
     steps = {"vision_steps": 2, "text_steps": 2, "batch_size": 5, "image_size": 32}

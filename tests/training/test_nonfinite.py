@@ -21,14 +21,17 @@ from safetensors.torch import load_file, save_file
 from small_models import read_log
 
 from ituning_hf.cli import main
-from ituning_hf.data import FeatureInputs, PixelInputs
-from ituning_hf.features import build_features
+from ituning_hf.data.inputs import FeatureInputs, PixelInputs
+from ituning_hf.features.build import build_features
 from ituning_hf.features.shards import tensor_name
-from ituning_hf.processes import create_accelerator
-from ituning_hf.training import CaptionTrainer, NonFiniteLossError, TrainArguments, train
+from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.checkpoints import list_checkpoints
+from ituning_hf.training.cli import train
+from ituning_hf.training.errors import NonFiniteLossError
+from ituning_hf.training.loop import CaptionTrainer
 from ituning_hf.training.replay import replay
 from ituning_hf.training.setup import load_data
+from ituning_hf.utils.distributed import create_accelerator
 
 Settings = Callable[..., TrainArguments]
 STRESS_ROUNDS = 12

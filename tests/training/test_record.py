@@ -15,10 +15,12 @@ from accelerate import Accelerator
 from small_models import read_log, validation_scores
 
 import ituning_hf
-from ituning_hf.model_card import TrainingRecord, ValidationRecord, read_training_record, render_card
-from ituning_hf.training import TrainArguments, TrainingData, train
+from ituning_hf.hub.training_record import TrainingRecord, ValidationRecord, read_training_record
+from ituning_hf.hub.writing import render_card
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.cli import train
 from ituning_hf.training.record import training_record
-from ituning_hf.training.setup import load_data
+from ituning_hf.training.setup import TrainingData, load_data
 from ituning_hf.training.state import TrainState
 
 Settings = Callable[..., TrainArguments]

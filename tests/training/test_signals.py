@@ -13,7 +13,8 @@ import pytest
 from faults import Faults
 from runner import Run, contents, torchrun
 
-from ituning_hf.training import TrainArguments, signals
+from ituning_hf.training import signals
+from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.errors import RunStopped
 from ituning_hf.training.signals import stop_on_signals
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from small_models import read_log, train_until
 
-from ituning_hf.training import TrainArguments, train
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.cli import train
 
 Settings = Callable[..., TrainArguments]
 

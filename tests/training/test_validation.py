@@ -12,7 +12,8 @@ from small_models import read_log, train_until, validation_scores
 
 import ituning_hf
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.training import TrainArguments, train
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.cli import train
 from ituning_hf.training.state import TrainState
 from ituning_hf.training.validation import SCORE_NAMES, Validation
 
@@ -38,7 +39,7 @@ def captions_of(args: TrainArguments, name: str, numbers: list[int]) -> dict[str
 
 
 def score(args: TrainArguments, captions: dict[str, str]) -> dict[str, float]:
-    from ituning_hf.evaluation import compute_caption_metrics
+    from ituning_hf.evaluation.metrics import compute_caption_metrics
 
     lines = (Path(args.dataset) / "val" / "metadata.jsonl").read_text().splitlines()
     references = {f"val/{r['file_name']}": r["captions"] for r in map(json.loads, lines)}

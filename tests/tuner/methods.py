@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from small_models import TEXT, VISION
 from torch import nn
 
-from ituning_hf.tuner import ITuningTunerConfig
+from ituning_hf.tuner.config import ITuningTunerConfig
 
 WIDTH, DEPTH = TEXT["n_embd"], TEXT["n_layer"]
 VISION_WIDTH = VISION["hidden_size"]

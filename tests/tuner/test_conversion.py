@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
-from ituning_hf.gpt2_ituning import ITuningGPT2Block
-from ituning_hf.tuner import to_peft
+from ituning_hf.captioner.decoders_ituning import ITuningGPT2Block
+from ituning_hf.tuner.conversion import to_peft
 
 TEXTS = torch.randint(3, 90, (6, 5), generator=torch.Generator().manual_seed(4))  # two for each of 3 images
 BEAMS = {"num_beams": 4, "max_new_tokens": 9, "min_new_tokens": 5}

@@ -8,7 +8,7 @@ from methods import DEPTH, IMAGES, ITUNING, ROWS, Method
 from torch import nn
 from transformers import GenerationConfig
 
-from ituning_hf.adapter_ituning import ITuningAdapter
+from ituning_hf.captioner.adapter_ituning import ITuningAdapter
 
 GREEDY = {"max_new_tokens": 7, "min_new_tokens": 7, "do_sample": False}
 BEAMS = GREEDY | {"num_beams": 4}

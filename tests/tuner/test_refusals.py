@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from ituning_hf.tuner import ITuningTunerConfig
+from ituning_hf.tuner.config import ITuningTunerConfig
 
 
 @pytest.fixture

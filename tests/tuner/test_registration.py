@@ -16,7 +16,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.tuners.tuners_utils import BaseTuner
 
 import ituning_hf.tuner
-from ituning_hf.tuner import ITuningTuner, ITuningTunerConfig, registration
+from ituning_hf.tuner import registration
+from ituning_hf.tuner.config import ITuningTunerConfig
+from ituning_hf.tuner.model import ITuningTuner
 
 
 def registered() -> tuple:

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from ituning_hf.adapter_ituning import ITuningAdapter
+from ituning_hf.captioner.adapter_ituning import ITuningAdapter
 
 # --- Rows and attention
 

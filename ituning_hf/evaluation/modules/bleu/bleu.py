@@ -1,6 +1,6 @@
 """BLEU of captions."""
 
-from ituning_hf.evaluation.modules import caption_metric
+from .. import caption_metric
 
 
 class Bleu(caption_metric.CaptionMetric):

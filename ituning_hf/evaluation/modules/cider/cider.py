@@ -1,6 +1,6 @@
 """CIDEr of captions."""
 
-from ituning_hf.evaluation.modules import caption_metric
+from .. import caption_metric
 
 
 class Cider(caption_metric.CaptionMetric):

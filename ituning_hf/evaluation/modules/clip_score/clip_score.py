@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from ituning_hf.evaluation import clip_score
-from ituning_hf.evaluation.modules import caption_metric
+from ... import clip_score
+from .. import caption_metric
 
 
 class ClipScore(evaluate.Metric):

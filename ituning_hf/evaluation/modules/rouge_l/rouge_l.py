@@ -1,6 +1,6 @@
 """ROUGE-L of captions."""
 
-from ituning_hf.evaluation.modules import caption_metric
+from .. import caption_metric
 
 
 class RougeL(caption_metric.CaptionMetric):

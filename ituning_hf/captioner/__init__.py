@@ -1,0 +1,1 @@
+"""The captioner: the files that are copied beside every saved captioner, and nothing else."""

@@ -1,0 +1,176 @@
+r"""The I-Tuning adapter: a cross-modal filter in parallel to a frozen feed-forward network.
+
+Luo, Hu, Xi, Zhang, Ma: *I-Tuning: Tuning Frozen Language Models with Image for Lightweight Image
+Captioning*, ICASSP 2023, <https://arxiv.org/abs/2202.06574>. This file is the only copy of the maths.
+
+For one decoder layer:
+
+    Q  = X W_q + b_q                           T x r     what the text asks
+    K  = I W_k + b_k                           N x r     what the image offers
+    V  = I W_v + b_v                           N x r     what it says
+    A  = softmax(Q K^T / sqrt(r / h))          T x N     for each head
+    dX = lambda * dropout((A V) W_o + b_o)     T x d
+    output of the layer's feed-forward network := FFN(X) + dX
+
+    X        T x d    the layer-normed input of the feed-forward network, T tokens
+    I        N x d_v  the visual memory: the vision encoder's N tokens, the class token first
+    d, d_v            `hidden_size`, `vision_hidden_size`: the widths of decoder and encoder
+    r                 `adapter_hidden_size`: the width of the bottleneck
+    h                 `num_heads`: heads of r / h channels
+    lambda            `scale`: a fixed number
+    W_q, W_k, W_v     drawn from N(0, 0.02); their biases are zero at the start
+    W_o, b_o          zero at the start, so that dX is zero and the model *is* the language model
+
+It has the shape of a bottleneck adapter whose non-linearity is cross-attention to the image.
+
+Certain, from the paper's abstract and introduction: both backbones are frozen, and a cross-attention
+filter picks visual information to adjust the decoder's output hidden states. From memory, and from the
+arithmetic of the published parameter counts: the place parallel to the feed-forward network, r = d / 2,
+and 1 for lambda. Ours: dropout on dX, and the initial values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+INITIAL_STD = 0.02
+
+
+class ITuningAdapter(nn.Module):
+    """One decoder layer's adapter; the module's docstring has the formula.
+
+    Rows come image-major: with `num_images` images and k rows of text for each, row i belongs to image
+    i // k. The rows of one image are folded into the query axis, so that all of them (five captions in
+    training, five beams in generation) read one copy of its keys and values.
+
+    Args:
+        hidden_size: Width d of the decoder.
+        vision_hidden_size: Width d_v of the visual memory.
+        adapter_hidden_size: Width r of the bottleneck.
+        num_heads: Attention heads h; must divide `adapter_hidden_size`.
+        scale: The fixed factor lambda.
+        dropout: Probability of dropout on the output while training.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from ituning_hf.captioner.adapter_ituning import ITuningAdapter
+    >>> adapter = ITuningAdapter(hidden_size=12, vision_hidden_size=10, adapter_hidden_size=6, num_heads=2)
+    >>> key, value = adapter.project_visual(torch.randn(3, 7, 10))  # 3 images of 7 tokens
+    >>> adapter(torch.randn(15, 4, 12), key, value).shape  # 5 rows of 4 tokens for each image
+    torch.Size([15, 4, 12])
+
+    ```
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vision_hidden_size: int,
+        adapter_hidden_size: int,
+        num_heads: int,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = adapter_hidden_size // num_heads
+        self.scale = scale
+        self.q_proj = nn.Linear(hidden_size, adapter_hidden_size)
+        self.k_proj = nn.Linear(vision_hidden_size, adapter_hidden_size)
+        self.v_proj = nn.Linear(vision_hidden_size, adapter_hidden_size)
+        self.out_proj = nn.Linear(adapter_hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the projections anew and set the output to zero."""
+        if not self.out_proj.weight.is_meta:  # there, drawing would first import a good part of torch
+            for projection in (self.q_proj, self.k_proj, self.v_proj):
+                projection.weight.normal_(0.0, INITIAL_STD)
+                projection.bias.zero_()
+            self.out_proj.weight.zero_()
+            self.out_proj.bias.zero_()
+        # Transformers initialises what does not carry this mark, by the decoder's rules: out_proj
+        # would no longer be zero.
+        for module in self.modules():
+            module._is_hf_initialized = True  # type: ignore[assignment]
+
+    def project_visual(self, visual_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Project the visual memory once for all rows and all steps.
+
+        Args:
+            visual_features: Shape (num_images, N, d_v).
+
+        Returns:
+            Keys and values, each of shape (num_images, h, N, r / h).
+        """
+        weight = self.k_proj.weight
+        visual_features = visual_features.to(device=weight.device, dtype=weight.dtype)
+        split = (*visual_features.shape[:2], self.num_heads, self.head_dim)
+        key = self.k_proj(visual_features).view(split)  # (num_images, N, h, r / h)
+        value = self.v_proj(visual_features).view(split)  # (num_images, N, h, r / h)
+        # One copy here, for generation reads them at every step.
+        return key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        eager: bool = False,
+    ) -> torch.Tensor:
+        """Compute dX.
+
+        Args:
+            hidden_states: X, of shape (num_images * k, T, d), image-major.
+            key: From `project_visual`, shape (num_images, h, N, r / h).
+            value: From `project_visual`, shape (num_images, h, N, r / h).
+            eager: Spell the attention out instead of calling torch's fused kernels.
+
+        Returns:
+            dX, of shape (num_images * k, T, d), in the dtype of `hidden_states`.
+        """
+        query = self._fold_query(hidden_states, key)
+        if eager:
+            context = self._attention(query, key) @ value
+        else:
+            context = F.scaled_dot_product_attention(query, key, value)  # (num_images, h, k * T, r / h)
+        rows, length, _ = hidden_states.shape
+        context = context.transpose(1, 2).reshape(rows, length, -1)  # (num_images * k, T, r)
+        update = self.scale * self.dropout(self.out_proj(context))
+        return update.to(hidden_states.dtype)
+
+    def attention_weights(self, hidden_states: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Return A: how much of each image token each text token reads.
+
+        Args:
+            hidden_states: X, of shape (num_images * k, T, d), image-major.
+            key: From `project_visual`, shape (num_images, h, N, r / h).
+
+        Returns:
+            Shape (num_images * k, h, T, N); each row over N sums to one.
+        """
+        rows, length, _ = hidden_states.shape
+        images = key.shape[0]
+        weights = self._attention(self._fold_query(hidden_states, key), key)  # (num_images, h, k * T, N)
+        weights = weights.view(images, self.num_heads, rows // images, length, -1)
+        return weights.transpose(1, 2).flatten(0, 1)  # (num_images * k, h, T, N)
+
+    def _fold_query(self, hidden_states: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Project the queries and fold each image's rows together: (num_images, h, k * T, r / h)."""
+        query = self.q_proj(hidden_states.to(self.q_proj.weight.dtype))  # (num_images * k, T, r)
+        query = query.reshape(key.shape[0], -1, self.num_heads, self.head_dim)
+        return query.transpose(1, 2).to(key.dtype)
+
+    def _attention(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Return softmax(Q K^T / sqrt(r / h)), of shape (num_images, h, k * T, N)."""
+        scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5
+        at_least_fp32 = torch.promote_types(scores.dtype, torch.float32)
+        return scores.softmax(dim=-1, dtype=at_least_fp32).to(query.dtype)
+
+
+__all__ = ["ITuningAdapter"]

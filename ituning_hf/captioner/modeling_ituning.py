@@ -1,0 +1,396 @@
+"""The captioner: a frozen CLIP vision encoder, a frozen GPT-2, and I-Tuning adapters between them.
+
+The formula stands in `adapter_ituning.py`; how a decoder layer carries it, in `gpt2_ituning.py`. Here the
+parts become one Transformers model that trains, generates, saves its adapter alone and finds its backbones
+again.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+
+from .adapter_ituning import ITuningAdapter
+from .backbones_ituning import building, encode_images
+from .checkpoint_ituning import ITuningPreTrainedModel
+from .configuration_ituning import ITuningConfig
+from .decoders_ituning import ITuningGPT2Block, VisualKeyValues, decoder_blocks
+from .generation_ituning import ITuningGenerationMixin, default_generation_config
+from .inputs_ituning import check_rows, check_text, check_visual_features
+from .output_ituning import caption_loss, read_output_layer_once
+from .packing_ituning import TextRows, next_tokens, pack
+from .recorded_ituning import UnloadedVisionModel
+
+
+class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
+    r"""An image captioner whose backbones are frozen and whose adapters alone are trained and stored.
+
+    Batches are image-major: with B images and k rows of text for each, `input_ids` has B * k rows and row
+    i belongs to image i // k. The image is encoded once, its keys and values are projected once for each
+    layer, and all its rows share them: the captions of one image in training, the beams in generation.
+
+    `__init__` builds backbones with random weights from their configurations, or takes built ones; it
+    loads nothing. A captioner over pretrained backbones comes from `from_vision_text_pretrained`, a saved
+    one from `from_pretrained`.
+
+    Args:
+        config: The configuration.
+        vision_model: A built vision encoder, or what stands in for one that is not loaded; its configuration
+            becomes `config.vision_config`.
+        text_model: A built language model; its configuration becomes `config.text_config`.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from transformers import CLIPVisionConfig, GPT2Config
+    >>> from ituning_hf import ITuningConfig, ITuningForCaptioning
+    >>> vision = CLIPVisionConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+    ...                           num_attention_heads=3, image_size=30, patch_size=10)
+    >>> text = GPT2Config(n_embd=20, n_layer=3, n_head=5, vocab_size=97, n_positions=32,
+    ...                   bos_token_id=96, eos_token_id=96)
+    >>> model = ITuningForCaptioning(ITuningConfig(vision_config=vision, text_config=text)).eval()
+    >>> images = torch.rand(2, 3, 30, 30)
+    >>> model.generate(pixel_values=images, min_new_tokens=4, max_new_tokens=4).shape
+    torch.Size([2, 5])
+
+    ```
+    """
+
+    base_model_prefix = "ituning"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _can_compile_fullgraph = True
+    _no_split_modules = ["ITuningGPT2Block"]
+
+    def __init__(
+        self,
+        config: ITuningConfig,
+        vision_model: PreTrainedModel | UnloadedVisionModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ) -> None:
+        # The backbones' modules hold their own configuration objects: share them, so that a change
+        # (of the attention implementation, say) reaches everyone.
+        if vision_model is not None:
+            config.vision_config = vision_model.config
+        if text_model is not None:
+            config.text_config = text_model.config
+            config._attn_implementation_internal = text_model.config._attn_implementation
+        with building:
+            super().__init__(config)
+            # Transformers' Trainer counts the label tokens of a causal model from the second position on.
+            self.loss_type = "ForCausalLM"
+            self.vision_model = vision_model or AutoModel.from_config(config.vision_config)
+            self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
+            self._insert_adapters()
+            read_output_layer_once(self.text_model)
+            self.generation_config = default_generation_config(config)
+            self.post_init()
+        self.freeze_backbones()
+        self.train(self.training)
+
+    @classmethod
+    def from_peft(
+        cls,
+        peft_model: Any,
+        vision_model: PreTrainedModel | str | os.PathLike[str],
+        *,
+        adapter_name: str | None = None,
+    ) -> ITuningForCaptioning:
+        """Make a captioner of a GPT-2 with an adapter of the PEFT method "ituning".
+
+        The PEFT model stays as it is. The frozen weights are shared with it, the adapter's are copied.
+        `ituning_hf.tuner.to_peft` is the way back.
+
+        Args:
+            peft_model: The PEFT model.
+            vision_model: The vision encoder whose features the adapter was trained on: a
+                `CLIPVisionModel`, or its folder or Hub id.
+            adapter_name: The adapter, where several are active.
+
+        Returns:
+            The captioner, in evaluation mode.
+
+        Raises:
+            ValueError: if that is no such model, or another PEFT method is on it too, or a backbone is not
+                the one that was recorded or not what lies at its place.
+            OSError: if a backbone is not at its place any more.
+        """
+        try:
+            from ituning_hf.tuner.from_peft import parts_from_peft
+        except ImportError as error:
+            raise ImportError("from_peft needs the package: pip install ituning_hf.") from error
+
+        config, vision, text, adapter = parts_from_peft(peft_model, vision_model, adapter_name)
+        captioner = cls(config, vision, text)
+        captioner.load_adapter_state_dict(adapter, "the PEFT model")
+        return captioner.eval()
+
+    def _insert_adapters(self) -> None:
+        config = self.config
+        blocks = decoder_blocks(self.text_model)
+        for i in config.adapter_layers:
+            adapter = ITuningAdapter(
+                hidden_size=config.text_config.hidden_size,
+                vision_hidden_size=config.vision_config.hidden_size,
+                adapter_hidden_size=config.adapter_hidden_size,
+                num_heads=config.adapter_num_heads,
+                scale=config.adapter_scale,
+                dropout=config.adapter_dropout,
+            )
+            blocks[i] = ITuningGPT2Block(blocks[i], adapter)
+
+    def freeze_backbones(self) -> None:
+        """Make the adapters, and nothing else, trainable."""
+        self.requires_grad_(False)
+        for adapter in self.adapters().values():
+            adapter.requires_grad_(True)
+
+    def adapters(self) -> dict[int, ITuningAdapter]:
+        """Return the adapter of each adapted layer, by the layer's index."""
+        blocks = decoder_blocks(self.text_model)
+        return {i: blocks[i].adapter for i in self.config.adapter_layers}
+
+    def adapter_state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the adapters' weights under their full names: what a checkpoint holds."""
+        names = {name for name, p in self.named_parameters() if ".adapter." in name}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in names}
+
+    def train(self, mode: bool = True) -> ITuningForCaptioning:
+        """Set the adapters to training mode; the frozen backbones stay in evaluation mode.
+
+        Their dropout would disturb a model that cannot adapt to it. The decoder's blocks carry the flag
+        themselves (not their parts), because GPT-2 recomputes activations only where it is set.
+        """
+        super().train(mode)
+        self.vision_model.eval()
+        self.text_model.eval()
+        for block in decoder_blocks(self.text_model)[min(self.config.adapter_layers) :]:
+            block.training = mode
+        for adapter in self.adapters().values():
+            adapter.train(mode)
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's token embedding."""
+        return self.text_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language model's output layer."""
+        return self.text_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        """Return the language model without its output layer."""
+        return self.text_model.base_model
+
+    def enable_input_require_grads(self) -> None:
+        """Do nothing: gradients start at the lowest adapter, and nothing below it needs any."""
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recompute the decoder's activations in the backward pass instead of keeping them.
+
+        Raises:
+            ValueError: for `use_reentrant=True`, which finds no gradient where the input of the lowest
+                adapted layer needs none.
+        """
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError(
+                "use_reentrant=True is not supported: the lowest adapted layer's input needs no gradient, "
+                "and reentrant checkpointing would give its adapter none. Leave use_reentrant at False."
+            )
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode images, without building a graph.
+
+        Args:
+            pixel_values: Shape (num_images, 3, image_size, image_size), from the processor.
+
+        Returns:
+            The visual memory, of shape (num_images, N, d_v), the class token first.
+
+        Raises:
+            ValueError: for pixels of another shape than the encoder's.
+        """
+        return encode_images(self.vision_model, pixel_values, self.config.vision_feature_layer)
+
+    def project_visual(self, visual_features: torch.Tensor) -> VisualKeyValues:
+        """Project the visual memory to each adapted layer's keys and values.
+
+        Args:
+            visual_features: Shape (num_images, N, d_v), in any floating-point precision.
+
+        Returns:
+            For each adapted layer its keys and values, each of shape (num_images, h, N, r / h).
+        """
+        adapters = self.adapters()
+        weight = next(iter(adapters.values())).k_proj.weight
+        # Once for all layers, and after the way to the device: stored features are half as many bytes.
+        visual_features = visual_features.to(weight.device).to(weight.dtype)
+        return {i: adapter.project_visual(visual_features) for i, adapter in adapters.items()}
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        visual_features: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        position_ids: torch.Tensor | None = None,
+        visual_key_values: VisualKeyValues | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        r"""Score text rows given their images.
+
+        Args:
+            pixel_values: Images, of shape (num_images, 3, image_size, image_size).
+            input_ids: Text rows, of shape (num_images * k, T), image-major.
+            attention_mask: 1 at tokens, 0 at padding, of shape (num_images * k, T), with the past tokens
+                in front where there is a cache.
+            labels: The rows' target tokens, of shape (num_images * k, T), -100 where there is none. They
+                are shifted here: position t is scored against label t + 1.
+            visual_features: In place of `pixel_values`, what `get_image_features` returned for them.
+            past_key_values: The decoder's self-attention cache.
+            position_ids: Shape (num_images * k, T). Counted from each row's first token by default.
+            visual_key_values: In place of both, what `project_visual` returned.
+            use_cache: Whether to return a cache. Off by default in training and with labels.
+            logits_to_keep: How many positions from the end to give logits for; 0 means all, or none
+                where there are labels.
+            num_items_in_batch: What to divide the summed loss by: the label tokens of the whole
+                optimizer step. Those of this batch by default.
+            **kwargs: `label_smoothing`, the share of the target's probability that is spread over the
+                vocabulary (0 by default); and for the decoder `output_hidden_states`,
+                `output_attentions` and the like.
+
+        Returns:
+            `loss` where there are labels, `logits` of shape (num_images * k, positions, vocab_size), and
+            `past_key_values`, `hidden_states`, `attentions` where asked for.
+
+        Raises:
+            ValueError: for inputs that do not fit one another or the backbones.
+        """
+        input_ids = check_text(
+            input_ids, attention_mask, labels, self.config.text_config.max_position_embeddings
+        )
+        # Not in the signature: Transformers' Trainer takes every parameter with "label" in its name for
+        # labels, misses this one in the batch, and then evaluates without a loss.
+        label_smoothing = kwargs.pop("label_smoothing", 0.0)
+        if visual_key_values is None:
+            memory = self._visual_memory(pixel_values, visual_features)
+            visual_key_values = self.project_visual(memory)
+        elif pixel_values is not None or visual_features is not None:
+            raise ValueError("visual_key_values stands in for pixel_values and visual_features: give one.")
+        num_images = next(iter(visual_key_values.values()))[0].shape[0]
+        check_rows(input_ids.shape[0], num_images)
+        if self.training and torch.is_grad_enabled():  # recomputation would write the cache a second time
+            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+                raise ValueError("A cache cannot be gone on from in training: call model.eval() first.")
+            use_cache, past_key_values = False, None
+        elif use_cache is None:
+            use_cache = False if labels is not None else self.config.text_config.use_cache
+
+        wants_logits = labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)
+        targets = None if labels is None else next_tokens(labels)
+        text = TextRows(input_ids, attention_mask, position_ids, targets)
+        # What is asked for beside the loss has the shape of the rows as they were given.
+        shows_rows = wants_logits or use_cache or past_key_values is not None or self._records_states()
+        if not (shows_rows or kwargs):
+            text = pack(text, num_images, self.config.text_config.hidden_size)
+        outputs = self.text_model.base_model(
+            **text.for_decoder(self.get_input_embeddings()),
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            visual_key_values=visual_key_values,
+            **kwargs,
+        )
+        output_layer = self.text_model.get_output_embeddings()
+        loss, logits = None, None
+        if text.targets is not None:
+            loss = caption_loss(
+                output_layer, outputs.last_hidden_state, text.targets, num_items_in_batch, label_smoothing
+            )
+        if wants_logits:
+            logits = output_layer(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _records_states(self) -> bool:
+        """Tell whether every forward pass is to return hidden states or attentions."""
+        config = self.config.text_config
+        return bool(config.output_hidden_states or config.output_attentions)
+
+    def _visual_memory(
+        self, pixel_values: torch.Tensor | None, visual_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the visual memory, of shape (num_images, N, d_v), from the one input that is given."""
+        if pixel_values is not None and visual_features is None:
+            return self.get_image_features(pixel_values)
+        if visual_features is None or pixel_values is not None:
+            given = "neither" if pixel_values is None else "both"
+            raise ValueError(
+                f"Got {given} of pixel_values and visual_features: give images, or the features that "
+                "get_image_features returned for them."
+            )
+        check_visual_features(visual_features, self.config.vision_config.hidden_size)
+        return visual_features
+
+    @torch.no_grad()
+    def visual_attention(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        visual_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return how much of each image token each caption token reads, for pictures.
+
+        Args:
+            input_ids: Captions, of shape (num_images * k, T), image-major.
+            pixel_values: Images, of shape (num_images, 3, image_size, image_size).
+            visual_features: In place of `pixel_values`, of shape (num_images, N, d_v).
+            attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
+
+        Returns:
+            Shape (num_images * k, adapted layers, h, T, N), the lowest layer first. Each row over N sums
+            to one; token 0 of N is the class token.
+
+        Raises:
+            ValueError: for inputs that do not fit one another or the backbones.
+        """
+        attentions: dict[int, torch.Tensor] = {}
+        self(
+            pixel_values=pixel_values,
+            visual_features=visual_features,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            logits_to_keep=1,
+            visual_attentions=attentions,
+        )
+        device = input_ids.device
+        return torch.stack([attentions[i].to(device) for i in self.config.adapter_layers], dim=1)
+
+
+ITuningForCaptioning.register_for_auto_class("AutoModel")
+
+__all__ = ["ITuningForCaptioning"]

@@ -1,0 +1,1 @@
+"""Model cards, publishing and what is known of a captioner."""

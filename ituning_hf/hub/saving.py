@@ -1,0 +1,54 @@
+"""A captioner and its processor, to one folder and back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.processing_ituning import ITuningProcessor
+from ..utils.files import give_ordinary_permissions
+from .evaluation_results import EVALUATION_FILE
+from .training_record import TRAINING_FILE, TrainingRecord, write_training_record
+from .writing import write_card
+
+
+def save_captioner(
+    model: ITuningForCaptioning,
+    processor: ITuningProcessor,
+    folder: str | os.PathLike[str],
+    *,
+    training: TrainingRecord | None = None,
+) -> None:
+    """Save the adapter, its processor, the code that loads both without this package, and a model card.
+
+    A model card there that was rendered before is renewed; one that a person wrote or edited is left alone.
+    What `training.json` and `evaluation.json` there say of other weights is removed with those weights.
+
+    Args:
+        model: The captioner; of its weights the adapter's alone are written.
+        processor: Its processor.
+        folder: Is made if it is not there.
+        training: How it came about; becomes `training.json`, and part of the card.
+    """
+    weights = Path(folder) / SAFE_WEIGHTS_NAME
+    before = _digest(weights)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    give_ordinary_permissions(weights)
+    if _digest(weights) != before:
+        for name in (TRAINING_FILE, EVALUATION_FILE):
+            (Path(folder) / name).unlink(missing_ok=True)
+    if training is not None:
+        write_training_record(folder, training)
+    write_card(folder)
+
+
+def _digest(path: Path) -> bytes | None:
+    return hashlib.sha256(path.read_bytes()).digest() if path.exists() else None
+
+
+__all__ = ["save_captioner"]

@@ -1,0 +1,1 @@
+"""Load a captioner and caption images."""

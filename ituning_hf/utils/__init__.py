@@ -1,0 +1,1 @@
+"""Files, processes, devices, errors, settings: nothing here knows about captions."""

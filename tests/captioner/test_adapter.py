@@ -1,0 +1,165 @@
+"""The adapter against its formula, written out as loops in float64."""
+
+import math
+
+import pytest
+import torch
+
+from ituning_hf.captioner.adapter_ituning import ITuningAdapter
+
+# No two sizes are equal and none divides the hidden sizes, so that a swapped axis fails.
+IMAGES, ROWS_PER_IMAGE, LENGTH, TOKENS = 2, 4, 6, 7
+HIDDEN, VISION_HIDDEN, HEADS, HEAD_DIM = 13, 11, 5, 3
+RANK = HEADS * HEAD_DIM
+SCALE = 1.7
+
+
+def make_adapter(**options) -> ITuningAdapter:
+    """An adapter whose every parameter shows."""
+    torch.manual_seed(5)
+    adapter = ITuningAdapter(HIDDEN, VISION_HIDDEN, RANK, HEADS, **{"scale": SCALE} | options)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_(0.0, 0.6)
+    return adapter
+
+
+def make_inputs(images: int = IMAGES, k: int = ROWS_PER_IMAGE) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    hidden_states = torch.randn(images * k, LENGTH, HIDDEN, generator=generator)
+    return hidden_states, torch.randn(images, TOKENS, VISION_HIDDEN, generator=generator)
+
+
+def run(
+    adapter: ITuningAdapter, hidden_states: torch.Tensor, memory: torch.Tensor, **options
+) -> torch.Tensor:
+    return adapter(hidden_states, *adapter.project_visual(memory), **options)
+
+
+def naive_update(adapter: ITuningAdapter, hidden_states: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    """The formula, one row, one head and one token at a time."""
+    w = {name: p.detach().double() for name, p in adapter.named_parameters()}
+    hidden_states, memory = hidden_states.double(), memory.double()
+    k = hidden_states.shape[0] // memory.shape[0]
+    out = torch.zeros_like(hidden_states)
+    for row in range(hidden_states.shape[0]):
+        image = memory[row // k]
+        for t in range(hidden_states.shape[1]):
+            read = []
+            for head in range(HEADS):
+                own = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+                query = w["q_proj.weight"][own] @ hidden_states[row, t] + w["q_proj.bias"][own]
+                keys = [w["k_proj.weight"][own] @ token + w["k_proj.bias"][own] for token in image]
+                values = [w["v_proj.weight"][own] @ token + w["v_proj.bias"][own] for token in image]
+                scores = [math.exp(float(query @ key) / math.sqrt(HEAD_DIM)) for key in keys]
+                read.append(sum(s / sum(scores) * value for s, value in zip(scores, values, strict=True)))
+            out[row, t] = w["out_proj.weight"] @ torch.cat(read) + w["out_proj.bias"]
+    return adapter.scale * out
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    ("images", "k"), [(1, 1), (1, ROWS_PER_IMAGE), (IMAGES, 1), (IMAGES, ROWS_PER_IMAGE)]
+)
+def test_follows_the_formula(images: int, k: int, eager: bool):
+    adapter, inputs = make_adapter(), make_inputs(images, k)
+    expected = naive_update(adapter, *inputs)
+    torch.testing.assert_close(run(adapter, *inputs, eager=eager).double(), expected, rtol=1e-5, atol=1e-5)
+    exact = run(adapter.double(), *(x.double() for x in inputs), eager=eager)
+    # The spelled-out softmax is computed in fp32 on purpose.
+    tolerance = 1e-5 if eager else 1e-12
+    torch.testing.assert_close(exact, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_with_zero_keys_every_token_reads_the_mean_of_the_values():
+    adapter = ITuningAdapter(hidden_size=2, vision_hidden_size=2, adapter_hidden_size=2, num_heads=1)
+    with torch.no_grad():
+        adapter.k_proj.weight.zero_()
+        adapter.v_proj.weight.copy_(torch.eye(2))
+        adapter.out_proj.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+        adapter.out_proj.bias.copy_(torch.tensor([10.0, 20.0]))
+    memory = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]]])  # mean (3, 5)
+    update = run(adapter, torch.randn(1, 2, 2), memory)
+    torch.testing.assert_close(update, torch.tensor([[[13.0, 28.0], [13.0, 28.0]]]))
+
+
+def test_attention_weights_sum_to_one_and_reproduce_the_output():
+    adapter, (hidden_states, memory) = make_adapter(), make_inputs()
+    key, value = adapter.project_visual(memory)
+    weights = adapter.attention_weights(hidden_states, key)
+    assert weights.shape == (IMAGES * ROWS_PER_IMAGE, HEADS, LENGTH, TOKENS)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    context = weights @ value.repeat_interleave(ROWS_PER_IMAGE, dim=0)
+    update = SCALE * adapter.out_proj(context.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(update, adapter(hidden_states, key, value), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_an_image_read_it_as_if_it_were_repeated():
+    adapter, (hidden_states, memory) = make_adapter(), make_inputs()
+    repeated = memory.repeat_interleave(ROWS_PER_IMAGE, dim=0)
+    torch.testing.assert_close(run(adapter, hidden_states, memory), run(adapter, hidden_states, repeated))
+    tiled = memory.repeat(ROWS_PER_IMAGE, 1, 1)
+    assert not torch.allclose(run(adapter, hidden_states, memory), run(adapter, hidden_states, tiled))
+
+
+def test_keys_and_values_are_one_copy_for_each_image():
+    key, value = make_adapter().project_visual(make_inputs()[1])
+    assert key.shape == value.shape == (IMAGES, HEADS, TOKENS, HEAD_DIM)
+
+
+def test_starts_as_nothing_with_projections_of_standard_deviation_two_hundredths():
+    torch.manual_seed(2)
+    adapter = ITuningAdapter(hidden_size=97, vision_hidden_size=101, adapter_hidden_size=90, num_heads=9)
+    for projection in (adapter.q_proj, adapter.k_proj, adapter.v_proj):
+        assert abs(projection.weight.mean().item()) < 1e-3
+        assert projection.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert not projection.bias.any()
+    assert not adapter.out_proj.weight.any()
+    assert not adapter.out_proj.bias.any()
+    assert not run(adapter, torch.randn(2, 3, 97), torch.randn(2, 5, 101)).any()
+
+
+def test_reset_forgets_what_was_learned():
+    adapter, inputs = make_adapter(), make_inputs()
+    assert run(adapter, *inputs).any()
+    adapter.reset_parameters()
+    assert not run(adapter, *inputs).any()
+
+
+def test_scale_multiplies_the_output():
+    inputs = make_inputs()
+    torch.testing.assert_close(
+        run(make_adapter(scale=3.0), *inputs), 3.0 * run(make_adapter(scale=1.0), *inputs)
+    )
+
+
+def test_dropout_acts_on_the_output_and_only_in_training():
+    adapter, inputs = make_adapter(dropout=0.5), make_inputs()
+    plain = run(make_adapter(dropout=0.0).train(), *inputs)
+    assert torch.equal(run(adapter.eval(), *inputs), plain)
+    dropped = run(adapter.train(), *inputs)
+    kept = dropped != 0
+    assert 0.35 < kept.float().mean().item() < 0.65
+    torch.testing.assert_close(dropped[kept], 2 * plain[kept])
+
+
+def test_parameter_count_is_that_of_four_linear_layers():
+    count = sum(p.numel() for p in make_adapter().parameters())
+    assert count == RANK * (2 * HIDDEN + 2 * VISION_HIDDEN) + 3 * RANK + HIDDEN == 778
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_full_precision_adapter_serves_a_half_precision_decoder(eager: bool):
+    adapter, (hidden_states, memory) = make_adapter(), make_inputs()
+    expected = run(adapter, hidden_states.bfloat16().float(), memory.bfloat16().float(), eager=eager)
+    update = run(adapter, hidden_states.bfloat16(), memory.bfloat16(), eager=eager)
+    assert update.dtype is torch.bfloat16
+    assert torch.equal(update, expected.bfloat16())  # computed in fp32, rounded once
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close(dtype: torch.dtype):
+    adapter, inputs = make_adapter(), make_inputs()
+    expected = run(adapter, *inputs)
+    update = run(adapter.to(dtype), *(x.to(dtype) for x in inputs))
+    torch.testing.assert_close(update.float(), expected, rtol=0.05, atol=0.1)

@@ -1,0 +1,202 @@
+"""The configuration: what None resolves to, what survives a round trip, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import unseal
+from transformers import AutoConfig, BertConfig, CLIPConfig, CLIPVisionConfig, GPT2Config
+
+from ituning_hf import ITuningConfig, ITuningForCaptioning
+from ituning_hf.captioner.configuration_ituning import as_recorded_path
+
+VISION = {"hidden_size": 15, "num_attention_heads": 3, "num_hidden_layers": 2}
+TEXT = {"n_embd": 28, "n_head": 7, "n_layer": 4}
+
+
+def make_config(vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **options: Any):
+    return ITuningConfig(
+        vision_config=CLIPVisionConfig(**VISION | (vision or {})),
+        text_config=GPT2Config(**TEXT | (text or {})),
+        **options,
+    )
+
+
+def save_with(config: ITuningConfig, folder: Path, **changes: Any) -> Path:
+    config.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_none_means_half_the_width_the_decoders_heads_and_all_layers():
+    config = make_config()
+    assert (config.adapter_hidden_size, config.adapter_num_heads) == (14, 7)
+    assert config.adapter_layers == [0, 1, 2, 3]
+    assert (config.adapter_scale, config.adapter_dropout, config.vision_feature_layer) == (1.0, 0.0, -1)
+
+
+def test_of_backbones_nothing_is_recorded_unless_it_is_given():
+    config = ITuningConfig()
+    fields = ("name_or_path", "revision", "fingerprint")
+    assert [getattr(config, f"{kind}_model_{f}") for kind in ("vision", "text") for f in fields] == [None] * 6
+    assert (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "gpt2")
+    assert config.format_version == 2
+
+
+def test_given_values_are_kept():
+    config = make_config(adapter_hidden_size=15, adapter_num_heads=5, adapter_scale=4, adapter_dropout=0.25)
+    assert (config.adapter_hidden_size, config.adapter_num_heads) == (15, 5)
+    assert (config.adapter_scale, config.adapter_dropout) == (4, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [([3], [3]), ([-1], [3]), ([-4], [0]), ([3, -3], [1, 3]), (range(2, 4), [2, 3]), ((2, 0), [0, 2])],
+)
+def test_layers_are_counted_from_the_bottom_and_sorted(given: Any, resolved: list[int]):
+    assert make_config(adapter_layers=given).adapter_layers == resolved
+
+
+def test_the_decoder_is_the_text_config():
+    config = make_config()
+    assert config.get_text_config(decoder=True) is config.text_config
+    assert config.text_config.n_embd == 28
+
+
+def test_survives_a_round_trip_through_json(tmp_path: Path):
+    config = make_config(
+        adapter_layers=[-1, 1],
+        adapter_hidden_size=6,
+        adapter_num_heads=2,
+        adapter_scale=0.5,
+        adapter_dropout=0.125,
+        vision_feature_layer=-2,
+        vision_model_name_or_path="org/clip",
+        vision_model_revision="abc",
+        vision_model_fingerprint="0" * 32,
+        text_model_name_or_path="org/gpt2",
+        text_model_revision="def",
+        text_model_fingerprint="1" * 32,
+    )
+    config.save_pretrained(tmp_path)
+    for loaded in (ITuningConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(loaded) is ITuningConfig
+        assert isinstance(loaded.vision_config, CLIPVisionConfig)
+        assert isinstance(loaded.text_config, GPT2Config)
+        assert loaded.to_diff_dict() == config.to_diff_dict()
+
+
+def test_another_place_does_not_keep_the_recorded_revision(tmp_path: Path):
+    recorded = {"vision_model_name_or_path": "org/clip", "vision_model_revision": "abc"}
+    recorded |= {"text_model_name_or_path": "org/gpt2", "text_model_revision": "def"}
+    make_config(**recorded).save_pretrained(tmp_path)
+    moved = ITuningConfig.from_pretrained(tmp_path, vision_model_name_or_path="me/clip")
+    assert (moved.vision_model_name_or_path, moved.vision_model_revision) == ("me/clip", None)
+    assert (moved.text_model_name_or_path, moved.text_model_revision) == ("org/gpt2", "def")
+    pinned = ITuningConfig.from_pretrained(
+        tmp_path, text_model_name_or_path="me/gpt2", text_model_revision="123"
+    )
+    assert (pinned.text_model_name_or_path, pinned.text_model_revision) == ("me/gpt2", "123")
+    assert pinned.vision_model_revision == "abc"
+
+
+def test_local_folders_are_recorded_absolute_and_hub_ids_as_they_are(tmp_path: Path, monkeypatch):
+    (tmp_path / "clip").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert as_recorded_path("clip") == as_recorded_path(Path("clip")) == str(tmp_path / "clip")
+    assert as_recorded_path("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
+
+
+BAD_VALUES = [
+    ({"adapter_layers": [0, 4]}, r"adapter_layers holds \[4\], expected integers from -4 to 3"),
+    ({"adapter_layers": [-5]}, r"adapter_layers holds \[-5\]"),
+    ({"adapter_layers": [1.0]}, r"adapter_layers holds \[1\.0\]"),
+    ({"adapter_layers": [True]}, r"adapter_layers holds \[True\]"),
+    ({"adapter_layers": "all"}, r"adapter_layers is 'all', expected a list"),
+    ({"adapter_layers": 3}, r"adapter_layers is 3, expected a list"),
+    ({"adapter_layers": []}, r"adapter_layers is empty: name at least one"),
+    ({"adapter_layers": [1, 2, -3]}, r"adapter_layers is \[1, 2, -3\], which names layer\(s\) \[1\] more"),
+    ({"adapter_hidden_size": 15}, r"adapter_hidden_size is 15, which adapter_num_heads \(7\) does not"),
+    ({"adapter_hidden_size": 0}, r"adapter_hidden_size is 0, expected a positive integer"),
+    ({"adapter_hidden_size": 14.0}, r"adapter_hidden_size is 14\.0, expected a positive integer"),
+    ({"adapter_num_heads": -7}, r"adapter_num_heads is -7, expected a positive integer"),
+    ({"adapter_dropout": 1.0}, r"adapter_dropout is 1\.0, expected 0 <= p < 1"),
+    ({"adapter_dropout": -0.1}, r"adapter_dropout is -0\.1, expected 0 <= p < 1"),
+    ({"adapter_dropout": "0.1"}, r"adapter_dropout is '0\.1', expected 0 <= p < 1"),
+    ({"adapter_scale": float("nan")}, r"adapter_scale is nan, expected a finite number"),
+    ({"adapter_scale": None}, r"adapter_scale is None, expected a finite number"),
+    ({"vision_feature_layer": 3}, r"vision_feature_layer is 3, expected -3 to 2 for an encoder of 2"),
+    ({"vision_feature_layer": -4}, r"vision_feature_layer is -4, expected -3 to 2"),
+    ({"vision_feature_layer": "last"}, r"vision_feature_layer is 'last', expected -3 to 2"),
+    ({"format_version": 3}, r"format_version is 3, and this code reads up to 2.*upgrade the package"),
+    ({"text": {"add_cross_attention": True}}, r"add_cross_attention is True, expected False"),
+    ({"text": {"eos_token_id": None}}, r"eos_token_id=None: captions need a begin and an end token"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_VALUES)
+def test_refuses_what_is_out_of_range(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        make_config(**options)
+
+
+@pytest.mark.parametrize("layer", [-3, 2])
+def test_accepts_the_outermost_feature_layers(layer: int):
+    assert make_config(vision_feature_layer=layer).vision_feature_layer == layer
+
+
+def test_refuses_backbones_of_other_kinds():
+    with pytest.raises(ValueError, match=r"vision_config\.model_type is 'clip', expected one of"):
+        ITuningConfig(vision_config=CLIPConfig(), text_config=GPT2Config(**TEXT))
+    with pytest.raises(ValueError, match=r"text_config\.model_type is 'bert', expected one of"):
+        ITuningConfig(vision_config=CLIPVisionConfig(**VISION), text_config=BertConfig())
+
+
+def test_refuses_the_configuration_of_another_model(tmp_path: Path):
+    GPT2Config(**TEXT).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json is a 'gpt2' model's, expected 'ituning'"):
+        ITuningConfig.from_pretrained(tmp_path)
+
+
+def test_refuses_a_checkpoint_of_a_newer_format(tmp_path: Path):
+    folder = save_with(make_config(), tmp_path, format_version=7)
+    with pytest.raises(ValueError, match=r"format_version is 7.*saved by a newer ituning_hf"):
+        AutoConfig.from_pretrained(folder)
+
+
+def test_warns_of_a_key_that_looks_like_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = save_with(make_config(), tmp_path, adapter_hiden_size=4, a_key_of_transformers=1)
+    unseal(folder)
+    config = ITuningConfig.from_pretrained(folder)
+    assert config.adapter_hidden_size == 14
+    (record,) = caplog.records
+    assert "does not know ['adapter_hiden_size'] and ignores them" in record.getMessage()
+
+
+def test_does_not_warn_without_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    make_config(adapter_layers=[0]).save_pretrained(tmp_path)
+    ITuningConfig.from_pretrained(tmp_path, adapter_dropout=0.5)
+    assert not caplog.records
+
+
+# Over CLIP ViT-B/16's 768-wide features. DESIGN.md states the totals; the formula must give them.
+PAPER_SIZES = [
+    ({"n_embd": 768, "n_layer": 12, "n_head": 12}, 14_178_816),
+    ({"n_embd": 1024, "n_layer": 24, "n_head": 16}, 44_101_632),
+    ({"n_embd": 1280, "n_layer": 36, "n_head": 20}, 94_487_040),
+]
+
+
+@pytest.mark.parametrize(("text", "stated"), PAPER_SIZES)
+def test_trainable_parameters_at_the_papers_sizes(text: dict[str, int], stated: int):
+    with torch.device("meta"):
+        model = ITuningForCaptioning(
+            ITuningConfig(vision_config=CLIPVisionConfig(patch_size=16), text_config=GPT2Config(**text))
+        )
+    d, d_v, r = text["n_embd"], 768, text["n_embd"] // 2
+    a_layer = (d * r + r) + 2 * (d_v * r + r) + (r * d + d)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == text["n_layer"] * a_layer == stated

@@ -1,0 +1,515 @@
+"""Generation, with the generation of a stock GPT-2 that reads one copy of the image per row as the judge."""
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import IMAGE_SIZE, make_captioner
+from torch import nn
+from transformers import GenerationConfig, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
+
+from ituning_hf import ITuningForCaptioning
+from ituning_hf.captioner.adapter_ituning import ITuningAdapter
+from ituning_hf.captioner.generation_ituning import mask_of_padding, positions_from_mask, with_begin_token
+
+IMAGES, BOS, PAD = 3, 0, 299
+# Any of these tokens ends a caption, so that captions and beams end at different lengths.
+ENDS = list(range(100, 200))
+
+
+class ReadsItsImage(nn.Module):
+    """A stock feed-forward network with the adapter's formula beside it, the image repeated per row."""
+
+    def __init__(self, mlp: nn.Module, adapter: ITuningAdapter, memory: torch.Tensor) -> None:
+        super().__init__()
+        self.mlp, self.adapter, self.memory = mlp, adapter, memory
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory = self.memory.repeat_interleave(x.shape[0] // self.memory.shape[0], dim=0)
+        split = (self.adapter.num_heads, self.adapter.head_dim)
+        query = self.adapter.q_proj(x).unflatten(-1, split)
+        key, value = (
+            self.adapter.k_proj(memory).unflatten(-1, split),
+            self.adapter.v_proj(memory).unflatten(-1, split),
+        )
+        weights = torch.einsum("bthc,bnhc->bhtn", query, key).div(math.sqrt(split[1])).softmax(-1)
+        read = torch.einsum("bhtn,bnhc->bthc", weights, value).flatten(2)
+        return self.mlp(x) + self.adapter.out_proj(read)
+
+
+@pytest.fixture
+def judge(captioner, pixel_values, backbones: dict[str, Path]) -> GPT2LMHeadModel:
+    model = GPT2LMHeadModel.from_pretrained(backbones["text"])
+    memory = captioner.get_image_features(pixel_values)
+    for i, adapter in captioner.adapters().items():
+        model.transformer.h[i].mlp = ReadsItsImage(model.transformer.h[i].mlp, adapter, memory)
+    return model
+
+
+def begin(rows: int = IMAGES) -> torch.Tensor:
+    return torch.full((rows, 1), BOS)
+
+
+def prompts(rows: int = IMAGES, length: int = 7) -> torch.Tensor:
+    ids = torch.randint(1, 200, (rows, length), generator=torch.Generator().manual_seed(4))
+    return torch.cat([begin(rows), ids], dim=1)
+
+
+class Favour(LogitsProcessor):
+    """Make one token a certainty once a row has reached its length."""
+
+    def __init__(self, token: int, lengths: list[int]) -> None:
+        self.token, self.lengths = token, torch.tensor(lengths)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[:, self.token] = -math.inf
+        scores[input_ids.shape[1] >= self.lengths, self.token] = math.inf
+        return scores
+
+
+# --- Every mode, against the judge
+
+MODES = {
+    "greedy": {},
+    "greedy without a cache": {"use_cache": False},
+    "greedy with a static cache": {"cache_implementation": "static"},
+    "sampling": {"do_sample": True, "temperature": 1.5, "top_k": 40},
+    "several samples": {"do_sample": True, "num_return_sequences": 4},
+    "beams": {"num_beams": 5},
+    "all beams": {"num_beams": 5, "num_return_sequences": 5, "length_penalty": 0.3},
+    "beams without a cache": {"num_beams": 3, "use_cache": False},
+    "beams with a static cache": {"num_beams": 3, "cache_implementation": "static"},
+    "beams stopped early": {"num_beams": 4, "early_stopping": True, "no_repeat_ngram_size": 2},
+    "sampled beams": {"do_sample": True, "num_beams": 3, "num_return_sequences": 2},
+    "penalties": {"repetition_penalty": 1.3, "min_new_tokens": 4, "bad_words_ids": [[207], [13, 14]]},
+}
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES.keys())
+def test_generates_what_the_judge_generates(captioner, judge, pixel_values, options: dict[str, Any]):
+    settings = {"max_new_tokens": 9, "eos_token_id": ENDS, "pad_token_id": PAD, **options}
+    settings |= {"return_dict_in_generate": True, "output_scores": True}
+    torch.manual_seed(0)
+    expected = judge.generate(begin(), attention_mask=begin() + 1, **settings)
+    torch.manual_seed(0)
+    found = captioner.generate(pixel_values=pixel_values, **settings)
+    assert torch.equal(found.sequences, expected.sequences)
+    for ours, theirs in zip(found.scores, expected.scores, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    if "num_beams" in options:
+        torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-4)
+        assert torch.equal(found.beam_indices, expected.beam_indices)
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_captions_differ_between_images_and_between_lengths(captioner, pixel_values, num_beams: int):
+    """So that the comparisons above can fail."""
+    captions = captioner.generate(
+        pixel_values=pixel_values, max_new_tokens=9, eos_token_id=ENDS, pad_token_id=PAD, num_beams=num_beams
+    )
+    assert len({tuple(row.tolist()) for row in captions}) == IMAGES
+    assert len({(row != PAD).sum().item() for row in captions}) > 1
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_an_images_caption_does_not_depend_on_the_others(captioner, pixel_values, num_beams: int):
+    settings = {"max_new_tokens": 8, "num_beams": num_beams}
+    together = captioner.generate(pixel_values=pixel_values, **settings)
+    for i in range(IMAGES):
+        alone = captioner.generate(pixel_values=pixel_values[[i]], **settings)
+        assert torch.equal(together[[i]], alone)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_features_stand_in_for_pixels(captioner, pixel_values, num_beams: int):
+    settings = {"max_new_tokens": 8, "num_beams": num_beams}
+    features = captioner.get_image_features(pixel_values)
+    expected = captioner.generate(pixel_values=pixel_values, **settings)
+    assert torch.equal(captioner.generate(visual_features=features, **settings), expected)
+
+
+def test_eager_and_sdpa_generate_the_same(captioner, pixel_values):
+    expected = captioner.generate(pixel_values=pixel_values, max_new_tokens=8, num_beams=3)
+    captioner.set_attn_implementation("eager")
+    found = captioner.generate(pixel_values=pixel_values, max_new_tokens=8, num_beams=3)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_transition_scores_add_up_to_the_sequences_scores(captioner, pixel_values, num_beams: int):
+    output = captioner.generate(
+        pixel_values=pixel_values,
+        max_new_tokens=6,
+        num_beams=num_beams,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+    )
+    beams = {"beam_indices": output.beam_indices} if num_beams > 1 else {"normalize_logits": True}
+    transitions = captioner.compute_transition_scores(output.sequences, output.scores, **beams)
+    if num_beams > 1:
+        torch.testing.assert_close(transitions.sum(1) / 6, output.sequences_scores)
+    else:
+        steps = torch.stack(output.logits, dim=1).log_softmax(-1)
+        torch.testing.assert_close(transitions, steps.gather(2, output.sequences[:, 1:, None]).squeeze(2))
+
+
+def test_a_logits_processor_is_heard(captioner, pixel_values):
+    processors = LogitsProcessorList([Favour(77, [2, 3, 4])])
+    captions = captioner.generate(pixel_values=pixel_values, max_new_tokens=5, logits_processor=processors)
+    assert [row.tolist().index(77) for row in captions] == [2, 3, 4]
+
+
+def test_records_hidden_states_and_attentions(captioner, pixel_values):
+    captioner.set_attn_implementation("eager")
+    output = captioner.generate(
+        pixel_values=pixel_values,
+        max_new_tokens=3,
+        return_dict_in_generate=True,
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    assert [len(step) for step in output.hidden_states] == [5, 5, 5]
+    assert [step[0].shape for step in output.attentions] == [(3, 2, 1, n) for n in (1, 2, 3)]
+
+
+class Collect(BaseStreamer):
+    def __init__(self) -> None:
+        self.ids, self.ended = [], False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.ids += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_streams_tokens_as_they_come(captioner, pixel_values):
+    streamer = Collect()
+    captions = captioner.generate(pixel_values=pixel_values[:1], max_new_tokens=6, streamer=streamer)
+    assert streamer.ids == captions[0].tolist()
+    assert streamer.ended
+
+
+# --- Defaults
+
+
+def test_by_default_captions_stop_at_the_end_token_and_are_padded_after_it(captioner, pixel_values):
+    end = captioner.config.text_config.eos_token_id
+    processors = LogitsProcessorList([Favour(end, [3, 7, 5])])
+    captions = captioner.generate(pixel_values=pixel_values, logits_processor=processors)
+    assert captions.shape == (IMAGES, 8)  # the longest: begin token, six tokens, end token
+    for row, length in zip(captions.tolist(), [3, 7, 5], strict=True):
+        assert row[0] == BOS
+        assert end not in row[1:length]
+        assert row[length:] == [end] * (8 - length)
+
+
+def test_by_default_captions_are_at_most_forty_tokens_long(captioner, pixel_values):
+    end = captioner.config.text_config.eos_token_id
+    captions = captioner.generate(pixel_values=pixel_values, suppress_tokens=[end])
+    assert captions.shape == (IMAGES, 1 + 40)
+
+
+def test_default_settings_come_from_the_decoder(captioner):
+    settings = captioner.generation_config
+    assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (0, 0, 0)
+    assert settings.max_new_tokens == 40
+
+
+def test_a_generation_config_need_not_name_the_special_tokens(captioner, pixel_values):
+    expected = captioner.generate(pixel_values=pixel_values, max_new_tokens=4)
+    config = GenerationConfig(max_new_tokens=4)
+    assert torch.equal(captioner.generate(pixel_values=pixel_values, generation_config=config), expected)
+
+
+# --- Prompts
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_goes_on_from_a_prompt(captioner, judge, pixel_values, num_beams: int):
+    settings = {"max_new_tokens": 6, "num_beams": num_beams, "pad_token_id": BOS}
+    expected = judge.generate(prompts(), attention_mask=torch.ones_like(prompts()), **settings)
+    for given in ({"input_ids": prompts()}, {"inputs": prompts()}):
+        assert torch.equal(captioner.generate(**given, pixel_values=pixel_values, **settings), expected)
+    assert torch.equal(captioner.generate(prompts(), pixel_values=pixel_values, **settings), expected)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_prompts_of_unequal_length_are_as_each_alone(captioner, pixel_values, num_beams: int):
+    settings = {"max_new_tokens": 6, "num_beams": num_beams}
+    ids, lengths = prompts(), [3, 8, 5]
+    padded = torch.stack(
+        [nn.functional.pad(row[:n], (8 - n, 0)) for row, n in zip(ids, lengths, strict=True)]
+    )
+    mask = torch.stack([(torch.arange(8) >= 8 - n).long() for n in lengths])
+    together = captioner.generate(
+        input_ids=padded, attention_mask=mask, pixel_values=pixel_values, **settings
+    )
+    for i, n in enumerate(lengths):
+        alone = captioner.generate(input_ids=ids[[i], :n], pixel_values=pixel_values[[i]], **settings)
+        assert torch.equal(together[[i], 8 - n :], alone)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+def test_several_prompts_for_an_image_read_that_image(captioner, pixel_values, options: dict[str, Any]):
+    settings = {"max_new_tokens": 6, **options}
+    torch.manual_seed(0)
+    shared = captioner.generate(input_ids=prompts(rows=6), pixel_values=pixel_values, **settings)
+    torch.manual_seed(0)
+    repeated = captioner.generate(
+        input_ids=prompts(rows=6), pixel_values=pixel_values.repeat_interleave(2, dim=0), **settings
+    )
+    assert torch.equal(shared, repeated)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_the_begin_token_is_put_in_front_of_prompts_that_have_none(captioner, pixel_values, num_beams: int):
+    settings = {"pixel_values": pixel_values, "max_new_tokens": 5, "num_beams": num_beams}
+    expected = captioner.generate(input_ids=prompts(), **settings)
+    assert torch.equal(captioner.generate(input_ids=prompts()[:, 1:], **settings), expected)
+
+
+def test_no_prompt_is_the_begin_token_alone(captioner, pixel_values):
+    settings = {"pixel_values": pixel_values, "max_new_tokens": 5}
+    expected = captioner.generate(input_ids=begin(), **settings)
+    assert torch.equal(captioner.generate(**settings), expected)
+    empty = torch.empty((IMAGES, 0), dtype=torch.long)
+    assert torch.equal(captioner.generate(input_ids=empty, **settings), expected)
+    assert torch.equal(captioner.generate(input_ids=empty, attention_mask=empty, **settings), expected)
+
+
+WITH_BEGIN_TOKEN = [  # prompts, mask -> prompts, mask; the begin token is 9
+    ([[9, 1], [9, 2]], [[1, 1], [1, 1]], [[9, 1], [9, 2]], [[1, 1], [1, 1]]),
+    ([[1, 2], [3, 4]], [[1, 1], [1, 1]], [[9, 1, 2], [9, 3, 4]], [[1, 1, 1], [1, 1, 1]]),
+    ([[1, 2], [9, 4]], [[1, 1], [1, 1]], [[9, 1, 2], [9, 9, 4]], [[1, 1, 1], [0, 1, 1]]),
+    ([[7, 1], [9, 4]], [[0, 1], [1, 1]], [[9, 9, 1], [9, 9, 4]], [[0, 1, 1], [0, 1, 1]]),
+    ([[9, 9], [3, 4]], [[0, 0], [1, 1]], [[9, 9, 9], [9, 3, 4]], [[0, 0, 1], [1, 1, 1]]),
+    ([[9, 1], [9, 9]], [[0, 1], [0, 1]], [[9, 9, 1], [9, 9, 9]], [[0, 1, 1], [0, 0, 1]]),
+    ([[], []], [[], []], [[9], [9]], [[1], [1]]),
+]
+
+
+@pytest.mark.parametrize(("ids", "mask", "wanted_ids", "wanted_mask"), WITH_BEGIN_TOKEN)
+def test_where_the_begin_token_goes(ids, mask, wanted_ids, wanted_mask):
+    ids, mask = torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
+    found_ids, found_mask = with_begin_token(ids, mask, 9)
+    assert found_mask.tolist() == wanted_mask
+    assert found_ids.tolist() == wanted_ids
+
+
+def test_positions_are_counted_from_each_rows_first_token():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    assert positions_from_mask(mask, 5).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 2, 2]]
+    assert positions_from_mask(mask, 2).tolist() == [[1, 2], [3, 4], [2, 2]]
+
+
+# --- Caches
+
+
+def test_goes_on_from_a_cache(captioner, pixel_values):
+    settings = {"pixel_values": pixel_values, "return_dict_in_generate": True}
+    expected = captioner.generate(input_ids=prompts(), max_new_tokens=9, **settings)
+    half = captioner.generate(input_ids=prompts(), max_new_tokens=4, **settings)
+    rest = captioner.generate(
+        input_ids=half.sequences, past_key_values=half.past_key_values, max_new_tokens=5, **settings
+    )
+    assert torch.equal(rest.sequences, expected.sequences)
+
+
+def test_no_begin_token_is_put_before_what_a_cache_holds(captioner, pixel_values):
+    ids = torch.tensor([[5, 7, 11]] * 3)  # without one
+    with torch.no_grad():
+        outputs = captioner(pixel_values, ids, use_cache=True)
+    ids = torch.cat([ids, outputs.logits[:, -1:].argmax(-1)], dim=1)
+    with torch.no_grad():
+        expected = captioner(pixel_values, ids).logits[:, -1].argmax(-1)
+    found = captioner.generate(
+        pixel_values=pixel_values,
+        input_ids=ids,
+        past_key_values=outputs.past_key_values,
+        max_new_tokens=1,
+    )
+    assert torch.equal(found, torch.cat([ids, expected[:, None]], dim=1))
+
+
+def test_prefill_in_chunks(captioner, pixel_values):
+    settings = {"input_ids": prompts(), "pixel_values": pixel_values, "max_new_tokens": 5}
+    expected = captioner.generate(**settings)
+    assert torch.equal(captioner.generate(**settings, prefill_chunk_size=3), expected)
+
+
+SHARED = [({}, 3), ({"num_beams": 5}, 15), ({"do_sample": True, "num_return_sequences": 4}, 12)]
+
+
+@pytest.mark.parametrize(("options", "rows"), SHARED)
+def test_each_image_is_encoded_and_projected_once_and_shared_by_all_rows(
+    captioner, pixel_values, monkeypatch, options: dict[str, Any], rows: int
+):
+    encoded, projected, seen = [], [], []
+    captioner.vision_model.register_forward_hook(lambda *_: encoded.append(1))
+    project = ITuningAdapter.project_visual
+    monkeypatch.setattr(ITuningAdapter, "project_visual", lambda *a: projected.append(1) or project(*a))
+    for adapter in captioner.adapters().values():
+        adapter.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    captioner.generate(pixel_values=pixel_values, max_new_tokens=5, **options)
+    assert (len(encoded), len(projected)) == (1, len(captioner.adapters()))
+    assert {len(hidden_states) for hidden_states, _, _ in seen} == {rows}
+    assert {len(x) for _, key, value in seen for x in (key, value)} == {IMAGES}
+    # One and the same tensors at every step.
+    assert len({(id(key), id(value)) for _, key, value in seen}) == len(captioner.adapters())
+
+
+# --- Threads
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_share_one_model(captioner, threads: int):
+    generator = torch.Generator().manual_seed(8)
+    images = [torch.randn(1 + i, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) for i in range(threads)]
+    options = [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"repetition_penalty": 1.7}]
+
+    def run(i: int) -> torch.Tensor:
+        return captioner.generate(pixel_values=images[i], max_new_tokens=12, **options[i])
+
+    alone = [run(i) for i in range(threads)]
+    barrier = threading.Barrier(threads)
+
+    def run_together(i: int) -> list[torch.Tensor]:
+        barrier.wait()
+        return [run(i) for _ in range(4)]
+
+    with ThreadPoolExecutor(threads) as pool:
+        together = list(pool.map(run_together, range(threads)))
+    for i, repeats in enumerate(together):
+        assert all(torch.equal(found, alone[i]) for found in repeats)
+
+
+# --- Refusals
+
+
+def refuse(captioner: ITuningForCaptioning, error: type[Exception], message: str, **options: Any) -> None:
+    with pytest.raises(error, match=message):
+        captioner.generate(**{"max_new_tokens": 4, **options})
+
+
+UNSUPPORTED = [
+    ({"prompt_lookup_num_tokens": 2}, r"generation mode 'assisted_generation' is not supported: candidates"),
+    ({"guidance_scale": 2.0}, r"guidance_scale=2\.0 is not supported: .* without an image"),
+    ({"cache_implementation": "paged"}, r"Continuous batching .* is not supported: it schedules text alone"),
+    ({"penalty_alpha": 0.6, "top_k": 4, "trust_remote_code": True}, r"mode 'contrastive_search' is not sup"),
+    ({"dola_layers": "low", "trust_remote_code": True}, r"mode 'dola_generation' is not supported"),
+    (
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.1, "trust_remote_code": True},
+        r"mode 'group_beam_search' is not supported",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), UNSUPPORTED)
+def test_refuses_what_a_captioner_cannot_do(captioner, pixel_values, options: dict[str, Any], message: str):
+    refuse(captioner, NotImplementedError, message, pixel_values=pixel_values, **options)
+
+
+def test_refuses_an_assistant(captioner, pixel_values, backbones: dict[str, Path]):
+    assistant = GPT2LMHeadModel.from_pretrained(backbones["text"])
+    refuse(
+        captioner,
+        NotImplementedError,
+        r"'assisted_generation' is not supported.*Use one of \['greedy_search', 'sample', 'beam_search'",
+        pixel_values=pixel_values[:1],
+        assistant_model=assistant,
+    )
+
+
+def test_refuses_continuous_batching(captioner):
+    with pytest.raises(NotImplementedError, match=r"no way to carry the images\. Use generate with a batch"):
+        captioner.generate_batch([[1, 2]])
+
+
+BAD_INPUT: list[tuple[Callable[[torch.Tensor], dict[str, Any]], str]] = [
+    (lambda pixels: {}, "Got neither of pixel_values and visual_features"),
+    (
+        lambda pixels: {"pixel_values": pixels, "visual_features": torch.zeros(3, 10, 15)},
+        "Got both of pixel_values and visual_features",
+    ),
+    (lambda pixels: {"visual_features": torch.zeros(3, 10, 14)}, r"expected \(num_images, tokens, 15\)"),
+    (lambda pixels: {"pixel_values": pixels[..., :-1]}, r"pixel_values has shape \(3, 3, 30, 29\)"),
+    (
+        lambda pixels: {"pixel_values": pixels, "input_ids": prompts(rows=4)},
+        "input_ids has 4 rows for 3 images: the rows must be a multiple of the images, image-major",
+    ),
+    (
+        lambda pixels: {"pixel_values": pixels, "input_ids": prompts(), "inputs": prompts()},
+        "inputs and input_ids are two names for the prompt: give one",
+    ),
+    (
+        lambda pixels: {
+            "pixel_values": pixels,
+            "input_ids": prompts(),
+            "attention_mask": torch.tensor([[1] * 8, [1] * 8, [1] * 7 + [0]]),
+        },
+        "attention_mask has padding after tokens: prompts for generation must be padded on the left",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_INPUT)
+def test_refuses_input_that_does_not_fit(captioner, pixel_values, make, message: str):
+    refuse(captioner, ValueError, message, **make(pixel_values))
+
+
+def test_refuses_more_tokens_than_the_language_model_has_positions_for(captioner, pixel_values):
+    assert captioner.generate(pixel_values=pixel_values, min_new_tokens=48, max_new_tokens=48).shape[1] == 49
+    message = r"A prompt of 8 tokens and 42 new ones do not fit .* 48 positions: lower max_new_tokens"
+    settings = {"pixel_values": pixel_values, "input_ids": prompts(), "max_new_tokens": 42}
+    refuse(captioner, ValueError, message, **settings)
+
+
+def test_refuses_a_misspelt_option(captioner, pixel_values):
+    refuse(captioner, ValueError, "max_new_tokenz", pixel_values=pixel_values, max_new_tokenz=3)
+
+
+def test_half_precision_generates(backbones: dict[str, Path], pixel_values):
+    model = make_captioner(backbones).to(torch.bfloat16)
+    captions = model.generate(pixel_values=pixel_values.bfloat16(), max_new_tokens=5, num_beams=3)
+    assert captions.shape == (IMAGES, 6)
+
+
+@pytest.mark.parametrize("through", ["keyword", "configuration"])
+def test_max_length_counts_the_whole_sequence(captioner, pixel_values, through: str):
+    if through == "keyword":
+        ids = captioner.generate(pixel_values=pixel_values, max_length=6, min_length=6)
+    else:
+        config = GenerationConfig(max_length=6, min_length=6)
+        ids = captioner.generate(pixel_values=pixel_values, generation_config=config)
+    assert ids.shape == (3, 6)
+
+
+def test_padded_prompts_need_no_mask(captioner, processor, pixel_values):
+    prompts = processor(text=["a", "two red birds", ""])
+    assert (prompts["attention_mask"] == 0).any()
+    expected = captioner.generate(pixel_values=pixel_values, **prompts, max_new_tokens=6)
+    ids = captioner.generate(pixel_values=pixel_values, input_ids=prompts["input_ids"], max_new_tokens=6)
+    assert torch.equal(ids, expected)
+
+
+@pytest.mark.parametrize(
+    ("pad", "expected"),
+    [
+        (9, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]),  # the begin token serves as padding
+        (8, [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]),
+    ],
+)
+def test_which_leading_tokens_are_padding(pad: int, expected: list[list[int]]):
+    ids = torch.tensor([[9, 9, 9, 4], [8, 9, 9, 9], [9, 9, 9, 9]])
+    if pad == 9:
+        ids[1] = torch.tensor([9, 4, 9, 9])
+    assert mask_of_padding(ids, bos_token_id=9, pad_token_id=pad).tolist() == expected

@@ -1,0 +1,627 @@
+"""The captioner's forward and backward pass, with stock GPT-2 as the judge; see also `test_reference.py`."""
+
+import itertools
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import Reference, linear
+from small_models import ADAPTER, IMAGE_SIZE, TEXT, VISION, make_captioner
+from torch.nn import functional as F
+from transformers import CLIPVisionModel, GPT2LMHeadModel
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from ituning_hf import ITuningForCaptioning
+from ituning_hf.captioner.decoders_ituning import ITuningGPT2Block
+
+IMAGES, ROWS, LENGTH = 3, 5, 8
+VOCABULARY = 300
+PARTS = [f"{part}_proj.{kind}" for part in ("q", "k", "v", "out") for kind in ("weight", "bias")]
+
+
+@pytest.fixture
+def language_model(backbones: dict[str, Path]) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel.from_pretrained(backbones["text"])
+
+
+def make_batch(k: int = ROWS, images: int = IMAGES, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Captions of unequal length, padded on the right, image-major."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = images * k
+    input_ids = torch.randint(1, VOCABULARY, (rows, LENGTH), generator=generator)
+    lengths = 3 + torch.arange(rows) * 3 % (LENGTH - 2)
+    attention_mask = (torch.arange(LENGTH) < lengths[:, None]).long()
+    labels = input_ids.masked_fill(attention_mask == 0, -100)
+    pixels = torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    return {
+        "pixel_values": pixels,
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels,
+    }
+
+
+def gradients(model: ITuningForCaptioning, **batch: Any) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_all_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], **tolerance: float):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+# --- At the start
+
+
+def test_a_new_captioner_is_the_language_model(new_captioner, language_model):
+    batch = make_batch()
+    found = new_captioner(batch["pixel_values"], batch["input_ids"]).logits
+    assert torch.equal(found, language_model(batch["input_ids"]).logits)
+
+
+def test_a_new_captioner_is_the_language_model_under_right_padding(new_captioner, language_model):
+    batch = make_batch()
+    mask = batch["attention_mask"]
+    expected = language_model(batch["input_ids"], attention_mask=mask).logits
+    found = new_captioner(batch["pixel_values"], batch["input_ids"], mask).logits
+    assert torch.equal(found[mask == 1], expected[mask == 1])
+
+
+def test_a_new_captioner_is_the_language_model_under_left_padding(new_captioner, language_model):
+    batch = make_batch()
+    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"].flip(1)
+    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    expected = language_model(input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
+    found = new_captioner(batch["pixel_values"], input_ids, attention_mask)  # counts positions itself
+    assert torch.equal(found.logits, expected)
+    given = new_captioner(batch["pixel_values"], input_ids, attention_mask, position_ids=position_ids)
+    assert torch.equal(given.logits, expected)
+
+
+def test_a_captioner_over_models_in_memory_keeps_their_weights(new_captioner, language_model):
+    with torch.no_grad():
+        language_model.transformer.wte.weight.mul_(1.5)
+    batch = make_batch(k=1)
+    expected = language_model(batch["input_ids"]).logits
+    model = ITuningForCaptioning(new_captioner.config, new_captioner.vision_model, language_model).eval()
+    assert torch.equal(model(batch["pixel_values"], batch["input_ids"]).logits, expected)
+
+
+def test_the_image_matters_once_the_adapter_is_trained(captioner):
+    batch = make_batch()
+    logits = captioner(batch["pixel_values"], batch["input_ids"]).logits
+    other = captioner(-batch["pixel_values"], batch["input_ids"]).logits
+    assert (logits - other).abs().max() > 0.1
+
+
+# --- What is trained
+
+
+def test_only_the_adapters_of_the_named_layers_are_trainable(backbones: dict[str, Path]):
+    model = make_captioner(backbones, adapter_layers=[1, -1])
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {
+        "text_model.transformer.h.1.adapter.q_proj.weight",
+        "text_model.transformer.h.1.adapter.q_proj.bias",
+        "text_model.transformer.h.1.adapter.k_proj.weight",
+        "text_model.transformer.h.1.adapter.k_proj.bias",
+        "text_model.transformer.h.1.adapter.v_proj.weight",
+        "text_model.transformer.h.1.adapter.v_proj.bias",
+        "text_model.transformer.h.1.adapter.out_proj.weight",
+        "text_model.transformer.h.1.adapter.out_proj.bias",
+        "text_model.transformer.h.3.adapter.q_proj.weight",
+        "text_model.transformer.h.3.adapter.q_proj.bias",
+        "text_model.transformer.h.3.adapter.k_proj.weight",
+        "text_model.transformer.h.3.adapter.k_proj.bias",
+        "text_model.transformer.h.3.adapter.v_proj.weight",
+        "text_model.transformer.h.3.adapter.v_proj.bias",
+        "text_model.transformer.h.3.adapter.out_proj.weight",
+        "text_model.transformer.h.3.adapter.out_proj.bias",
+    }
+    assert set(model.adapter_state_dict()) == trainable
+    assert sorted(model.adapters()) == [1, 3]
+
+
+def test_backbone_keys_are_the_backbones_own(captioner, language_model):
+    own = {f"text_model.{name}" for name in language_model.state_dict()}
+    found = {n for n in captioner.state_dict() if n.startswith("text_model.") and ".adapter." not in n}
+    assert found == own
+
+
+def test_training_changes_every_adapter_and_not_one_bit_of_the_backbones(captioner):
+    def snapshot() -> dict[str, torch.Tensor]:
+        tensors = itertools.chain(captioner.named_parameters(), captioner.named_buffers())
+        return {name: tensor.detach().clone() for name, tensor in tensors}
+
+    before = snapshot()
+    captioner.train()
+    optimizer = torch.optim.AdamW(captioner.parameters(), lr=0.01, weight_decay=0.1)
+    for seed in range(3):
+        optimizer.zero_grad()
+        captioner(**make_batch(seed=seed)).loss.backward()
+        optimizer.step()
+    after = snapshot()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"text_model.transformer.h.{i}.adapter.{part}" for i in range(4) for part in PARTS}
+
+
+def test_backbone_dropout_is_off_while_training(captioner, language_model):
+    batch = make_batch()
+    assert captioner.config.text_config.resid_pdrop == 0.1
+    for layer in captioner.vision_model.encoder.layers:
+        layer.self_attn.dropout = 0.5
+    evaluated = captioner(**batch).loss
+    captioner.train()
+    assert torch.equal(captioner(**batch).loss, evaluated)
+    language_model.train()  # the stock model, for comparison, is disturbed
+    text = {name: batch[name] for name in ("input_ids", "labels")}
+    assert language_model(**text).loss != language_model(**text).loss
+
+
+def test_adapter_dropout_is_on_while_training_and_off_afterwards(backbones: dict[str, Path]):
+    model, batch = make_captioner(backbones, adapter_dropout=0.3), make_batch()
+    model.train()
+    assert model(**batch).loss != model(**batch).loss
+    model.eval()
+    assert torch.equal(model(**batch).loss, model(**batch).loss)
+
+
+def test_the_encoder_builds_no_graph_even_if_unfrozen(captioner):
+    captioner.train()
+    captioner.vision_model.requires_grad_(True)
+    assert not captioner.get_image_features(make_batch()["pixel_values"]).requires_grad
+
+
+def test_backpropagation_stops_below_the_lowest_adapted_layer(backbones: dict[str, Path]):
+    model = make_captioner(backbones, adapter_layers=[2, 3]).train()
+    needs_gradient = []
+    for block in model.text_model.transformer.h:
+        block.register_forward_pre_hook(lambda _, args: needs_gradient.append(args[0].requires_grad))
+    gradients(model, **make_batch())
+    assert needs_gradient == [False, False, False, True]
+
+
+# --- The loss
+
+
+@pytest.mark.parametrize("num_items_in_batch", [None, 97, torch.tensor(97)])
+def test_loss_is_transformers_causal_loss(captioner, num_items_in_batch):
+    batch = make_batch()
+    output = captioner(**batch, num_items_in_batch=num_items_in_batch, logits_to_keep=LENGTH)
+    expected = ForCausalLMLoss(
+        output.logits, batch["labels"], VOCABULARY, num_items_in_batch=num_items_in_batch
+    )
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_loss_of_a_new_captioner_is_the_language_models(new_captioner, language_model):
+    batch = make_batch()
+    text = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    torch.testing.assert_close(new_captioner(**batch).loss, language_model(**text).loss)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_label_smoothing_is_torchs(captioner, label_smoothing: float):
+    batch = make_batch()
+    output = captioner(**batch, label_smoothing=label_smoothing, logits_to_keep=LENGTH)
+    expected = F.cross_entropy(
+        output.logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], label_smoothing=label_smoothing
+    )
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_labels_without_logits_to_keep_give_no_logits_and_no_cache(captioner):
+    output = captioner(**make_batch())
+    assert output.logits is None
+    assert output.past_key_values is None
+    assert list(output.keys()) == ["loss"]
+
+
+@pytest.mark.parametrize("logits_to_keep", [1, 3, torch.tensor([0, 5])])
+def test_logits_to_keep_selects_positions(captioner, logits_to_keep):
+    batch = make_batch()
+    kept = captioner(**batch, logits_to_keep=logits_to_keep).logits
+    del batch["labels"]
+    everything = captioner(**batch).logits
+    positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    torch.testing.assert_close(kept, everything[:, positions])
+
+
+def test_rows_without_labels_contribute_nothing(captioner):
+    batch = make_batch(k=2)
+    whole = {name: x if name == "pixel_values" else x[::2] for name, x in batch.items()}
+    batch["labels"][1::2] = -100
+    torch.testing.assert_close(captioner(**batch).loss, captioner(**whole).loss)
+    assert_all_close(gradients(captioner, **batch), gradients(captioner, **whole), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_any_label_has_a_loss_of_zero(captioner):
+    batch = make_batch()
+    batch["labels"].fill_(-100)
+    found = gradients(captioner, **batch)
+    assert captioner(**batch).loss == 0
+    assert not any(gradient.any() for gradient in found.values())
+
+
+# --- Images and rows
+
+
+def test_rows_that_share_an_image_are_as_if_it_were_repeated(captioner):
+    batch = make_batch()
+    repeated = batch | {"pixel_values": batch["pixel_values"].repeat_interleave(ROWS, dim=0)}
+    assert_all_close(gradients(captioner, **batch), gradients(captioner, **repeated), rtol=1e-4, atol=1e-5)
+    for each in (batch, repeated):
+        del each["labels"]
+    torch.testing.assert_close(captioner(**batch).logits, captioner(**repeated).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_an_images_logits_do_not_depend_on_the_others(captioner):
+    batch = make_batch()
+    together = captioner(batch["pixel_values"], batch["input_ids"]).logits
+    for image in range(IMAGES):
+        rows = slice(image * ROWS, (image + 1) * ROWS)
+        alone = captioner(batch["pixel_values"][[image]], batch["input_ids"][rows]).logits
+        torch.testing.assert_close(together[rows], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_changes_no_logits(captioner):
+    batch = make_batch(k=1)
+    padded = captioner(batch["pixel_values"], batch["input_ids"], batch["attention_mask"]).logits
+    for row, length in enumerate(batch["attention_mask"].sum(1)):
+        alone = captioner(batch["pixel_values"][[row]], batch["input_ids"][[row], :length]).logits
+        torch.testing.assert_close(padded[[row], :length], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_features_stand_in_for_pixels(captioner, backbones: dict[str, Path]):
+    batch = make_batch()
+    pixels = batch.pop("pixel_values")
+    encoder = CLIPVisionModel.from_pretrained(backbones["vision"])
+    features = encoder(pixels).last_hidden_state.detach()
+    assert torch.equal(captioner.get_image_features(pixels), features)
+    expected = captioner(pixel_values=pixels, **batch).loss
+    assert torch.equal(captioner(visual_features=features, **batch).loss, expected)
+    projected = captioner.project_visual(features)
+    assert torch.equal(captioner(visual_key_values=projected, **batch).loss, expected)
+
+
+@pytest.mark.parametrize("layer", [-3, -2, -1, 0, 1, 2])
+def test_the_visual_memory_is_the_chosen_hidden_state(backbones: dict[str, Path], layer: int):
+    model = make_captioner(backbones, vision_feature_layer=layer)
+    pixels = make_batch()["pixel_values"]
+    encoder = CLIPVisionModel.from_pretrained(backbones["vision"])
+    expected = encoder(pixels, output_hidden_states=True).hidden_states[layer]
+    assert torch.equal(model.get_image_features(pixels), expected)
+
+
+def test_other_tokens_than_the_encoders_own_are_welcome_as_features(captioner):
+    features = torch.randn(IMAGES, 4, VISION["hidden_size"])
+    assert captioner(visual_features=features, **_text(make_batch())).loss.isfinite()
+
+
+def _text(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: x for name, x in batch.items() if name != "pixel_values"}
+
+
+# --- Precision, attention implementations, compilation
+
+
+def test_eager_and_sdpa_agree(captioner, backbones: dict[str, Path]):
+    batch = make_batch()
+    sdpa = gradients(captioner, **batch)
+    assert captioner.config._attn_implementation == "sdpa"
+    eager = make_captioner(backbones, attn_implementation="eager")
+    assert eager.text_model.config._attn_implementation == "eager"
+    assert_all_close(gradients(eager, **batch), sdpa, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_half_precision_stays_close(captioner, dtype: torch.dtype, implementation: str):
+    batch = make_batch()
+    expected = captioner(**batch, logits_to_keep=LENGTH)
+    captioner.set_attn_implementation(implementation)
+    found = captioner.to(dtype)(
+        **batch | {"pixel_values": batch["pixel_values"].to(dtype)}, logits_to_keep=LENGTH
+    )
+    assert found.logits.dtype is dtype
+    assert found.loss.dtype is torch.float32
+    torch.testing.assert_close(found.loss, expected.loss, rtol=0.05, atol=0.05)
+    assert F.cosine_similarity(found.logits.float(), expected.logits, dim=-1).min() > 0.98
+
+
+def test_half_precision_backbones_serve_a_full_precision_adapter(backbones: dict[str, Path]):
+    model = make_captioner(backbones, dtype="bfloat16")
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    assert {d for n, d in dtypes.items() if ".adapter." in n} == {torch.float32}
+    assert {d for n, d in dtypes.items() if ".adapter." not in n} == {torch.bfloat16}
+    batch = make_batch()
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    assert {g.dtype for g in gradients(model, **batch).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trains_under_bf16_autocast(captioner, checkpointing: bool):
+    batch = make_batch()
+    expected = gradients(captioner.train(), **batch)
+    if checkpointing:
+        captioner.activation_checkpointing_enable()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = captioner(**batch).loss
+    captioner.zero_grad()
+    loss.backward()
+    for name, p in captioner.named_parameters():
+        if p.requires_grad and "k_proj.bias" not in name:  # whose exact gradient is zero
+            assert p.grad.dtype is torch.float32
+            assert F.cosine_similarity(p.grad.flatten(), expected[name].flatten(), dim=0) > 0.95, name
+
+
+def count_attention_calls(model: ITuningForCaptioning) -> Counter[int]:
+    calls: Counter[int] = Counter()
+    for i, block in enumerate(model.text_model.transformer.h):
+        block.attn.register_forward_hook(lambda *_, i=i: calls.update([i]))
+    return calls
+
+
+def test_gradient_checkpointing_recomputes_what_backpropagation_needs(backbones: dict[str, Path]):
+    model, batch = make_captioner(backbones, adapter_layers=[1, 3]).train(), make_batch()
+    expected = gradients(model, **batch)
+    calls = count_attention_calls(model)
+    model.activation_checkpointing_enable()
+    found = gradients(model, **batch)
+    assert calls == {0: 1, 1: 2, 2: 2, 3: 2}
+    assert_all_close(found, expected, rtol=0, atol=0)
+    calls.clear()
+    model.activation_checkpointing_disable()
+    gradients(model, **batch)
+    assert calls == {0: 1, 1: 1, 2: 1, 3: 1}
+
+
+def test_gradient_checkpointing_keeps_adapter_dropout(backbones: dict[str, Path]):
+    model, batch = make_captioner(backbones, adapter_dropout=0.4).train(), make_batch()
+    torch.manual_seed(0)
+    expected = gradients(model, **batch)
+    model.activation_checkpointing_enable()
+    torch.manual_seed(0)
+    assert_all_close(gradients(model, **batch), expected, rtol=0, atol=0)
+
+
+def test_gradient_checkpointing_is_off_in_evaluation(captioner):
+    captioner.activation_checkpointing_enable()
+    calls = count_attention_calls(captioner)
+    gradients(captioner.eval(), **make_batch())
+    assert set(calls.values()) == {1}
+
+
+def test_reentrant_checkpointing_is_refused(captioner):
+    with pytest.raises(ValueError, match="use_reentrant=True is not supported: the lowest adapted layer"):
+        captioner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_captioner_left_in_training_mode_generates_the_same(captioner, checkpointing: bool):
+    pixels = make_batch()["pixel_values"]
+    expected = captioner.generate(pixel_values=pixels, max_new_tokens=6)
+    if checkpointing:
+        captioner.activation_checkpointing_enable()
+    captioner.train()
+    assert torch.equal(captioner.generate(pixel_values=pixels, max_new_tokens=6), expected)
+
+
+def test_evaluation_compiles_without_graph_breaks(captioner):
+    torch.compiler.reset()
+    batch = make_batch(k=2)
+    arguments = (batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+    found = torch.compile(captioner, fullgraph=True, backend="aot_eager")(*arguments).logits
+    torch.testing.assert_close(found, captioner(*arguments).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_training_compiles_without_graph_breaks(captioner):
+    torch.compiler.reset()
+    batch = make_batch(k=2)
+    expected = gradients(captioner.train(), **batch, label_smoothing=0.1)
+    compiled = torch.compile(captioner, fullgraph=True, backend="aot_eager")
+    captioner.zero_grad()
+    compiled(**batch, label_smoothing=0.1).loss.backward()
+    found = {name: p.grad for name, p in captioner.named_parameters() if p.grad is not None}
+    assert_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+# --- Outputs
+
+
+def test_hidden_states_and_attentions_are_recorded(backbones: dict[str, Path]):
+    model = make_captioner(backbones, attn_implementation="eager", adapter_layers=[1])
+    for p in model.adapters()[1].parameters():
+        torch.nn.init.zeros_(p)
+    language_model = GPT2LMHeadModel.from_pretrained(backbones["text"], attn_implementation="eager")
+    batch = make_batch(k=2)
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    found = model(batch["pixel_values"], batch["input_ids"], **wanted)
+    expected = language_model(batch["input_ids"], **wanted)
+    assert len(found.hidden_states) == TEXT["n_layer"] + 1
+    assert len(found.attentions) == TEXT["n_layer"]
+    for name in ("hidden_states", "attentions"):
+        for ours, theirs in zip(found[name], expected[name], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_return_dict_false_gives_a_tuple(captioner):
+    batch = make_batch()
+    output = captioner(**batch, logits_to_keep=1, return_dict=False)
+    expected = captioner(**batch, logits_to_keep=1)
+    assert isinstance(output, tuple)
+    assert torch.equal(output[0], expected.loss)
+    assert torch.equal(output[1], expected.logits)
+
+
+def test_visual_attention_is_what_the_adapters_read(backbones: dict[str, Path]):
+    model = make_captioner(backbones, adapter_layers=[0, 3])
+    batch = make_batch()
+    attention = model.visual_attention(batch["input_ids"], batch["pixel_values"])
+    heads, tokens = ADAPTER["adapter_num_heads"], 10
+    assert attention.shape == (IMAGES * ROWS, 2, heads, LENGTH, tokens)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
+    features = model.get_image_features(batch["pixel_values"])
+    assert torch.equal(model.visual_attention(batch["input_ids"], visual_features=features), attention)
+
+    # Of the lowest layer, written out.
+    reference = Reference(model.config, model.state_dict())
+    weights, row, name = reference.weights, 7, "text_model.transformer."
+    hidden = weights[f"{name}wte.weight"][batch["input_ids"][row]] + weights[f"{name}wpe.weight"][:LENGTH]
+    query = linear(reference.feed_forward_input(0, hidden)[1], weights, f"{name}h.0.adapter.q_proj")
+    key = linear(reference.encode(batch["pixel_values"][row // ROWS]), weights, f"{name}h.0.adapter.k_proj")
+    query, key = query.view(LENGTH, heads, -1), key.view(tokens, heads, -1)
+    scores = torch.einsum("thc,nhc->htn", query, key) / math.sqrt(query.shape[-1])
+    torch.testing.assert_close(attention[row, 0], scores.softmax(-1).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_adapted_layers_are_blocks_in_their_own_right(captioner):
+    blocks = captioner.text_model.transformer.h
+    assert all(isinstance(block, ITuningGPT2Block) for block in blocks)
+    assert [block.layer_idx for block in blocks] == [0, 1, 2, 3]
+
+
+# --- Bad input
+
+BAD_INPUT = [
+    ({"pixel_values": None}, "Got neither of pixel_values and visual_features"),
+    ({"visual_features": torch.zeros(3, 10, 15)}, "Got both of pixel_values and visual_features"),
+    (
+        {"pixel_values": None, "visual_features": torch.zeros(3, 10, 16)},
+        r"visual_features has shape \(3, 10, 16\), expected \(num_images, tokens, 15\)",
+    ),
+    ({"pixel_values": None, "visual_features": torch.zeros(10, 15)}, r"visual_features has shape \(10, 15\)"),
+    (
+        {"pixel_values": torch.zeros(3, 3, 32, 32)},
+        r"pixel_values has shape \(3, 3, 32, 32\), expected \(num_images, 3, 30, 30\)",
+    ),
+    ({"pixel_values": torch.zeros(3, 30, 30)}, r"pixel_values has shape \(3, 30, 30\)"),
+    (
+        {"pixel_values": torch.zeros(2, 3, 30, 30)},
+        "input_ids has 15 rows for 2 images: the rows must be a mul",
+    ),
+    ({"pixel_values": torch.zeros(0, 3, 30, 30)}, r"pixel_values has shape \(0, 3, 30, 30\)"),
+    (
+        {"pixel_values": None, "visual_features": torch.zeros(0, 10, 15)},
+        "input_ids has 15 rows for 0 images",
+    ),
+    ({"input_ids": None}, r"input_ids is None: give the text rows to score"),
+    (
+        {"input_ids": torch.ones(15, 49)},
+        "input_ids has 49 tokens in a row, and .* only 48 positions: cut the",
+    ),
+    ({"labels": torch.zeros(15, 7)}, r"labels has shape \(15, 7\) and input_ids \(15, 8\)"),
+    ({"visual_key_values": {}}, "visual_key_values stands in for pixel_values and visual_features"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_INPUT)
+def test_refuses_input_that_does_not_fit(captioner, changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        captioner(**make_batch() | changes)
+
+
+# --- transformers.Trainer
+
+
+def train_one_step(model: ITuningForCaptioning, folder: Path, **options: Any):
+    from transformers import Trainer, TrainingArguments
+
+    batch = make_batch(k=2, images=8)
+    text = ("input_ids", "attention_mask", "labels")
+    data = [
+        {"pixel_values": batch["pixel_values"][i]} | {name: batch[name][2 * i : 2 * i + 2] for name in text}
+        for i in range(8)
+    ]
+
+    def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        pixels = torch.stack([item["pixel_values"] for item in items])
+        return {"pixel_values": pixels} | {name: torch.cat([item[name] for item in items]) for name in text}
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=1,
+        max_grad_norm=0.0,
+        remove_unused_columns=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=collate,
+        optimizers=(optimizer, constant),
+    )
+    trainer.train()
+    return trainer, batch
+
+
+@pytest.mark.parametrize(("images", "accumulated"), [(8, 1), (2, 4)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_transformers_trainer_takes_the_step_of_the_whole_batch(
+    captioner, tmp_path: Path, images: int, accumulated: int, checkpointing: bool
+):
+    pytest.importorskip("accelerate")
+    start = {name: tensor.clone() for name, tensor in captioner.adapter_state_dict().items()}
+    expected = gradients(captioner, **make_batch(k=2, images=8))
+    train_one_step(
+        captioner,
+        tmp_path,
+        per_device_train_batch_size=images,
+        gradient_accumulation_steps=accumulated,
+        activation_checkpointing=checkpointing,
+    )
+    step = {name: start[name] - tensor for name, tensor in captioner.adapter_state_dict().items()}
+    assert_all_close(step, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_transformers_trainer_evaluates_and_saves_the_adapter_alone(captioner, tmp_path: Path):
+    pytest.importorskip("accelerate")
+    trainer, batch = train_one_step(captioner, tmp_path, per_device_eval_batch_size=8)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(captioner.eval()(**batch).loss.item(), rel=1e-4)
+    trainer.save_model()
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).loss, captioner(**batch).loss)
+    assert (tmp_path / "model.safetensors").stat().st_size < 40_000
+
+
+def test_a_cache_is_not_dropped_in_silence_while_training(captioner, pixel_values):
+    ids = torch.tensor([[1, 2, 3]] * 3)
+    past = captioner(pixel_values=pixel_values, input_ids=ids, use_cache=True).past_key_values
+    captioner.train()
+    with pytest.raises(ValueError, match="A cache cannot be gone on from in training"):
+        captioner(pixel_values=pixel_values, input_ids=ids, past_key_values=past)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_ids": torch.tensor([1, 2, 3])}, r"input_ids has shape \(3,\), expected \(rows, tokens\)"),
+        ({"attention_mask": torch.ones(1, 2).long()}, "attention_mask has 1 rows and input_ids 3"),
+    ],
+)
+def test_refuses_text_of_another_shape(captioner, pixel_values, changes: dict, message: str):
+    inputs = {"input_ids": torch.tensor([[1, 2]] * 3), "attention_mask": None} | changes
+    with pytest.raises(ValueError, match=message):
+        captioner(pixel_values=pixel_values, **inputs)
+
+
+def test_a_device_map_does_not_split_an_adapted_block(captioner):
+    blocks = captioner.text_model.transformer.h
+    assert {type(block).__name__ for block in blocks} <= set(captioner._no_split_modules)

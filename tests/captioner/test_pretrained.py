@@ -1,0 +1,890 @@
+"""What a saved captioner holds, how it comes back, and that it never comes back over other backbones."""
+
+import copy
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packaging.version import Version
+from safetensors.torch import load_file, save_file
+from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters, unseal
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    CLIPVisionModel,
+    GenerationConfig,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
+
+from ituning_hf import ITuningConfig, ITuningForCaptioning
+from ituning_hf.captioner.backbones_ituning import split_device_map
+from ituning_hf.captioner.fingerprint_ituning import fingerprint
+from ituning_hf.captioner.recorded_ituning import UnloadedVisionModel, record_backbone
+
+PARTS = [f"{part}_proj.{kind}" for part in ("q", "k", "v", "out") for kind in ("weight", "bias")]
+KEYS = {f"text_model.transformer.h.{i}.adapter.{part}" for i in range(4) for part in PARTS}
+A_KEY = "text_model.transformer.h.2.adapter.v_proj.weight"
+
+
+@pytest.fixture
+def saved(captioner, tmp_path: Path) -> Path:
+    """The folder of a saved captioner."""
+    captioner.save_pretrained(tmp_path / "captioner")
+    return tmp_path / "captioner"
+
+
+@pytest.fixture
+def own_backbones(backbones: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """Backbones that a test may spoil."""
+    return {name: shutil.copytree(folder, tmp_path / name) for name, folder in backbones.items()}
+
+
+def text_rows() -> torch.Tensor:
+    return torch.arange(1, 19).view(6, 3)
+
+
+def logits_of(model: ITuningForCaptioning) -> torch.Tensor:
+    pixels = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(3))
+    return model(pixels.to(model.vision_model.dtype), text_rows()).logits
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Change the tensors of a safetensors file."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    unseal(path.parent)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- What is written
+
+
+def test_the_file_holds_the_adapters_tensors_and_no_others(backbones: dict[str, Path], tmp_path: Path):
+    model = make_captioner(backbones, adapter_layers=[1, 3])
+    model.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == {
+        "text_model.transformer.h.1.adapter.q_proj.weight",
+        "text_model.transformer.h.1.adapter.q_proj.bias",
+        "text_model.transformer.h.1.adapter.k_proj.weight",
+        "text_model.transformer.h.1.adapter.k_proj.bias",
+        "text_model.transformer.h.1.adapter.v_proj.weight",
+        "text_model.transformer.h.1.adapter.v_proj.bias",
+        "text_model.transformer.h.1.adapter.out_proj.weight",
+        "text_model.transformer.h.1.adapter.out_proj.bias",
+        "text_model.transformer.h.3.adapter.q_proj.weight",
+        "text_model.transformer.h.3.adapter.q_proj.bias",
+        "text_model.transformer.h.3.adapter.k_proj.weight",
+        "text_model.transformer.h.3.adapter.k_proj.bias",
+        "text_model.transformer.h.3.adapter.v_proj.weight",
+        "text_model.transformer.h.3.adapter.v_proj.bias",
+        "text_model.transformer.h.3.adapter.out_proj.weight",
+        "text_model.transformer.h.3.adapter.out_proj.bias",
+    }
+
+
+def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
+    assert {path.name for path in saved.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "adapter_file_ituning.py",
+        "adapter_ituning.py",
+        "backbones_ituning.py",
+        "checkpoint_ituning.py",
+        "configuration_ituning.py",
+        "fingerprint_ituning.py",
+        "generation_file_ituning.py",
+        "generation_ituning.py",
+        "gpt2_ituning.py",
+        "inputs_ituning.py",
+        "json_ituning.py",
+        "output_ituning.py",
+        "modeling_ituning.py",
+        "packing_ituning.py",
+        "peft_ituning.py",
+        "recorded_ituning.py",
+        "requirements_ituning.py",
+        "seal_ituning.py",
+    }
+    weights = 4 * sum(p.numel() for p in captioner.parameters() if p.requires_grad)
+    assert weights <= (saved / "model.safetensors").stat().st_size < weights + 6_000
+    assert json.loads((saved / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_ituning.ITuningConfig",
+        "AutoModel": "modeling_ituning.ITuningForCaptioning",
+        "AutoModelForImageTextToText": "modeling_ituning.ITuningForCaptioning",
+    }
+
+
+def test_of_a_whole_state_dict_the_adapter_is_saved(captioner, tmp_path: Path):
+    state_dict = {name: tensor + 1 for name, tensor in captioner.state_dict().items()}
+    captioner.save_pretrained(tmp_path, state_dict=state_dict)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert set(stored) == KEYS
+    assert all(torch.equal(stored[key], state_dict[key]) for key in KEYS)
+
+
+def test_saving_records_where_the_backbones_are(saved: Path, backbones: dict[str, Path]):
+    config = json.loads((saved / "config.json").read_text())
+    assert config["vision_model_name_or_path"] == str(backbones["vision"])
+    assert config["text_model_name_or_path"] == str(backbones["text"])
+    assert config["vision_model_fingerprint"] == fingerprint("vision", str(backbones["vision"]))
+    assert config["text_model_fingerprint"] == fingerprint("text", str(backbones["text"]))
+
+
+def test_saving_over_backbones_in_memory_warns_and_such_a_captioner_cannot_be_loaded(
+    captioner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = ITuningConfig(
+        vision_config=captioner.config.vision_config.to_dict(),
+        text_config=captioner.config.text_config.to_dict(),
+        **ADAPTER,
+    )
+    ITuningForCaptioning(config).save_pretrained(tmp_path)
+    assert "backbones were built in memory and are stored nowhere" in caplog.text
+    with pytest.raises(ValueError, match=r"vision_model_name_or_path=None.*cannot be brought back"):
+        ITuningForCaptioning.from_pretrained(tmp_path)
+
+
+# --- Coming back
+
+
+def test_comes_back_with_equal_logits_in_evaluation_mode(captioner, saved: Path):
+    loaded = ITuningForCaptioning.from_pretrained(saved)
+    assert torch.equal(logits_of(loaded), logits_of(captioner))
+    assert not any(module.training for module in loaded.modules())
+    assert {n for n, p in loaded.named_parameters() if p.requires_grad} == KEYS
+    assert loaded.config.name_or_path == loaded.name_or_path == str(saved)
+
+
+def test_comes_back_over_the_backbones_on_disk_bit_by_bit(saved: Path, backbones: dict[str, Path]):
+    loaded = ITuningForCaptioning.from_pretrained(saved).state_dict()
+    for part in ("vision", "text"):
+        stored = load_file(backbones[part] / "model.safetensors")
+        stored = {name.removeprefix("vision_model."): tensor for name, tensor in stored.items()}
+        assert len(stored) > 30
+        for name, tensor in stored.items():
+            assert torch.equal(loaded[f"{part}_model.{name}"], tensor), name
+
+
+def test_saving_again_gives_the_same_files(saved: Path, tmp_path: Path):
+    ITuningForCaptioning.from_pretrained(saved).save_pretrained(tmp_path / "again")
+    for path in saved.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_loading_info_is_of_a_complete_model(saved: Path):
+    model, info = ITuningForCaptioning.from_pretrained(saved, output_loading_info=True)
+    assert isinstance(model, ITuningForCaptioning)
+    assert set(info) == {"missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"}
+    assert not any(info.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", torch.float16])
+def test_dtype_casts_everything(saved: Path, dtype: Any):
+    model = ITuningForCaptioning.from_pretrained(saved, dtype=dtype)
+    expected = torch.float16 if dtype is torch.float16 else torch.bfloat16
+    assert {p.dtype for p in model.parameters()} == {expected}
+    assert logits_of(model).isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "auto"}])
+def test_by_default_each_part_keeps_the_precision_of_its_file(
+    own_backbones: dict[str, Path], tmp_path: Path, options: dict[str, Any]
+):
+    GPT2LMHeadModel.from_pretrained(own_backbones["text"]).half().save_pretrained(own_backbones["text"])
+    model = make_captioner(own_backbones)
+    for adapter in model.adapters().values():
+        adapter.bfloat16()
+    model.save_pretrained(tmp_path / "captioner")
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path / "captioner", **options)
+    assert loaded.vision_model.dtype is torch.float32
+    assert loaded.text_model.transformer.wte.weight.dtype is torch.float16
+    assert {p.dtype for a in loaded.adapters().values() for p in a.parameters()} == {torch.bfloat16}
+
+
+def test_generation_settings_come_back(captioner, tmp_path: Path):
+    captioner.generation_config.num_beams = 3
+    captioner.save_pretrained(tmp_path)
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path)
+    assert loaded.generation_config.num_beams == 3
+    given = GenerationConfig(max_new_tokens=7)
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path, generation_config=given)
+    assert loaded.generation_config is given
+    (tmp_path / "generation_config.json").unlink()
+    assert ITuningForCaptioning.from_pretrained(tmp_path).generation_config.max_new_tokens == 40
+
+
+def test_eager_attention_reaches_every_part(captioner, saved: Path, backbones: dict[str, Path]):
+    loaded = ITuningForCaptioning.from_pretrained(saved, attn_implementation="eager")
+    built = make_captioner(backbones, attn_implementation="eager")
+    captioner.set_attn_implementation("eager")
+    for model in (loaded, built, captioner):
+        blocks = [block.attn for block in model.text_model.transformer.h]
+        layers = [layer.self_attn for layer in model.vision_model.encoder.layers]
+        holders = [model, model.vision_model, model.text_model, *blocks, *layers]
+        assert {holder.config._attn_implementation for holder in holders} == {"eager"}
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_auto_classes_hand_on_what_they_are_given(saved, name: str):
+    options = {name: torch.bfloat16, "attn_implementation": "eager", "low_cpu_mem_usage": True}
+    model = AutoModel.from_pretrained(saved, **options)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    for holder in (model, model.vision_model, model.text_model):
+        assert holder.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_whole_and_independent(captioner, again: Callable):
+    expected = logits_of(captioner)
+    other = again(captioner)
+    assert torch.equal(logits_of(other), expected)
+    assert other.text_model.config is other.config.text_config
+    randomize_adapters(other, seed=5)
+    other.set_attn_implementation("eager")
+    assert torch.equal(logits_of(captioner), expected)
+    assert captioner.config.text_config._attn_implementation == "sdpa"
+
+
+# --- Devices
+
+SPLIT = {"vision_model": "cpu", "text_model": "cpu"}
+WITHOUT_BLOCKS = {
+    f"text_model.{part}": "cpu" for part in ("transformer.wte", "transformer.wpe", "transformer.ln_f")
+}
+WITHOUT_BLOCKS |= {"text_model.lm_head": "cpu"}
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", torch.device("cpu"), {"": "cpu"}, SPLIT])
+def test_device_maps(captioner, saved: Path, device_map: Any):
+    pytest.importorskip("accelerate")
+    loaded = ITuningForCaptioning.from_pretrained(saved, device_map=device_map)
+    assert torch.equal(logits_of(loaded), logits_of(captioner))
+
+
+OFFLOADED = [
+    {"vision_model": "cpu", **WITHOUT_BLOCKS}
+    | {f"text_model.transformer.h.{i}": "disk" if i % 2 else "cpu" for i in range(4)},
+    {"vision_model": "disk", **WITHOUT_BLOCKS, "text_model.transformer.h": "disk"},
+    {"vision_model": "disk", "text_model": "disk"},
+]
+
+
+@pytest.mark.parametrize("device_map", OFFLOADED)
+def test_offloaded_backbones_leave_the_adapter_in_memory(
+    captioner, saved: Path, tmp_path: Path, pixel_values: torch.Tensor, device_map: dict[str, str]
+):
+    accelerate = pytest.importorskip("accelerate")
+    if device_map["vision_model"] == "disk" and Version(accelerate.__version__) < Version("1.15"):
+        with pytest.raises(ValueError, match="offload the whole model to the disk"):
+            ITuningForCaptioning.from_pretrained(saved, device_map=device_map)
+        return
+    loaded = ITuningForCaptioning.from_pretrained(saved, device_map=device_map)
+    blocks = loaded.text_model.transformer.h
+    assert blocks[3].mlp.c_fc.weight.device.type == "meta"
+    assert {p.device.type for a in loaded.adapters().values() for p in a.parameters()} == {"cpu"}
+    assert all(block._hf_hook.execution_device is not None for block in blocks)
+    batch = {"pixel_values": pixel_values, "input_ids": text_rows()}
+    assert torch.equal(loaded(**batch).logits, captioner(**batch).logits)
+    for options in ({}, {"num_beams": 3}):
+        settings = {"pixel_values": pixel_values, "max_new_tokens": 5, **options}
+        assert torch.equal(loaded.generate(**settings), captioner.generate(**settings))
+    for model in (loaded.train(), captioner):
+        model(**batch, labels=text_rows()).loss.backward()
+    for name, p in captioner.named_parameters():
+        if p.requires_grad:
+            assert torch.equal(loaded.get_parameter(name).grad, p.grad)
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+
+
+def test_inputs_of_an_adapted_block_go_through_the_hook_of_its_device_map(
+    captioner, backbones: dict[str, Path]
+):
+    hooks = pytest.importorskip("accelerate.hooks")
+    seen = []
+
+    class Record(hooks.AlignDevicesHook):
+        def pre_forward(self, module, *args, **kwargs):
+            seen.append(type(module).__name__)
+            return super().pre_forward(module, *args, **kwargs)
+
+    language_model = GPT2LMHeadModel.from_pretrained(backbones["text"])
+    hooks.add_hook_to_module(language_model.transformer.h[2], Record(execution_device="cpu"))
+    model = ITuningForCaptioning(captioner.config, captioner.vision_model, language_model).eval()
+    model.load_state_dict(captioner.adapter_state_dict(), strict=False)
+    assert torch.equal(logits_of(model), logits_of(captioner))
+    assert seen == ["ITuningGPT2Block"]
+
+
+def test_a_device_map_that_leaves_a_backbone_out_is_refused(saved: Path):
+    with pytest.raises(ValueError, match=r"no place for 'text_model': it names \['vision_model'\]"):
+        ITuningForCaptioning.from_pretrained(saved, device_map={"vision_model": "cpu"})
+
+
+def test_device_maps_are_split_at_the_backbones():
+    assert split_device_map("auto") == {"vision": "auto", "text": "auto"}
+    assert split_device_map({"text_model": 3}, kinds=("text",)) == {"text": {"": 3}}
+    assert split_device_map(None) == {"vision": None, "text": None}
+    given = {"vision_model": 0, "text_model.transformer.h.0": 1, "text_model.lm_head": "disk"}
+    expected = {"vision": {"": 0}, "text": {"transformer.h.0": 1, "lm_head": "disk"}}
+    assert split_device_map(given) == expected
+    assert split_device_map({"": 2, "text_model": 3}) == {"vision": {"": 2}, "text": {"": 3}}
+
+
+# --- Without the vision encoder
+
+
+def features_of(model: ITuningForCaptioning) -> torch.Tensor:
+    pixels = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(3))
+    return model.get_image_features(pixels)
+
+
+@pytest.fixture
+def without_encoder(own_backbones: dict[str, Path], captioner, tmp_path: Path) -> ITuningForCaptioning:
+    """The captioner, loaded when its encoder was not there."""
+    make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
+    own_backbones["vision"].rename(tmp_path / "put away")
+    return ITuningForCaptioning.from_pretrained(tmp_path / "captioner", load_vision_model=False)
+
+
+def test_an_encoder_that_is_not_loaded_need_not_be_there(captioner, without_encoder):
+    features = features_of(captioner)
+    found = without_encoder(input_ids=text_rows(), visual_features=features).logits
+    assert torch.equal(found, logits_of(captioner))
+    for options in ({}, {"num_beams": 3}):
+        settings = {"visual_features": features, "max_new_tokens": 5, **options}
+        assert torch.equal(without_encoder.generate(**settings), captioner.generate(**settings))
+    assert not list(without_encoder.vision_model.parameters())
+    assert not without_encoder.vision_model.training
+    expected = sum(p.numel() for p in captioner.parameters()) - captioner.vision_model.num_parameters()
+    assert without_encoder.num_parameters() == expected
+    assert (without_encoder.device.type, without_encoder.dtype) == ("cpu", torch.float32)
+
+
+def test_a_captioner_without_its_encoder_takes_no_pixels(without_encoder, pixel_values: torch.Tensor):
+    message = (
+        r"vision encoder is not loaded, so it cannot take pixel_values: give visual_features, .*, or load"
+    )
+    for call in (
+        lambda: without_encoder(pixel_values=pixel_values, input_ids=text_rows()),
+        lambda: without_encoder.generate(pixel_values=pixel_values),
+        lambda: without_encoder.get_image_features(pixel_values),
+        lambda: without_encoder.visual_attention(text_rows(), pixel_values=pixel_values),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_saved_without_its_encoder_it_is_saved_complete(captioner, without_encoder, tmp_path: Path):
+    without_encoder.save_pretrained(tmp_path / "again")
+    for path in (tmp_path / "captioner").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+    with pytest.raises(OSError, match="frozen vision model was not found at vision_model_name_or_path"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "again")
+    (tmp_path / "put away").rename(tmp_path / "vision")
+    assert torch.equal(
+        logits_of(ITuningForCaptioning.from_pretrained(tmp_path / "again")), logits_of(captioner)
+    )
+    encoder = CLIPVisionModel.from_pretrained(tmp_path / "vision")
+    nudge_one_norm(encoder)
+    encoder.save_pretrained(tmp_path / "vision")
+    ITuningForCaptioning.from_pretrained(tmp_path / "again", load_vision_model=False)
+    with pytest.raises(ValueError, match=r"vision model found at .* is not the one this adapter was"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "again")
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_without_an_encoder_are_whole(captioner, without_encoder, again: Callable):
+    features = features_of(captioner)
+    other = again(without_encoder)
+    assert torch.equal(other(input_ids=text_rows(), visual_features=features).logits, logits_of(captioner))
+    assert other.vision_model.config is other.config.vision_config
+    other.to(torch.bfloat16).train()
+    assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
+    loss = other(input_ids=text_rows(), visual_features=features, labels=text_rows()).loss
+    loss.backward()
+    assert {name for name, p in other.named_parameters() if p.grad is not None} == KEYS
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, SPLIT, {"text_model": "cpu"}])
+def test_device_maps_without_an_encoder(captioner, saved: Path, device_map: Any):
+    pytest.importorskip("accelerate")
+    options = {"load_vision_model": False, "device_map": device_map}
+    loaded = ITuningForCaptioning.from_pretrained(saved, **options)
+    features = features_of(captioner)
+    assert torch.equal(loaded(input_ids=text_rows(), visual_features=features).logits, logits_of(captioner))
+
+
+def test_the_auto_class_leaves_the_encoder_out_too(saved: Path):
+    model = AutoModel.from_pretrained(saved, load_vision_model=False, dtype=torch.bfloat16)
+    assert type(model.vision_model) is UnloadedVisionModel
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_new_captioner_over_a_recorded_encoder(own_backbones: dict[str, Path], tmp_path: Path):
+    model = make_captioner(own_backbones)
+    recorded = record_backbone("vision", own_backbones["vision"])
+    assert recorded.fingerprint == model.config.vision_model_fingerprint
+    own_backbones["vision"].rename(tmp_path / "put away")
+    new = ITuningForCaptioning.from_vision_text_pretrained(recorded, own_backbones["text"], **ADAPTER)
+    randomize_adapters(new)
+    assert not new.training
+    features = features_of(model)
+    assert torch.equal(new(input_ids=text_rows(), visual_features=features).logits, logits_of(model))
+    for name, captioner in (("new", new), ("whole", model)):
+        captioner.save_pretrained(tmp_path / name)
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_features_in_another_precision_become_the_adapters(captioner, dtype: torch.dtype):
+    features = features_of(captioner).to(dtype)
+    rounded = captioner(input_ids=text_rows(), visual_features=features.float()).logits
+    assert torch.equal(captioner(input_ids=text_rows(), visual_features=features).logits, rounded)
+    assert rounded.dtype is torch.float32
+    projected = captioner.project_visual(features)
+    assert {key.dtype for key, _ in projected.values()} == {torch.float32}
+
+
+# --- Quantisation
+
+
+def test_how_the_language_model_was_quantised_is_not_stored(captioner, tmp_path: Path):
+    captioner.config.text_config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    captioner.save_pretrained(tmp_path)
+    assert "quantization_config" not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_only_the_language_model_is_quantised(captioner, saved: Path, tmp_path: Path, bits: str):
+    bnb = pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(**{bits: True})
+    loaded = ITuningForCaptioning.from_pretrained(saved, quantization_config=settings)
+    kinds = {"load_in_4bit": bnb.nn.Linear4bit, "load_in_8bit": bnb.nn.Linear8bitLt}
+    quantised = {name for name, module in loaded.named_modules() if isinstance(module, kinds[bits])}
+    layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert quantised == {f"text_model.transformer.h.{i}.{layer}" for i in range(4) for layer in layers}
+    found, expected = logits_of(loaded), logits_of(captioner)
+    assert 0 < (found - expected).abs().max() < 0.3 * expected.abs().max()
+    loaded.train()(torch.zeros(6, 3, IMAGE_SIZE, IMAGE_SIZE), text_rows(), labels=text_rows()).loss.backward()
+    assert all(
+        p.grad.any() for n, p in loaded.named_parameters() if n.endswith("out_proj.weight") and "h." in n
+    )
+    loaded.save_pretrained(tmp_path / "again")
+    again = ITuningForCaptioning.from_pretrained(tmp_path / "again")
+    assert torch.equal(logits_of(again), expected)
+
+
+# --- Other places and other backbones
+
+
+def test_backbones_that_moved_are_named_and_can_be_brought_from_elsewhere(
+    own_backbones: dict[str, Path], tmp_path: Path, monkeypatch
+):
+    model = make_captioner(own_backbones)
+    model.save_pretrained(tmp_path / "captioner")
+    shutil.move(own_backbones["vision"], tmp_path / "moved")
+    message = (
+        r"frozen vision model was not found at vision_model_name_or_path='.*vision'.*If it has moved, give"
+    )
+    with pytest.raises(OSError, match=message):
+        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "moved", str(tmp_path / "moved"), "moved"):
+        loaded = ITuningForCaptioning.from_pretrained("captioner", vision_model_name_or_path=place)
+        assert torch.equal(logits_of(loaded), logits_of(model))
+        assert loaded.config.vision_model_name_or_path == str(tmp_path / "moved")
+    loaded.save_pretrained("again")
+    assert torch.equal(logits_of(ITuningForCaptioning.from_pretrained("again")), logits_of(model))
+
+
+def test_a_full_clip_serves_for_its_vision_part(captioner, saved: Path, backbones: dict[str, Path]):
+    assert fingerprint("vision", str(backbones["clip"])) == fingerprint("vision", str(backbones["vision"]))
+    loaded = ITuningForCaptioning.from_pretrained(saved, vision_model_name_or_path=backbones["clip"])
+    assert torch.equal(logits_of(loaded), logits_of(captioner))
+
+
+def reinitialise(model: torch.nn.Module) -> None:
+    torch.manual_seed(1)
+    for p in model.parameters():
+        torch.nn.init.normal_(p)
+
+
+def nudge_one_norm(model: torch.nn.Module) -> None:
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    norms[2].weight.data[3] += 1e-6
+
+
+def test_a_fingerprint_stays_what_it_is_in_captioners_that_were_saved_before(tmp_path: Path):
+    """Of each weight, by name: the name, the shape, and the first eight rows as floats."""
+    weights = {"wte.weight": torch.arange(27.0).view(9, 3), "ln_f.bias": torch.arange(9.0) / 3}
+    save_file(
+        {f"transformer.{name}": w.clone() for name, w in weights.items()}, tmp_path / "model.safetensors"
+    )
+    digest = hashlib.sha256()
+    for name in ("ln_f.bias", "wte.weight"):
+        digest.update(f"{name} {list(weights[name].shape)}".encode() + weights[name][:8].numpy().tobytes())
+    assert fingerprint("text", str(tmp_path)) == digest.hexdigest()[:32]
+
+
+@pytest.mark.parametrize("change", [reinitialise, nudge_one_norm])
+@pytest.mark.parametrize(("part", "model_class"), [("vision", CLIPVisionModel), ("text", GPT2LMHeadModel)])
+def test_other_backbones_are_refused(
+    saved: Path, backbones: dict[str, Path], tmp_path: Path, part: str, model_class: type, change: Callable
+):
+    other = model_class.from_pretrained(backbones[part])
+    change(other)
+    other.save_pretrained(tmp_path / "other")
+    wanted, found = fingerprint(part, str(backbones[part])), fingerprint(part, str(tmp_path / "other"))
+    assert wanted != found
+    message = rf"{part}_model_name_or_path='.*other' is not the one .* fingerprint {found}, wanted {wanted}"
+    with pytest.raises(ValueError, match=message):
+        ITuningForCaptioning.from_pretrained(saved, **{f"{part}_model_name_or_path": tmp_path / "other"})
+
+
+def test_a_backbone_that_was_replaced_in_its_place_is_refused(own_backbones: dict[str, Path], tmp_path: Path):
+    make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
+    language_model = GPT2LMHeadModel.from_pretrained(own_backbones["text"])
+    nudge_one_norm(language_model)
+    language_model.save_pretrained(own_backbones["text"])
+    with pytest.raises(
+        ValueError, match=r"text model found at .* is not the one this adapter was trained on"
+    ):
+        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+
+
+def test_a_model_of_another_kind_is_refused(saved: Path, backbones: dict[str, Path]):
+    with pytest.raises(
+        ValueError, match=r"are not those of a CLIPVisionModel: there is no 'embeddings\.patch_emb"
+    ):
+        ITuningForCaptioning.from_pretrained(saved, vision_model_name_or_path=backbones["text"])
+
+
+INCOMPLETE = [
+    ("vision", "encoder.layers.1.mlp.fc1.weight"),
+    ("text", "transformer.h.3.attn.c_proj.bias"),
+]
+
+
+@pytest.mark.parametrize(("part", "key"), INCOMPLETE)
+@pytest.mark.parametrize("change", ["missing", "reshaped"])
+def test_an_incomplete_backbone_is_refused(
+    own_backbones: dict[str, Path], tmp_path: Path, part: str, key: str, change: str
+):
+    make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        (name,) = [name for name in tensors if name.endswith(key)]
+        if change == "missing":
+            del tensors[name]
+        else:
+            tensors[name] = tensors[name][:-1].clone()
+
+    rewrite(own_backbones[part] / "model.safetensors", spoil)
+    message = rf"{part} model at '.*{part}' lacks 1 of its weights, or has them in other shapes.*{key}"
+    with pytest.raises(ValueError, match="is not the one this adapter was trained on"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+    with pytest.raises(ValueError, match=message):
+        make_captioner(own_backbones)
+
+
+def test_a_damaged_backbone_is_named(own_backbones: dict[str, Path], tmp_path: Path):
+    make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
+    path = own_backbones["text"] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(OSError, match=r"frozen text model is damaged at text_model_name_or_path='.*text'"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+
+
+# --- The fingerprint
+
+
+def save_sharded(model: GPT2LMHeadModel, folder: Path) -> None:
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+
+
+def save_as_bin(model: GPT2LMHeadModel, folder: Path) -> None:
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+def save_without_prefix(model: GPT2LMHeadModel, folder: Path) -> None:
+    base = GPT2Model(model.config)
+    base.load_state_dict(model.transformer.state_dict())
+    base.save_pretrained(folder)
+    assert "h.0.ln_1.weight" in load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("save", [save_sharded, save_as_bin, save_without_prefix])
+def test_the_fingerprint_does_not_depend_on_the_files_form(
+    captioner, saved: Path, backbones: dict[str, Path], tmp_path: Path, save: Callable
+):
+    (tmp_path / "other").mkdir()
+    save(GPT2LMHeadModel.from_pretrained(backbones["text"]), tmp_path / "other")
+    assert fingerprint("text", str(tmp_path / "other")) == fingerprint("text", str(backbones["text"]))
+    loaded = ITuningForCaptioning.from_pretrained(saved, text_model_name_or_path=tmp_path / "other")
+    assert torch.equal(logits_of(loaded), logits_of(captioner))
+
+
+def test_the_fingerprint_does_not_depend_on_the_precision_of_loading(backbones: dict[str, Path]):
+    full, half = make_captioner(backbones), make_captioner(backbones, dtype=torch.bfloat16)
+    for part in ("vision", "text"):
+        recorded = getattr(half.config, f"{part}_model_fingerprint")
+        assert recorded == getattr(full.config, f"{part}_model_fingerprint")
+
+
+def test_the_fingerprint_wants_weights(tmp_path: Path):
+    with pytest.raises(
+        OSError, match=r"no model\.safetensors, model\.safetensors\.index\.json or pytorch_model\.bin at"
+    ):
+        fingerprint("text", str(tmp_path))
+
+
+# --- The adapter's file
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def truncate_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def scramble(path: Path) -> None:
+    path.write_bytes(os.urandom(2_000))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, truncate_header, scramble, empty])
+def test_a_corrupt_adapter_file_is_refused(saved: Path, damage: Callable):
+    damage(saved / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"adapter file .*model\.safetensors cannot be read .* corrupt or was cut"
+    ):
+        ITuningForCaptioning.from_pretrained(saved)
+
+
+def test_a_missing_adapter_file_is_named(saved: Path):
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"does not appear to have a file named model\.safetensors"):
+        ITuningForCaptioning.from_pretrained(saved)
+
+
+def set_to(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.update({A_KEY: change(tensors[A_KEY])})
+
+
+MISFITS = [
+    (lambda tensors: tensors.pop(A_KEY), rf"1 missing \(first: \['{A_KEY}'\]\)"),
+    (lambda tensors: tensors.update(extra=torch.ones(2)), r"1 unexpected \(first: \['extra'\]\)"),
+    (
+        set_to(lambda t: t.T.contiguous()),
+        rf"1 not fitting .*{A_KEY} is \(15, 21\) torch\.float32, wanted \(21, 15\)",
+    ),
+    (
+        set_to(lambda t: t.int()),
+        rf"1 not fitting .*{A_KEY} is \(21, 15\) torch\.int32, wanted \(21, 15\) floats",
+    ),
+    (
+        lambda tensors: tensors.update({A_KEY + "s": tensors.pop(A_KEY)}),
+        r"1 missing .*; 1 unexpected .*must come from one and the same save_pretrained",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISFITS)
+def test_an_adapter_file_that_does_not_fit_is_refused(saved: Path, change: Callable, message: str):
+    rewrite(saved / "model.safetensors", change)
+    with pytest.raises(ValueError, match=message):
+        ITuningForCaptioning.from_pretrained(saved)
+
+
+def test_an_adapter_for_other_layers_is_refused(saved: Path):
+    unseal(saved)
+    edit_config(saved, adapter_layers=[0, 1, 2])
+    with pytest.raises(ValueError, match=r"8 unexpected \(first: \['text_model\.transformer\.h\.3\.adapter"):
+        ITuningForCaptioning.from_pretrained(saved)
+
+
+# --- Words that are not understood
+
+
+def test_unknown_keywords_are_refused(saved: Path, backbones: dict[str, Path]):
+    with pytest.raises(TypeError, match=r"from_pretrained got unexpected keyword argument\(s\) \['dtpye'\]"):
+        ITuningForCaptioning.from_pretrained(saved, dtpye="bfloat16")
+    with pytest.raises(TypeError, match=r"unknown adapter option\(s\) \['adapter_size'\]; expected some of"):
+        make_captioner(backbones, adapter_size=3)
+
+
+def test_a_field_of_the_configuration_can_be_replaced(saved: Path):
+    assert ITuningForCaptioning.from_pretrained(saved, adapter_dropout=0.5).adapters()[0].dropout.p == 0.5
+
+
+def test_another_configuration_may_be_given(captioner, saved: Path):
+    config = ITuningConfig.from_pretrained(saved, adapter_scale=3.0)
+    loaded = ITuningForCaptioning.from_pretrained(saved, config=config)
+    assert loaded.config is config
+    assert loaded.adapters()[0].scale == 3.0
+    same = ITuningForCaptioning.from_pretrained(saved, config=saved / "config.json")
+    assert torch.equal(logits_of(same), logits_of(captioner))
+
+
+# --- By Hub id, from the cache
+
+
+def put_in_cache(cache: Path, repo_id: str, commit: str, folder: Path, branch: str = "main") -> None:
+    """Lay a repository out as the Hub's cache does."""
+    root = cache / f"models--{repo_id.replace('/', '--')}"
+    shutil.copytree(folder, root / "snapshots" / commit)
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / branch).write_text(commit)
+
+
+@pytest.fixture
+def hub(backbones: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    cache = tmp_path / "cache"
+    put_in_cache(cache, "org/clip", "a" * 40, backbones["clip"])
+    put_in_cache(cache, "org/gpt2", "b" * 40, backbones["text"])
+    return {"cache_dir": cache, "local_files_only": True}
+
+
+def make_hub_captioner(hub: dict[str, Any], seed: int = 0) -> ITuningForCaptioning:
+    model = ITuningForCaptioning.from_vision_text_pretrained("org/clip", "org/gpt2", **hub, **ADAPTER)
+    return randomize_adapters(model, seed)
+
+
+def test_backbones_by_hub_id_are_pinned_to_their_commits(hub, backbones: dict[str, Path], tmp_path: Path):
+    model = make_hub_captioner(hub)
+    config = model.config
+    assert (config.vision_model_name_or_path, config.vision_model_revision) == ("org/clip", "a" * 40)
+    assert (config.text_model_name_or_path, config.text_model_revision) == ("org/gpt2", "b" * 40)
+    model.save_pretrained(tmp_path / "captioner")
+
+    newer = GPT2LMHeadModel.from_pretrained(backbones["text"])
+    reinitialise(newer)
+    newer.save_pretrained(tmp_path / "newer")
+    put_in_cache(hub["cache_dir"], "org/gpt2", "c" * 40, tmp_path / "newer")
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path / "captioner", **hub)
+    assert torch.equal(logits_of(loaded), logits_of(model))
+    with pytest.raises(
+        ValueError, match=f"text_model_name_or_path='org/gpt2' at revision '{'c' * 40}' is not"
+    ):
+        ITuningForCaptioning.from_pretrained(tmp_path / "captioner", text_model_revision="c" * 40, **hub)
+
+
+@pytest.mark.parametrize(("kind", "place"), [("vision", "org/clip"), ("text", "org/gpt2")])
+def test_a_new_captioner_is_built_over_the_revision_that_is_asked_for(
+    hub, backbones: dict[str, Path], tmp_path: Path, kind: str, place: str
+):
+    backbone = {"vision": CLIPVisionModel, "text": GPT2LMHeadModel}[kind].from_pretrained(backbones[kind])
+    reinitialise(backbone)
+    epsilon = {"vision": "layer_norm_eps", "text": "layer_norm_epsilon"}[kind]
+    setattr(backbone.config, epsilon, 0.25)
+    backbone.save_pretrained(tmp_path / "other")
+    put_in_cache(hub["cache_dir"], place, "c" * 40, tmp_path / "other", "next")
+    build = partial(ITuningForCaptioning.from_vision_text_pretrained, "org/clip", "org/gpt2")
+    usual = build(**hub, **ADAPTER)
+    model = build(**{f"{kind}_revision": "next"}, **hub, **ADAPTER)
+    recorded = {name: getattr(model.config, f"{name}_model_revision") for name in ("vision", "text")}
+    assert recorded == {"vision": "a" * 40, "text": "b" * 40} | {kind: "c" * 40}
+    assert getattr(model.config, f"{kind}_model_fingerprint") == fingerprint(kind, str(tmp_path / "other"))
+    assert record_backbone(kind, place, "next", **hub).config[epsilon] == 0.25
+    for name in ("vision", "text"):
+        new, old = (next(getattr(m, f"{name}_model").parameters()) for m in (model, usual))
+        assert torch.equal(new, old) == (name != kind)
+
+
+def test_a_captioner_by_hub_id_has_its_own_revision(hub, tmp_path: Path):
+    models = {"v1": make_hub_captioner(hub, seed=1), "main": make_hub_captioner(hub, seed=2)}
+    for (branch, model), commit in zip(models.items(), ("d" * 40, "e" * 40), strict=True):
+        model.save_pretrained(tmp_path / branch)
+        put_in_cache(hub["cache_dir"], "org/captioner", commit, tmp_path / branch, branch)
+    load = ITuningForCaptioning.from_pretrained
+    assert torch.equal(logits_of(load("org/captioner", **hub)), logits_of(models["main"]))
+    assert torch.equal(logits_of(load("org/captioner", revision="v1", **hub)), logits_of(models["v1"]))
+    assert torch.equal(logits_of(load("org/captioner", revision="d" * 40, **hub)), logits_of(models["v1"]))
+
+
+def test_an_auto_class_takes_a_configuration_too(captioner, saved: Path):
+    loaded = AutoModel.from_pretrained(saved, config=ITuningConfig.from_pretrained(saved, adapter_scale=0.5))
+    assert (type(loaded), loaded.config.adapter_scale) == (ITuningForCaptioning, 0.5)
+    assert not torch.equal(logits_of(loaded), logits_of(captioner))
+
+
+def test_a_captioner_may_lie_in_a_subfolder(captioner, saved: Path):
+    loaded = ITuningForCaptioning.from_pretrained(saved.parent, subfolder="captioner")
+    assert torch.equal(logits_of(loaded), logits_of(captioner))
+
+
+def test_a_hub_id_that_is_not_in_the_cache_is_named(hub):
+    with pytest.raises(OSError, match="frozen text model was not found at 'org/gpt3'"):
+        ITuningForCaptioning.from_vision_text_pretrained("org/clip", "org/gpt3", **hub)
+
+
+def test_the_tokenizer_of_a_backbone_in_the_cache_is_found(hub):
+    assert AutoTokenizer.from_pretrained("org/gpt2", **hub).bos_token_id == 0
+
+
+@pytest.mark.parametrize("key", ["transformer.h.0.mlp.c_fc.weight", "transformer.h.3.attn.c_proj.bias"])
+def test_a_change_of_any_weight_is_noticed(own_backbones: dict[str, Path], tmp_path: Path, key: str):
+    make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
+    rewrite(own_backbones["text"] / "model.safetensors", lambda tensors: tensors[key].mul_(1.01).add_(1e-4))
+    with pytest.raises(
+        ValueError, match=r"text model found at .* is not the one this adapter was trained on"
+    ):
+        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+
+
+def test_an_adapter_that_is_not_finite_is_refused(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "copy")
+    rewrite(
+        tmp_path / "copy" / "model.safetensors",
+        lambda tensors: next(iter(tensors.values())).fill_(float("nan")),
+    )
+    with pytest.raises(ValueError, match=r"configuration: 1 not finite \(first: \['[^']*'\]\)\. The file"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "copy")
+
+
+def test_opposite_infinities_are_refused(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "copy")
+    opposites = torch.tensor([float("inf"), -float("inf")])
+    rewrite(tmp_path / "copy" / "model.safetensors", lambda tensors: tensors[A_KEY][0, :2].copy_(opposites))
+    with pytest.raises(ValueError, match=rf"1 not finite \(first: \['{A_KEY}'\]\)"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "copy")
+
+
+def test_an_adapter_whose_numbers_are_huge_is_finite(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "copy")
+    rewrite(tmp_path / "copy" / "model.safetensors", lambda tensors: tensors[A_KEY].fill_(3e38))
+    ITuningForCaptioning.from_pretrained(tmp_path / "copy")
+
+
+def test_damaged_generation_settings_are_not_passed_over(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "copy")
+    (tmp_path / "copy" / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"generation_config\.json is not JSON"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "copy")

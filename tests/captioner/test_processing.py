@@ -1,0 +1,315 @@
+"""The processor: exact ids, shapes and padding, and the same pixels everywhere."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import IMAGE_SIZE, SHARED_DATA, edit_json
+from transformers import AutoProcessor, CLIPImageProcessorPil, GPT2Tokenizer
+
+from ituning_hf import ITuningProcessor
+from ituning_hf.captioner.processing_ituning import caption_rows
+
+# Of the small tokenizer that conftest.py makes; its begin, end and padding token is 0.
+DOG = [65, 284, 71, 293]  # "a dog runs"
+BIRDS = [299, 291, 297, 289]  # "two red birds sit"
+MAN = [65, 287]  # "a man"
+
+
+def images(number: int = 2) -> list[Image.Image]:
+    """Photographs of several sizes."""
+    generator = np.random.default_rng(0)
+    sizes = [(41, 53, 3), (67, 32, 3), (30, 30, 3)]
+    return [Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)) for size in sizes[:number]]
+
+
+def lists(batch: dict[str, torch.Tensor]) -> dict[str, list]:
+    return {name: tensor.tolist() for name, tensor in batch.items() if name != "pixel_values"}
+
+
+# --- Images
+
+
+def test_images_alone(processor):
+    batch = processor(images=images(3))
+    assert list(batch) == ["pixel_values"]
+    assert batch["pixel_values"].shape == (3, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert torch.equal(processor(images=images(1)[0])["pixel_values"], batch["pixel_values"][:1])
+
+
+def test_pixels_are_those_of_clips_own_preparation(processor):
+    image = Image.new("RGB", (90, 45), (255, 128, 0))
+    pixels = processor(images=image)["pixel_values"][0]
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    expected = torch.tensor((np.array([255, 128, 0]) / 255 - mean) / std, dtype=torch.float32)
+    torch.testing.assert_close(pixels, expected[:, None, None].expand_as(pixels))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
+def test_images_of_every_mode_become_rgb(processor, mode: str):
+    pixels = processor(images=images(1)[0].convert(mode))["pixel_values"]
+    assert pixels.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_the_torchvision_image_processor_is_replaced_by_the_pil_one(processor):
+    class CLIPImageProcessor:  # what Transformers calls its torchvision one, which cannot be had here
+        def to_dict(self) -> dict[str, Any]:
+            return processor.image_processor.to_dict()
+
+    other = ITuningProcessor(CLIPImageProcessor(), processor.tokenizer)
+    assert type(other.image_processor) is CLIPImageProcessorPil
+    found, expected = (p(images=images())["pixel_values"] for p in (other, processor))
+    assert torch.equal(found, expected)
+
+
+# --- Captions
+
+
+def test_captions_get_begin_and_end_token_and_are_padded_on_the_right(processor):
+    batch = processor(captions=["a dog runs", "a man"])
+    assert lists(batch) == {
+        "input_ids": [[0, *DOG, 0], [0, *MAN, 0, 0, 0]],
+        "attention_mask": [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]],
+        "labels": [[0, *DOG, 0], [0, *MAN, 0, -100, -100]],
+    }
+
+
+def test_images_with_unequal_numbers_of_captions_get_rows_without_labels(processor):
+    batch = processor(images=images(3), captions=[["a man"], ["a dog runs", "a man"], []])
+    assert batch["pixel_values"].shape[0] == 3
+    man, filler = [0, *MAN, 0, 0, 0], [0] * 6
+    assert lists(batch) == {
+        "input_ids": [man, filler, [0, *DOG, 0], man, filler, filler],
+        "attention_mask": [[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [1] * 6, [1, 1, 1, 1, 0, 0]]
+        + [[1, 0, 0, 0, 0, 0]] * 2,
+        "labels": [
+            [0, *MAN, 0, -100, -100],
+            [-100] * 6,
+            [0, *DOG, 0],
+            [0, *MAN, 0, -100, -100],
+            [-100] * 6,
+            [-100] * 6,
+        ],
+    }
+
+
+@pytest.mark.parametrize("captions", ["a man", ["a man"], [["a man"]], ("a man",), [("  a man\n",)]])
+def test_the_forms_that_one_caption_may_take(processor, captions: Any):
+    expected = [[0, *MAN, 0]]
+    assert processor(images=images(1), captions=captions)["input_ids"].tolist() == expected
+    assert processor(captions=captions)["labels"].tolist() == expected
+
+
+def test_a_long_caption_is_cut_and_keeps_its_end_token(processor):
+    batch = processor(captions=["a dog runs", "a man"], max_length=5)
+    assert batch["input_ids"].tolist() == [[0, *DOG[:3], 0], [0, *MAN, 0, 0]]
+    assert batch["labels"].tolist() == [[0, *DOG[:3], 0], [0, *MAN, 0, -100]]
+
+
+def test_special_tokens_written_out_are_read_as_text(processor):
+    encoded = processor.encode_captions(["a dog<|endoftext|> runs", "<|endoftext|>"])
+    assert all(0 not in ids[1:-1] for ids in encoded)
+    decoded = processor.batch_decode([ids[1:-1] for ids in encoded])
+    assert decoded == ["a dog<|endoftext|> runs", "<|endoftext|>"]
+    prompt = processor(text="<|endoftext|>")["input_ids"][0].tolist()
+    assert prompt[0] == 0
+    assert 0 not in prompt[1:]
+
+
+def test_decoding_leaves_special_tokens_out(processor):
+    batch = processor(captions=["a dog runs", "a man"])
+    decoded = processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert decoded == ["a dog runs", "a man"]
+    assert processor.decode(batch["input_ids"][1], skip_special_tokens=True) == "a man"
+
+
+def test_no_captions_encode_to_nothing(processor):
+    assert processor.encode_captions([]) == []
+
+
+def test_rows_may_be_laid_out_for_a_given_number_of_captions():
+    rows = caption_rows([[[7, 1, 2]], [[7, 3, 2]]], bos_token_id=7, pad_token_id=9, rows_per_image=2)
+    assert rows["input_ids"] == [[7, 1, 2], [7, 9, 9], [7, 3, 2], [7, 9, 9]]
+    assert rows["labels"] == [[7, 1, 2], [-100] * 3, [7, 3, 2], [-100] * 3]
+
+
+# --- Prompts
+
+
+def test_prompts_get_a_begin_token_and_are_padded_on_the_left(processor):
+    batch = processor(images=images(), text=["a dog runs", "a man"])
+    assert batch["pixel_values"].shape[0] == 2
+    assert lists(batch) == {
+        "input_ids": [[0, *DOG], [0, 0, 0, *MAN]],
+        "attention_mask": [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]],
+    }
+
+
+def test_one_prompt_may_be_a_string_and_an_empty_one_is_the_begin_token(processor):
+    assert lists(processor(text="a man")) == {"input_ids": [[0, *MAN]], "attention_mask": [[1, 1, 1]]}
+    assert lists(processor(text="")) == {"input_ids": [[0]], "attention_mask": [[1]]}
+
+
+def test_one_prompt_serves_all_images(processor):
+    one, each = (processor(images=images(), text=text) for text in ("a man", ["a man", "a man"]))
+    assert lists(one) == lists(each)
+    assert one["input_ids"].tolist() == [[0, *MAN]] * 2
+
+
+def test_a_prompts_padding_is_not_read(processor, captioner):
+    pixels = processor(images=images())["pixel_values"]
+    together = captioner.generate(
+        **processor(images=images(), text=["a dog runs", "a man"]), max_new_tokens=5
+    )
+    alone = captioner.generate(**processor(text="a man"), pixel_values=pixels[1:], max_new_tokens=5)
+    assert torch.equal(together[1, 2:], alone[0])
+
+
+# --- Tensors, errors
+
+
+def test_other_containers_than_torch_tensors(processor):
+    batch = processor(images=images(), captions=["a man", "a dog runs"], return_tensors=None)
+    assert batch["input_ids"] == [[0, *MAN, 0, 0, 0], [0, *DOG, 0]]
+    arrays = processor(images=images(), captions=["a man", "a dog runs"], return_tensors="np")
+    assert isinstance(arrays["labels"], np.ndarray)
+    assert arrays["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+BAD_INPUT = [
+    ({}, "Nothing to prepare: give images, text"),
+    ({"text": "a", "captions": "b"}, "Got both text and captions: text is a prompt for generate"),
+    ({"captions": ""}, r"captions \[0\] are empty: remove them"),
+    ({"captions": [["a", " \n"]]}, r"captions \[1\] are empty"),
+    ({"captions": []}, "captions are all empty lists: give at least one"),
+    ({"captions": [[], []]}, "captions are all empty lists"),
+    ({"captions": ["a", ["b"]]}, "captions mixes strings and lists"),
+    ({"images": images(2), "captions": ["a"]}, "captions has 1 entries for 2 images"),
+    ({"images": images(1), "captions": ["a", "b"]}, "captions has 2 entries for 1 images"),
+    ({"captions": "a man", "max_length": 2}, "max_length is 2, expected 3 or more"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "message"), BAD_INPUT)
+def test_refuses_what_does_not_fit(processor, inputs: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        processor(**inputs)
+
+
+def test_refuses_an_empty_tokenizer(processor):
+    with pytest.raises(ValueError, match="The tokenizer is empty: its files"):
+        ITuningProcessor(processor.image_processor, GPT2Tokenizer())
+
+
+# --- Saving and loading
+
+
+def test_comes_back_with_equal_pixels_and_ids(processor, captioner, tmp_path: Path):
+    captioner.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    inputs = {"images": images(), "captions": [["a dog runs", "<|endoftext|> two"], ["a man"]]}
+    expected = processor(**inputs)
+    for loaded in (ITuningProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert type(loaded) is ITuningProcessor
+        assert type(loaded.image_processor) is CLIPImageProcessorPil
+        assert type(loaded.tokenizer) is GPT2Tokenizer
+        found = loaded(**inputs)
+        assert lists(found) == lists(expected)
+        assert torch.equal(found["pixel_values"], expected["pixel_values"])
+
+
+def test_writes_its_own_files_and_no_weights(processor, tmp_path: Path):
+    processor.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "json_ituning.py",
+        "processing_ituning.py",
+        "processor_files_ituning.py",
+        "seal_ituning.py",
+        "processor_config.json",
+        "requirements_ituning.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_takes_image_preparation_and_tokenizer_of_the_revisions_that_are_asked_for(backbones, tmp_path: Path):
+    places = {}
+    for kind, file, change in (
+        ("vision", "preprocessor_config.json", {"image_mean": [0.25, 0.25, 0.25]}),
+        ("text", "tokenizer_config.json", {"pad_token": "dog"}),
+    ):
+        places[kind] = root = tmp_path / f"models--org--{kind}"
+        for revision, commit in (("main", "a" * 40), ("next", "b" * 40)):
+            shutil.copytree(backbones[kind], root / "snapshots" / commit)
+            (root / "refs").mkdir(exist_ok=True)
+            (root / "refs" / revision).write_text(commit)
+        edit_json(root / "snapshots" / ("b" * 40) / file, **change)
+    build = partial(
+        ITuningProcessor.from_vision_text_pretrained, "org/vision", "org/text", cache_dir=tmp_path
+    )
+    found = [
+        (built.image_processor.image_mean[0] == 0.25, built.tokenizer.pad_token == "dog")
+        for built in (build(), build(vision_revision="next"), build(text_revision="next"))
+    ]
+    assert found == [(False, False), (True, False), (False, True)]
+
+
+@pytest.mark.parametrize("kind", ["vision", "clip"])
+def test_takes_image_preparation_and_tokenizer_from_the_backbones(backbones: dict[str, Path], kind: str):
+    built = ITuningProcessor.from_vision_text_pretrained(backbones[kind], backbones["text"])
+    batch = built(images=images(1), captions="a dog runs")
+    assert batch["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert batch["input_ids"].tolist() == [[0, *DOG, 0]]
+
+
+@pytest.mark.parametrize("kind", ["vision", "clip"])
+def test_an_encoder_without_image_preparation_gets_clips_at_its_own_size(
+    backbones: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+):
+    (tmp_path / "config.json").write_bytes((backbones[kind] / "config.json").read_bytes())
+    built = ITuningProcessor.from_vision_text_pretrained(tmp_path, backbones["text"])
+    assert "says nothing of image preparation; using CLIP's, at 30 pixels" in caplog.text
+    usual = ITuningProcessor.from_vision_text_pretrained(backbones[kind], backbones["text"])
+    found, expected = (p(images=images())["pixel_values"] for p in (built, usual))
+    assert torch.equal(found, expected)
+
+
+# --- GPT-2's real tokenizer
+
+
+@pytest.fixture(scope="module")
+def real_processor(processor) -> ITuningProcessor:
+    folder = SHARED_DATA / "gpt2-tokenizer"
+    if not folder.exists():
+        pytest.skip(f"GPT-2's real tokenizer is not at {folder}")
+    return ITuningProcessor(processor.image_processor, GPT2Tokenizer.from_pretrained(folder))
+
+
+def test_captions_in_gpt2s_own_tokens(real_processor):
+    assert len(real_processor.tokenizer) == 50_257
+    batch = real_processor(captions=["a dog runs", "a dog"])
+    end = 50_256
+    assert batch["input_ids"].tolist() == [[end, 64, 3290, 4539, end], [end, 64, 3290, end, end]]
+    assert batch["labels"].tolist() == [[end, 64, 3290, 4539, end], [end, 64, 3290, end, -100]]
+    assert real_processor.batch_decode(batch["input_ids"], skip_special_tokens=True) == [
+        "a dog runs",
+        "a dog",
+    ]
+
+
+def test_the_end_token_written_out_is_text_to_gpt2s_tokenizer(real_processor):
+    (ids,) = real_processor.encode_captions(["a<|endoftext|>"])
+    assert ids[0] == ids[-1] == 50_256
+    assert 50_256 not in ids[1:-1]
+
+
+def test_refuses_options_for_what_is_not_there(processor):
+    with pytest.raises(ValueError, match="max_length=4 is for captions, of which none are given"):
+        processor(text="a big red dog", max_length=4)
+    with pytest.raises(TypeError, match=r"\['truncatoin'\] are for images, of which none are given"):
+        processor(text="a dog", truncatoin=3)

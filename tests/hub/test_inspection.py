@@ -1,0 +1,251 @@
+"""What `describe` says of a saved captioner, against the captioner loaded."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from small_models import make_captioner
+
+from ituning_hf import ITuningForCaptioning, __version__
+from ituning_hf.cli.description import format_description
+from ituning_hf.hub.inspection import describe, describe_config, read_config
+from ituning_hf.hub.training_record import TrainingRecord, ValidationRecord, write_training_record
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def saved(backbones: dict[str, Path], tmp_path: Path) -> Path:
+    model = make_captioner(backbones, adapter_layers=[1, 3], adapter_scale=0.5, adapter_dropout=0.25)
+    model.generation_config.repetition_penalty = 1.2
+    model.save_pretrained(tmp_path / "captioner")
+    return tmp_path / "captioner"
+
+
+def edit_config(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_the_numbers_are_the_loaded_models(saved):
+    model = ITuningForCaptioning.from_pretrained(saved)
+    description = describe(saved)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert description["parameters"] == {
+        "trainable": trainable,
+        "frozen": model.num_parameters() - trainable,
+        "total": model.num_parameters(),
+    }
+    assert description["vision_model"]["parameters"] == model.vision_model.num_parameters()
+    assert description["text_model"]["parameters"] == model.text_model.num_parameters() - trainable
+
+
+def test_a_configuration_alone_tells_the_same(saved):
+    description = describe(saved)
+    del description["adapter"]["dtype"], description["adapter"]["bytes"]
+    parts = describe_config(ITuningForCaptioning.from_pretrained(saved).config)
+    assert parts == {key: description[key] for key in ("vision_model", "text_model", "adapter", "parameters")}
+
+
+def test_the_adapter(saved):
+    d, r, v = 22, 21, 15
+    assert describe(saved)["adapter"] == {
+        "hidden_size": r,
+        "num_heads": 7,
+        "layers": [1, 3],
+        "scale": 0.5,
+        "dropout": 0.25,
+        "vision_feature_layer": -1,
+        "parameters": 2 * ((d + 1) * r + 2 * (v + 1) * r + (r + 1) * d),
+        "dtype": "float32",
+        "bytes": (saved / "model.safetensors").stat().st_size,
+    }
+
+
+def test_the_backbones(saved, backbones):
+    description, config = describe(saved), ITuningForCaptioning.from_pretrained(saved).config
+    del description["vision_model"]["parameters"], description["text_model"]["parameters"]
+    assert description["vision_model"] == {
+        "name_or_path": str(backbones["vision"]),
+        "revision": None,
+        "fingerprint": config.vision_model_fingerprint,
+        "model_type": "clip_vision_model",
+        "num_layers": 2,
+        "hidden_size": 15,
+    }
+    assert description["text_model"] == {
+        "name_or_path": str(backbones["text"]),
+        "revision": None,
+        "fingerprint": config.text_model_fingerprint,
+        "model_type": "gpt2",
+        "num_layers": 4,
+        "hidden_size": 22,
+    }
+
+
+def test_versions_generation_and_files(saved):
+    edit_config(saved, transformers_version="5.99.0")
+    description = describe(saved)
+    assert (description["model_type"], description["format_version"]) == ("ituning", 2)
+    assert description["versions"] == {
+        "saved_with_transformers": "5.99.0",
+        "ituning_hf": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
+    assert description["generation"] == {
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "max_new_tokens": 40,
+        "repetition_penalty": 1.2,
+    }
+    assert description["files"] == {file.name: file.stat().st_size for file in saved.iterdir()}
+    assert list(description["files"]) == sorted(description["files"])
+    assert json.loads(json.dumps(description)) == description
+
+
+def test_without_saved_settings_the_models_own_are_given(saved):
+    (saved / "generation_config.json").unlink()
+    assert describe(saved)["generation"]["max_new_tokens"] == 40
+
+
+def test_the_precision_is_the_files(captioner, tmp_path):
+    captioner.bfloat16().save_pretrained(tmp_path)
+    assert describe(tmp_path)["adapter"]["dtype"] == "bfloat16"
+
+
+def test_neither_backbones_nor_the_folders_code_are_touched(saved):
+    expected = describe(saved)["parameters"]
+    edit_config(saved, vision_model_name_or_path="/gone/vision", text_model_name_or_path="/gone/text")
+    for file in saved.glob("*.py"):
+        file.write_text("raise SystemExit('this code was run')")
+    assert describe(saved)["parameters"] == expected
+
+
+def test_the_text_for_people(saved, backbones):
+    edit_config(saved, text_model_revision=COMMIT)
+    description = describe(saved)
+    lines = format_description(description).splitlines()
+    share = description["parameters"]["trainable"] / description["parameters"]["total"]
+    for line in (
+        f"captioner       {saved}",
+        f"vision model    {backbones['vision']}",
+        f"text model      {backbones['text']} at revision {COMMIT}",
+        "adapter         in layers [1, 3] of 4, of width 21 with 7 heads",
+        "                scale 0.5, dropout 0.25",
+        f"parameters      3,278 trainable of {description['parameters']['total']:,} ({share:.2%})",
+    ):
+        assert line in lines
+    assert description == describe(saved)  # printing it left it as it was
+
+
+def test_all_layers_are_not_listed(captioner, tmp_path):
+    captioner.save_pretrained(tmp_path)
+    assert "in all 4 layers, of width 21" in format_description(describe(tmp_path))
+
+
+def test_a_captioner_of_the_hub(saved, tmp_path, monkeypatch):
+    repository = tmp_path / "models--org--captioner"
+    shutil.copytree(saved, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v2").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert describe("org/captioner", revision="v2") == describe(saved) | {
+        "name": "org/captioner",
+        "commit": COMMIT,
+    }
+    assert read_config("org/captioner", "v2")[0] == repository / "snapshots" / COMMIT
+
+
+def test_of_a_captioner_of_the_hub_the_files_on_this_machine_and_the_commit(saved, tmp_path):
+    lines = format_description(describe(saved) | {"name": "org/captioner", "commit": COMMIT}).splitlines()
+    assert lines[:2] == ["captioner       org/captioner", f"                at commit {COMMIT}"]
+    assert [line.split()[:2] for line in lines if line.startswith("files")] == [["files", "here"]]
+    assert "files here" not in format_description(describe(saved))
+
+
+def test_how_it_was_trained(saved):
+    record = TrainingRecord(
+        dataset="org/photos",
+        dataset_on_hub=True,
+        num_train_images=29_000,
+        eval_split="val",
+        num_eval_images=1_014,
+        step=18_120,
+        epoch=9.98765,
+        settings={"learning_rate": 0.5},
+        validation=ValidationRecord(step=18_000, scores={"loss": 2.34567}, num_scored=0),
+        versions={"torch": "2"},
+        device="CPU",
+        num_processes=1,
+    )
+    assert describe(saved)["training"] is None
+    assert "trained on" not in format_description(describe(saved))
+    write_training_record(saved, record)
+    told = describe(saved)["training"]
+    assert told == json.loads(json.dumps(told))
+    assert (told["step"], told["validation"]["scores"], "settings" in told) == (
+        18_120,
+        {"loss": 2.34567},
+        False,
+    )
+    text = format_description(describe(saved))
+    assert "trained on      org/photos: 29,000 images, 1,014 to validate\n" in text
+    assert "                18,120 steps, epoch 9.988; loss on val 2.3457\n" in text
+    write_training_record(saved, replace(record, eval_split=None, validation=None, dataset=None))
+    text = format_description(describe(saved))
+    assert "trained on      images given in Python: 29,000 images\n" in text
+    assert "                18,120 steps, epoch 9.988\n" in text
+
+
+def test_a_backbone_that_is_gone_is_marked(saved, backbones):
+    edit_config(saved, text_model_name_or_path="/gone/text", vision_model_name_or_path="org/clip")
+    lines = format_description(describe(saved)).splitlines()
+    assert "text model      /gone/text (not there)" in lines
+    assert "vision model    org/clip" in lines
+
+
+def test_an_adapter_of_peft_on_the_hub(saved, tmp_path, monkeypatch):
+    repository = tmp_path / "models--org--adapter"
+    (repository / "snapshots" / COMMIT).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "snapshots" / COMMIT / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match="the repository holds an adapter of PEFT, of which `ituning convert`"):
+        describe("org/adapter")
+
+
+def test_a_place_without_a_captioner(saved, backbones, tmp_path):
+    with pytest.raises(OSError, match=r"no captioner at 'no/such': there is no such folder, and as an id on"):
+        describe("no/such")
+    with pytest.raises(OSError, match=r"the folder has no config.json, but \['captioner'\] inside it have"):
+        describe(saved.parent)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match=r"the folder has no config.json\. Give a folder that a captioner was"):
+        describe(tmp_path / "empty")
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    with pytest.raises(OSError, match="holds an adapter of PEFT, of which `ituning convert` makes"):
+        describe(tmp_path / "empty")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match="holds a model of type None, expected 'ituning': beside it is an adapter of PEFT"
+    ):
+        describe(tmp_path / "empty")
+    with pytest.raises(ValueError, match="holds a model of type 'gpt2', expected 'ituning'"):
+        describe(backbones["text"])
+
+
+def test_damaged_files(saved):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read .* corrupt or was cut short"):
+        describe(saved)
+    (saved / "config.json").write_text('{"model_type": "itu')
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+        describe(saved)

@@ -1,0 +1,392 @@
+"""Captions of `ituning_hf.inference.captioning` against `generate` and `decode`, image by image."""
+
+import io
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import make_captioner
+from transformers import GenerationConfig, dynamic_module_utils
+
+from ituning_hf import ITuningForCaptioning, ITuningProcessor
+from ituning_hf.data.images import UnreadableImageError, load_image
+from ituning_hf.inference import captioning
+from ituning_hf.inference.captioning import CaptionResult, caption, iter_captions
+from ituning_hf.inference.loading import load_captioner
+
+SHORT = {"num_beams": 3, "max_new_tokens": 9}
+SAVED_COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def save_photographs(folder: Path, count: int) -> list[Path]:
+    """Write noise of different sizes and tones, so that each image has features of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, paths = np.random.default_rng(5), []
+    for i in range(count):
+        tone = np.array([60 * (i % 5), 255 - 40 * i, 30 * i]).clip(0, 255)
+        pixels = tone * 0.7 + rng.random((31 + 5 * i, 47, 3)) * 70
+        paths.append(folder / f"photo{i}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return save_photographs(tmp_path_factory.mktemp("photographs"), 5)
+
+
+@pytest.fixture(scope="module")
+def saved(
+    backbones: dict[str, Path], processor: ITuningProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("captioner")
+    make_captioner(backbones).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(processor: ITuningProcessor) -> dict[str, list[int]]:
+    """A setting that leaves only tokens of letters, so that different ids are different texts."""
+    texts = {i: processor.tokenizer.decode([i]) for i in range(1, len(processor.tokenizer))}
+    return {"suppress_tokens": [i for i, text in texts.items() if not text.strip(" ").isalpha()]}
+
+
+def generate_and_decode(
+    model: Any, processor: Any, path: Path, prompt: str | None = None, **options: Any
+) -> list[str]:
+    """The captions of one image, by the model's own means."""
+    inputs = processor(images=load_image(path)) | ({} if prompt is None else processor(text=prompt))
+    ids = model.generate(**inputs, **SHORT | options)
+    return [processor.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+
+
+def test_captions_are_what_generate_says_of_each_image_alone(captioner, processor, photographs):
+    expected = [generate_and_decode(captioner, processor, path)[0] for path in photographs]
+    assert len(set(expected)) > 1
+    assert caption(captioner, photographs, processor, **SHORT) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_captions_do_not_depend_on_the_batch_size(captioner, processor, photographs, batch_size):
+    paths = [*photographs, photographs[2]]
+    expected = caption(captioner, paths, processor, batch_size=3, **SHORT)
+    assert caption(captioner, paths, processor, batch_size=batch_size, **SHORT) == expected
+
+
+def test_the_defaults_are_five_beams_and_forty_tokens(captioner, processor, photographs):
+    expected = generate_and_decode(captioner, processor, photographs[0], num_beams=5, max_new_tokens=40)
+    assert caption(captioner, photographs[:1], processor) == expected
+
+
+def test_a_single_image_gives_a_single_result(captioner, processor, photographs):
+    path = photographs[1]
+    first = caption(captioner, [path], processor, **SHORT)
+    assert caption(captioner, path, processor, **SHORT) == first[0]
+    assert caption(captioner, str(path), processor, **SHORT) == first[0]
+    with Image.open(path) as image:
+        assert caption(captioner, image, processor, **SHORT) == first[0]
+    several = caption(captioner, path, processor, num_captions=2, **SHORT)
+    assert several == caption(captioner, [path], processor, num_captions=2, **SHORT)[0]
+
+
+def test_no_image_gives_no_caption(captioner, processor):
+    assert caption(captioner, [], processor) == []
+
+
+def test_several_captions_are_distinct_and_the_most_likely_comes_first(
+    captioner, processor, photographs, words
+):
+    options = SHORT | words
+    captions = caption(captioner, photographs[:3], processor, num_captions=3, batch_size=2, **options)
+    assert all(len(own) == len(set(own)) == 3 for own in captions)
+    assert [own[0] for own in captions] == caption(captioner, photographs[:3], processor, **options)
+    for own, path in zip(captions, photographs, strict=False):
+        assert own == generate_and_decode(captioner, processor, path, num_return_sequences=3, **words)
+
+
+def test_sampling_gives_more_captions_than_beams(captioner, processor, photographs, words):
+    options = {"num_beams": 1, "do_sample": True, "max_new_tokens": 6} | words
+    torch.manual_seed(0)
+    captions = caption(captioner, photographs[0], processor, num_captions=7, **options)
+    assert len(captions) == 7
+    assert len(set(captions)) > 1
+
+
+def test_sampling_may_be_the_generation_configs_choice(captioner, processor, photographs):
+    captioner.generation_config.do_sample = True
+    assert len(caption(captioner, photographs[0], processor, num_captions=4, num_beams=1)) == 4
+
+
+@pytest.mark.parametrize("prompt", ["a dog", ["a dog", "two red birds sit", "a", "", "the man  rides"]])
+def test_a_caption_begins_with_its_prompt(captioner, processor, photographs, prompt):
+    captions = caption(captioner, photographs, processor, prompt=prompt, batch_size=2, **SHORT)
+    prompts = [prompt] * 5 if isinstance(prompt, str) else prompt
+    for text, own, path in zip(captions, prompts, photographs, strict=True):
+        assert text.startswith(own)
+        assert [text] == generate_and_decode(captioner, processor, path, own)
+
+
+def test_special_tokens_and_outer_whitespace_are_left_out(captioner, processor, photographs, monkeypatch):
+    end = processor.tokenizer.eos_token_id
+    tokens = processor.tokenizer("  a dog  . ", add_special_tokens=False).input_ids
+    ids = torch.tensor([[end, *tokens, end, end]])
+    monkeypatch.setattr(type(captioner), "generate", lambda *args, **kwargs: ids)
+    assert caption(captioner, photographs[0], processor) == "a dog  ."
+
+
+def test_an_unreadable_image_has_an_error_and_harms_no_other(captioner, processor, photographs, tmp_path):
+    broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
+    broken.write_bytes(photographs[0].read_bytes()[:300])
+    sources = [broken, *photographs[:3], missing, photographs[3]]
+    prompts = ["x", "a", "a dog", "two", "y", "the"]
+    results = list(iter_captions(captioner, processor, sources, prompt=prompts, batch_size=4, **SHORT))
+    assert [result.source for result in results] == list(map(str, sources))
+    assert [bool(result.error) for result in results] == [True, False, False, False, True, False]
+    assert results[0].captions == results[4].captions == []
+    assert str(broken) in results[0].error
+    assert f"cannot read {missing}: there is no such file" in results[4].error
+    good = [result.captions[0] for result in results if result.error is None]
+    kept = [prompt for prompt, result in zip(prompts, results, strict=True) if result.error is None]
+    assert good == caption(captioner, photographs[:4], processor, prompt=kept, **SHORT)
+
+
+def test_a_batch_of_unreadable_images_alone(captioner, processor, photographs):
+    sources = ["no/a.png", "no/b.png", photographs[0]]
+    results = list(iter_captions(captioner, processor, sources, batch_size=2, **SHORT))
+    assert [len(result.captions) for result in results] == [0, 0, 1]
+
+
+def test_caption_raises_for_an_unreadable_image(captioner, processor, photographs):
+    with pytest.raises(UnreadableImageError, match=r"cannot read no/such\.png"):
+        caption(captioner, [photographs[0], "no/such.png"], processor, **SHORT)
+
+
+def test_images_without_a_file_are_named_by_their_place(captioner, processor, photographs):
+    image = Image.new("RGB", (40, 40), "red")
+    with Image.open(photographs[0]) as opened:
+        results = list(iter_captions(captioner, processor, [image, opened, image], **SHORT))
+    assert [result.source for result in results] == ["image 0", str(photographs[0]), "image 2"]
+    assert results[0] == CaptionResult("image 0", results[2].captions)
+
+
+def test_images_are_loaded_one_batch_ahead_and_no_further(captioner, processor, monkeypatch):
+    loaded: list[Any] = []
+    monkeypatch.setattr(captioning, "load_image", lambda image: loaded.append(image) or image)
+    images = [Image.new("RGB", (30, 30), (20 * i, 0, 0)) for i in range(9)]
+    results = iter_captions(captioner, processor, images, batch_size=2, **SHORT)
+    assert loaded == []
+    next(results)
+    assert 2 <= len(loaded) <= 4
+    results.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("load-image")]
+    assert len(loaded) <= 4
+
+
+def upright(image: Image.Image, path: Path) -> None:
+    image.save(path)
+
+
+def lying_with_exif(image: Image.Image, path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn me a quarter to the right"
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+def animated(image: Image.Image, path: Path) -> None:
+    image.save(path, save_all=True, append_images=[Image.new("RGB", image.size, "blue")])
+
+
+def transparent_over_white(image: Image.Image, path: Path) -> None:
+    rgba = image.convert("RGBA")
+    rgba.paste((9, 9, 9, 0), (0, 0, 10, 10))
+    image.paste("white", (0, 0, 10, 10))  # how the expected image looks
+    rgba.save(path)
+
+
+@pytest.mark.parametrize("write", [upright, lying_with_exif, animated, transparent_over_white])
+def test_photographs_as_people_have_them(captioner, processor, photographs, tmp_path, write):
+    with Image.open(photographs[3]) as opened:
+        image = opened.convert("RGB")
+    write(image, tmp_path / "photo.png")
+    seen = caption(captioner, tmp_path / "photo.png", processor, **SHORT)
+    assert seen == caption(captioner, image, processor, **SHORT)
+
+
+def test_palette_and_16_bit_images(captioner, processor, photographs, tmp_path):
+    with Image.open(photographs[2]) as opened:
+        palette = opened.quantize(5)
+        grey = opened.convert("L")
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    seen = caption(captioner, [tmp_path / "palette.png", tmp_path / "deep.png"], processor, **SHORT)
+    assert seen == caption(captioner, [palette.convert("RGB"), grey.convert("RGB")], processor, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_captions": 0}, "num_captions is 0, expected a positive integer"),
+        ({"batch_size": -1}, "batch_size is -1, expected a positive integer"),
+        ({"num_beams": True}, "num_beams is True, expected a positive integer"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5, expected a positive integer"),
+        ({"num_captions": 4, "num_beams": 3}, "num_captions is 4 and num_beams 3: .* raise num_beams"),
+        ({"num_captions": 2, "num_beams": 1}, "num_captions is 2 and num_beams 1"),
+        ({"num_captions": 4, "num_beams": 2, "do_sample": True}, "num_captions is 4 and num_beams 2"),
+        ({"prompt": ["a", "b", "c"]}, "prompt has 3 texts for 2 images"),
+    ],
+)
+def test_bad_options_are_refused_before_an_image_is_opened(captioner, processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        iter_captions(captioner, processor, ["no/a.png", "no/b.png"], **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (7, {}, "images has a int, expected a path, a file's bytes or a PIL image, or a list of them"),
+        (io.BytesIO(b""), {}, "images has a BytesIO, expected a path"),
+        (["a.png", None], {}, "images has a NoneType, expected a path"),
+        ("a.png", {"prompt": 3}, "prompt is 3, expected a text, or a list of one for each image"),
+        ("a.png", {"num_return_sequences": 3}, "num_return_sequences is called num_captions here"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(captioner, processor, images, options, message):
+    with pytest.raises(TypeError, match=message):
+        caption(captioner, images, processor, **options)
+
+
+def test_the_bytes_of_files_are_images_too(captioner, processor, photographs):
+    files = [path.read_bytes() for path in photographs[:2]]
+    expected = caption(captioner, photographs[:2], processor, **SHORT)
+    assert caption(captioner, files, processor, **SHORT) == expected
+    assert caption(captioner, files[1], processor, **SHORT) == expected[1]
+    results = list(iter_captions(captioner, processor, [files[0], b"no picture"], **SHORT))
+    assert [(result.source, result.error is None) for result in results] == [
+        ("image 0", True),
+        ("image 1", False),
+    ]
+
+
+def test_captioning_in_the_midst_of_training_is_without_dropout(backbones, processor, photographs):
+    model = make_captioner(backbones, adapter_dropout=0.9)
+    expected = caption(model, photographs, processor, **SHORT)
+    model.train()
+    assert caption(model, photographs, processor, **SHORT) == expected
+    assert model.training
+
+
+def test_a_folder_is_enough(captioner, processor, photographs, saved):
+    expected = caption(captioner, photographs[:2], processor, **SHORT)
+    assert caption(saved, photographs[:2], **SHORT) == expected
+    assert caption(str(saved), photographs[:2], processor, **SHORT) == expected
+    model = ITuningForCaptioning.from_pretrained(saved)
+    assert caption(model, photographs[:2], **SHORT) == expected
+
+
+def test_a_model_of_the_remote_codes_class(captioner, processor, photographs, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    remote_class = dynamic_module_utils.get_class_from_dynamic_module(
+        "modeling_ituning.ITuningForCaptioning", str(saved)
+    )
+    model = remote_class.from_pretrained(saved)
+    assert not isinstance(model, ITuningForCaptioning)
+    expected = caption(captioner, photographs[:2], processor, **SHORT)
+    assert caption(model, photographs[:2], **SHORT) == expected
+
+
+def test_a_model_that_was_never_saved_has_no_processor(captioner, photographs):
+    message = r"no whole processor beside a captioner that was never saved .* caption\(model, images, proc"
+    with pytest.raises(ValueError, match=message):
+        caption(captioner, photographs)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("processor_config.json", "no whole processor in '.*captioner'"),
+        ("tokenizer.json", r"'.*captioner' was changed after it was saved \(tokenizer\.json is missing\)"),
+    ],
+)
+def test_a_processor_that_is_not_whole(saved, photographs, tmp_path, lost, message):
+    shutil.copytree(saved, tmp_path / "captioner")
+    (tmp_path / "captioner" / lost).unlink()
+    with pytest.raises(ValueError, match=message):
+        caption(tmp_path / "captioner", photographs)
+
+
+def test_load_captioner(saved, processor):
+    model, loaded_processor = load_captioner(saved, device="cpu", dtype="bfloat16")
+    assert (model.device.type, model.training) == ("cpu", False)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert loaded_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
+def test_the_best_device_is_taken_unless_one_is_given(saved, monkeypatch):
+    assert load_captioner(saved)[0].device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.mps, "is_available", lambda: False)
+    assert load_captioner(saved)[0].device.type == "cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(saved, device):
+    with pytest.raises(
+        ValueError, match=f"device '{device}' cannot be used .*: give one that this machine has"
+    ):
+        load_captioner(saved, device=device)
+
+
+def test_backbones_that_have_moved(backbones, processor, saved, tmp_path):
+    places = {kind: tmp_path / f"old-{kind}" for kind in ("vision", "text")}
+    for kind, place in places.items():
+        shutil.copytree(backbones[kind], place)
+    make_captioner(places).save_pretrained(tmp_path / "captioner")
+    processor.save_pretrained(tmp_path / "captioner")
+    for kind, place in places.items():
+        place.rename(tmp_path / f"new-{kind}")
+    with pytest.raises(OSError, match="frozen vision model was not found"):
+        load_captioner(tmp_path / "captioner")
+    moved = {f"{kind}_model": tmp_path / f"new-{kind}" for kind in places}
+    model, _ = load_captioner(tmp_path / "captioner", **moved)
+    state, expected = model.state_dict(), load_captioner(saved)[0].state_dict()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def test_a_revision_is_the_captioners_and_its_processors(saved, tmp_path, monkeypatch):
+    repository = tmp_path / "models--org--captioner"
+    shutil.copytree(saved, repository / "snapshots" / SAVED_COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v2").write_text(SAVED_COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model, processor = load_captioner("org/captioner", revision="v2")
+    assert (model.name_or_path, len(processor.tokenizer)) == ("org/captioner", 300)
+    with pytest.raises(OSError, match="no captioner at 'org/captioner': there is no such folder, and as an"):
+        load_captioner("org/captioner")
+
+
+def test_what_is_no_captioner_is_said_so(backbones, tmp_path):
+    with pytest.raises(ValueError, match="holds a model of type 'gpt2', expected 'ituning'"):
+        caption(backbones["text"], "photo.png")
+    with pytest.raises(OSError, match=f"There is no captioner at '{tmp_path}{os.sep}none'"):
+        caption(tmp_path / "none", "photo.png")
+
+
+def test_generation_settings_are_heard(captioner, processor, photographs, monkeypatch):
+    asked = []
+    generate = captioner.generate
+    monkeypatch.setattr(captioner, "generate", lambda **options: asked.append(options) or generate(**options))
+    caption(captioner, photographs[0], processor)
+    caption(captioner, photographs[0], processor, generation_config=GenerationConfig(max_new_tokens=3))
+    captioner.generation_config.num_beams = 2
+    caption(captioner, photographs[0], processor)
+    assert [options["num_beams"] for options in asked] == [5, 1, 2]
+    assert not any("max_new_tokens" in options for options in asked)
