@@ -22,6 +22,11 @@ from .seal_ituning import check_config_unchanged, json_fingerprint
 
 logger = logging.get_logger(__name__)
 
+
+class CaptionerError(ValueError):
+    """A configuration, adapter file or backbone that cannot be used. The message says what to do."""
+
+
 # 2: with fingerprints. Code for version 1 would carry them over when it saves, true no longer.
 FORMAT_VERSION = 2
 SUPPORTED_VISION_MODELS = ("clip_vision_model",)
@@ -342,4 +347,4 @@ def as_recorded_path(name_or_path: str | os.PathLike[str]) -> str:
 
 ITuningConfig.register_for_auto_class()
 
-__all__ = ["ITuningConfig"]
+__all__ = ["CaptionerError", "ITuningConfig"]
