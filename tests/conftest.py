@@ -12,46 +12,29 @@ import properties
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from faults import Faults, table
 from small_models import ADAPTER, IMAGE_SIZE, randomize_adapters, save_backbones
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Try few examples of each property, or many."""
-    properties.choose_form(config)
+    """Choose the number of examples of property tests before they are imported."""
+    properties.load_profile(config)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count the property tests among the long forms, where those are run; begin with what takes longest.
-
-    Two processes that share the suite then end together.
-    """
-    properties.mark_long_forms(items)
+    """Start the tests marked `first`, so that parallel workers end at about the same time."""
+    properties.add_stress_mark(items)
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerator_state() -> Iterator[None]:
-    """Accelerate keeps its state for a process's life; each test is a process of its own here."""
+    """Accelerate keeps its state for the lifetime of the process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def faults(request: pytest.FixtureRequest) -> Faults:
-    """Counts what a test does to break things."""
-    return Faults(request)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End a run with the table of its faults."""
-    if rows := table(terminalreporter.stats.get("passed", [])):
-        terminalreporter.section("faults")
-        terminalreporter.write("\n".join(rows) + "\n")
 
 
 @pytest.fixture(scope="session")

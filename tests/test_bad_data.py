@@ -9,7 +9,6 @@ from typing import Any
 
 import hostile_corpus as corpus
 import pytest
-from faults import Faults
 from small_models import ADAPTER, make_captioner, read_log
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, iter_captions, save_captioner
@@ -132,7 +131,6 @@ def test_training_names_each_bad_picture_once_and_learns_of_the_rest_as_ever(
     seen: tuple[Path, list[logging.LogRecord]],
     backbones: dict[str, Path],
     tmp_path: Path,
-    faults: Faults,
 ) -> None:
     """What is wrong with a picture makes no difference: the adapter is the same, to the last byte."""
     _, _, broken = data
@@ -140,7 +138,6 @@ def test_training_names_each_bad_picture_once_and_learns_of_the_rest_as_ever(
     write_data(tmp_path / "others", dict.fromkeys(BAD, b""))
     train(settings(backbones, tmp_path / "others", tmp_path / "run with empty files"))
     assert weights(seen[0]) == weights(tmp_path / "run with empty files")
-    faults.count("a hostile picture in training", "named once and left out", len(broken))
 
 
 def test_a_step_over_all_pictures_is_a_step_over_the_good_ones(
@@ -167,7 +164,6 @@ def test_features_name_each_bad_picture_and_training_on_them_is_that_on_pictures
     backbones: dict[str, Path],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    faults: Faults,
 ) -> None:
     folder, good, broken = data
     records = load_captioned_images(folder, "train")
@@ -180,11 +176,10 @@ def test_features_name_each_bad_picture_and_training_on_them_is_that_on_pictures
     stored = settings(backbones, folder, tmp_path / "stored", features=str(tmp_path / "store"))
     assert train(stored).unreadable == len(broken)
     assert losses(tmp_path / "stored") == pytest.approx(losses(seen[0]), rel=1e-4)
-    faults.count("a hostile picture in `features build`", "named and recorded", len(broken))
 
 
 def test_captions_of_good_pictures_are_those_without_the_bad(
-    data: tuple[Path, list[Path], list[Path]], saved: Path, faults: Faults
+    data: tuple[Path, list[Path], list[Path]], saved: Path
 ) -> None:
     _, good, broken = data
     model, processor = ITuningForCaptioning.from_pretrained(saved), ITuningProcessor.from_pretrained(saved)
@@ -194,9 +189,6 @@ def test_captions_of_good_pictures_are_those_without_the_bad(
     found = {result.source: result for result in iter_captions(model, processor, mixed, **SHORT)}
     assert [found[str(path)].captions for path in good] == expected
     assert all(found[str(path)].error for path in broken)
-    faults.count(
-        "a hostile picture among others to caption", "named, the others' captions the same", len(broken)
-    )
 
 
 def test_the_command_prints_a_plain_line_for_each(
@@ -235,7 +227,6 @@ def test_an_evaluation_leaves_the_bad_out_and_scores_the_rest(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
-    faults: Faults,
 ) -> None:
     folder, good, broken = data
     args = EvaluateArguments(
@@ -255,4 +246,3 @@ def test_an_evaluation_leaves_the_bad_out_and_scores_the_rest(
     assert {evaluation.benchmark.images[place].source for place in evaluation.places} == set(good)
     shown = capsys.readouterr().out
     assert not {letter for letter in shown if printable(letter) != letter} - {"\n"}
-    faults.count("a hostile picture in an evaluation", "named, the others scored", len(broken))

@@ -116,7 +116,7 @@ def test_a_pickled_adapter_is_refused_and_never_opened(folder, mark, name: str, 
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
-def test_a_pickled_backbone_runs_no_code(folder, own_backbones, mark, kind: str, faults):
+def test_a_pickled_backbone_runs_no_code(folder, own_backbones, mark, kind: str):
     (own_backbones[kind] / "model.safetensors").unlink()
     torch.save({"wte.weight": LeavesAMark(mark)}, own_backbones[kind] / "pytorch_model.bin")
     for load in LOADERS[:2]:
@@ -125,7 +125,6 @@ def test_a_pickled_backbone_runs_no_code(folder, own_backbones, mark, kind: str,
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         ITuningForCaptioning.from_vision_text_pretrained(own_backbones["vision"], own_backbones["text"])
     assert not mark.exists()
-    faults.count("a pickle that runs code, for a frozen model's weights", "its code was not run", times=3)
 
 
 def test_the_pickle_would_leave_a_mark(mark):

@@ -33,12 +33,11 @@ READERS: list[tuple[str, Callable[[Path], Any]]] = [
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize(("name", "read"), READERS, ids=[name for name, _ in READERS])
-def test_every_reader_says_which_file_it_is(tmp_path: Path, faults, name: str, read: Callable, text: str):
+def test_every_reader_says_which_file_it_is(tmp_path: Path, name: str, read: Callable, text: str):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=name) as refused:
         read(tmp_path)
     assert not isinstance(refused.value, json.JSONDecodeError)
-    faults.count("JSON nested by the thousand, or with endless numbers, or cut short", "named and refused")
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)

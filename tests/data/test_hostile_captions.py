@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import Faults
 from small_models import save_tokenizer
 from transformers import AddedToken, GPT2Tokenizer
 
@@ -62,7 +61,7 @@ def any_processor(
     return ITuningProcessor(processor.image_processor, tokenizer)
 
 
-def test_special_tokens_written_out_stay_text(any_processor: ITuningProcessor, faults: Faults) -> None:
+def test_special_tokens_written_out_stay_text(any_processor: ITuningProcessor) -> None:
     special = set(any_processor.tokenizer.all_special_ids)
     captions = [ids[1:-1] for ids in any_processor.encode_captions(TEXTS)]
     prompts = any_processor(text=TEXTS, return_tensors=None)
@@ -71,7 +70,6 @@ def test_special_tokens_written_out_stay_text(any_processor: ITuningProcessor, f
     for texts in (captions, prompted):
         assert not special & {token for ids in texts for token in ids}
         assert any_processor.batch_decode(texts, skip_special_tokens=True) == TEXTS
-    faults.count("a special token written out in a caption or a prompt", "stayed text", 2 * len(TEXTS))
 
 
 def test_a_caption_loses_special_tokens_and_keeps_what_is_written_out(
@@ -87,7 +85,7 @@ def test_a_caption_loses_special_tokens_and_keeps_what_is_written_out(
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_caption_is_tokenized_and_scored_in_little_time(
-    processor: ITuningProcessor, name: str, faults: Faults
+    processor: ITuningProcessor, name: str
 ) -> None:
     start, caption = time.monotonic(), clean_caption(ODD[name])
     (ids,) = processor.encode_captions([caption], max_length=40)
@@ -97,7 +95,6 @@ def test_an_odd_caption_is_tokenized_and_scored_in_little_time(
     scores = compute_caption_metrics([ODD[name], "a dog"], [[ODD[name]], ["a dog", ODD[name]]], java=False)
     assert scores["rouge_l"] == 1 or name == "no letter"
     assert time.monotonic() - start < 20
-    faults.count("an odd caption", "tokenized and scored", 1)
 
 
 def test_the_metric_tokenizers_time_grows_as_the_caption_does() -> None:
@@ -124,13 +121,12 @@ def test_rouge_is_the_official_one() -> None:
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 @pytest.mark.parametrize("kind", BAD_TEXT)
-def test_a_bad_file_is_one_clear_error(tmp_path: Path, kind: str, suffix: str, faults: Faults) -> None:
+def test_a_bad_file_is_one_clear_error(tmp_path: Path, kind: str, suffix: str) -> None:
     path = tmp_path / ("dataset.json" if suffix == ".json" else "metadata.jsonl")
     path.write_bytes(BAD_TEXT[kind])
     with pytest.raises(ValueError, match=r"dataset\.json|metadata\.jsonl|no images of split") as caught:
         load_captioned_images(path if suffix == ".json" else tmp_path, "train")
     assert len(str(caught.value)) < 6_000
-    faults.count("a file of captions that is broken", "one clear error", 1)
 
 
 @pytest.mark.parametrize("key", ["annotations", "open_images_id"])
@@ -176,19 +172,18 @@ def test_a_karpathy_file_names_nothing_outside_its_folder(
         (b"image,caption\n../a.jpg,a dog\n", "must stay inside the folder"),
     ],
 )
-def test_a_bad_table_is_one_clear_error(tmp_path: Path, content: bytes, message: str, faults: Faults) -> None:
+def test_a_bad_table_is_one_clear_error(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(ValueError, match=rf"table\.csv.*{message}"):
         load_captioned_images(tmp_path / "table.csv", "train")
-    faults.count("a table of captions that is broken", "one clear error", 1)
 
 
 @pytest.mark.stress
-def test_mangled_json_is_read_or_refused(tmp_path: Path, faults: Faults) -> None:
+def test_mangled_json_is_read_or_refused(tmp_path: Path) -> None:
     """Whatever a changed byte makes of a file, the error is a ValueError, or the entries are whole."""
     entries = [{"filename": f"{i}.jpg", "split": "train", "sentences": [{"raw": "a dog"}]} for i in range(4)]
     whole = json.dumps({"images": entries}).encode()
-    draw, path, counts = random.Random(5), tmp_path / "dataset.json", {"read": 0, "refused with a message": 0}
+    draw, path = random.Random(5), tmp_path / "dataset.json"
     for _ in range(5_000):
         changed = bytearray(whole[: draw.randint(1, len(whole))] if draw.random() < 0.2 else whole)
         for _ in range(draw.randint(1, 4)):
@@ -197,8 +192,5 @@ def test_mangled_json_is_read_or_refused(tmp_path: Path, faults: Faults) -> None
         try:
             records = load_captioned_images(path, "train", require_images=False)
             assert all(record.captions and record.name for record in records)
-            counts["read"] += 1
         except (ValueError, FileNotFoundError):
-            counts["refused with a message"] += 1
-    for outcome, count in counts.items():
-        faults.count("a byte of a file of captions changed", outcome, count)
+            continue

@@ -1,5 +1,6 @@
 """Pictures of strangers, decoded and prepared: read or named, quickly and in little memory."""
 
+import contextlib
 import os
 import re
 import signal
@@ -12,7 +13,6 @@ from types import FrameType
 import hostile_corpus as corpus
 import numpy as np
 import pytest
-from faults import Faults
 from PIL import Image
 from small_models import SHARED_DATA
 from transformers import CLIPImageProcessorPil
@@ -46,14 +46,13 @@ def no_hanging() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def test_every_valid_file_is_read_to_its_size(tmp_path: Path, faults: Faults) -> None:
+def test_every_valid_file_is_read_to_its_size(tmp_path: Path) -> None:
     paths = corpus.write(tmp_path, corpus.valid_files() | corpus.odd_files() | corpus.named_files())
     for path in paths:
         with Image.open(path) as opened:
             size = opened.size[::-1] if path.name in ORIENTED[4:] else opened.size
         image = load_image(path)
         assert (image.mode, image.size) == ("RGB", size)
-    faults.count("an odd but whole picture", "read", len(paths))
 
 
 def test_reads_the_first_picture_of_a_phones_mpo(tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ def test_inverted_cmyk_looks_like_the_photograph(tmp_path: Path) -> None:
             assert apart.mean() < 8, path.name
 
 
-def test_every_broken_file_is_named_with_its_reason(tmp_path: Path, faults: Faults) -> None:
+def test_every_broken_file_is_named_with_its_reason(tmp_path: Path) -> None:
     paths = [*corpus.write(tmp_path, corpus.broken_files()), *corpus.not_files(tmp_path)]
     (tmp_path / "nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
     for path in [*paths, tmp_path / "nowhere.jpg"]:
@@ -95,7 +94,6 @@ def test_every_broken_file_is_named_with_its_reason(tmp_path: Path, faults: Faul
         assert str(caught.value).startswith(f"cannot read {path}: ")
         assert "\n" not in str(caught.value)
         assert time.process_time() - start < SECONDS
-    faults.count("a picture broken, enormous, or none", "named with the reason", len(paths) + 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes or devices on this system")
@@ -120,13 +118,12 @@ def test_a_folder_lists_all_that_looks_like_a_picture_and_no_folder(tmp_path: Pa
     assert find_images(tmp_path) == sorted([photo, *others, tmp_path / "nowhere.jpg"])
 
 
-def test_names_command_no_terminal(tmp_path: Path, faults: Faults) -> None:
+def test_names_command_no_terminal(tmp_path: Path) -> None:
     for name in [*corpus.NAMES[:3], corpus.NOT_UTF8]:
         with pytest.raises(UnreadableImageError) as caught:
             load_image(tmp_path / name)
         assert str(caught.value).isprintable()
         assert printable(name) in str(caught.value)
-    faults.count("a file's name with control characters", "escaped in the message", 4)
 
 
 @pytest.mark.parametrize("name", ["x.eps", "x.jpg"])
@@ -185,7 +182,7 @@ def peak_memory() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets how much memory a process has had")
-def test_all_the_corpus_takes_little_memory(tmp_path: Path, faults: Faults) -> None:
+def test_all_the_corpus_takes_little_memory(tmp_path: Path) -> None:
     valid = corpus.write(tmp_path, corpus.valid_files() | corpus.odd_files())
     broken = [
         *corpus.write(tmp_path, corpus.broken_files()),
@@ -204,7 +201,6 @@ def test_all_the_corpus_takes_little_memory(tmp_path: Path, faults: Faults) -> N
         with pytest.raises(UnreadableImageError):
             load_image(path)
     assert peak_memory() - before < MEMORY
-    faults.count("the corpus, read and prepared", f"within {MEMORY >> 20} MiB", len(valid) + len(broken))
 
 
 @pytest.mark.stress
@@ -230,39 +226,34 @@ def mangled(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
-def read_mangled(contents: list[bytes], times: int, faults: Faults, what: str) -> None:
-    rng, counts = np.random.default_rng(17), {"decoded": 0, "named with the reason": 0}
+def read_mangled(contents: list[bytes], times: int) -> None:
+    rng = np.random.default_rng(17)
     for content in contents:
         for _ in range(times):
             start = time.process_time()
-            try:
+            with contextlib.suppress(UnreadableImageError):
                 assert load_image(mangled(content, rng)).mode == "RGB"
-                counts["decoded"] += 1
-            except UnreadableImageError:
-                counts["named with the reason"] += 1
             assert time.process_time() - start < SECONDS
-    for outcome, count in counts.items():
-        faults.count(what, outcome, count)
 
 
-def test_mangled_pictures_decode_or_are_named(faults: Faults) -> None:
-    read_mangled([*corpus.valid_files().values()], 6, faults, "a picture cut, or some bytes changed")
+def test_mangled_pictures_decode_or_are_named() -> None:
+    read_mangled([*corpus.valid_files().values()], 6)
 
 
 @pytest.mark.stress
-def test_many_mangled_pictures_decode_or_are_named(faults: Faults) -> None:
+def test_many_mangled_pictures_decode_or_are_named() -> None:
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     files = [*corpus.valid_files().values()]
-    read_mangled(files, MUTATIONS, faults, "a picture cut, or some bytes changed")
+    read_mangled(files, MUTATIONS)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < 2 * MEMORY
 
 
 @pytest.mark.stress
-def test_mangled_photographs_decode_or_are_named(faults: Faults) -> None:
+def test_mangled_photographs_decode_or_are_named() -> None:
     folder = SHARED_DATA / "flickr8k-mini"
     if not folder.is_dir():
         pytest.skip(f"no photographs at {folder}")
     contents = [path.read_bytes() for path in find_images(folder)[:PHOTOGRAPHS]]
-    read_mangled(contents, MUTATIONS // 10, faults, "a real photograph cut, or some bytes changed")
+    read_mangled(contents, MUTATIONS // 10)

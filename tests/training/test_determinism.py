@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from faults import Faults
 from runner import Run, contents, run_by_two
 
 from ituning_hf.features.build import build_features
@@ -44,7 +43,7 @@ def run_on_two(args: TrainArguments) -> dict[str, bytes]:
     return contents(args.output_dir)
 
 
-def test_two_fresh_processes_write_the_same_bytes(settings: Settings, tmp_path: Path, faults: Faults):
+def test_two_fresh_processes_write_the_same_bytes(settings: Settings, tmp_path: Path):
     common = COMMON | FORMS["pictures by workers, augmented"] | FORMS["bf16"]
     one, two = (run_alone(settings(**common, output_dir=str(tmp_path / name))) for name in ("one", "two"))
     assert one == two
@@ -61,7 +60,6 @@ def test_two_fresh_processes_write_the_same_bytes(settings: Settings, tmp_path: 
         "training.json",
     }
     assert all(b"full_determinism" in one[name] for name in told)
-    faults.count("a run repeated in a fresh process", "the same bytes in every file", 2)
 
 
 def test_the_mode_ends_with_its_block(monkeypatch: pytest.MonkeyPatch):
@@ -91,9 +89,7 @@ def test_the_mode_ends_with_its_block(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.stress
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_run_writes_the_same_bytes_twice(
-    settings: Settings, tmp_path: Path, form: str, faults: Faults
-):
+def test_every_form_of_a_run_writes_the_same_bytes_twice(settings: Settings, tmp_path: Path, form: str):
     options = COMMON | FORMS[form]
     if "features" in options:
         data, options["features"] = load_data(settings()), str(tmp_path / "features")
@@ -103,4 +99,3 @@ def test_every_form_of_a_run_writes_the_same_bytes_twice(
     one, two = (run(settings(**options, output_dir=str(tmp_path / name))) for name in ("one", "two"))
     assert one == two
     assert len(one) > 20
-    faults.count(f"a run repeated in a fresh process: {form}", "the same bytes in every file", 2)

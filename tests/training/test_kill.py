@@ -9,14 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults import Faults
 from runner import Run, contents, flags, start, torchrun
 
 from ituning_hf.training.arguments import TrainArguments
 
 Settings = Callable[..., TrainArguments]
 SIGKILL = -signal.SIGKILL
-SAME_RUN = "went on by the same command to the same files, byte for byte"
 
 KILLED_RUNS = 8  # of each setup; each is killed once to three times
 
@@ -57,21 +55,19 @@ def differences(ours: TrainArguments, theirs: TrainArguments) -> list[str]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_killed_between_operations_on_its_files_is_the_same_run(
-    settings: Settings, tmp_path: Path, seed: int, faults: Faults
+    settings: Settings, tmp_path: Path, seed: int
 ):
     setup = ["one process", "bf16"][seed % 2]
     whole, cut = (make(settings, tmp_path, setup, name) for name in ("whole", "cut"))
-    operations, kills = finish(whole).file_operations, 0
+    operations = finish(whole).file_operations
     for kill_at in random.Random(seed).sample(range(1, operations), 2):
         code = Run(cut, kill_at=kill_at).end()
         assert code in (SIGKILL, 0)  # the second time it has less to do, and may end before it is killed
-        kills += code == SIGKILL
     finish(cut)
     assert differences(cut, whole) == []
-    faults.count("training killed between two operations on its files", SAME_RUN, kills)
 
 
-def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path, faults: Faults):
+def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path):
     setup = "2 workers, 2 batches a step"
     whole, cut = (make(settings, tmp_path, setup, name) for name in ("whole", "cut"))
     finish(whole)
@@ -80,7 +76,6 @@ def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path
     kill(killed)
     complete(start(["ituning", "train", *flags(cut)]))
     assert differences(cut, whole) == []
-    faults.count("`ituning train` killed at a step, with its workers", SAME_RUN)
 
     finished = contents(cut.output_dir)
     assert "This run is complete: there is nothing left to do." in finish(cut).printed
@@ -89,7 +84,7 @@ def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path
 
 @pytest.mark.stress
 @pytest.mark.parametrize("setup", [name for name in SETUPS if name != "2 processes"])
-def test_random_kill_points(settings: Settings, tmp_path: Path, setup: str, faults: Faults):
+def test_random_kill_points(settings: Settings, tmp_path: Path, setup: str):
     """Half of the kills fall between operations on files, half at any time of the run's life."""
     rng = random.Random(setup)
     finish(make(settings, tmp_path, setup, "first"))  # what all runs import is imported by the first
@@ -101,21 +96,18 @@ def test_random_kill_points(settings: Settings, tmp_path: Path, setup: str, faul
         cut = make(settings, tmp_path, setup, f"cut{point}")
         for _ in range(rng.randint(1, 3)):
             if point % 2:
-                what = "training killed between two operations on its files"
-                code = Run(cut, kill_at=rng.randint(1, operations)).end()
+                Run(cut, kill_at=rng.randint(1, operations)).end()
             else:
-                what = "training killed at any time"
                 run = Run(cut)
                 time.sleep(rng.uniform(0, seconds))
                 run.signal(signal.SIGKILL, group=True)
-                code = run.end()
-            faults.count(what, SAME_RUN if code == SIGKILL else "had ended before")
+                run.end()
         finish(cut)
         assert differences(cut, whole) == []
 
 
 @pytest.mark.stress
-def test_small_backbones_left_half_made_are_made_again(photos: Path, tmp_path: Path, faults: Faults):
+def test_small_backbones_left_half_made_are_made_again(photos: Path, tmp_path: Path):
     def args(name: str) -> TrainArguments:
         common = {"dataset": str(photos), "max_train_steps": 2, "resume_from_checkpoint": "latest"}
         return TrainArguments(**common, output_dir=str(tmp_path / name))
@@ -129,12 +121,11 @@ def test_small_backbones_left_half_made_are_made_again(photos: Path, tmp_path: P
     ours, theirs = (contents(tmp_path / name / "backbones") for name in ("cut", "whole"))
     assert ours == theirs
     assert adapters(args("cut")) == adapters(args("whole"))
-    faults.count("training killed while it makes small backbones", SAME_RUN)
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("victim", ["all", "rank 0", "rank 1"])
-def test_random_kill_points_of_two_processes(settings: Settings, tmp_path: Path, victim: str, faults: Faults):
+def test_random_kill_points_of_two_processes(settings: Settings, tmp_path: Path, victim: str):
     whole, cut = (make(settings, tmp_path, "2 processes", name) for name in ("whole", "cut"))
     complete(torchrun(whole))
     killed = torchrun(cut)
@@ -148,7 +139,6 @@ def test_random_kill_points_of_two_processes(settings: Settings, tmp_path: Path,
         assert killed.returncode == 1  # torchrun ended the other one
     complete(torchrun(cut))
     assert differences(cut, whole) == []
-    faults.count(f"training on two processes, {victim} killed at any time", SAME_RUN)
 
 
 def adapters(args: TrainArguments) -> dict[str, bytes]:

@@ -71,7 +71,7 @@ def test_versions_in_the_range_are_taken(installed, library: str, version: str):
 
 
 @pytest.mark.parametrize("version", ["4.57.6", "5.22.2", "5.23.0.dev0", "6.0.0"])
-def test_another_transformers_is_refused(installed, version: str, faults):
+def test_another_transformers_is_refused(installed, version: str):
     installed["transformers"] = version
     with pytest.raises(ImportError) as raised:
         check_requirements()
@@ -79,7 +79,6 @@ def test_another_transformers_is_refused(installed, version: str, faults):
     assert str(raised.value) == f"{does_not_work}: pip install 'transformers<6,>=5.23'"
     with pytest.raises(ImportError, match=rf"found transformers=={re.escape(version)}\.\n.*pip install '"):
         check_transformers()
-    faults.count("a Transformers out of the range", "refused with its version, the range, the command", 2)
 
 
 def test_all_that_does_not_fit_is_named_at_once(installed):
