@@ -1,4 +1,4 @@
-"""`ituning demo`: the whole method on drawn scenes, before one's eyes, with nothing to download."""
+"""Train a captioner of drawn scenes over the shipped backbones, score it, save it and load it again."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
 
+from jinja2 import Environment, FileSystemLoader
+
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
 from ..data.records import CaptionedImage
 from ..inference.captioning import iter_captions
 from ..inference.loading import load_captioner
 from ..training.arguments import TrainArguments
-from ..training.checkpoints import CHECKPOINTS, LOG_FILE, RUN_FILE, write_json
+from ..training.checkpoints import RUN_FILE, write_json
 from ..training.cli import train
 from ..training.memory import format_bytes, peak_resident_memory
 from ..training.setup import SCENE_BACKBONES, TrainingData
-from ..utils.output_folders import LOCK_FILE
-from .page import write_page
-from .scenes import UNSEEN_PAIRS, compose_scenes
-from .scoring import Scores, named_objects, score_captions
+from .scenes import UNSEEN_PAIRS, Scores, compose_scenes, named_objects, score_captions
 
-Report = Callable[[str], None]
-SCRIPT = Path(__file__).parent / "use_it.py"
+FILES = Path(__file__).parent
+SCRIPT, TEMPLATE = "use_it.py", "page.html.jinja"
 RESULT_FILE, PAGE, PICTURES = "demo.json", "index.html", "scenes"
-_OWN_FILES = {LOCK_FILE, RUN_FILE, LOG_FILE, CHECKPOINTS, "best", "last", PICTURES, SCRIPT.name, PAGE}
 NUM_VALIDATION = 100
 NUM_SHOWN = 6  # captions of each kind in the table
 NUM_PICTURES = 24  # of each kind on the page
@@ -39,12 +37,12 @@ NUM_RELOADED = 12  # captioned again in a fresh process
 
 @dataclass(frozen=True)
 class CaptionedScene:
-    """One line of the table.
+    """One scene in the table and on the page.
 
     Args:
-        name: The scene's, and its picture's file.
+        name: The scene's name, also its picture's file name.
         truth: The scene's own sentence.
-        caption: What the captioner said.
+        caption: The generated caption.
     """
 
     name: str
@@ -53,7 +51,7 @@ class CaptionedScene:
 
     @property
     def verdict(self) -> str:
-        """How right the caption is, in words."""
+        """How much of the caption is right, in words."""
         if self.caption == self.truth:
             return "right"
         same = named_objects(self.caption) == named_objects(self.truth)
@@ -62,17 +60,17 @@ class CaptionedScene:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What came of a demo; `demo.json` holds the same.
+    """The demo's results, also written to `demo.json`.
 
     Args:
-        seed: Of the scenes and the adapter.
+        seed: Seed of the scenes and the adapters.
         held_out: Scores on scenes that were not trained on.
-        unseen_pairs: Scores on scenes with a colour-shape pair that the adapter never met.
-        language_model_alone: Scores of the frozen language model without adapters, on the held-out scenes.
-        same_in_fresh_process: Whether the saved captioner said the same in a process of its own.
-        adapter_bytes: Size of the file of adapters.
-        seconds: From start to end.
-        peak_memory_bytes: The most that this process held.
+        unseen_pairs: Scores on scenes with a colour-shape pair that was not trained on.
+        language_model_alone: Scores of the frozen language model without adapters on the held-out scenes.
+        same_in_fresh_process: Whether the saved captioner generated the same captions in a new process.
+        adapter_bytes: Size of the adapters' file.
+        seconds: Duration of the demo.
+        peak_memory_bytes: Peak resident memory of this process.
     """
 
     seed: int
@@ -92,47 +90,53 @@ def run_demo(
     num_train: int = 3000,
     num_test: int = 200,
     train_steps: int = 600,
-    report: Report = print,
+    report: Callable[[str], None] = print,
 ) -> DemoResult:
-    """Train adapters between two small frozen models, caption new scenes, save, and load again.
+    """Train adapters between two small frozen models, caption new scenes, save and load the captioner.
 
     Args:
-        output_dir: Gets the captioner and everything to look at; must be new, empty, or hold a demo that was
-            interrupted.
-        seed: Of the scenes and the adapter.
-        num_train: Scenes to train on.
-        num_test: Scenes to caption, of known colour-shape pairs and of unseen ones, so many of each.
+        output_dir: Receives the captioner, the pictures and a page that shows them. It must be new, empty,
+            or contain an interrupted demo, which is resumed.
+        seed: Seed of the scenes and the adapters.
+        num_train: Number of training scenes.
+        num_test: Number of test scenes of known colour-shape pairs, and of unseen pairs.
         train_steps: Optimizer steps, of 32 scenes each.
-        report: Is told the story, line by line.
+        report: Called with each line of the output.
 
     Raises:
-        ValueError: for a seed or a number of steps out of range.
-        FileExistsError: if `output_dir` holds anything but a demo that was interrupted, which goes on.
-        PermissionError: if nothing can be written there.
+        UserError: for a seed or a number of steps out of range.
+        FileExistsError: if `output_dir` contains anything but an interrupted demo.
     """
     started, folder = time.perf_counter(), Path(output_dir)
     settings = _settings(folder, seed, train_steps)
-    _make_room(folder)
+    _check_folder(folder)
     scenes = compose_scenes(seed, num_train, NUM_VALIDATION, num_test)
 
-    report(_heading(1, "Two frozen models, shipped with the package"))
+    report("\n1. Two frozen models that come with the package\n")
     report(_BACKBONES_TEXT)
     alone = _caption(*_untrained(), scenes.held_out)
-    report(f"Asked alone, the language model says of every picture:\n  {shorten(alone[0].caption, 100)}")
+    report(
+        f"Without adapters, the language model gives every picture the same caption:\n  "
+        f"{shorten(alone[0].caption, 100)}"
+    )
 
-    report(_heading(2, f"Training adapters between them on {num_train:,} scenes, and nothing else"))
+    report(f"\n2. Training adapters between them on {num_train:,} scenes\n")
     report(_PAIRS_TEXT.format(pairs=", ".join(" ".join(pair) for pair in sorted(UNSEEN_PAIRS))))
     train(settings, TrainingData(scenes.train, scenes.validation))
 
-    report(_heading(3, f"Captioning {2 * num_test} scenes that it was not trained on"))
+    report(f"\n3. Captioning {2 * num_test} scenes that were not trained on\n")
     captioner = load_captioner(folder / "best", device="cpu")
     held_out, unseen = (_caption(*captioner, part) for part in (scenes.held_out, scenes.unseen))
-    for line in _table({"Scenes of known pairs": held_out, "Scenes with an unseen pair": unseen}):
+    parts = {"Scenes of known pairs": held_out, "Scenes with an unseen pair": unseen}
+    for line in _table(parts):
         report(line)
 
-    report(_heading(4, "Loading the saved captioner in a fresh process, with transformers alone"))
-    _draw(folder / PICTURES, scenes.held_out[:NUM_PICTURES] + scenes.unseen[:NUM_PICTURES])
-    same = _same_elsewhere(folder, held_out[:NUM_RELOADED])
+    report("\n4. Loading the saved captioner in a new process, with transformers alone\n")
+    (folder / PICTURES).mkdir(exist_ok=True)
+    for scene in scenes.held_out[:NUM_PICTURES] + scenes.unseen[:NUM_PICTURES]:
+        scene.load().save(folder / PICTURES / f"{scene.name}.png")
+    shutil.copy(FILES / SCRIPT, folder)
+    same = _captions_in_new_process(folder, held_out[:NUM_RELOADED])
     report(f"{NUM_RELOADED} captions by AutoModel.from_pretrained: {'the same' if same else 'NOT the same'}")
 
     result = DemoResult(
@@ -146,27 +150,21 @@ def run_demo(
         peak_memory_bytes=peak_resident_memory(),
     )
     write_json(folder / RESULT_FILE, asdict(result))
-    write_page(folder / PAGE, result, held_out[:NUM_PICTURES], unseen[:NUM_PICTURES])
-    for line in _summary(result, folder):
-        report(line)
+    pages = Environment(loader=FileSystemLoader(FILES), autoescape=True)
+    shown = {title: scenes[:NUM_PICTURES] for title, scenes in parts.items()}
+    html = pages.get_template(TEMPLATE).render(result=result, parts=shown)
+    (folder / PAGE).write_text(html, encoding="utf-8")
+    report(_summary(result, folder))
     return result
 
 
-def _make_room(folder: Path) -> None:
-    """Make the folder; refuse one that holds anything but an interrupted demo, or cannot be written to."""
-    try:
-        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if RESULT_FILE in there or there - _OWN_FILES:
-            what = "holds a finished demo" if RESULT_FILE in there else "is not empty"
-            raise FileExistsError(f"--output_dir {folder} {what}: remove it, or give another folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK_FILE).touch()
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise PermissionError(
-            f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder that can."
-        ) from error
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that contains a finished demo or anything else but an interrupted run."""
+    files = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if RESULT_FILE in files or (files and RUN_FILE not in files):
+        content = "contains a finished demo" if RESULT_FILE in files else "is not empty"
+        raise FileExistsError(f"--output_dir {folder} {content}: remove it, or choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _settings(folder: Path, seed: int, train_steps: int) -> TrainArguments:
@@ -190,12 +188,10 @@ def _settings(folder: Path, seed: int, train_steps: int) -> TrainArguments:
 
 
 def _untrained() -> tuple[ITuningForCaptioning, ITuningProcessor]:
-    """Return a captioner whose adapters do nothing yet: the language model alone."""
-    parts = SCENE_BACKBONES / "vision", SCENE_BACKBONES / "text"
-    return (
-        ITuningForCaptioning.from_vision_text_pretrained(*parts),
-        ITuningProcessor.from_vision_text_pretrained(*parts),
-    )
+    """Return a captioner with untrained adapters, which do nothing: the language model alone."""
+    backbones = SCENE_BACKBONES / "vision", SCENE_BACKBONES / "text"
+    model = ITuningForCaptioning.from_vision_text_pretrained(*backbones)
+    return model, ITuningProcessor.from_vision_text_pretrained(*backbones)
 
 
 def _caption(
@@ -213,18 +209,10 @@ def _score(scenes: Sequence[CaptionedScene]) -> Scores:
     return score_captions([scene.caption for scene in scenes], [scene.truth for scene in scenes])
 
 
-def _draw(folder: Path, scenes: Sequence[CaptionedImage]) -> None:
-    folder.mkdir(exist_ok=True)
-    for scene in scenes:
-        scene.load().save(folder / f"{scene.name}.png")
-
-
-def _same_elsewhere(folder: Path, scenes: Sequence[CaptionedScene]) -> bool:
-    """Caption the first pictures again by `use_it.py`, and compare."""
-    shutil.copy(SCRIPT, folder / SCRIPT.name)
-    pictures = [f"{PICTURES}/{scene.name}.png" for scene in scenes]
+def _captions_in_new_process(folder: Path, scenes: Sequence[CaptionedScene]) -> bool:
+    """Caption pictures again by `use_it.py`, and return whether the captions are the same."""
     done = subprocess.run(
-        [sys.executable, SCRIPT.name, "best", *pictures],
+        [sys.executable, SCRIPT, "best", *(f"{PICTURES}/{scene.name}.png" for scene in scenes)],
         cwd=folder,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
@@ -235,29 +223,25 @@ def _same_elsewhere(folder: Path, scenes: Sequence[CaptionedScene]) -> bool:
     return done.stdout.splitlines() == [scene.caption for scene in scenes]
 
 
-def _heading(number: int, text: str) -> str:
-    return f"\n{number}. {text}\n"
-
-
-def _table(parts: dict[str, Sequence[CaptionedScene]]) -> list[str]:
-    """Show what is there above what was said, a pair of lines a scene."""
+def _table(parts: dict[str, list[CaptionedScene]]) -> list[str]:
+    """Return each scene's own sentence with the generated caption below it."""
     lines = []
     for title, scenes in parts.items():
         lines.append(title)
         for scene in scenes[:NUM_SHOWN]:
-            lines += [f"  there  {scene.truth}", f"  said   {scene.caption:<60} {scene.verdict}", ""]
+            lines += [f"  scene    {scene.truth}", f"  caption  {scene.caption:<60} {scene.verdict}", ""]
     return lines
 
 
-def _summary(result: DemoResult, folder: Path) -> list[str]:
+def _summary(result: DemoResult, folder: Path) -> str:
     rows = {
         "held-out scenes": result.held_out,
         "with an unseen pair": result.unseen_pairs,
         "the language model alone": result.language_model_alone,
     }
     shares = [f"{name:<26}{s.objects:>20.1%}{s.everything:>20.1%}" for name, s in rows.items()]
-    return [
-        _heading(5, "What was done"),
+    lines = [
+        "\n5. Results\n",
         f"{'':<26}{'colours and shapes':>20}{'everything right':>20}",
         *shares,
         "",
@@ -265,15 +249,16 @@ def _summary(result: DemoResult, folder: Path) -> list[str]:
         f"Memory      {format_bytes(result.peak_memory_bytes)} at most in this process",
         f"Adapters    {folder / 'best'}  ({format_bytes(result.adapter_bytes)})",
         f"Look at     {folder / PAGE}",
-        f"Use it      python use_it.py best scenes/*.png   (in {folder})",
+        f"Use it      python {SCRIPT} best scenes/*.png   (in {folder})",
     ]
+    return "\n".join(lines)
 
 
 _BACKBONES_TEXT = """\
-A CLIP vision encoder that was trained on scenes and phrases, and a GPT-2 that has read captions and never
-seen a picture. Neither changes from here on."""
+A CLIP vision encoder, trained on scenes and phrases, and a GPT-2, trained on captions alone.
+Both stay frozen."""
 
 _PAIRS_TEXT = """\
-These pairs are in none of them. The frozen models have met them, the adapters never do:
+These pairs are in none of the training scenes. The frozen models know them, the adapters do not:
 {pairs}
 """

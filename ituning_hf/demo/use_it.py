@@ -1,8 +1,8 @@
-"""Caption pictures with a saved captioner, in a process that has never heard of ituning_hf.
+"""Caption pictures with a saved captioner, without the package ituning_hf.
 
     python use_it.py best scenes/*.png
 
-This needs torch, transformers, safetensors and Pillow; the folder brings the rest of the code itself.
+This needs torch, transformers, safetensors and Pillow. The captioner's folder contains the rest of the code.
 """
 
 import sys
