@@ -1,186 +1,214 @@
-"""What generating captions costs, beside bare GPT-2 and beside what people generate them with today.
+"""Time and memory of generating captions, compared with bare GPT-2 and with VisionEncoderDecoder.
 
     python examples/benchmark_generation.py                  # Base size: CLIP ViT-B/16, GPT-2
-    python examples/benchmark_generation.py --size small --no_memory    # to see that it runs
-    python examples/benchmark_generation.py --device cuda --dtype bfloat16 --images 16 --compile
-    python examples/benchmark_generation.py --profile        # where the time goes
-    python examples/benchmark_generation.py --growth beams --plots plots
+    python examples/benchmark_generation.py --batch_size 16 --device cuda --dtype bfloat16
 
-Every way generates the same number of tokens, with the same beams, for the same pictures; they take turns, so
-that a busy machine slows all of them: ratios are medians over rounds of the ratio within a round. Weights are
-random. The captioner and the PEFT method have the same ones, and must give the same captions. "each step" is
-the PEFT model's language model called directly, which projects the images' keys and values again for every
-token. Peak memory holds the vision encoder also where it only made the features, before the call.
+Every method generates the same number of tokens for the same pictures with the same number of beams. The
+captioner and the PEFT method have the same weights and must generate the same captions; int8 may change some,
+which are counted. Peak memory is measured in a new process for each method; it includes the vision encoder
+also where the features are computed before the call.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
-from benchmarks.arguments import add_memory_flag, add_ways_flag, benchmark_parser, check_ways, quiet
-from benchmarks.axes import add_growth_flags, read_growth
-from benchmarks.captions import MOST_TOKENS
-from benchmarks.generation_growth import AXES, GROWING_WAYS
-from benchmarks.generation_profile import profile_tables
-from benchmarks.generation_ways import (
-    ALL_WAYS,
-    ENCODER_DECODER,
-    FEATURES,
-    FLOOR,
-    IN_BF16,
-    IN_INT8,
-    PEFT,
-    PICTURES,
-    CaptionSettings,
-    build_way,
-    build_ways,
-    count_changed,
-    way_names,
-)
-from benchmarks.growth import draw, grow, ratios
-from benchmarks.memory import Memory, peak_memories
-from benchmarks.report import Report, Row
-from benchmarks.rounds import Timings, measure
-
-from ituning_hf.cli.arguments import positive
-
-# What is compared, over what, and at most by which factor.
-TARGETS = (
-    ("beam-5 generation, image encoding excluded, over bare GPT-2", FEATURES, FLOOR, 1.05),
-    ("beam-5 generation with image encoding, over VisionEncoderDecoder", PICTURES, ENCODER_DECODER, 0.60),
-    ("beam-5 generation through the PEFT method, over the captioner's", PEFT, FEATURES, 1.1),
-    ("beam-5 generation with the language model in int8, over bare GPT-2 in fp32", IN_INT8, FLOOR, 0.5),
-    ("beam-5 generation with frozen weights in bf16, over bare GPT-2 in fp32", IN_BF16, FLOOR, 0.5),
+import torch
+from benchmarking import (
+    DTYPES,
+    Row,
+    captioner_config,
+    frozen_text_model,
+    frozen_vision_model,
+    make_parser,
+    make_report,
+    measure,
+    peak_memory,
+    positive,
+    publish,
+    quiet,
+    vision_encoder_decoder,
 )
 
+from ituning_hf import ITuningConfig, ITuningForCaptioning, quantize_frozen_weights
+from ituning_hf.tuner.conversion import to_peft
 
-def main(arguments: Sequence[str] | None = None) -> Report:
-    """Measure, print, and save where that is asked for."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parse(arguments)
-    report = Report.of("What generating captions costs", __file__, arguments, options.device)
-    with quiet():
-        if options.profile:
-            report.tables |= profile_tables(options.ways, settings_of(options))
-        elif options.growth:
-            grow_along(options, report)
-        else:
-            compare(options, report)
-    report.tell(options.output)
-    return report
+Generate = Callable[[], torch.Tensor]
+NO_TOKEN = 2**31 - 1  # as the end token it is never generated, so that every caption has the same length
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = benchmark_parser(__doc__, rounds=7)
-    add_memory_flag(parser)
-    add = parser.add_argument
-    add("--images", type=positive, default=2, help="captioned at once (default: %(default)s)")
-    add("--num_beams", type=positive, default=5, help="(default: %(default)s)")
-    add("--new_tokens", type=positive, default=20, help="of each caption (default: %(default)s)")
-    add("--compile", action="store_true", help="also greedily over a static cache, each step compiled")
-    add("--profile", action="store_true", help="print where the time goes, in place of the times")
-    add_ways_flag(parser, [*ALL_WAYS])
-    add_growth_flags(parser, AXES)
-    options = parser.parse_args(arguments)
-    if options.profile and options.growth:
-        parser.error("--profile and --growth are tables of their own: give one.")
-    if options.compile and (options.ways or options.profile or options.growth):
-        parser.error("--compile adds to all ways: with --profile, --growth or --ways, name them by --ways.")
-    if options.new_tokens > MOST_TOKENS:
-        parser.error(
-            f"--new_tokens {options.new_tokens}: not every decoder has places for over {MOST_TOKENS}."
+class Models:
+    """The models that the methods share, each built at first use with random weights.
+
+    Args:
+        options: The command's options.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.config = captioner_config(options.size)
+        self.dtype = DTYPES[options.dtype]
+        self.length = {
+            "num_beams": options.num_beams,
+            "max_new_tokens": options.new_tokens,
+            "eos_token_id": NO_TOKEN,
+        }
+
+    @cached_property
+    def pictures(self) -> torch.Tensor:
+        """Pictures that differ in brightness and in detail, so that their features differ."""
+        side, count = self.config.vision_config.image_size, self.options.batch_size
+        generator = torch.Generator().manual_seed(0)
+        detail = torch.randn(count, 3, side, side, generator=generator)
+        brightness = torch.randn(count, 3, 1, 1, generator=generator)
+        return (detail + 2 * brightness).to(self.options.device, self.dtype)
+
+    @cached_property
+    def features(self) -> torch.Tensor:
+        """The pictures' features."""
+        return self.captioner.get_image_features(self.pictures)
+
+    @cached_property
+    def begin(self) -> dict[str, torch.Tensor]:
+        """A begin token for each picture."""
+        ids = torch.full((self.options.batch_size, 1), self.config.text_config.bos_token_id)
+        ids = ids.to(self.options.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    @cached_property
+    def captioner(self) -> Any:
+        """The captioner."""
+        return self.make_captioner(frozen_text_model(self.config)).to(self.options.device, self.dtype)
+
+    def make_captioner(self, text_model: Any) -> Any:
+        """Build a captioner whose adapters' output is not zero, so that captions depend on the picture."""
+        config = ITuningConfig(
+            vision_config=self.config.vision_config.to_dict(), text_config=self.config.text_config.to_dict()
         )
-    read_growth(parser, options, AXES)
-    settings = settings_of(options)
-    if options.ways is None and (options.growth or options.profile):
-        options.ways = [*GROWING_WAYS]
-    elif options.ways is None:
-        options.ways = way_names(settings, options.compile)
-    for size in options.values if options.growth == "decoder" else [options.size]:
-        check_ways(parser, options.ways, way_names(replace(settings, size=size), compiled=True))
-    return options
+        torch.manual_seed(0)
+        captioner: Any = ITuningForCaptioning(config, frozen_vision_model(self.config), text_model)
+        for adapter in captioner.adapters().values():
+            torch.nn.init.normal_(adapter.out_proj.weight, std=0.02)
+        return captioner.eval()
 
 
-def settings_of(options: argparse.Namespace) -> CaptionSettings:
-    """Return what is captioned, by the flags."""
-    return CaptionSettings(
-        size=options.size,
-        num_images=options.images,
-        num_beams=options.num_beams,
-        new_tokens=options.new_tokens,
-        device=options.device,
-        dtype=options.dtype,
-    )
+def bare_gpt2(models: Models) -> Generate:
+    """Generate without a picture."""
+    model = frozen_text_model(models.config).to(models.options.device, models.dtype)
+    pad = {"pad_token_id": model.config.eos_token_id}
+    return partial(model.generate, **models.begin, **pad, **models.length)
 
 
-def compare(options: argparse.Namespace, report: Report) -> None:
-    """Fill a report: the ways, what they are, the targets."""
-    settings = settings_of(options)
-    names = [] if options.no_memory else options.ways
-    memory = peak_memories(names, build_way, settings, report, calls=1)
-    ways = build_ways(options.ways, settings)
-    changed = count_changed(ways, settings)
-    timings = measure(ways, options.rounds, options.warm_up, device=options.device)
-    rows = [_row(name, settings, timings, memory.get(name), changed.get(name)) for name in ways]
-    report.tables[_title(settings)] = rows
-    report.tables["what it is"] = [{"way": name, "": ALL_WAYS[name].note} for name in ways]
-    if (settings.size, settings.num_beams, settings.new_tokens) == ("base", 5, 20):
-        report.tables["targets"] = target_rows(timings)
+def from_features(models: Models) -> Generate:
+    """Caption from features computed before."""
+    return partial(models.captioner.generate, visual_features=models.features, **models.length)
 
 
-def grow_along(options: argparse.Namespace, report: Report) -> None:
-    """Fill a report with a call's seconds along an axis, and draw them where that is asked for."""
-
-    def measure_at(value: Any) -> Timings:
-        ways = build_ways(options.ways, AXES[options.growth].change(settings_of(options), value))
-        return measure(ways, options.rounds, options.warm_up, device=options.device)
-
-    table = f"seconds to caption, {'by decoder' if options.growth == 'decoder' else options.size}"
-    rows = report.tables[table] = grow(AXES[options.growth].label, options.values, measure_at)
-    if FLOOR in options.ways:
-        report.tables["over bare GPT-2"] = ratios(rows, FLOOR)
-    if options.plots is not None:
-        report.save(options.plots / f"generation_{options.growth}.json")
-        draw(report, table, options.plots / f"generation_{options.growth}.svg")
+def from_pictures(models: Models) -> Generate:
+    """Encode and caption pictures."""
+    return partial(models.captioner.generate, pixel_values=models.pictures, **models.length)
 
 
-def _title(settings: CaptionSettings) -> str:
-    tokens, images, beams = settings.new_tokens, settings.num_images, settings.num_beams
-    return f"{tokens} tokens for {images} pictures, {beams} beams unless greedy"
+def in_int8(models: Models) -> Generate:
+    """Caption from features with the language model's weights in int8."""
+    # A copy of its own: quantization replaces weights that the other methods share.
+    text_model = frozen_text_model(models.config)
+    for parameter in text_model.parameters():
+        parameter.data = parameter.data.clone()
+    captioner = models.make_captioner(text_model)
+    quantize_frozen_weights(captioner)
+    return partial(captioner.generate, visual_features=models.features, **models.length)
 
 
-def _row(
-    name: str, settings: CaptionSettings, timings: Timings, memory: Memory | None, changed: int | None
-) -> Row:
-    median = timings.median(name)
-    first, third = timings.quartiles(name)
-    return {
-        "way": name,
-        "median s": median,
-        "25%": first,
-        "75%": third,
-        "over floor": timings.ratio_if_measured(name, ALL_WAYS[name].floor),
-        "over enc.-dec.": timings.ratio_if_measured(name, ENCODER_DECODER),
-        "ms a token": 1000 * median / settings.new_tokens,
-        "images/s": settings.num_images / median,
-        "peak MB": memory and memory.total // 10**6,
-        "of it the call": memory and memory.own // 10**6,
-        "captions changed": changed,
+def peft_method(models: Models) -> Generate:
+    """Caption from features by the PEFT method with the captioner's weights."""
+    model: Any = to_peft(models.captioner)
+    options = {
+        "encoder_hidden_states": models.features,
+        "pad_token_id": models.config.text_config.eos_token_id,
     }
+    return partial(model.generate, **options, **models.length)
 
 
-def target_rows(timings: Timings) -> list[Row]:
-    """Return what was aimed for beside what was measured; empty where that was not run."""
-    rows = []
-    for what, way, over, wanted in TARGETS:
-        ratio = timings.ratio_if_measured(way, over)
-        met = None if ratio is None else "yes" if ratio <= wanted else "no"
-        rows.append({"target": what, "at most": wanted, "measured": ratio, "met": met})
-    return rows
+def encoder_decoder(models: Models) -> Generate:
+    """Encode and caption pictures by a VisionEncoderDecoder."""
+    model = vision_encoder_decoder(models.config).eval().to(models.options.device, models.dtype)
+    return partial(model.generate, pixel_values=models.pictures, **models.length)
+
+
+FLOOR, FEATURES, PICTURES = "bare GPT-2", "I-Tuning, stored features", "I-Tuning, pictures"
+INT8, PEFT = "I-Tuning, stored features, int8", "PEFT method, stored features"
+ENCODER_DECODER = "VisionEncoderDecoder, pictures"
+METHODS: dict[str, Callable[[Models], Generate]] = {
+    FLOOR: bare_gpt2,
+    FEATURES: from_features,
+    PICTURES: from_pictures,
+    PEFT: peft_method,
+    INT8: in_int8,
+    ENCODER_DECODER: encoder_decoder,
+}
+
+
+def build(name: str, options: argparse.Namespace) -> Generate:
+    """Build one method alone."""
+    return METHODS[name](Models(options))
+
+
+def count_changed_captions(calls: dict[str, Generate]) -> dict[str, int]:
+    """Return how many captions differ from the captioner's, for each method with the captioner's weights."""
+    if FEATURES not in calls:
+        return {}
+    expected = calls[FEATURES]()
+    names = [name for name in (PICTURES, PEFT, INT8) if name in calls]
+    return {name: int((calls[name]() != expected).any(dim=1).sum()) for name in names}
+
+
+def make_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser(__doc__, rounds=5)
+    add = parser.add_argument
+    add("--batch_size", type=positive, default=2, help="pictures captioned at once (default: %(default)s)")
+    add("--num_beams", type=positive, default=5, help="(default: %(default)s)")
+    add("--new_tokens", type=positive, default=20, help="tokens of each caption (default: %(default)s)")
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of: {'; '.join(METHODS)}")
+    add("--no_memory", action="store_true", help="skip peak memory, which takes a process for each method")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the table, and return the report."""
+    options = make_options(arguments)
+    supports_int8 = options.device == "cpu" and options.dtype == "float32"
+    names = options.methods or [name for name in METHODS if name != INT8 or supports_int8]
+    report = make_report(__file__, arguments, options.device)
+    measured = [] if options.no_memory else names
+    memory = {name: peak_memory(build, name, options, device=options.device, calls=1) for name in measured}
+    with quiet():
+        models = Models(options)
+        calls = {name: METHODS[name](models) for name in names}
+        changed = count_changed_captions(calls)
+        timings = measure(calls, options.rounds)
+    rows: list[Row] = []
+    for name in names:
+        total, own = memory.get(name, (None, None))
+        rows.append(
+            {
+                "method": name,
+                "seconds": timings.median(name),
+                "over bare GPT-2": timings.ratio(name, FLOOR),
+                "over enc.-dec.": timings.ratio(name, ENCODER_DECODER),
+                "peak MB": total,
+                "without weights": own,
+                "captions changed": changed.get(name),
+            }
+        )
+    title = f"{options.new_tokens} tokens for {options.batch_size} pictures, {options.num_beams} beams"
+    report["tables"][f"{title}, {options.size}"] = rows
+    publish(report, options.report)
+    return report
 
 
 if __name__ == "__main__":

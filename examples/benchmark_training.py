@@ -1,234 +1,260 @@
-"""What a training step costs, beside the floor below it and beside what people train today.
+"""Time and memory of a training step, compared with a frozen GPT-2 alone and with Transformers' captioners.
 
-    python examples/benchmark_training.py                  # Base size: CLIP ViT-B/16, GPT-2
-    python examples/benchmark_training.py --size small --no_memory    # to see that it runs
-    python examples/benchmark_training.py --device cuda --dtype bfloat16 --images 64 --compile
-    python examples/benchmark_training.py --growth batch --plots plots
+    python examples/benchmark_training.py                        # Base size: CLIP ViT-B/16, GPT-2
+    python examples/benchmark_training.py --batch_size 4 --report training.json
+    python examples/benchmark_training.py --device cuda --dtype bfloat16 --batch_size 64
 
-A step zeroes the gradients, runs forward and backward, and lets AdamW step over what is trained. All ways
-take the same rows of text, new ones each round and of real captions' lengths, and take turns, so that a busy
-machine slows all of them: ratios are medians over rounds of the ratio within a round. Weights, pictures and
-tokens are random. At Base size all ways need much memory: name some with --ways where there is little.
-
-One picture with five captions is the default: so few rows that whatever is spent beside the frozen GPT-2
-shows, and that a picture's features and the optimiser have no large batch to hide in.
+A step is zero_grad, forward, backward, and AdamW over the trained parameters. All methods take the same rows
+of text, new ones in each round. "floor" is what any adapter in the lowest layer must pay: a forward pass of
+the frozen GPT-2 and the gradient with respect to its inputs, without an optimizer. Peak memory is measured in
+a new process for each method. With bfloat16, frozen weights are in bf16 and trained ones in fp32 under
+autocast.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.arguments import (
+import torch
+from benchmarking import (
     DTYPES,
-    add_memory_flag,
-    add_ways_flag,
-    benchmark_parser,
-    check_ways,
+    Batch,
+    Row,
+    captioner_config,
+    frozen_text_model,
+    frozen_vision_model,
+    make_parser,
+    make_report,
+    measure,
+    peak_memory,
+    positive,
+    publish,
     quiet,
+    random_batch,
+    vision_encoder_decoder,
 )
-from benchmarks.axes import add_growth_flags, read_growth
-from benchmarks.captions import Batch
-from benchmarks.growth import draw, grow, ratios
-from benchmarks.memory import Memory, peak_memories
-from benchmarks.peers import CROSS_ATTENTION, PEERS
-from benchmarks.report import Report, Row
-from benchmarks.rounds import Timings, measure
-from benchmarks.storage import saved_bytes
-from benchmarks.throughput import coco_minutes, count_flops, matrix_rate
-from benchmarks.training_growth import AXES, GROWING_WAYS
-from benchmarks.training_ways import (
-    FLOOR,
-    NO_OPTIMIZER,
-    OWN_WAYS,
-    PICTURES,
-    STORED,
-    UPPER_HALF,
-    Step,
-    StepSettings,
-    way_names,
+from torch.nn import functional as F
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipTextConfig,
+    BlipVisionConfig,
+    GitConfig,
+    GitForCausalLM,
+    GitVisionConfig,
 )
 
-from ituning_hf.cli.arguments import positive
+from ituning_hf import ITuningForCaptioning
+from ituning_hf.captioner.recorded_ituning import UnloadedVisionModel
+from ituning_hf.training.optimization import create_optimizer
 
-OVER_FLOOR, OVER_PEER = "over floor", "over cross-att."
-PEAK_OVER_PEER, OWN_PEAK_OVER_PEER = "peak over cross-att.", "without weights, over it"
-COCO_MINUTES = "COCO run, min"
-TARGETS: list[tuple[str, str, str, float]] = [
-    ("step from stored features, over the floor", STORED, OVER_FLOOR, 1.20),
-    ("  forward and backward alone, as the floor", NO_OPTIMIZER, OVER_FLOOR, 1.20),
-    ("upper half of the layers adapted, over the floor", UPPER_HALF, OVER_FLOOR, 0.95),
-    (f"step from pictures, over {CROSS_ATTENTION}", PICTURES, OVER_PEER, 0.33),
-    (f"step from stored features, over {CROSS_ATTENTION}", STORED, OVER_PEER, 0.18),
-    (f"peak memory from pictures, over {CROSS_ATTENTION}", PICTURES, PEAK_OVER_PEER, 0.5),
-    ("  the weights left out on both sides", PICTURES, OWN_PEAK_OVER_PEER, 0.5),
-    (f"peak memory from stored features, over {CROSS_ATTENTION}", STORED, PEAK_OVER_PEER, 0.5),
-    ("  the weights left out on both sides", STORED, OWN_PEAK_OVER_PEER, 0.5),
-    ("minutes of a whole COCO run (30 epochs of 566,435 captions) on a GPU", STORED, COCO_MINUTES, 15.0),
-]
-TARGETS_TITLE = "targets, set for Base size and five captions an image"
-STATIC_WIDTH = 32  # tokens of every row under --compile, which wants shapes that stay
+Loss = Callable[[Batch], torch.Tensor]
 
 
-def main(arguments: Sequence[str] | None = None) -> Report:
-    """Measure, print, and save where that is asked for."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parse(arguments)
-    report = Report.of("What a training step costs", __file__, arguments, options.device)
-    with quiet():
-        (grow_along if options.growth else compare)(options, report)
-    report.tell(options.output)
-    return report
+def build_floor(size: str) -> tuple[Any, Loss]:
+    """Build a frozen GPT-2; its loss computes logits only where there is a label, as the captioner's does."""
+    model = frozen_text_model(captioner_config(size))
+
+    def loss(batch: Batch) -> torch.Tensor:
+        inputs = model.get_input_embeddings()(batch.text["input_ids"]).requires_grad_()
+        hidden_states = model.base_model(
+            inputs_embeds=inputs, attention_mask=batch.text["attention_mask"], use_cache=False
+        ).last_hidden_state
+        labels = batch.text["labels"][:, 1:]
+        logits = model.lm_head(hidden_states[:, :-1][labels != -100])
+        return F.cross_entropy(logits.float(), labels[labels != -100])
+
+    return model, loss
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = benchmark_parser(__doc__, rounds=7)
-    add_memory_flag(parser)
-    add = parser.add_argument
-    add("--images", type=positive, default=1, help="of a step (default: %(default)s)")
-    add("--captions_per_image", type=positive, default=5, help="(default: %(default)s)")
-    compiled = f"torch.compile, with rows of {STATIC_WIDTH} tokens; steps compile at first: --warm_up 3"
-    add("--compile", action="store_true", help=compiled)
-    add_ways_flag(parser, [*OWN_WAYS, *PEERS])
-    add_growth_flags(parser, AXES)
-    options = parser.parse_args(arguments)
-    read_growth(parser, options, AXES)
-    if options.ways is None:
-        options.ways = [*GROWING_WAYS] if options.growth else way_names(options.size, options.dtype)
-    for size in options.values if options.growth == "decoder" else [options.size]:
-        check_ways(parser, options.ways, way_names(size, options.dtype))
-    return options
+def build_captioner(size: str, from_pictures: bool = False, upper_half: bool = False) -> tuple[Any, Loss]:
+    """Build a captioner.
+
+    Args:
+        size: A key of `SIZES`.
+        from_pictures: Encode the pictures in the step; otherwise read stored features, without an encoder.
+        upper_half: Adapt only the upper half of the layers.
+    """
+    config = captioner_config(size)
+    depth = config.text_config.num_hidden_layers
+    if upper_half:
+        config = captioner_config(size, adapter_layers=[*range(depth // 2, depth)])
+    vision = frozen_vision_model(config) if from_pictures else UnloadedVisionModel(config.vision_config)
+    model: Any = ITuningForCaptioning(config, vision, frozen_text_model(config)).train()
+
+    def loss(batch: Batch) -> torch.Tensor:
+        if from_pictures:
+            return model(pixel_values=batch.pixel_values, **batch.text).loss
+        return model(visual_features=batch.visual_features, **batch.text).loss
+
+    return model, loss
 
 
-def settings_of(options: argparse.Namespace) -> StepSettings:
-    """Return what a step is taken of, by the flags."""
-    return StepSettings(
-        size=options.size,
-        num_images=options.images,
-        captions_per_image=options.captions_per_image,
-        device=options.device,
-        dtype=options.dtype,
-        compiled=options.compile,
-        width=STATIC_WIDTH if options.compile else None,
+def build_vision_encoder_decoder(size: str) -> tuple[Any, Loss]:
+    """Build a VisionEncoderDecoder with only its cross-attention trained."""
+    model = vision_encoder_decoder(captioner_config(size)).train()
+
+    def loss(batch: Batch) -> torch.Tensor:
+        return model(
+            pixel_values=batch.pixel_values_for_rows(),
+            decoder_input_ids=batch.text["input_ids"][:, :-1],
+            decoder_attention_mask=batch.text["attention_mask"][:, :-1],
+            labels=batch.text["labels"][:, 1:].contiguous(),
+            use_cache=False,
+        ).loss
+
+    return model, loss
+
+
+def build_git(size: str) -> tuple[Any, Loss]:
+    """Build a GIT at the proportions of its base model: half of GPT-2's layers, BERT's vocabulary."""
+    vision, text = _sizes(size)
+    text |= {"num_hidden_layers": text["num_hidden_layers"] // 2, "vocab_size": GitConfig().vocab_size}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    encoder = GitVisionConfig(**vision).to_dict()
+    model: Any = GitForCausalLM(GitConfig(vision_config=encoder, **text, **tokens))
+    return model.train(), _loss_of_own_vocabulary(model, text["vocab_size"])
+
+
+def build_blip(size: str) -> tuple[Any, Loss]:
+    """Build a BLIP: a BERT of GPT-2's depth with cross-attention in every layer."""
+    vision, text = _sizes(size)
+    text |= {"vocab_size": BlipTextConfig().vocab_size}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "pad_token_id": 0}
+    config = BlipConfig(
+        text_config=BlipTextConfig(**text, **tokens).to_dict(),
+        vision_config=BlipVisionConfig(**vision).to_dict(),
     )
+    model: Any = BlipForConditionalGeneration(config)
+    return model.train(), _loss_of_own_vocabulary(model, text["vocab_size"])
 
 
-def time_steps(steps: dict[str, Step], settings: StepSettings, rounds: int, warm_up: int) -> Timings:
-    """Time steps in turns, all of them over the same new batch each round."""
-
-    def renew(seed: int) -> None:
-        batch = settings.batch(seed)
-        for step in steps.values():
-            step.batch = batch
-
-    return measure(steps, rounds, warm_up, before_round=renew, device=settings.device)
-
-
-def compare(options: argparse.Namespace, report: Report) -> None:
-    """Fill a report: the ways, what they are, the arithmetic, the targets."""
-    settings = settings_of(options)
-    memory = peak_memories([] if options.no_memory else options.ways, Step, settings, report)
-    steps = {name: Step(name, settings) for name in options.ways}
-    timings = time_steps(steps, settings, options.rounds, options.warm_up)
-    rows = [_time_row(name, timings) for name in steps]
-    sizes = [_size_row(name, step, memory) for name, step in steps.items()]
-    report.tables["time of a step"] = rows
-    report.tables["what is trained, held and stored"] = sizes
-    report.tables["what it is"] = [{"way": name, "model": step.way.note} for name, step in steps.items()]
-    seeds = range(options.warm_up, options.warm_up + options.rounds)  # of the batches that were timed
-    arithmetic = [_arithmetic(name, timings, settings, seeds) for name in (FLOOR, STORED) if name in steps]
-    if arithmetic:
-        report.tables["arithmetic"] = arithmetic
-    if (options.size, options.captions_per_image) == ("base", 5):
-        report.tables[TARGETS_TITLE] = judge([*rows, *sizes, *arithmetic])
-    if options.device == "cpu":
-        report.notes.append("No GPU was measured: the minutes of a whole COCO run stay empty.")
+def _sizes(size: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the encoder's and the decoder's sizes under the names of GIT's and BLIP's configurations."""
+    config = captioner_config(size)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    vision = {n: getattr(config.vision_config, n) for n in (*names, "intermediate_size", "image_size")}
+    text = {n: getattr(config.text_config, n) for n in names}
+    patch_size = {"patch_size": config.vision_config.patch_size}
+    return vision | patch_size, text | {"intermediate_size": 4 * text["hidden_size"]}
 
 
-def _time_row(name: str, timings: Timings) -> Row:
-    first, third = timings.quartiles(name)
-    over = {OVER_FLOOR: FLOOR, OVER_PEER: CROSS_ATTENTION}
-    return {
-        "way": name,
-        "median, s": timings.median(name),
-        "25%": first,
-        "75%": third,
-        **{column: timings.ratio_if_measured(name, other) for column, other in over.items()},
-    }
+def _loss_of_own_vocabulary(model: Any, vocab_size: int) -> Loss:
+    """Return the loss of a model that takes a picture for each row, in a smaller vocabulary than GPT-2's."""
 
-
-def _size_row(name: str, step: Step, memory: dict[str, Memory]) -> Row:
-    trainable = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
-    own, peer = memory.get(name), memory.get(CROSS_ATTENTION)
-    return {
-        "way": name,
-        "trainable": trainable,
-        "peak, MB": own and own.total // 10**6,
-        "without weights": own and own.own // 10**6,
-        PEAK_OVER_PEER: own.total / peer.total if own and peer else None,
-        OWN_PEAK_OVER_PEER: own.own / peer.own if own and peer else None,
-        "checkpoint, bytes": saved_bytes(step.model).weights if trainable else None,
-    }
-
-
-def _arithmetic(name: str, timings: Timings, settings: StepSettings, seeds: Sequence[int]) -> Row:
-    """Say what a step computes, what share of the processor's rate it reaches, and what a whole run takes."""
-    on_gpu = settings.device == "cuda"
-    step = Step(name, replace(settings, compiled=False))  # compiled code is not counted
-    flops = statistics.median(_flops_of(step, settings.batch(seed)) for seed in seeds)
-    rate = matrix_rate(settings.device, DTYPES[settings.dtype], width=8192 if on_gpu else 2048)
-    seconds = timings.median(name)
-    captions = settings.num_images * settings.captions_per_image
-    return {
-        "way": name,
-        "GFLOP a step": flops / 1e9,
-        "matrix product, GFLOP/s": rate / 1e9,
-        "s at that rate": flops / rate,
-        "its share": flops / rate / seconds,
-        "captions a step": captions,
-        COCO_MINUTES: coco_minutes(seconds, captions) if on_gpu else None,
-    }
-
-
-def _flops_of(step: Step, batch: Batch) -> int:
-    step.batch = batch
-    return count_flops(step)
-
-
-def judge(rows: Sequence[Row]) -> list[Row]:
-    """Put what was measured beside the targets; a row of any table tells of one way."""
-    values = {(row["way"], column): value for row in rows for column, value in row.items()}
-    return [
-        {
-            "what": what,
-            "at most": target,
-            "measured": (value := values.get((way, column))),
-            "met": "not measured" if value is None else "yes" if value <= target else "no",
+    def loss(batch: Batch) -> torch.Tensor:
+        labels = batch.text["labels"]
+        text = batch.text | {
+            "input_ids": batch.text["input_ids"] % vocab_size,
+            "labels": labels.where(labels < 0, labels % vocab_size),
         }
-        for what, way, column, target in TARGETS
-    ]
+        return model(pixel_values=batch.pixel_values_for_rows(), **text).loss
+
+    return loss
 
 
-def grow_along(options: argparse.Namespace, report: Report) -> None:
-    """Fill a report with a step's seconds along an axis, and draw them where that is asked for."""
-    axis = AXES[options.growth]
+FLOOR, CROSS_ATTENTION = "floor", "VisionEncoderDecoder, cross-attention"
+STORED, PICTURES = "I-Tuning, stored features", "I-Tuning, pictures"
+UPPER_HALF, NO_OPTIMIZER = f"{STORED}, upper half", f"{STORED}, no optimizer"
+METHODS: dict[str, Callable[[str], tuple[Any, Loss]]] = {
+    FLOOR: build_floor,
+    STORED: build_captioner,
+    NO_OPTIMIZER: build_captioner,
+    UPPER_HALF: lambda size: build_captioner(size, upper_half=True),
+    PICTURES: lambda size: build_captioner(size, from_pictures=True),
+    CROSS_ATTENTION: build_vision_encoder_decoder,
+    "GIT, all trained": build_git,
+    "BLIP, all trained": build_blip,
+}
 
-    def measure_at(value: Any) -> Timings:
-        settings = axis.change(settings_of(options), value)
-        steps = {name: Step(name, settings) for name in options.ways}
-        return time_steps(steps, settings, options.rounds, options.warm_up)
 
-    table = f"seconds of a training step, {options.size if options.growth != 'decoder' else 'by decoder'}"
-    rows = report.tables[table] = grow(axis.label, options.values, measure_at)
-    if FLOOR in options.ways:
-        report.tables["over the floor"] = ratios(rows, FLOOR)
-    if options.plots is not None:
-        report.save(options.plots / f"training_{options.growth}.json")
-        draw(report, table, options.plots / f"training_{options.growth}.svg")
+class Step:
+    """A training step.
+
+    Args:
+        name: A key of `METHODS`.
+        options: The command's options.
+    """
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.model, self.loss = METHODS[name](options.size)
+        self.dtype, self.device_type = DTYPES[options.dtype], torch.device(options.device).type
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(self.dtype)
+        self.model.to(options.device)
+        self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.optimizer = (
+            create_optimizer(self.model, learning_rate=1e-4, weight_decay=0.01)
+            if self.trainable and name != NO_OPTIMIZER
+            else None
+        )
+        self.batch = make_batch(options, seed=0)
+
+    def __call__(self) -> None:
+        """Take the step."""
+        self.model.zero_grad()
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.loss(self.batch)
+        loss.backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+
+
+def make_batch(options: argparse.Namespace, seed: int) -> Batch:
+    """Draw the batch of a round."""
+    config = captioner_config(options.size)
+    shape = options.batch_size, options.captions_per_image
+    return random_batch(config, *shape, seed, options.device, DTYPES[options.dtype])
+
+
+def make_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser(__doc__, rounds=7)
+    add = parser.add_argument
+    add("--batch_size", type=positive, default=1, help="images in a step (default: %(default)s)")
+    add("--captions_per_image", type=positive, default=5, help="(default: %(default)s)")
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of: {'; '.join(METHODS)}")
+    add("--no_memory", action="store_true", help="skip peak memory, which takes a process for each method")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the table, and return the report."""
+    options = make_options(arguments)
+    names = options.methods or [*METHODS]
+    report = make_report(__file__, arguments, options.device)
+    measured = [] if options.no_memory else names
+    memory = {name: peak_memory(Step, name, options, device=options.device) for name in measured}
+    with quiet():
+        steps = {name: Step(name, options) for name in names}
+
+        def draw_batch(number: int) -> None:
+            batch = make_batch(options, seed=number)
+            for step in steps.values():
+                step.batch = batch
+
+        timings = measure(steps, options.rounds, draw_batch)
+    rows: list[Row] = []
+    for name, step in steps.items():
+        total, own = memory.get(name, (None, None))
+        rows.append(
+            {
+                "method": name,
+                "seconds": timings.median(name),
+                "over floor": timings.ratio(name, FLOOR),
+                "over cross-att.": timings.ratio(name, CROSS_ATTENTION),
+                "trainable": step.trainable,
+                "peak MB": total,
+                "without weights": own,
+            }
+        )
+    title = f"a training step of {options.batch_size} x {options.captions_per_image} captions"
+    report["tables"][f"{title}, {options.size}"] = rows
+    publish(report, options.report)
+    return report
 
 
 if __name__ == "__main__":

@@ -1,1 +1,0 @@
-"""What the benchmark commands share: sizes, captions, peers, and how time and memory are measured."""
