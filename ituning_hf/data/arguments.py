@@ -1,15 +1,16 @@
-"""The settings that name a data set, of every command that reads one."""
+"""The settings that name a data set, for every command that reads one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..utils.errors import UserError
 from ..utils.settings.options import AT_LEAST_ONE, BETWEEN_0_AND_1, NOT_EMPTY, option
-from .benchmarks import explain_count
-from .loading import count_splits, load_captioned_images
-from .records import CaptionedImage
+
+if TYPE_CHECKING:
+    from .records import CaptionedImage
 
 
 @dataclass
@@ -22,13 +23,13 @@ class DatasetArguments:
     dataset: str = option(
         "scenes",
         "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name "
-        "of a `datasets` data set, or 'scenes' for rendered ones",
+        "of a `datasets` data set, or 'scenes' for drawn ones",
         NOT_EMPTY,
         "DATA",
     )
     image_root: str | None = option(
         None,
-        "what the image names of a Karpathy file are relative to",
+        "the folder that the file names in a JSON file or a table are relative to",
         NOT_EMPTY,
         "FOLDER",
         "images/ beside the file, or the file's own folder",
@@ -47,10 +48,10 @@ class DatasetArguments:
         "NAME",
         "by its usual names",
     )
-    num_scenes: int = option(1000, "scenes to draw, with --dataset scenes", AT_LEAST_ONE)
+    num_scenes: int = option(1000, "number of scenes, with --dataset scenes", AT_LEAST_ONE)
     val_share: float = option(
         0.1,
-        "share of the images, chosen by --seed, that becomes the val split where a data set has no splits",
+        "share of the images, chosen by --seed, that becomes the val split if the data set has no splits",
         BETWEEN_0_AND_1,
     )
 
@@ -62,54 +63,51 @@ class DatasetArguments:
         require_captions: bool = True,
         require_images: bool = True,
     ) -> list[CaptionedImage]:
-        """Read one split of the data set; every file is known to be there afterwards.
+        """Read one split of the data set; see `load_captioned_images`.
 
         Args:
             split: "train", "val" or "test".
-            seed: Of the drawn scenes, and of the lot where the data set has no splits.
-            num_scenes: In place of the setting.
-            require_captions: False takes NoCaps' files of images without captions too.
-            require_images: False where nobody is going to open them, and they need not be there.
-
-        Raises:
-            ValueError: for a data set that cannot be read.
-            FileNotFoundError: for one that is not there, or whose images are not.
+            seed: Seed of the drawn scenes, and of the splits if the data set has none.
+            num_scenes: Replaces the setting.
+            require_captions: False also accepts a split that has no captions at all.
+            require_images: False does not check that the image files exist.
         """
+        from .loading import load_captioned_images
+
+        settings = self._settings(seed) | ({} if num_scenes is None else {"num_scenes": num_scenes})
         return load_captioned_images(
             self.dataset,
             split,
-            image_root=self.image_root,
-            seed=seed,
-            num_scenes=self.num_scenes if num_scenes is None else num_scenes,
-            image_column=self.image_column,
-            caption_column=self.caption_column,
-            val_share=self.val_share,
             require_captions=require_captions,
             require_images=require_images,
+            **settings,
         )
 
     def check_count(
         self, setting: str, expected: int | None, images: Sequence[CaptionedImage], seed: int
     ) -> None:
-        """Hold the images of a split against the number that a setting says there must be.
+        """Compare the number of images of a split with the number that a setting expects.
 
         Args:
             setting: The setting's name, for the message.
             expected: Its value; None checks nothing.
-            images: What was read.
-            seed: As they were read with.
+            images: The images of the split.
+            seed: The seed that they were read with.
 
         Raises:
-            ValueError: There are more or fewer; with what each split holds, and what is missing of it.
+            UserError: The numbers differ. The message has the number of images of each split.
         """
-        if expected is not None and len(images) != expected:
-            splits = count_splits(
-                self.dataset,
-                image_root=self.image_root,
-                seed=seed,
-                image_column=self.image_column,
-                caption_column=self.caption_column,
-                val_share=self.val_share,
-            )
-            problem = explain_count(expected, len(images), splits)
-            raise ValueError(f"--{setting} is {expected:,}, and {self.dataset} has {problem}")
+        if expected is None or len(images) == expected:
+            return
+        from .loading import count_splits
+
+        splits = count_splits(self.dataset, **self._settings(seed))
+        counts = ", ".join(f"{split} {count:,}" for split, count in splits.items())
+        raise UserError(
+            f"--{setting} is {expected:,}, but {self.dataset} has {len(images):,} images (in all: {counts}): "
+            "complete the data set, or correct or remove the setting"
+        )
+
+    def _settings(self, seed: int) -> dict[str, Any]:
+        names = ("image_root", "image_column", "caption_column", "num_scenes", "val_share")
+        return {"seed": seed} | {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""Random changes of training images; which ones is a pure function of seed, epoch and image."""
+"""Random changes of training images, each a pure function of seed, epoch and image index."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _JITTER = 0.2
 
 
 def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut out a part; the image processor resizes it, without distortion.
+    """Cut out a part; the image processor resizes it without distortion.
 
-    The aspect ratio is counted from the image's own: of a panorama, no part of 4:3 has the area.
+    The aspect ratio is relative to the image's own: a 4:3 part of a panorama would be too small.
     """
     area = rng.uniform(_MIN_AREA, 1)
     widest = min(_MAX_STRETCH, 1 / area)  # beyond it the part would be larger than the image
@@ -38,7 +38,7 @@ def _change_color(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-# Applied in this order. The place of each in it numbers its random stream.
+# Applied in this order. The position numbers the random stream of each.
 _CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
     "crop": _crop,
     "flip": _flip,
@@ -47,39 +47,27 @@ _CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] =
 AUGMENTATIONS = tuple(_CHANGES)
 
 
-def check_augmentation(augmentation: Sequence[str]) -> None:
-    """Refuse what is no augmentation.
-
-    Raises:
-        ValueError: A name is unknown.
-    """
-    unknown = [name for name in augmentation if name not in _CHANGES]
-    if unknown:
-        raise ValueError(f"augmentation must be of {', '.join(AUGMENTATIONS)}; got {', '.join(unknown)}")
-
-
 def augment(
     image: Image.Image, augmentation: Sequence[str], seed: int, epoch: int, index: int
 ) -> Image.Image:
-    """Change an image at random, always in the same way for the same arguments.
+    """Change an image at random, in the same way for the same arguments.
 
     Args:
         image: Of mode "RGB".
         augmentation: Any of these, in any order:
-            "crop" cuts out a part of at least 70% of the area, its aspect ratio 3/4 to 4/3 of the
-            image's; "flip" mirrors every other image, which makes "left" and "right" in captions
-            false; "color" changes brightness, contrast and saturation by up to 20% each.
+            "crop" cuts out a part of at least 70% of the area, its aspect ratio 3/4 to 4/3 of the image's;
+            "flip" mirrors half of the images, which makes "left" and "right" in captions false;
+            "color" changes brightness, contrast and saturation by up to 20% each.
         seed: 0 or more.
         epoch: From 0.
         index: Of the image, from 0.
 
     Returns:
-        An image of mode "RGB", smaller after "crop". What one augmentation does depends on no
-        other one, nor does the choice of captions.
+        An image of mode "RGB", smaller after "crop". Augmentations do not depend on each other.
     """
     for stream, (name, change) in enumerate(_CHANGES.items(), start=1):
         if name in augmentation:
-            # Streams count from 1: captions are chosen from [seed, epoch, index], to which a 0
-            # adds nothing.
+            # Streams count from 1: captions are chosen from [seed, epoch, index], and NumPy ignores a 0 at
+            # the end.
             image = change(image, np.random.default_rng([seed, epoch, index, stream]))
     return image

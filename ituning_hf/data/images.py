@@ -16,12 +16,12 @@ from ..utils.terminal import printable
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-# What photographs come in. Pillow knows many more: for EPS it starts Ghostscript, and few look for faults in
-# the decoders of the others. HEIF takes a plug-in that the caller registers.
+# The formats of photographs. Pillow reads many more: it starts Ghostscript for EPS, and the decoders of the
+# others are little tested. HEIF needs a plug-in that the caller registers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
 
-# The value that means white, by Pillow mode. Where several are in use, the first that no value of the
-# image exceeds is taken: floats come as 0..1 and 0..255, integers from 8-bit and from 16-bit originals.
+# The value of white for each Pillow mode. Of several, the first that no value of the image exceeds is used:
+# floats have the range 0..1 or 0..255, and 32-bit integers come from 8-bit or 16-bit originals.
 _WHITE_LEVELS: dict[str, tuple[float, ...]] = {
     "I;16": (65535,),
     "I;16L": (65535,),
@@ -31,46 +31,47 @@ _WHITE_LEVELS: dict[str, tuple[float, ...]] = {
     "F": (1, 255),
 }
 
-_TILE = 1024  # pixels, of the side of what is converted at a time
+_TILE = 1024  # the side, in pixels, of the part that is converted at a time
+
+_Source = str | os.PathLike[str] | bytes | Image.Image
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be read; the one-line text says which, why, and what to do."""
+    """An image that cannot be read. The one-line message names it and says why and what to do."""
 
 
-def load_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
+def load_image(source: _Source, name: str | None = None) -> Image.Image:
     """Decode an image into upright 8-bit RGB.
 
-    A file's format is told by its content, whatever its name is: AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF and
-    WebP, and HEIF where a plug-in of Pillow's is registered.
+    A file's format is detected from its content, whatever its name: AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF or
+    WebP, and HEIF if a Pillow plug-in is registered. Safe to call from several threads.
 
-    The EXIF orientation is applied. Transparent pixels are composited over white. Of an animation,
-    the first frame is taken. Greyscale of more than 8 bits is scaled, not clipped: white is 65535
-    in 16 bits, the first of 255 and 65535 that no value exceeds in 32-bit integers, and of 1 and
-    255 in floats; what fits none of these is stretched from its own minimum to its own maximum.
-    Safe to call from several threads.
+    The EXIF orientation is applied. Transparent pixels are composited over white. The first frame of an
+    animation is used. Grey values of more than 8 bits are scaled, not clipped: white is 65535 in 16 bits; in
+    32-bit integers it is the first of 255 and 65535 that no value exceeds, in floats of 1 and 255. Values that
+    fit none of these are stretched from their minimum to their maximum.
 
     Args:
-        source: A file's path, a file's bytes, or an image that is already open (it is left open).
-        name: What messages call the image; by default its path.
+        source: A file's path, a file's bytes, or an open image (which stays open).
+        name: The image's name in messages; by default its path.
 
     Returns:
         A new, fully decoded image of mode "RGB", of the source's size once upright.
 
     Raises:
-        UnreadableImageError: The file is missing, a folder, a pipe or a device, empty, no image, cut short,
-            or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+        UnreadableImageError: The file is missing, a folder, a pipe or a device, empty, truncated, not an
+            image, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     try:
         if isinstance(source, Image.Image):
-            _require_pixels(source)
+            _check_size(source, limit=None)
             return _to_rgb(_upright(source))
-        # By file and not by name: of a file whose name it knows, Pillow 13 maps uncompressed data
-        # into memory, and scrambles TIFFs that are stored on their side.
-        with _open(source) as file, Image.open(file, formats=_formats()) as image:
-            _check_size(image)
+        # Opened as a stream, not by name: given a name, Pillow 13 maps uncompressed data into memory and
+        # scrambles rotated TIFFs.
+        with _open(source) as file, Image.open(file, formats=_registered_formats()) as image:
+            _check_size(image, limit=Image.MAX_IMAGE_PIXELS)
             return _to_rgb(_upright(image))
-    # Decoders raise whatever their parser trips over: OSError, SyntaxError, struct.error, ...
+    # Decoders raise OSError, SyntaxError, struct.error and others on malformed input.
     except Exception as error:
         problem = f"cannot read {name or _name(source)}: {_explain(error, source)}"
         raise UnreadableImageError(printable(problem)) from error
@@ -79,9 +80,9 @@ def load_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str |
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """List the image files below a folder, recursively, sorted by path.
 
-    Files are told by `IMAGE_SUFFIXES`, in any case; broken links, pipes and devices are among them, since
-    whoever put them there will want to be told. Hidden files and folders are left out: they hold
-    thumbnails, checkpoints and the "._" twins that macOS writes, not photographs.
+    A file is an image if its name ends in one of `IMAGE_SUFFIXES`, in any case. Broken links, pipes and
+    devices with such names are listed, so that reading them reports them. Hidden files and folders are not:
+    they hold thumbnails, checkpoints and the "._" files that macOS writes.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
@@ -99,11 +100,11 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 class _NotAFileError(OSError):
-    """A pipe, for whose content one would wait for ever, or a device, whose content has no end."""
+    """A pipe, whose content may never come, or a device, whose content may never end."""
 
 
-def open_file(source: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a file to read its bytes, and nothing that is none.
+def open_file(source: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read its bytes.
 
     Raises:
         OSError: It is a folder, a pipe or a device, or cannot be opened.
@@ -118,36 +119,30 @@ def _open(source: str | os.PathLike[str] | bytes) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
 
 
-def _formats() -> list[str]:
+def _registered_formats() -> list[str]:
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def _require_pixels(image: Image.Image) -> None:
+def _check_size(image: Image.Image, limit: int | None) -> None:
     if 0 in image.size:
         raise ValueError("it has no pixels")
-
-
-def _check_size(image: Image.Image) -> None:
-    _require_pixels(image)
-    # Pillow only warns between one and two times its limit. Turning that warning into an error
-    # would change the filters of every thread, so its check is repeated here as an error.
-    limit = Image.MAX_IMAGE_PIXELS
+    # Pillow itself only warns between one and two times its limit.
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # outside the `try`: a file cut short is no fault of its EXIF block
+    image.load()  # outside the `try`: a truncated file must not be taken for a broken EXIF block
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
     except Exception:
-        return image  # a broken EXIF block says nothing about the orientation
+        return image  # a broken EXIF block does not give the orientation
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Make a new RGB image, tile by tile: on the way a pixel takes up to 40 bytes."""
+    """Make a new RGB image, tile by tile: the conversion takes up to 40 bytes a pixel."""
     convert = _grey_converter(image) if image.mode in _WHITE_LEVELS else _over_white
     rgb = Image.new("RGB", image.size)
     for corner, tile in _tiles(image):
@@ -156,7 +151,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
-    """Cut an image into tiles, each with the place of its upper left corner."""
+    """Cut an image into tiles, each with the position of its upper left corner."""
     for top in range(0, image.height, _TILE):
         for left in range(0, image.width, _TILE):
             right, bottom = min(left + _TILE, image.width), min(top + _TILE, image.height)
@@ -171,12 +166,12 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _grey_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Return what scales the tiles of a grey image to 8 bits, by the range of all of it."""
+    """Return the function that scales a tile of a grey image to 8 bits, by the range of the whole image."""
     ranges = [(values.min(), values.max()) for _, tile in _tiles(image) for values in [_values(tile)]]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     fitting = [white for white in _WHITE_LEVELS[image.mode] if low >= 0 and high <= white]
     black, white = (0.0, fitting[0]) if fitting else (low, high)
-    scale = 255 / ((white - black) or 1.0)  # an image of one odd value becomes black
+    scale = 255 / ((white - black) or 1.0)  # a uniform image outside the ranges becomes black
     return lambda tile: Image.fromarray(np.rint((_values(tile) - black) * scale).astype(np.uint8))
 
 
@@ -184,13 +179,13 @@ def _values(image: Image.Image) -> np.ndarray:
     return np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
 
 
-def _name(source: str | os.PathLike[str] | bytes | Image.Image) -> str:
+def _name(source: _Source) -> str:
     if isinstance(source, Image.Image | bytes):
         return str(getattr(source, "filename", "") or "the given image")
     return os.fspath(source)
 
 
-def _explain(error: Exception, source: str | os.PathLike[str] | bytes | Image.Image) -> str:
+def _explain(error: Exception, source: _Source) -> str:
     """Say in one line what was found and what to do about it."""
     match error:
         case FileNotFoundError():
@@ -198,22 +193,22 @@ def _explain(error: Exception, source: str | os.PathLike[str] | bytes | Image.Im
         case IsADirectoryError():
             return "it is a folder; give one image file"
         case _NotAFileError():
-            return "it is no file but a pipe or a device; give one image file"
+            return "it is a pipe or a device; give one image file"
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             return (
                 f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a decompression bomb; "
                 "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
             )
         case UnidentifiedImageError() if _is_empty(source):
-            return "the file is empty (0 bytes); copy it again from where it came, or remove it"
+            return "the file is empty (0 bytes); copy it again from its origin, or remove it"
         case UnidentifiedImageError():
             return f"it is none of {', '.join(_FORMATS)}; convert it to PNG, or remove it"
         case _:
             reason = " ".join(str(error).split()) or type(error).__name__
-            return f"it does not decode ({reason}); copy it again from where it came, or remove it"
+            return f"it does not decode ({reason}); copy it again from its origin, or remove it"
 
 
-def _is_empty(source: str | os.PathLike[str] | bytes | Image.Image) -> bool:
+def _is_empty(source: _Source) -> bool:
     if isinstance(source, str | os.PathLike):
         return os.path.getsize(source) == 0
     return source == b""

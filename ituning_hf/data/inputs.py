@@ -1,4 +1,4 @@
-"""What a captioner is given of an image: its pixels, or what the vision encoder made of them before."""
+"""The captioner's input for an image: pixels, or features that the vision encoder computed before."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ import torch
 from PIL import Image
 
 from ..captioner.processing_ituning import prepare_images
-from .augmentation import augment, check_augmentation
+from .augmentation import augment
 from .records import CaptionedImage
 
 
 class FeatureSource(Protocol):
-    """Where the vision encoder's features of images come from; it can be pickled."""
+    """A source of the vision encoder's features of images. It can be pickled."""
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the features of the image of that name, (N, d_v), always of one shape and precision.
+        """Return the features of an image, (N, d_v), always of the same shape and dtype.
 
         Raises:
-            UnreadableImageError: Its picture could not be read when the features were computed.
+            UnreadableImageError: The image could not be read when the features were computed.
         """
 
     def blank(self) -> torch.Tensor:
-        """Return zeros of the shape and precision that features have."""
+        """Return zeros of the shape and dtype of the features."""
 
 
 class ImageInputs(Protocol):
-    """A kind of input by which a captioner takes images.
+    """Makes the captioner's input for an image.
 
     Attributes:
-        name: The captioner's keyword for it.
+        name: The captioner's keyword for the input.
     """
 
     name: str
 
     def read(self, image: CaptionedImage, epoch: int, index: int) -> torch.Tensor:
-        """Return the input of one image, without an axis of images.
+        """Return the input of one image, without a batch axis.
 
         Args:
             image: The image.
-            epoch: With the index, decides on what is random.
-            index: The image's, in its data set.
+            epoch: With the index, determines the random changes.
+            index: The image's index in its data set.
 
         Raises:
-            UnreadableImageError: There is none.
+            UnreadableImageError: The image cannot be read.
         """
 
     def blank(self) -> torch.Tensor:
-        """Return zeros of the same shape and precision, for where there is none."""
+        """Return zeros of the same shape and dtype."""
 
 
 class PixelInputs:
@@ -57,18 +57,14 @@ class PixelInputs:
 
     Args:
         image_processor: `image_processor(images=[image], return_tensors="pt")["pixel_values"]` is a float
-            tensor of shape (1, 3, H, W), with H and W always the same.
+            tensor of shape (1, 3, H, W), with constant H and W.
         augmentation: Names of random changes, for training only; see `augment`.
-        seed: Of these.
-
-    Raises:
-        ValueError: An augmentation is unknown.
+        seed: Seed of these changes.
     """
 
     name = "pixel_values"
 
     def __init__(self, image_processor: Any, augmentation: Sequence[str] = (), seed: int = 0) -> None:
-        check_augmentation(augmentation)
         self.image_processor, self.augmentation, self.seed = image_processor, tuple(augmentation), seed
 
     def read(self, image: CaptionedImage, epoch: int, index: int) -> torch.Tensor:
@@ -84,10 +80,10 @@ class PixelInputs:
 
 
 class FeatureInputs:
-    """Images as the vision encoder's features: no picture is opened.
+    """Images as the vision encoder's features. No image file is opened.
 
     Args:
-        features: Where they come from.
+        features: The source of the features.
     """
 
     name = "visual_features"
@@ -96,7 +92,7 @@ class FeatureInputs:
         self.features = features
 
     def read(self, image: CaptionedImage, epoch: int, index: int) -> torch.Tensor:
-        """Return features, (N, d_v); they are the same in every epoch."""
+        """Return features, (N, d_v), the same in every epoch."""
         return self.features.read(image.name)
 
     def blank(self) -> torch.Tensor:

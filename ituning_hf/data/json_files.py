@@ -1,20 +1,190 @@
-"""JSON that others wrote."""
+"""The JSON files of captioning benchmarks: Karpathy's splits, COCO captions and NoCaps.
+
+NoCaps' files have COCO's layout; each image also has an `open_images_id`. Their names, contents and counts are
+described at https://nocaps.org/download. The test file has no `annotations`; neither had the val file at first.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..captioner.json_ituning import parse_json
+from ..utils.errors import UserError
+from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name
+
+_PROBED = 100  # images looked for in a folder to decide whether it holds a file's images
+
+
+def read_json_dataset(path: Path, split: str, image_root: Path | None) -> list[CaptionedImage]:
+    """Read the images of a JSON file with the split of each, in the file's order.
+
+    The format is detected from the content.
+
+    - Karpathy: `{"images": [{"filename", "split", "sentences": [{"raw"}], "filepath"?, "cocoid"?, "imgid"?}]}`.
+      An image lies at image_root/filepath/filename, or at image_root/filename if the folders were merged. The
+      image root is by default the folder `images` beside the file, or the file's own folder. `cocoid`, or
+      else `imgid`, is the image's id.
+    - COCO captions: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`. The name
+      of the file says which split it is: `captions_train2017.json` is "train" and `captions_val2017.json`
+      beside it is "val". A file with another name, or a train file without a val file beside it, states no
+      splits. Images without annotations are left out.
+    - NoCaps: COCO's layout with `open_images_id` and optionally `domain` for each image, and with or without
+      `annotations`. Its description, or else its name, says whether it is "val" or "test".
+
+    COCO's and NoCaps' images are searched for in `image_root`, or by default beside the file and one level
+    up, also below `images` and in the folder of the split, such as `train2017`.
+
+    Args:
+        path: The file.
+        split: The split that the caller wants; the images of other splits may be missing from the result.
+        image_root: The folder that holds the images or the folders of images.
+
+    Raises:
+        UserError: The file is not JSON, or its content is malformed.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise UserError(f"{path} is not a Karpathy, COCO or NoCaps file: it has no list named 'images'")
+    if any(isinstance(entry, dict) and "open_images_id" in entry for entry in content["images"]):
+        own = _nocaps_split(content, path)
+        parts = [name for name, of_split in SPLIT_NAMES.items() if of_split == own]
+        return list(_parse_coco(content, path, image_root, own, parts))
+    if "annotations" in content:
+        return _read_coco(content, path, split, image_root)
+    return _parse_karpathy(content["images"], path, image_root)
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: It is none.
+        UserError: It is not JSON.
     """
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
+        return parse_json(path.read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON from an untrusted file.
+
+    Raises:
+        UserError: The text is not JSON, is nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+
+
+def _read_coco(content: Any, path: Path, split: str, image_root: Path | None) -> list[CaptionedImage]:
+    """Parse COCO captions; a train file and the val file beside it are one data set."""
+    found = re.search(r"(train|val|test)\d{4}", path.stem)
+    own, parts = (found[1], [found[0]]) if found else (None, [])
+    sibling = path.with_name(path.name.replace("train", "val"))
+    has_sibling = sibling != path and sibling.is_file()
+    if own == "train" and not has_sibling:
+        own = None
+    images: list[CaptionedImage] = []
+    if not has_sibling or split != "val":
+        images += _parse_coco(content, path, image_root, own or ("train" if has_sibling else None), parts)
+    if has_sibling and split != "train":
+        val_parts = [part.replace("train", "val") for part in parts]
+        images += _parse_coco(read_json(sibling), sibling, image_root, "val", val_parts)
+    return images
+
+
+def _parse_coco(
+    content: Any, path: Path, image_root: Path | None, split: str | None, parts: Sequence[str]
+) -> Iterator[CaptionedImage]:
+    names, domains = {}, {}
+    for where, entry in _entries(content, "images", path):
+        key = _field(entry, "id", int | str, where)
+        if key in names:
+            raise UserError(f"{where} has the 'id' of another image, {key!r}")
+        names[key] = parse_file_name(entry.get("file_name"), where, "file_name")
+        domains[key] = entry.get("domain")
+    captions: dict[int | str, list[str]] = {key: [] for key in names}
+    if "annotations" in content:
+        for where, entry in _entries(content, "annotations", path):
+            key = _field(entry, "image_id", int | str, where)
+            if key not in captions:
+                raise UserError(f"{where} is of image {key!r}, which is not among the file's images")
+            captions[key].append(_field(entry, "caption", str, where))
+        captions = {key: texts for key, texts in captions.items() if texts}
+    bases = [path.parent, path.parent.parent] if image_root is None else [image_root]
+    bases = [folder for base in bases for folder in (base, base / "images")]
+    folders = [base / part for part in parts for base in bases] + bases
+    folder = _find_folder(folders, (names[key] for key in captions)) or folders[0]
+    for key, texts in captions.items():
+        image_id = key if isinstance(key, int) else None
+        source = folder / names[key]
+        yield CaptionedImage(names[key], clean_captions(texts), source, image_id, domains[key], split)
+
+
+def _nocaps_split(content: dict[str, Any], path: Path) -> str:
+    info = content.get("info")
+    description = info.get("description") if isinstance(info, dict) else None
+    for text in (str(description), path.stem):
+        words = re.findall(r"(?<![a-z])(val|validation|test)(?![a-z])", text.lower())
+        if len(splits := {SPLIT_NAMES[word] for word in words}) == 1:
+            return splits.pop()
+    raise UserError(f"{path} is a NoCaps file of unknown split: name it nocaps_val_... or nocaps_test_...")
+
+
+def _parse_karpathy(entries: list[Any], path: Path, image_root: Path | None) -> list[CaptionedImage]:
+    parsed = [_parse_karpathy_entry(entry, f"{path}: images[{i}]") for i, entry in enumerate(entries)]
+    roots = [path.parent / "images", path.parent] if image_root is None else [image_root]
+    root = _find_folder(roots, (name for name, _, _ in parsed))
+    merged = False
+    if root is None:  # COCO's folders train2014 and val2014 may have been merged into one
+        root = _find_folder(roots, (filename for _, filename, _ in parsed))
+        merged = root is not None
+    images = []
+    for (name, filename, captions), entry in zip(parsed, entries, strict=True):
+        source = (root or roots[-1]) / (filename if merged else name)
+        numbers = [entry[key] for key in ("cocoid", "imgid") if isinstance(entry.get(key), int)]
+        image_id = numbers[0] if numbers else None
+        images.append(CaptionedImage(name, captions, source, image_id, split=entry["split"]))
+    return images
+
+
+def _parse_karpathy_entry(entry: Any, where: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the image's path below the image root, its file name, and its captions."""
+    try:
+        split, filename = entry["split"], entry["filename"]
+        captions = clean_captions(sentence["raw"] for sentence in entry["sentences"])
+        name = str(PurePosixPath(entry.get("filepath") or "", filename))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where} is not a Karpathy entry: it needs 'filename', 'split' and 'sentences', each with 'raw'"
+        ) from error
+    if not isinstance(split, str):
+        raise UserError(f"{where}: 'split' must be text, got {split!r}")
+    return parse_file_name(name, where, "filename"), filename, captions
+
+
+def _find_folder(folders: Sequence[Path], names: Iterable[str]) -> Path | None:
+    """Return the first folder that holds one of the first images."""
+    probed = [name for name, _ in zip(names, range(_PROBED), strict=False)]
+    return next((folder for folder in folders if any((folder / name).is_file() for name in probed)), None)
+
+
+def _entries(content: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the position and the content of each entry of a list."""
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is not a COCO file: it has no list named {key!r}")
+    for position, entry in enumerate(entries):
+        yield f"{path}: {key}[{position}]", entry
+
+
+def _field(entry: Any, key: str, kind: Any, where: str) -> Any:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, kind):
+        raise UserError(f"{where} has no {key!r}: COCO captions have one, as in captions_train2017.json")
+    return value

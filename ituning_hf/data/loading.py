@@ -1,43 +1,35 @@
-"""From what a user writes after `--dataset` to a list of captioned images."""
+"""From the value of `--dataset` to the captioned images of one split."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .coco import is_coco, read_coco_captions
-from .csv_files import read_csv
-from .hf_datasets import has_parquet, is_hub_name, is_saved_dataset, read_hf_dataset
+from ..utils.errors import UserError
 from .imagefolder import has_metadata, read_imagefolder
-from .karpathy import read_karpathy
-from .nocaps import is_nocaps, read_nocaps
-from .records import CaptionedImage, check_images_exist
+from .json_files import read_json_dataset
+from .records import CaptionedImage, MissingSplitError, check_images_exist, first_names
 from .scenes import read_scenes
-from .splits import DEFAULT_VAL_SHARE
+from .tables import has_parquet, is_hub_name, is_saved_dataset, read_csv, read_hf_dataset
+
+DEFAULT_VAL_SHARE = 0.1
 
 _JSON, _CSV, _PARQUET = (".json",), (".csv", ".tsv", ".txt"), (".parquet",)
-_DEFAULTS = {"image_root": None, "image_column": None, "caption_column": None, "val_share": DEFAULT_VAL_SHARE}
 
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """A kind of data set.
-
-    Args:
-        name: For messages.
-        fits: Whether a data set, as the user wrote it, is of this kind.
-        read: Called with the data set, the split, and its options by name.
-        options: The settings that it takes.
-    """
-
-    name: str
-    fits: Callable[[str], bool]
-    read: Callable[..., list[CaptionedImage]]
-    options: tuple[str, ...]
+# For each format the settings that it does not use.
+_UNUSED_SETTINGS = {
+    "the built-in scenes": ("image_root", "image_column", "caption_column"),
+    "a JSON file": ("image_column", "caption_column"),
+    "a folder with metadata.jsonl": ("image_root", "image_column", "caption_column"),
+    "a text table": (),
+    "a `datasets` data set": (),
+}
 
 
 def load_captioned_images(
@@ -53,161 +45,189 @@ def load_captioned_images(
     require_captions: bool = True,
     require_images: bool = True,
 ) -> list[CaptionedImage]:
-    """Read one split of a data set and make sure that its files are there.
+    """Read one split of a data set and check that its image files exist.
+
+    Entries of the same image are joined. A data set that states no splits is divided into "train" and "val"
+    by `seed` and the images' names; see `select_split`.
 
     Args:
         dataset: One of these. A folder named scenes is given as "./scenes".
 
             - "scenes" for the built-in drawn scenes;
-            - the path of a `.json` file, Karpathy's (`read_karpathy`), COCO's captions
-              (`read_coco_captions`) or NoCaps' (`read_nocaps`), which is told by its content;
-            - the path of a `.csv`, `.tsv` or `.txt` table (`read_csv`);
+            - a `.json` file of Karpathy, COCO captions or NoCaps (`read_json_dataset`);
+            - a `.csv`, `.tsv` or `.txt` table (`read_csv`);
             - a folder with `metadata.jsonl` (`read_imagefolder`);
-            - a `.parquet` file, a folder with such files, a folder that `save_to_disk` of
-              `datasets` wrote, or a data set of the Hub, "org/name" or "org/name:config"
-              (`read_hf_dataset`).
-        split: "train", "val" or "test".
-        image_root: The folder that the file names in a JSON file or a table are relative to. By
-            default the folder of the file or the data set; of a Karpathy file, the `images` folder
-            beside it if the images are in it; of COCO's, see `read_coco_captions`.
-        seed: Chooses the scenes, and the "val" part of a data set that has none of its own.
-        num_scenes: How many scenes.
-        image_column: The column of images or their file names in a table; found by default.
-        caption_column: The column of captions in a table; found by default.
-        val_share: Share of the images that become "val" where the data set has no splits.
-        require_captions: False takes NoCaps' files of images without captions too; an image without
-            captions among others that have some is refused all the same.
-        require_images: False where nobody is going to open them, and they need not be there.
+            - a `.parquet` file, a folder with such files, a folder that `save_to_disk` of `datasets` wrote,
+              or a data set on the Hub, "org/name" or "org/name:config" (`read_hf_dataset`).
+        split: "train", "val" or "test"; of a Karpathy file also "restval", which "train" includes.
+        image_root: The folder that the file names in a JSON file or a table are relative to. By default the
+            folder of the file or the data set; for JSON files see `read_json_dataset`.
+        seed: Seed of the scenes, and of the "val" split of a data set that states no splits.
+        num_scenes: Number of scenes.
+        image_column: The column of images or file names in a table; found by its type or name by default.
+        caption_column: The column of captions in a table; found by its name by default.
+        val_share: Share of the images that become "val" if the data set states no splits.
+        require_captions: False also accepts a split that has no captions at all, such as NoCaps' test images.
+        require_images: False does not check that the image files exist.
 
     Raises:
-        ValueError: `dataset` is none of these, has nothing in `split`, is malformed, or does not
-            take one of the settings given.
-        FileNotFoundError: `dataset` or some of its images are not there.
-        ImportError: It takes the library `datasets`, which is not installed.
+        UserError: `dataset` is none of these, has no images of `split`, is malformed, or does not use one of
+            the given settings.
+        FileNotFoundError: `dataset` or some of its images do not exist.
+        ImportError: `dataset` needs the library `datasets`, which is not installed.
     """
-    settings = {
-        "image_root": image_root,
-        "image_column": image_column,
-        "caption_column": caption_column,
-        "val_share": val_share,
-        "seed": seed,
-        "num_scenes": num_scenes,
-        "require_captions": require_captions,
-        "require_images": require_images,
-    }
-    kind = _find_kind(str(dataset))
-    given = [name for name, default in _DEFAULTS.items() if settings[name] != default]
-    foreign = [name for name in given if name not in kind.options]
-    if foreign:
-        raise ValueError(
-            f"{' and '.join(foreign)}: of no use with {kind.name} ({str(dataset)!r}); leave it out"
-        )
-    records = kind.read(dataset, split, **{name: settings[name] for name in kind.options})
+    given = {"image_root": image_root, "image_column": image_column, "caption_column": caption_column}
+    source = os.fspath(dataset)
+    kind = _find_format(source)
+    if unused := [name for name in _UNUSED_SETTINGS[kind] if given[name] is not None]:
+        raise UserError(f"--{' and --'.join(unused)} cannot be used with {kind} ({source!r}): remove it")
+    root, path = None if image_root is None else Path(image_root), Path(source)
+    images: Iterable[CaptionedImage]
+    if kind == "the built-in scenes":
+        images = read_scenes(split, num_scenes, seed)
+    elif kind == "a JSON file":
+        images = read_json_dataset(path, split, root)
+    elif kind == "a text table":
+        images = read_csv(path, root, image_column, caption_column)
+    elif kind == "a folder with metadata.jsonl":
+        images = read_imagefolder(path)
+    else:
+        images = read_hf_dataset(source, split, root, image_column, caption_column)
+    selected = select_split(images, split, source, seed, val_share, require_captions)
     if require_images:
-        check_images_exist(records)
-    return records
+        check_images_exist(selected)
+    return selected
 
 
 def count_splits(dataset: str | os.PathLike[str], **settings: Any) -> dict[str, int]:
-    """Count the images of each split of a data set, for messages; files need not be there.
+    """Count the images of each split of a data set, for messages; image files need not exist.
 
     Args:
-        dataset: As of `load_captioned_images`.
+        dataset: As for `load_captioned_images`.
         settings: Its keyword arguments.
 
     Returns:
-        By split, those that are there; "restval" of a Karpathy file by itself, and nothing for drawn scenes,
-        of which there are as many as one asks for.
+        The count of each split that exists; "restval" of a Karpathy file is counted apart from "train".
     """
-    kind = _find_kind(str(dataset))
-    if kind.read is _read_scenes:
-        return {}
-    splits = ("train", "restval", "val", "test") if kind.read is _read_karpathy else ("train", "val", "test")
-    settings = _DEFAULTS | {"seed": 0, "require_captions": False, "require_images": False} | settings
-    counts = {}
-    for split in splits:
-        with suppress(ValueError):  # it has no such split
-            counts[split] = len(kind.read(dataset, split, **{name: settings[name] for name in kind.options}))
-    if "restval" in counts:
-        counts["train"] -= counts["restval"]
-    return {split: count for split, count in counts.items() if count}
+    counts: Counter[str] = Counter()
+    for split in ("train", "val", "test"):
+        with suppress(MissingSplitError):
+            images = load_captioned_images(
+                dataset, split, require_captions=False, require_images=False, **settings
+            )
+            counts.update(image.split or split for image in images)
+    return dict(counts)
 
 
-def _find_kind(dataset: str) -> _Kind:
-    for kind in _KINDS:
-        if kind.fits(dataset):
-            return kind
-    raise ValueError(
+def select_split(
+    images: Iterable[CaptionedImage],
+    split: str,
+    where: str,
+    seed: int,
+    val_share: float,
+    require_captions: bool = True,
+) -> list[CaptionedImage]:
+    """Join the entries of each image and select the images of one split, in the data set's order.
+
+    If no entry states a split, the images are divided into "train" and "val". Whether an image is in "val"
+    depends only on `seed` and its name: images that are added later do not move the others. The only exception
+    is that neither split is left empty.
+
+    Args:
+        images: The entries of the data set.
+        split: "train" includes "restval", as COCO captioners train on both.
+        where: The data set, for messages.
+        seed: Seed of the division; unused if the entries state splits.
+        val_share: Probability of each image to be in "val", between 0 and 1.
+        require_captions: False also accepts a split that has no captions at all.
+
+    Raises:
+        MissingSplitError: There are no images of `split`.
+        UserError: Some entries state a split and others do not, the entries of one image contradict each
+            other, an image has no caption, two images have the same number, or `val_share` cannot be used.
+    """
+    joined = join_entries(images, where)
+    stated = [image.split is not None for image in joined]
+    if any(stated) and not all(stated):
+        raise UserError(f"{where}: 'split' must be stated for every image or for none")
+    if any(stated):
+        if val_share != DEFAULT_VAL_SHARE:
+            raise UserError(f"--val_share {val_share} has no effect: {where} has its own splits. Remove it")
+    else:
+        joined = _draw_splits(joined, seed, val_share)
+    wanted = {"train", "restval"} if split == "train" else {split}
+    selected = [image for image in joined if image.split in wanted]
+    if not selected:
+        raise MissingSplitError(where, split, Counter(image.split for image in joined))
+    _check_captions(selected, where, require_captions)
+    ids = Counter(image.image_id for image in selected if image.image_id is not None)
+    if repeated := [str(image_id) for image_id, count in ids.items() if count > 1]:
+        raise UserError(
+            f"{where}: {len(repeated)} ids belong to several images ({first_names(repeated)}): give each "
+            "image its own id"
+        )
+    return selected
+
+
+def join_entries(images: Iterable[CaptionedImage], where: str) -> list[CaptionedImage]:
+    """Join the captions of entries with the same name, in the order in which the names first occur.
+
+    Raises:
+        UserError: The entries of one image have different splits or ids.
+    """
+    first: dict[str, CaptionedImage] = {}
+    captions: dict[str, list[str]] = {}
+    for image in images:
+        other = first.setdefault(image.name, image)
+        if (image.split, image.image_id) != (other.split, other.image_id):
+            raise UserError(f"{where}: the entries of {image.name!r} have different splits or ids")
+        captions.setdefault(image.name, []).extend(image.captions)
+    return [replace(image, captions=tuple(captions[name])) for name, image in first.items()]
+
+
+def _draw_splits(images: Sequence[CaptionedImage], seed: int, val_share: float) -> list[CaptionedImage]:
+    if not 0 < val_share < 1:
+        raise UserError(f"--val_share must be between 0 and 1, got {val_share}")
+    numbers = {image.name: _random_number(seed, image.name) for image in images}
+    num_val = sum(number < val_share for number in numbers.values())
+    num_val = min(max(num_val, 1), len(images) - 1)  # neither split is left empty
+    val_names = set(sorted(numbers, key=numbers.__getitem__)[: max(num_val, 0)])
+    return [replace(image, split="val" if image.name in val_names else "train") for image in images]
+
+
+def _random_number(seed: int, name: str) -> float:
+    """Return a number in [0, 1) that depends only on the arguments, on any machine."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _check_captions(images: Sequence[CaptionedImage], where: str, require_captions: bool) -> None:
+    empty = [image.name for image in images if not image.captions]
+    if empty and (require_captions or len(empty) < len(images)):
+        raise UserError(
+            f"{where}: {len(empty):,} of {len(images):,} images have no caption ({first_names(empty)}): write "
+            "a caption for each, or remove them"
+        )
+
+
+def _find_format(dataset: str) -> str:
+    path = Path(dataset)
+    suffix = path.suffix.lower()
+    if dataset == "scenes":
+        return "the built-in scenes"
+    if path.is_file() and suffix in _JSON:
+        return "a JSON file"
+    if path.is_file() and suffix in _CSV:
+        return "a text table"
+    if path.is_file() and suffix in _PARQUET:
+        return "a `datasets` data set"
+    if path.is_dir():
+        for_datasets = not has_metadata(path) and (is_saved_dataset(path) or has_parquet(path))
+        return "a `datasets` data set" if for_datasets else "a folder with metadata.jsonl"
+    if is_hub_name(dataset) and suffix not in _JSON + _CSV + _PARQUET:
+        return "a `datasets` data set"
+    raise UserError(
         f"no data set at {dataset!r}: give 'scenes', the path of a Karpathy, COCO captions or NoCaps .json "
         "file, of a .csv, .tsv, .txt or .parquet file, a folder with metadata.jsonl or Parquet files, a "
         "folder saved by `datasets`, or a name on the Hub, 'org/name' or 'org/name:config'"
     )
-
-
-def _is_file(dataset: str, suffixes: tuple[str, ...]) -> bool:
-    path = Path(dataset)
-    return path.suffix.lower() in suffixes and path.is_file()
-
-
-def _is_for_datasets(dataset: str) -> bool:
-    path = Path(dataset)
-    if path.is_dir():
-        return not has_metadata(path) and (is_saved_dataset(path) or has_parquet(path))
-    if path.suffix.lower() in _JSON + _CSV + _PARQUET:
-        return _is_file(dataset, _PARQUET)
-    return is_hub_name(dataset)
-
-
-def _read_scenes(dataset: object, split: str, num_scenes: int, seed: int) -> list[CaptionedImage]:
-    return read_scenes(split, num_scenes, seed)
-
-
-def _read_nocaps(
-    path: str, split: str, image_root: str | os.PathLike[str] | None, **options: bool
-) -> list[CaptionedImage]:
-    return read_nocaps(path, image_root, split, **options)
-
-
-def _read_coco(
-    path: Path, split: str, image_root: str | os.PathLike[str] | None, **options: Any
-) -> list[CaptionedImage]:
-    return read_coco_captions(path, image_root, split, **options)
-
-
-def _read_karpathy(
-    dataset: str | os.PathLike[str], split: str, image_root: str | os.PathLike[str] | None
-) -> list[CaptionedImage]:
-    path = Path(dataset)
-    if image_root is not None:
-        return read_karpathy(path, image_root, split)
-    beside = path.parent / "images"
-    if beside.is_dir():
-        records = read_karpathy(path, beside, split)
-        # The folder may be another data set's. All images are checked later; one tells here.
-        if any(isinstance(record.source, Path) and record.source.is_file() for record in records):
-            return records
-    return read_karpathy(path, path.parent, split)
-
-
-_TABLE = ("image_root", "image_column", "caption_column", "val_share", "seed")
-
-# The first that fits is taken.
-_KINDS = (
-    _Kind("the built-in scenes", lambda name: name == "scenes", _read_scenes, ("num_scenes", "seed")),
-    _Kind(
-        "a NoCaps file",
-        lambda name: _is_file(name, _JSON) and is_nocaps(Path(name)),
-        _read_nocaps,
-        ("image_root", "require_captions", "require_images"),
-    ),
-    _Kind(
-        "a COCO captions file",
-        lambda name: _is_file(name, _JSON) and is_coco(Path(name)),
-        _read_coco,
-        ("image_root", "val_share", "seed", "require_images"),
-    ),
-    _Kind("a Karpathy file", lambda name: _is_file(name, _JSON), _read_karpathy, ("image_root",)),
-    _Kind("a text table", lambda name: _is_file(name, _CSV), read_csv, _TABLE),
-    _Kind("a `datasets` data set", _is_for_datasets, read_hf_dataset, _TABLE),
-    _Kind("a folder with metadata.jsonl", os.path.isdir, read_imagefolder, ("val_share", "seed")),
-)

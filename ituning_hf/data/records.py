@@ -1,14 +1,15 @@
-"""One captioned image, as every data set reader hands it over, and the checks they share."""
+"""One captioned image, as every data set reader returns it, and the checks that the readers share."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ..utils.errors import UserError
 from ..utils.terminal import printable
 from .images import load_image
 
@@ -17,9 +18,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The split that a folder, a file or a value of a `split` column names; `datasets` writes "validation".
+SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+
+
+class MissingSplitError(UserError):
+    """A data set has no images of a split.
+
+    Args:
+        where: The data set.
+        split: The split.
+        counts: The number of images of each split that it has.
+    """
+
+    def __init__(self, where: str, split: str, counts: Mapping[str | None, int]) -> None:
+        present = ", ".join(f"{name!r} ({count:,})" for name, count in counts.items()) or "none"
+        super().__init__(f"{where} has no images of split {split!r}; it has {present}")
+
 
 class ImageSource(Protocol):
-    """Where an image that is no file of its own comes from; it can be pickled.
+    """An image that is not a file of its own, such as a cell of a table. It can be pickled.
 
     Attributes:
         num_bytes: The length of what `read` returns, known without reading it.
@@ -30,28 +48,28 @@ class ImageSource(Protocol):
         """See above."""
 
     def read(self) -> bytes:
-        """Return what the image is made from: of the same bytes comes the same image."""
+        """Return the bytes that define the image."""
 
     def load(self) -> Image.Image:
-        """Make the image, upright RGB.
+        """Decode or draw the image as upright RGB.
 
         Raises:
-            UnreadableImageError: There is something wrong with its data.
+            UnreadableImageError: The image does not decode.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """An image and its captions; pixels are read only when asked for.
+    """An image and its captions. Pixels are read only by `load`.
 
     Args:
-        name: Unique within the data set: the file's path below the image root, or the number of
-            the scene or row.
-        captions: At least one, cleaned by `clean_caption`, none of them empty; none only where images
-            without captions were asked for.
-        source: A file to decode, or whatever else the image comes from.
-        image_id: The data set's own number of it, by which results are handed in; None if it has none.
-        domain: "in-domain", "near-domain" or "out-domain" of NoCaps; None elsewhere.
+        name: Unique within the data set: the file's path below the image root, or the number of the scene
+            or row.
+        captions: Cleaned by `clean_caption`, none of them empty.
+        source: The image file, or another source of the image.
+        image_id: The data set's own number of the image, used in result files. None if it has none.
+        domain: "in-domain", "near-domain" or "out-domain" of NoCaps. None for other data sets.
+        split: The split that the data set states, or None.
     """
 
     name: str
@@ -59,114 +77,104 @@ class CaptionedImage:
     source: Path | ImageSource
     image_id: int | None = None
     domain: str | None = None
+    split: str | None = field(default=None, compare=False)
 
     def load(self) -> Image.Image:
         """Read the image as upright RGB.
 
         Raises:
-            UnreadableImageError: It does not decode; see `load_image`.
+            UnreadableImageError: The image does not decode; see `load_image`.
         """
-        if isinstance(self.source, Path):
-            return load_image(self.source)
-        return self.source.load()
+        return load_image(self.source) if isinstance(self.source, Path) else self.source.load()
 
 
 def clean_caption(text: str) -> str:
-    """Turn each run of white space, line breaks included, into one space, and strip the ends.
+    """Replace each run of white space, line breaks included, by one space, and strip both ends.
 
-    Half a surrogate pair, which JSON can hold and no tokenizer takes, becomes a question mark.
+    A lone surrogate, which JSON can hold and tokenizers reject, becomes a question mark.
     """
     return " ".join(text.encode("utf-8", errors="replace").decode("utf-8").split())
 
 
 def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
-    """Clean each caption and leave out those in which nothing remains."""
+    """Clean each caption and drop the empty ones."""
     return tuple(cleaned for text in texts if (cleaned := clean_caption(text)))
 
 
-def check_captions(records: Sequence[CaptionedImage], where: object) -> None:
-    """Refuse records that have no caption left.
+def parse_file_name(value: Any, where: str, key: str, absolute: bool = False) -> str:
+    """Check the name of an image file that a data set gives.
 
     Args:
-        records: What a reader found.
-        where: The file or folder they came from, for the message.
+        value: The name.
+        where: The row, for the message.
+        key: The field or column, for the message.
+        absolute: Whether an absolute path is allowed.
+
+    Returns:
+        The name with forward slashes and without redundant parts.
 
     Raises:
-        ValueError: Once, with the number of such records and the first names.
+        UserError: The name is not text, is a URL, or leads out of the folder that it is relative to.
     """
-    empty = [record.name for record in records if not record.captions]
-    if empty:
-        raise ValueError(
-            f"{where}: empty captions for {len(empty)} of {len(records)} images "
-            f"({first_names(empty)}); write a caption for each, or remove them"
-        )
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{where}: {key!r} must be a file name, got {value!r}")
+    if "://" in value:
+        raise UserError(f"{where}: {key!r} is a URL, {value!r}: download the images and name their files")
+    # A downloaded data set must not read files outside its folder, on any system. People's own tables hold
+    # absolute paths.
+    name = PurePosixPath(value).as_posix()  # without the "./" that can precede a Windows path
+    is_absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor != ""
+    leads_out = ".." in PureWindowsPath(name).parts  # a Windows path splits at / and at \
+    if (is_absolute and not absolute) or (leads_out and not is_absolute):
+        raise UserError(f"{where}: {key!r} must stay inside the folder, got {value!r}")
+    return name
 
 
-def check_unique(records: Sequence[CaptionedImage], where: object) -> None:
-    """Refuse records of which two have the same name, or the same number.
-
-    Args:
-        records: Those of one split.
-        where: The file or folder they came from, for the message.
+def parse_split(value: Any, where: str) -> str | None:
+    """Parse the `split` of a row. None and an empty text mean that the row does not state one.
 
     Raises:
-        ValueError: Once, with the doubled names or numbers.
+        UserError: The value is not the name of a split.
     """
-    ids = [record.image_id for record in records if record.image_id is not None]
-    for what, values in (("names", [record.name for record in records]), ("ids", ids)):
-        doubled = [str(value) for value, count in Counter(values).items() if count > 1]
-        if doubled:
-            raise ValueError(
-                f"{where}: {len(doubled)} {what} of images stand there more than once "
-                f"({first_names(doubled)}); leave each image there once, with all its captions"
-            )
+    if value is None or value == "":
+        return None
+    if not (isinstance(value, str) and value in SPLIT_NAMES):
+        raise UserError(f"{where}: 'split' must be train, val or test, got {value!r}")
+    return SPLIT_NAMES[value]
 
 
-def check_images_exist(records: Sequence[CaptionedImage]) -> None:
-    """Refuse records whose file is not there, before any time is spent on training; warn of empty files.
+def check_images_exist(images: Sequence[CaptionedImage]) -> None:
+    """Refuse images whose file is missing, before any time is spent on training; warn about empty files.
 
-    An empty file is a picture that cannot be read, as others are: it is named and left out. So is a folder,
-    a pipe or a device by a picture's name. Many of them are an archive that was not unpacked to its end,
-    which is better known now than hours later.
+    An empty file counts as an unreadable image: training names it and skips it. Many empty files mean that an
+    archive was only partly unpacked.
 
     Raises:
-        FileNotFoundError: Files are missing: once, with their number, the first three, and the folders that
-            were looked in.
+        FileNotFoundError: Files are missing. The message has their number, the first three, and the folders.
     """
-    sizes = {record.source: _size(record.source) for record in records if isinstance(record.source, Path)}
+    sizes = {image.source: _file_size(image.source) for image in images if isinstance(image.source, Path)}
     missing = [path for path, size in sizes.items() if size is None]
     empty = [path for path, size in sizes.items() if size == 0]
-    of_all = f"of the split's {len(records):,} images are"
     if missing:
         wanted, absent = (Counter(path.parent for path in paths) for paths in (sizes, missing))
-        folders = [f"{n:,} of {wanted[folder]:,} in {_describe(folder)}" for folder, n in absent.items()]
+        folders = [f"{count:,} of {wanted[folder]:,} in {folder}" for folder, count in absent.items()]
         raise FileNotFoundError(
-            f"{len(missing):,} {of_all} missing ({first_names(missing)}): unpack them there, give "
-            "--image_root, the folder that their names are relative to, or mend the names. Missing are "
-            + first_names(folders)
+            f"{len(missing):,} of {len(images):,} images are missing ({first_names(missing)}; "
+            f"{first_names(folders)}): unpack them there, or give --image_root, the folder that their names "
+            "are relative to"
         )
     if empty:
-        logger.warning(
-            "%s %s empty files or none (%s): unpack or copy them again",
-            f"{len(empty):,}",
-            of_all,
-            first_names(empty),
-        )
+        text = "%s of %s images are empty or not files (%s): unpack or copy them again"
+        logger.warning(text, f"{len(empty):,}", f"{len(images):,}", first_names(empty))
 
 
-def _size(path: Path) -> int | None:
-    """Return the bytes of a file, 0 for what is none, None where nothing is."""
+def _file_size(path: Path) -> int | None:
+    """Return the size of a file, 0 for a folder, pipe or device, None if nothing is there."""
     if path.is_file():
         return path.stat().st_size
     return 0 if path.exists() else None
 
 
-def _describe(folder: Path) -> str:
-    """Name a folder, and what of its path is not there."""
-    absent = [place for place in (folder, *folder.parents) if not place.exists()]
-    return f"{folder} (there is no {absent[-1].name}/ in {absent[-1].parent})" if absent else str(folder)
-
-
 def first_names(names: Sequence[str | Path], count: int = 3) -> str:
-    """Name the first few of many, for a message."""
+    """List the first few of many names, for a message."""
     return ", ".join(printable(str(name)) for name in names[:count]) + (", ..." if len(names) > count else "")

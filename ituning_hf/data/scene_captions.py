@@ -1,4 +1,4 @@
-"""A small grammar that says of a drawn scene what is true of it."""
+"""A small grammar for the captions of drawn scenes."""
 
 from __future__ import annotations
 
@@ -11,42 +11,35 @@ if TYPE_CHECKING:
 
 _NUMBER_WORDS = {2: "two", 3: "three"}
 
-# By the axis along which the objects form two groups: the relation of the first group to the
-# second, its reverse, and where each of them is.
+# For the axis along which the objects form two groups: the relation of the first group to the second, its
+# reverse, and the position of each group.
 _RELATIONS = {
     "x": ("left of", "right of", "on the left", "on the right"),
     "y": ("above", "below", "at the top", "at the bottom"),
 }
-
-
 SIDES = (*_RELATIONS["x"][2:], *_RELATIONS["y"][2:], "in the middle")
 
 
 def describe_scene(scene: Scene, n: int) -> tuple[str, ...]:
-    """Describe a scene in n differently worded sentences.
+    """Describe a scene in n different sentences.
 
-    All name every object by colour and shape, and by size where the scene has both sizes. The
-    left or upper object comes first, except in one wording that turns the relation around.
+    Each names every object by colour and shape, and by size if the scene has both sizes. The left or upper
+    object comes first, except in the one sentence that reverses the relation.
 
     Args:
-        scene: What to describe.
-        n: How many sentences, from 1 to 6; fewer are the first of more.
-
-    Raises:
-        ValueError: The grammar does not have that many wordings.
+        scene: The scene.
+        n: The number of sentences, from 1 to 6; fewer are the first of more.
     """
     one_size = len({item.size for item in scene.objects}) == 1
     if len(scene.objects) == 1:
         sentences = _describe_one(scene.objects[0], scene.background)
     else:
         sentences = _describe_groups(scene.objects, scene.background, with_size=not one_size)
-    if not 1 <= n <= len(sentences):
-        raise ValueError(f"n must be from 1 to {len(sentences)}, got {n}")
     return tuple(f"{sentence}." for sentence in sentences[:n])
 
 
 def place_objects(scene: Scene) -> list[tuple[SceneObject, str]]:
-    """Say of each object where in the scene it is, in one of `SIDES`."""
+    """Return each object with its position in the scene, one of `SIDES`."""
     if len(scene.objects) == 1:
         return [(scene.objects[0], _side_of_one(scene.objects[0]))]
     axis, groups = _split_at_widest_gap(scene.objects)
@@ -88,11 +81,10 @@ def _describe_groups(objects: Sequence[SceneObject], background: str, with_size:
 def _split_at_widest_gap(
     objects: Sequence[SceneObject],
 ) -> tuple[str, tuple[list[SceneObject], list[SceneObject]]]:
-    """Find the axis along which the objects lie most clearly apart, and the two sides.
+    """Find the axis along which the objects are most clearly separated, and the two groups.
 
     Returns:
-        "x" or "y", and the objects left of (or above) the gap and those beyond it, each in
-        the order of the other axis.
+        "x" or "y", and the objects before and after the gap, each ordered along the other axis.
     """
     gaps = []
     for axis in ("x", "y"):

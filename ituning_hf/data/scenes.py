@@ -1,4 +1,4 @@
-"""Endless drawn scenes with captions: data to train and test on with nothing to download."""
+"""Drawn scenes with captions, an endless series: data for training and tests without a download."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..utils.errors import UserError
 from .records import CaptionedImage
 from .scene_captions import describe_scene
 
@@ -39,7 +40,7 @@ _Point = tuple[float, float]
 
 
 def _ring(num_points: int, *radii: float) -> list[_Point]:
-    """Place points around a centre, clockwise from the top, their radii taking turns."""
+    """Return points around a centre, clockwise from the top, with alternating radii."""
     angles = [2 * math.pi * i / num_points - math.pi / 2 for i in range(num_points)]
     lengths = [radii[i % len(radii)] for i in range(num_points)]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(lengths, angles, strict=True)]
@@ -49,13 +50,13 @@ _HEART_TERMS = ((2, 5), (3, 2), (4, 1))
 
 
 def _heart(num_points: int = 40) -> list[_Point]:
-    """Follow the curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t."""
+    """Return points of the curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t."""
     turns = [2 * math.pi * i / num_points for i in range(num_points)]
     heights = [13 * math.cos(t) - sum(c * math.cos(k * t) for k, c in _HEART_TERMS) for t in turns]
     return [(math.sin(t) ** 3, -(y + 2.5) / 16) for t, y in zip(turns, heights, strict=True)]
 
 
-# Outlines within [-1, 1] x [-1, 1], y downwards, sized so that all look equally large.
+# Outlines within [-1, 1] x [-1, 1], y downwards, scaled so that all look equally large.
 _OUTLINES: dict[str, list[_Point]] = {
     "circle": _ring(48, 0.97),
     "square": [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)],
@@ -91,10 +92,10 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One to three objects that neither touch one another nor leave the frame.
+    """One to three objects that neither touch each other nor leave the frame.
 
     Args:
-        objects: No two alike in shape, colour and size.
+        objects: No two with the same shape, colour and size.
         background: A key of `BACKGROUNDS`.
     """
 
@@ -102,10 +103,10 @@ class Scene:
     background: str
 
     def render(self, image_size: int = 64) -> Image.Image:
-        """Draw the scene, always to the same pixels.
+        """Draw the scene; the pixels are always the same.
 
         Args:
-            image_size: The side of the square picture, in pixels.
+            image_size: The side of the square image, in pixels.
 
         Returns:
             An image of mode "RGB".
@@ -122,11 +123,11 @@ class Scene:
         return image.reduce(_SUPERSAMPLING)
 
     def load(self) -> Image.Image:
-        """Draw the scene at the usual size, as the image of a data set."""
+        """Draw the scene at the default size."""
         return self.render()
 
     def read(self) -> bytes:
-        """Return what the scene is drawn from."""
+        """Return the bytes that define the scene."""
         objects = [f"{o.size} {o.colour} {o.shape} {float(o.x)!r} {float(o.y)!r}" for o in self.objects]
         return "\n".join([self.background, *objects]).encode()
 
@@ -136,7 +137,7 @@ class Scene:
         return len(self.read())
 
     def captions(self, n: int = 5) -> tuple[str, ...]:
-        """Say what is to be seen in n different sentences; see `describe_scene`."""
+        """Describe the scene in n different sentences; see `describe_scene`."""
         return describe_scene(self, n)
 
 
@@ -148,7 +149,7 @@ def make_scene(seed: int, index: int) -> Scene:
 
     Args:
         seed: Chooses the series; 0 or more.
-        index: The place in the series; 0 or more.
+        index: The position in the series; 0 or more.
     """
     rng = np.random.default_rng([seed, index])
     num_objects = int(rng.choice([1, 2, 3], p=[0.15, 0.7, 0.15]))
@@ -167,33 +168,32 @@ def read_scenes(split: str, num_images: int, seed: int = 0) -> list[CaptionedIma
     """Compose scenes, five captions each, as a data set.
 
     Args:
-        split: "train", "val" or "test"; they take turns in the series of `seed`, so that no
-            scene is in two of them, however many are asked for.
-        num_images: How many scenes; asking for more leaves the first ones as they are.
+        split: "train", "val" or "test". They alternate in the series of `seed`, so that no scene is in two of
+            them, whatever their number.
+        num_images: The number of scenes; a larger number leaves the first ones unchanged.
         seed: Chooses the series.
 
     Raises:
-        ValueError: Another split, or no images asked for.
+        UserError: There is no such split, or `num_images` is below 1.
     """
     if split not in SCENE_SPLITS:
-        raise ValueError(f"the scenes have no split {split!r}; choose from {SCENE_SPLITS}")
+        raise UserError(f"the scenes have no split {split!r}; give one of {', '.join(SCENE_SPLITS)}")
     if num_images < 1:
-        raise ValueError(f"num_images must be at least 1, got {num_images}")
+        raise UserError(f"the number of scenes must be at least 1, got {num_images}")
     first, step = SCENE_SPLITS.index(split), len(SCENE_SPLITS)
     indices = range(first, first + num_images * step, step)
     scenes = [(index, make_scene(seed, index)) for index in indices]
     return [
-        CaptionedImage(name=f"scene-{index:06d}", captions=scene.captions(), source=scene)
-        for index, scene in scenes
+        CaptionedImage(f"scene-{index:06d}", scene.captions(), scene, split=split) for index, scene in scenes
     ]
 
 
 def _place(radii: Sequence[float], rng: np.random.Generator) -> list[_Point]:
-    """Choose centres that put one or two objects well to one side of the last one.
+    """Choose centres that put one or two objects clearly to one side of the last one.
 
-    The two groups are at least 1 - 2 * 0.29 = 0.42 apart along one axis: more than two large
-    radii, so boxes never touch, and more than any gap along the other axis, so there is one
-    right answer to whether an object is left of or above another.
+    The two groups are at least 1 - 2 * 0.29 = 0.42 apart along one axis. That is more than two large radii, so
+    that boxes never touch, and more than any gap along the other axis, so that it is clear whether an object is
+    left of or above another.
     """
 
     def near(radius: float) -> float:

@@ -1,0 +1,345 @@
+"""Tables of images and captions: CSV files, Parquet files, and data sets of the library `datasets`."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..utils.errors import UserError
+from .images import load_image
+from .records import (
+    SPLIT_NAMES,
+    CaptionedImage,
+    MissingSplitError,
+    clean_captions,
+    parse_file_name,
+    parse_split,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "path", "filepath")
+CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences", "comment")
+
+_DELIMITERS = ",\t;|"  # of equally frequent ones, the first is used
+_STATE_FILES = ("dataset_dict.json", "state.json", "dataset_info.json")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", re.ASCII)
+
+
+def find_column(
+    columns: Sequence[str], given: str | None, usual: Sequence[str], option: str, where: object
+) -> str:
+    """Find the column to read.
+
+    Args:
+        columns: The columns of the table.
+        given: The column that the user named, if any.
+        usual: Names, in lower case, by which the column is found otherwise.
+        option: The setting that names the column: "image_column" or "caption_column".
+        where: The table, for the message.
+
+    Raises:
+        UserError: The named column does not exist, or not exactly one column has a usual name.
+    """
+    listed = ", ".join(map(repr, columns)) or "none"
+    if given is not None:
+        if given not in columns:
+            raise UserError(f"{where} has no column {given!r}, as --{option} says; it has {listed}")
+        return given
+    found = [column for column in columns if column.lower() in usual]
+    if len(found) != 1:
+        problem = f"the columns {', '.join(map(repr, found))}" if found else f"none of {', '.join(usual)}"
+        raise UserError(f"{where} has {problem}: name one of its columns with --{option} ({listed})")
+    return found[0]
+
+
+def read_csv(
+    path: Path, image_root: Path | None, image_column: str | None, caption_column: str | None
+) -> Iterator[CaptionedImage]:
+    """Read a text table with a row for each caption.
+
+    The first line names the columns. The delimiter is whichever of comma, tab, semicolon and bar is most
+    frequent in it. Fields may be quoted. A column `split` states the split of each row.
+
+    Args:
+        path: A UTF-8 text.
+        image_root: The folder that the image names are relative to; the file's own by default.
+        image_column: The column of file names; found by `IMAGE_COLUMNS` by default.
+        caption_column: The column of captions; found by `CAPTION_COLUMNS` by default.
+
+    Raises:
+        UserError: The file is empty, is not such a table or lacks the columns, or a row is malformed (the
+            message has its line).
+    """
+    rows = _read_rows(path)
+    _, header = next(rows, ("", []))
+    if not header:
+        raise UserError(f"{path} is empty: its first line must name the columns")
+    columns = [name.strip() for name in header]
+    image = columns.index(find_column(columns, image_column, IMAGE_COLUMNS, "image_column", path))
+    caption = columns.index(find_column(columns, caption_column, CAPTION_COLUMNS, "caption_column", path))
+    split = next((i for i, name in enumerate(columns) if name.lower() == "split"), None)
+    for where, fields in rows:
+        if len(fields) > len(columns):
+            raise UserError(
+                f"{where}: {len(fields)} fields for {len(columns)} columns; put a field that contains the "
+                'delimiter in double quotes ("")'
+            )
+        fields += [""] * (len(columns) - len(fields))  # Flickr30k's results.csv has such a row
+        name = parse_file_name(fields[image].strip(), where, columns[image], absolute=True)
+        stated = None if split is None else parse_split(fields[split].strip(), where)
+        source = (image_root or path.parent) / name
+        yield CaptionedImage(name, clean_captions([fields[caption]]), source, split=stated)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the position and the fields of each row, the header first."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    header = text.partition("\n")[0]
+    # strict: a misplaced quotation mark would swallow the rows that follow
+    reader = csv.reader(io.StringIO(text), delimiter=max(_DELIMITERS, key=header.count), strict=True)
+    try:
+        for fields in reader:
+            if any(fields):
+                yield f"{path}, line {reader.line_num}", fields
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class TableImage:
+    """An image whose file is a cell of a table.
+
+    Args:
+        table: A `datasets.Dataset` of one column, of images that it does not decode. It stays on disk, and
+            its pickle is the path of its file.
+        position: The row.
+        name: The image's name in messages.
+        num_bytes: The size of the image file.
+    """
+
+    table: Any
+    position: int
+    name: str
+    num_bytes: int
+
+    def read(self) -> bytes:
+        """Return the image file."""
+        (value,) = self.table[self.position].values()
+        return value["bytes"]
+
+    def load(self) -> Image.Image:
+        """Decode the image; see `load_image`."""
+        return load_image(self.read(), name=self.name)
+
+
+class _Cell(NamedTuple):
+    """The image of a row: the name of a file, a file of so many bytes in the row, or both."""
+
+    path: str | None
+    size: int | None
+
+
+def is_hub_name(text: str) -> bool:
+    """Return whether a text has the form "org/name" or "org/name:config"."""
+    return _HUB_NAME.fullmatch(text) is not None
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Return whether `save_to_disk` of `datasets` wrote a folder."""
+    return any((folder / name).is_file() for name in _STATE_FILES)
+
+
+def has_parquet(folder: Path) -> bool:
+    """Return whether a folder has Parquet files, at any depth."""
+    return any(folder.rglob("*.parquet"))
+
+
+def read_hf_dataset(
+    source: str, split: str, image_root: Path | None, image_column: str | None, caption_column: str | None
+) -> Iterator[CaptionedImage]:
+    """Read one split of a data set with the library `datasets`, in the order of its rows.
+
+    Captions, a string or a list of strings for each row, are read now. Images stay on disk until they are
+    needed. Rows of the same image (the same file name, or the same bytes) have the same name.
+
+    The splits "train", "validation" (or "val") and "test" of the data set are used. If its only split is
+    "train" or has another name, a column `split` may state the split of each row.
+
+    Args:
+        source: A Parquet file; a folder of Parquet files, whose split is named by the file or its folder and
+            is otherwise "train"; a folder that `save_to_disk` wrote; or "org/name" or "org/name:config" of a
+            data set on the Hub.
+        split: The split that the caller wants.
+        image_root: The folder that file names are relative to, if the images are not inside the rows; the
+            data set's own folder by default.
+        image_column: Found by its type or by `IMAGE_COLUMNS` by default.
+        caption_column: Found by `CAPTION_COLUMNS` by default.
+
+    Raises:
+        ImportError: `datasets` is not installed.
+        UserError: `datasets` cannot read `source`, or there are no such columns, or a row has no image.
+    """
+    tables = _load_tables(source)
+    names = [name for name in tables if SPLIT_NAMES.get(name) == split]
+    only = next(iter(tables)) if len(tables) == 1 else None
+    if len(names) > 1:
+        raise UserError(f"{source} has several splits named {split!r}: {', '.join(names)}. Keep one")
+    if only is not None and SPLIT_NAMES.get(only, "train") == "train":
+        yield from _read_table(tables[only], only, None, source, image_root, image_column, caption_column)
+    elif names:
+        yield from _read_table(
+            tables[names[0]], names[0], split, source, image_root, image_column, caption_column
+        )
+    else:
+        raise MissingSplitError(source, split, {name: len(table) for name, table in tables.items()})
+
+
+def _load_tables(source: str) -> dict[str, Any]:
+    """Open a data set; return the table of each of its splits."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"to read {source}, run: pip install 'ituning_hf[train]'") from error
+    path = Path(source)
+    try:
+        if is_saved_dataset(path):
+            loaded = datasets.load_from_disk(path)
+        elif path.exists():
+            loaded = datasets.load_dataset("parquet", data_files=_parquet_files(path))
+        else:
+            name, _, config = source.partition(":")
+            loaded = datasets.load_dataset(name, config or None)
+    # `datasets` passes on the exceptions of the file system, Arrow, the network and its own modules.
+    except Exception as error:
+        where = "cannot read" if path.exists() else "no such path, and the Hub did not provide a data set, at"
+        raise UserError(f"{where} {source!r}: {' '.join(str(error).split())}") from error
+    tables = loaded if isinstance(loaded, dict) else {"train": loaded}
+    return {name: table.with_format(None) for name, table in tables.items()}
+
+
+def _parquet_files(path: Path) -> dict[str, list[str]]:
+    """Group files by the last split that the words of their path name."""
+    if path.is_file():
+        return {"train": [glob.escape(str(path))]}
+    files: dict[str, list[str]] = {}
+    for file in sorted(path.rglob("*.parquet")):
+        words = re.split(r"[^a-z]+", file.relative_to(path).as_posix().lower())
+        split = next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
+        files.setdefault(split, []).append(glob.escape(str(file)))
+    return files
+
+
+def _read_table(
+    table: Any,
+    name: str,
+    stated: str | None,
+    source: str,
+    image_root: Path | None,
+    image_column: str | None,
+    caption_column: str | None,
+) -> Iterator[CaptionedImage]:
+    where = f"{source}, {name}"
+    typed = [column for column, feature in table.features.items() if _holds_images(feature)]
+    if image_column is None and len(typed) == 1:
+        image_column = typed[0]
+    image_column = find_column(table.column_names, image_column, IMAGE_COLUMNS, "image_column", where)
+    caption_column = find_column(table.column_names, caption_column, CAPTION_COLUMNS, "caption_column", where)
+    path = Path(source)
+    if image_root is None and path.exists():
+        image_root = path if path.is_dir() else path.parent
+    images = _read_images(table, image_column, name, where, image_root)
+    captions = _read_column(table, caption_column)
+    split_column = next((column for column in table.column_names if column.lower() == "split"), None)
+    splits = [stated] * len(table)
+    if stated is None and split_column is not None:
+        splits = _read_column(table, split_column)
+    for position, ((image_name, image), texts, split) in enumerate(zip(images, captions, splits, strict=True)):
+        at = f"{where}[{position}]"
+        row_split = split if stated else parse_split(split, at)
+        yield CaptionedImage(image_name, _parse_captions(texts, caption_column, at), image, split=row_split)
+
+
+def _holds_images(feature: Any) -> bool:
+    from datasets import Image
+
+    # Tables that other libraries wrote have the bytes without the type.
+    return isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature)
+
+
+def _read_column(table: Any, column: str) -> list[Any]:
+    """Read one column of a table, and none of the others."""
+    return table.select_columns([column])[:][column]
+
+
+def _parse_captions(value: Any, column: str, where: str) -> tuple[str, ...]:
+    texts = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: {column!r} must be a string or a list of strings, got {value!r}")
+    return clean_captions(texts)
+
+
+def _read_images(
+    table: Any, column: str, table_name: str, where: str, root: Path | None
+) -> Iterator[tuple[str, Path | TableImage]]:
+    """Yield the name and the source of each row's image; rows of the same image have the same name.
+
+    Images are the same if both their paths and their bytes are. Paths alone do not decide: `datasets` keeps
+    only the last part of them.
+    """
+    if getattr(table.features[column], "dtype", None) in ("string", "large_string"):
+        cells = [_Cell(path, None) for path in _read_column(table, column)]
+    else:
+        table = _undecoded(table, column, where)
+        cells = list(_read_cells(table, column))
+    counts = Counter(cells)
+    first_rows: dict[Any, int] = {}
+    for position, cell in enumerate(cells):
+        at = f"{where}[{position}]"
+        if cell.size is None:
+            file_name = parse_file_name(cell.path, at, column, absolute=True)
+            if root is None:
+                raise UserError(
+                    f"{at}: {column!r} is a file name, {file_name!r}: give --image_root, the folder of the files"
+                )
+            yield PurePosixPath(file_name).as_posix(), root / file_name
+        else:
+            image = TableImage(table, position, at, cell.size)
+            # A cell whose path and size no other has cannot be a repetition: its bytes need not be read.
+            content = hashlib.sha256(image.read()).digest() if counts[cell] > 1 else b""
+            yield f"{table_name}[{first_rows.setdefault((cell, content), position)}]", image
+
+
+def _undecoded(table: Any, column: str, where: str) -> Any:
+    from datasets import Image
+
+    try:
+        return table.select_columns([column]).cast_column(column, Image(decode=False))
+    except (NotImplementedError, TypeError, ValueError) as error:  # Arrow's errors are among them
+        raise UserError(
+            f"{where}: column {column!r} is of type {table.features[column]}, and neither images nor file "
+            "names: name another one with --image_column"
+        ) from error
+
+
+def _read_cells(images: Any, column: str) -> Iterator[_Cell]:
+    """Read the path and the size of each image, not its bytes."""
+    import pyarrow.compute as pc
+
+    for batch in images.with_format("arrow").iter(batch_size=1000):
+        for chunk in batch.column(column).chunks:
+            paths = pc.struct_field(chunk, "path").to_pylist()
+            sizes = pc.binary_length(pc.struct_field(chunk, "bytes")).to_pylist()
+            yield from map(_Cell, paths, sizes)
