@@ -102,7 +102,7 @@ def run_info(options: argparse.Namespace) -> int:
 
 def _load_records(args: BuildArguments) -> list[CaptionedImage]:
     """Read the splits: those that are asked for, or all that the data set has."""
-    from ..data.splits import MissingSplitError
+    from ..data.records import MissingSplitError
     from ..features.arguments import SPLITS
 
     records: list[CaptionedImage] = []

@@ -1,58 +1,24 @@
-"""Captioned images: reading them, drawing them, ordering them, batching them."""
+"""Captioned images: reading, drawing, ordering and batching them."""
 
-from .augmentation import AUGMENTATIONS, augment
-from .benchmarks import BenchmarkData, explain_count
-from .coco import read_coco_captions
-from .csv_files import read_csv
-from .dataset import CaptionDataset, CaptionItem, CaptionProcessor, Collator, count_over_long
-from .hf_datasets import read_hf_dataset
-from .imagefolder import read_imagefolder
-from .images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
-from .inputs import FeatureInputs, FeatureSource, ImageInputs, PixelInputs
-from .karpathy import read_karpathy
-from .loading import count_splits, load_captioned_images
-from .nocaps import read_nocaps
-from .records import CaptionedImage, ImageSource, check_images_exist, clean_caption, first_names
-from .sampler import ImageBatchSampler, SampleKey
-from .scenes import Scene, SceneObject, make_scene, read_scenes
-from .splits import MissingSplitError
+import importlib
+from typing import Any
 
-__all__ = [
-    "AUGMENTATIONS",
-    "IMAGE_SUFFIXES",
-    "BenchmarkData",
-    "CaptionDataset",
-    "CaptionItem",
-    "CaptionProcessor",
-    "CaptionedImage",
-    "Collator",
-    "FeatureInputs",
-    "FeatureSource",
-    "ImageBatchSampler",
-    "ImageInputs",
-    "ImageSource",
-    "MissingSplitError",
-    "PixelInputs",
-    "SampleKey",
-    "Scene",
-    "SceneObject",
-    "UnreadableImageError",
-    "augment",
-    "check_images_exist",
-    "clean_caption",
-    "count_over_long",
-    "count_splits",
-    "explain_count",
-    "find_images",
-    "first_names",
-    "load_captioned_images",
-    "load_image",
-    "make_scene",
-    "read_coco_captions",
-    "read_csv",
-    "read_hf_dataset",
-    "read_imagefolder",
-    "read_karpathy",
-    "read_nocaps",
-    "read_scenes",
-]
+_MODULES = {
+    "augmentation": ("AUGMENTATIONS", "augment"),
+    "dataset": ("CaptionDataset", "CaptionItem", "Collator", "count_over_long"),
+    "images": ("IMAGE_SUFFIXES", "UnreadableImageError", "find_images", "load_image"),
+    "inputs": ("FeatureInputs", "FeatureSource", "ImageInputs", "PixelInputs"),
+    "loading": ("load_captioned_images",),
+    "records": ("CaptionedImage", "ImageSource", "MissingSplitError", "clean_caption"),
+    "sampler": ("ImageBatchSampler", "SampleKey"),
+    "scenes": ("Scene", "SceneObject", "make_scene", "read_scenes"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)

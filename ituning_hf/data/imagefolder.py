@@ -25,8 +25,8 @@ def read_imagefolder(root: Path) -> list[CaptionedImage]:
     """Read the entries of an image folder, in the order of its metadata.
 
     Each line of `metadata.jsonl` is an object with `file_name`, relative to that file, and one of `caption`
-    (or `text`) and `captions`, a list. The splits are sub-folders `train`, `val` (or `validation`) and `test`,
-    each with its own metadata; or the `split` of each line; or not stated.
+    (or `text`) and `captions`, a list. The splits are sub-folders `train`, `val` (or `validation`) and
+    `test`, each with its own metadata; or the `split` of each line; or not stated.
 
     Raises:
         UserError: A line is malformed (the message has its number), or the folder and its sub-folders both
@@ -36,8 +36,8 @@ def read_imagefolder(root: Path) -> list[CaptionedImage]:
     names = [name for name in ("", *SPLIT_NAMES) if (root / name / METADATA_NAME).is_file()]
     if not names:
         raise FileNotFoundError(
-            f"{root} has no {METADATA_NAME}, and neither has a folder train, val or test in it: write one, with "
-            f'a line for each image, like {{"file_name": "dog.jpg", "captions": ["a dog runs"]}}'
+            f"{root} has no {METADATA_NAME}, and neither has a folder train, val or test in it: write one, "
+            f'with a line for each image, like {{"file_name": "dog.jpg", "captions": ["a dog runs"]}}'
             f"{_suggest_files(root)}"
         )
     if ("" in names and len(names) > 1) or {"val", "validation"} <= set(names):

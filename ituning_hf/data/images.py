@@ -48,8 +48,8 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
 
     The EXIF orientation is applied. Transparent pixels are composited over white. The first frame of an
     animation is used. Grey values of more than 8 bits are scaled, not clipped: white is 65535 in 16 bits; in
-    32-bit integers it is the first of 255 and 65535 that no value exceeds, in floats of 1 and 255. Values that
-    fit none of these are stretched from their minimum to their maximum.
+    32-bit integers it is the first of 255 and 65535 that no value exceeds, in floats of 1 and 255. Other
+    values are stretched from their minimum to their maximum.
 
     Args:
         source: A file's path, a file's bytes, or an open image (which stays open).
@@ -103,7 +103,7 @@ class _NotAFileError(OSError):
     """A pipe, whose content may never come, or a device, whose content may never end."""
 
 
-def open_file(source: str | os.PathLike[str]) -> BinaryIO:
+def open_file(source: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file to read its bytes.
 
     Raises:

@@ -1,7 +1,7 @@
 """The JSON files of captioning benchmarks: Karpathy's splits, COCO captions and NoCaps.
 
-NoCaps' files have COCO's layout; each image also has an `open_images_id`. Their names, contents and counts are
-described at https://nocaps.org/download. The test file has no `annotations`; neither had the val file at first.
+NoCaps' files have COCO's layout; each image also has an `open_images_id`. https://nocaps.org/download
+describes their names, contents and counts. The test file has no `annotations`, nor had the val file at first.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ def read_json_dataset(path: Path, split: str, image_root: Path | None) -> list[C
 
     The format is detected from the content.
 
-    - Karpathy: `{"images": [{"filename", "split", "sentences": [{"raw"}], "filepath"?, "cocoid"?, "imgid"?}]}`.
-      An image lies at image_root/filepath/filename, or at image_root/filename if the folders were merged. The
-      image root is by default the folder `images` beside the file, or the file's own folder. `cocoid`, or
-      else `imgid`, is the image's id.
+    - Karpathy: `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`, and optionally `filepath`,
+      `cocoid` and `imgid`. An image lies at image_root/filepath/filename, or at image_root/filename if the
+      folders were merged. The image root is by default the folder `images` in the file's folder, or the
+      file's own folder. `cocoid`, or else `imgid`, is the image's id.
     - COCO captions: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`. The name
       of the file says which split it is: `captions_train2017.json` is "train" and `captions_val2017.json`
-      beside it is "val". A file with another name, or a train file without a val file beside it, states no
-      splits. Images without annotations are left out.
+      in the same folder is "val". A file with another name, or a train file without such a val file, states
+      no splits. Images without annotations are left out.
     - NoCaps: COCO's layout with `open_images_id` and optionally `domain` for each image, and with or without
       `annotations`. Its description, or else its name, says whether it is "val" or "test".
 
-    COCO's and NoCaps' images are searched for in `image_root`, or by default beside the file and one level
-    up, also below `images` and in the folder of the split, such as `train2017`.
+    COCO's and NoCaps' images are searched for in `image_root`, by default the folder of the file and the one
+    above it, also below `images` and in the folder of the split, such as `train2017`.
 
     Args:
         path: The file.
@@ -82,7 +82,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def _read_coco(content: Any, path: Path, split: str, image_root: Path | None) -> list[CaptionedImage]:
-    """Parse COCO captions; a train file and the val file beside it are one data set."""
+    """Parse COCO captions; a train file and the val file of the same folder are one data set."""
     found = re.search(r"(train|val|test)\d{4}", path.stem)
     own, parts = (found[1], [found[0]]) if found else (None, [])
     sibling = path.with_name(path.name.replace("train", "val"))

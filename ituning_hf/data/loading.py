@@ -130,8 +130,8 @@ def select_split(
     """Join the entries of each image and select the images of one split, in the data set's order.
 
     If no entry states a split, the images are divided into "train" and "val". Whether an image is in "val"
-    depends only on `seed` and its name: images that are added later do not move the others. The only exception
-    is that neither split is left empty.
+    depends only on `seed` and its name: images that are added later do not move the others. The only
+    exception is that neither split is left empty.
 
     Args:
         images: The entries of the data set.
@@ -205,8 +205,8 @@ def _check_captions(images: Sequence[CaptionedImage], where: str, require_captio
     empty = [image.name for image in images if not image.captions]
     if empty and (require_captions or len(empty) < len(images)):
         raise UserError(
-            f"{where}: {len(empty):,} of {len(images):,} images have no caption ({first_names(empty)}): write "
-            "a caption for each, or remove them"
+            f"{where}: {len(empty):,} of {len(images):,} images have no caption ({first_names(empty)}): "
+            "write a caption for each, or remove them"
         )
 
 

@@ -32,8 +32,8 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
         global batch = per_device_batch_size * gradient_accumulation_steps * num_processes
 
     images of it, so that equal global batches give equal steps, however they are divided. The last step of an
-    epoch is filled up with images from the epoch's start, marked as padding, so that all processes have equally
-    many full micro-batches.
+    epoch is filled up with images from the epoch's start, marked as padding, so that all processes have the
+    same number of full micro-batches.
 
     Args:
         num_images: In the data set; at least 1.

@@ -191,9 +191,9 @@ def read_scenes(split: str, num_images: int, seed: int = 0) -> list[CaptionedIma
 def _place(radii: Sequence[float], rng: np.random.Generator) -> list[_Point]:
     """Choose centres that put one or two objects clearly to one side of the last one.
 
-    The two groups are at least 1 - 2 * 0.29 = 0.42 apart along one axis. That is more than two large radii, so
-    that boxes never touch, and more than any gap along the other axis, so that it is clear whether an object is
-    left of or above another.
+    The two groups are at least 1 - 2 * 0.29 = 0.42 apart along one axis. That is more than two large radii,
+    so that boxes never touch, and more than any gap along the other axis, so that it is clear whether an
+    object is left of or above another.
     """
 
     def near(radius: float) -> float:

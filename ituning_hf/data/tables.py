@@ -193,18 +193,42 @@ def read_hf_dataset(
         UserError: `datasets` cannot read `source`, or there are no such columns, or a row has no image.
     """
     tables = _load_tables(source)
+    table_name, stated = _choose_table(tables, split, source)
+    table, where = tables[table_name], f"{source}, {table_name}"
+    typed = [name for name, feature in table.features.items() if _holds_images(feature)]
+    if image_column is None and len(typed) == 1:
+        image_column = typed[0]
+    columns = table.column_names
+    image_column = find_column(columns, image_column, IMAGE_COLUMNS, "image_column", where)
+    caption_column = find_column(columns, caption_column, CAPTION_COLUMNS, "caption_column", where)
+    path = Path(source)
+    if image_root is None and path.exists():
+        image_root = path if path.is_dir() else path.parent
+    images = _read_images(table, image_column, table_name, where, image_root)
+    captions = _read_column(table, caption_column)
+    split_column = next((name for name in columns if name.lower() == "split"), None)
+    splits = [stated] * len(table)
+    if stated is None and split_column is not None:
+        splits = _read_column(table, split_column)
+    rows = zip(images, captions, splits, strict=True)
+    for position, ((name, image), texts, row_split) in enumerate(rows):
+        at = f"{where}[{position}]"
+        captions_of_row = _parse_captions(texts, caption_column, at)
+        yield CaptionedImage(name, captions_of_row, image, split=parse_split(row_split, at))
+
+
+def _choose_table(tables: dict[str, Any], split: str, source: str) -> tuple[str, str | None]:
+    """Choose the table to read; return its name and its split, which is None if its rows may state it."""
+    if len(tables) == 1:
+        (only,) = tables
+        if SPLIT_NAMES.get(only, "train") == "train":
+            return only, None
     names = [name for name in tables if SPLIT_NAMES.get(name) == split]
-    only = next(iter(tables)) if len(tables) == 1 else None
     if len(names) > 1:
         raise UserError(f"{source} has several splits named {split!r}: {', '.join(names)}. Keep one")
-    if only is not None and SPLIT_NAMES.get(only, "train") == "train":
-        yield from _read_table(tables[only], only, None, source, image_root, image_column, caption_column)
-    elif names:
-        yield from _read_table(
-            tables[names[0]], names[0], split, source, image_root, image_column, caption_column
-        )
-    else:
+    if not names:
         raise MissingSplitError(source, split, {name: len(table) for name, table in tables.items()})
+    return names[0], split
 
 
 def _load_tables(source: str) -> dict[str, Any]:
@@ -240,36 +264,6 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
         split = next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
         files.setdefault(split, []).append(glob.escape(str(file)))
     return files
-
-
-def _read_table(
-    table: Any,
-    name: str,
-    stated: str | None,
-    source: str,
-    image_root: Path | None,
-    image_column: str | None,
-    caption_column: str | None,
-) -> Iterator[CaptionedImage]:
-    where = f"{source}, {name}"
-    typed = [column for column, feature in table.features.items() if _holds_images(feature)]
-    if image_column is None and len(typed) == 1:
-        image_column = typed[0]
-    image_column = find_column(table.column_names, image_column, IMAGE_COLUMNS, "image_column", where)
-    caption_column = find_column(table.column_names, caption_column, CAPTION_COLUMNS, "caption_column", where)
-    path = Path(source)
-    if image_root is None and path.exists():
-        image_root = path if path.is_dir() else path.parent
-    images = _read_images(table, image_column, name, where, image_root)
-    captions = _read_column(table, caption_column)
-    split_column = next((column for column in table.column_names if column.lower() == "split"), None)
-    splits = [stated] * len(table)
-    if stated is None and split_column is not None:
-        splits = _read_column(table, split_column)
-    for position, ((image_name, image), texts, split) in enumerate(zip(images, captions, splits, strict=True)):
-        at = f"{where}[{position}]"
-        row_split = split if stated else parse_split(split, at)
-        yield CaptionedImage(image_name, _parse_captions(texts, caption_column, at), image, split=row_split)
 
 
 def _holds_images(feature: Any) -> bool:
@@ -311,9 +305,7 @@ def _read_images(
         if cell.size is None:
             file_name = parse_file_name(cell.path, at, column, absolute=True)
             if root is None:
-                raise UserError(
-                    f"{at}: {column!r} is a file name, {file_name!r}: give --image_root, the folder of the files"
-                )
+                raise UserError(f"{at}: {column!r} is a file name: give --image_root, the files' folder")
             yield PurePosixPath(file_name).as_posix(), root / file_name
         else:
             image = TableImage(table, position, at, cell.size)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.nocaps import is_nocaps
 from ..data.records import CaptionedImage
 from ..hub.training_record import DRAWN_SCENES
 from .arguments import EvaluateArguments
@@ -67,7 +66,7 @@ def load_images(args: EvaluateArguments) -> BenchmarkImages:
 def explain_no_references(args: EvaluateArguments) -> str:
     """Say where the captions of people are that a split lacks; nothing where that is not known."""
     path = Path(args.dataset)
-    if args.split != "val" or path.suffix != ".json" or not path.is_file() or not is_nocaps(path):
+    if args.split != "val" or path.suffix != ".json" or not path.is_file():
         return ""
     return (
         "NoCaps' captions of its val split are in nocaps_val_4500_captions.json "

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..data.hf_datasets import is_hub_name
+from ..data.tables import is_hub_name
 from ..hub.training_record import DRAWN_SCENES, TrainingRecord, ValidationRecord
 from ..utils.environment import device_name, library_versions
 from .setup import GIVEN_DATA, TrainingData

@@ -18,6 +18,7 @@ from ituning_hf.training import arguments
 from .conftest import WordProcessor
 
 KEYS = st.tuples(st.integers(0, 2**40), st.integers(0, 1000), st.integers(0, 10**6))
+CAPTIONS = tuple("w" * length for length in range(1, 8))
 
 
 def noise(width: int = 31, height: int = 23) -> Image.Image:
@@ -29,11 +30,11 @@ def same(first: Image.Image, second: Image.Image) -> bool:
     return (first.size, first.tobytes()) == (second.size, second.tobytes())
 
 
-def test_the_settings_offer_what_there_is() -> None:
+def test_the_settings_offer_all_augmentations() -> None:
     assert arguments.AUGMENTATIONS == AUGMENTATIONS
 
 
-@examples(30, 1000)
+@examples(10, 1000)
 @given(KEYS, st.lists(st.sampled_from(AUGMENTATIONS)))
 def test_the_same_key_gives_the_same_pixels(key: tuple[int, int, int], names: list[str]) -> None:
     changed = augment(noise(), names, *key)
@@ -42,20 +43,20 @@ def test_the_same_key_gives_the_same_pixels(key: tuple[int, int, int], names: li
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_seed_epoch_and_index_tell_apart(name: str) -> None:
-    keys = [(seed, epoch, index) for seed in range(3) for epoch in range(3) for index in range(3)]
+def test_seed_epoch_and_index_determine_the_change(name: str) -> None:
+    keys = [(seed, epoch, index) for seed in range(2) for epoch in range(3) for index in range(3)]
     different = {augment(noise(310, 230), [name], *key).tobytes() for key in keys}
     assert len(different) == (2 if name == "flip" else len(keys))
 
 
-def test_flip_is_an_exact_mirror_half_of_the_time() -> None:
+def test_flip_mirrors_half_of_the_images() -> None:
     results = [augment(noise(), ["flip"], 0, epoch, 5) for epoch in range(400)]
     mirrored = [same(result, ImageOps.mirror(noise())) for result in results]
     assert all(same(result, noise()) for result, flag in zip(results, mirrored, strict=True) if not flag)
     assert 160 <= sum(mirrored) <= 240
 
 
-@examples(100, 2000)
+@examples(30, 2000)
 @given(KEYS, st.integers(1, 300), st.integers(1, 300))
 def test_a_crop_is_a_large_part(key: tuple[int, int, int], width: int, height: int) -> None:
     pixels = np.arange(width * height, dtype=np.uint32).reshape(height, width)
@@ -71,31 +72,27 @@ def test_a_crop_is_a_large_part(key: tuple[int, int, int], width: int, height: i
     assert (rows - 1) / height <= 4 / 3 * columns / width
 
 
-def test_crops_reach_every_corner_and_shape() -> None:
+def test_crops_have_every_size_and_shape() -> None:
     sizes = [augment(noise(100, 100), ["crop"], 0, epoch, 0).size for epoch in range(500)]
     areas = [width * height / 10_000 for width, height in sizes]
     ratios = [width / height for width, height in sizes]
-    assert min(areas) < 0.72
-    assert max(areas) > 0.98
-    assert min(ratios) < 0.8
-    assert max(ratios) > 1.25
+    assert min(areas) < 0.72 < 0.98 < max(areas)
+    assert min(ratios) < 0.8 < 1.25 < max(ratios)
     assert abs(np.mean(np.log(ratios))) < 0.02  # wide as often as high
 
 
 def test_colour_changes_are_mild() -> None:
-    grey = Image.new("RGB", (8, 8), (120, 120, 120))
-    levels = [augment(grey, ["color"], 0, epoch, 0).getpixel((0, 0))[0] for epoch in range(300)]
+    def pixels(colour: tuple[int, int, int]) -> list[tuple[int, ...]]:
+        image = Image.new("RGB", (8, 8), colour)
+        return [augment(image, ["color"], 0, epoch, 0).getpixel((0, 0)) for epoch in range(300)]
+
+    levels = [red for red, _, _ in pixels((120, 120, 120))]
     assert 95 <= min(levels) < 100 < 140 < max(levels) <= 145
-    vivid = Image.new("RGB", (8, 8), (200, 60, 60))
-    saturations = [
-        (pixel := augment(vivid, ["color"], 0, epoch, 0).getpixel((0, 0)))[0] - pixel[1]
-        for epoch in range(300)
-    ]
-    assert min(saturations) < 120
-    assert max(saturations) > 160
+    saturations = [red - green for red, green, _ in pixels((200, 60, 60))]
+    assert min(saturations) < 120 < 160 < max(saturations)
 
 
-def test_each_has_a_random_stream_of_its_own() -> None:
+def test_augmentations_have_independent_random_streams() -> None:
     for epoch in range(20):
         cropped = augment(noise(), ["crop"], 0, epoch, 0)
         both = augment(noise(), ["flip", "crop"], 0, epoch, 0)
@@ -103,34 +100,21 @@ def test_each_has_a_random_stream_of_its_own() -> None:
         assert same(both, ImageOps.mirror(cropped) if flips else cropped)
 
 
-CAPTIONS = tuple("w" * length for length in range(1, 8))
-
-
-def test_the_choice_of_captions_stays(word_processor: WordProcessor) -> None:
+def test_the_choice_of_captions_does_not_depend_on_augmentation(word_processor: WordProcessor) -> None:
     records = [CaptionedImage(str(i), CAPTIONS, make_scene(0, i)) for i in range(2)]
     plain = CaptionDataset(records, PixelInputs(word_processor.image_processor), word_processor, 2, 6, 3)
-    keys = [SampleKey(epoch, index, False) for epoch in range(3) for index in range(2)]
-    for count in range(1, 4):
-        for names in combinations(AUGMENTATIONS, count):
-            inputs = PixelInputs(word_processor.image_processor, names, 3)
-            augmented = CaptionDataset(records, inputs, word_processor, 2, 6, 3)
-            for key in keys:
-                assert augmented[key]["captions"] == plain[key]["captions"]
-            if names != ("flip",):
-                pixels = [augmented[key]["image"] for key in keys]
-                assert not any(a.equal(plain[key]["image"]) for a, key in zip(pixels, keys, strict=True))
+    keys = [SampleKey(epoch, index, False) for epoch in range(2) for index in range(2)]
+    for names in [*combinations(AUGMENTATIONS, 2), AUGMENTATIONS]:
+        inputs = PixelInputs(word_processor.image_processor, names, 3)
+        augmented = CaptionDataset(records, inputs, word_processor, 2, 6, 3)
+        for key in keys:
+            assert augmented[key]["captions"] == plain[key]["captions"]
+            assert not augmented[key]["image"].equal(plain[key]["image"])
 
 
 def test_the_image_is_augmented_before_the_processor(word_processor: WordProcessor) -> None:
     scene = make_scene(0, 1)
     inputs = PixelInputs(word_processor.image_processor, ["crop", "color"], 3)
-    dataset = CaptionDataset([CaptionedImage("a", CAPTIONS, scene)], inputs, word_processor, 1, 6, 3)
     image = augment(scene.load(), ["crop", "color"], 3, 2, 0)
     expected = word_processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
-    assert dataset[SampleKey(2, 0, False)]["image"].equal(expected)
-    assert dataset[SampleKey(2, 0, True)]["image"] is None
-
-
-def test_unknown_names_are_refused(word_processor: WordProcessor) -> None:
-    with pytest.raises(ValueError, match=r"^augmentation must be of crop, flip, color; got rotate, colour$"):
-        PixelInputs(word_processor.image_processor, ["rotate", "flip", "colour"])
+    assert inputs.read(CaptionedImage("a", CAPTIONS, scene), 2, 0).equal(expected)

@@ -1,15 +1,22 @@
+"""Image-major batches from images or stored features, compared with batches written by hand."""
+
 import random
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from properties import examples
 from torch.utils.data import DataLoader
 
 from ituning_hf import ITuningProcessor
 from ituning_hf.data.dataset import CaptionDataset, Collator, count_over_long
-from ituning_hf.data.inputs import PixelInputs
+from ituning_hf.data.images import UnreadableImageError
+from ituning_hf.data.inputs import FeatureInputs, PixelInputs
 from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.data.records import CaptionedImage
 from ituning_hf.data.sampler import ImageBatchSampler, SampleKey
@@ -17,18 +24,17 @@ from ituning_hf.data.scenes import read_scenes
 
 from .conftest import BEGIN, END, PAD, WordProcessor, save_image
 
-# Captions of one word each, told apart by its length.
+PROCESSOR = WordProcessor()
+# Captions of one word each, which differ in its length.
 CAPTIONS = tuple("w" * length for length in range(1, 8))
 
 
-def new_dataset(
-    processor: WordProcessor, records: list[CaptionedImage], k: int = 3, seed: int = 0, max_tokens: int = 6
-) -> CaptionDataset:
-    return CaptionDataset(records, PixelInputs(processor.image_processor), processor, k, max_tokens, seed)
+def new_dataset(records: list[CaptionedImage], k: int = 3, seed: int = 0, limit: int = 6) -> CaptionDataset:
+    return CaptionDataset(records, PixelInputs(PROCESSOR.image_processor), PROCESSOR, k, limit, seed)
 
 
-def new_collator(processor: WordProcessor, k: int) -> Collator:
-    return Collator(PixelInputs(processor.image_processor), processor, k)
+def new_collator(k: int) -> Collator:
+    return Collator(PixelInputs(PROCESSOR.image_processor), PROCESSOR, k)
 
 
 @pytest.fixture
@@ -42,94 +48,68 @@ def broken(tmp_path: Path) -> CaptionedImage:
     return CaptionedImage("broken.png", ("a", "b"), tmp_path / "broken.png")
 
 
-def test_an_item_holds_pixels_and_token_ids(word_processor: WordProcessor, record: CaptionedImage) -> None:
+def test_an_item_holds_pixels_and_token_ids(record: CaptionedImage) -> None:
     few = CaptionedImage("few", ("a dog", "one two three four five six"), record.source)
-    dataset = new_dataset(word_processor, [record, few])
+    dataset = new_dataset([record, few])
     item = dataset[SampleKey(0, 1, False)]
-    # the second caption is cut to 6 tokens, its end kept
+    # the second caption is truncated to 6 tokens and keeps its end token
     assert item["captions"] == [[BEGIN, 11, 13, END], [BEGIN, 13, 13, 15, 14, END]]
     assert (item["index"], item["unreadable"], len(dataset)) == (1, None, 2)
-    expected = word_processor.image_processor(images=[few.load()], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(item["image"], expected[0], rtol=0, atol=0)
+    expected = PROCESSOR.image_processor(images=[few.load()], return_tensors="pt")["pixel_values"]
+    assert item["image"].equal(expected[0])
     assert item["image"].shape == (3, 30, 30)
 
 
 def chosen(dataset: CaptionDataset, epoch: int, index: int = 0) -> list[int]:
-    """The positions of the captions taken."""
+    """The positions of the chosen captions."""
     return [ids[1] - 11 for ids in dataset[SampleKey(epoch, index, False)]["captions"]]
 
 
-def test_captions_are_chosen_by_seed_epoch_and_index(
-    word_processor: WordProcessor, record: CaptionedImage
-) -> None:
-    dataset = new_dataset(word_processor, [record] * 3, seed=4)
-    choices = {(epoch, index): chosen(dataset, epoch, index) for epoch in range(20) for index in range(3)}
-    for (epoch, index), positions in choices.items():
-        rng = np.random.default_rng([4, epoch, index])
-        assert positions == rng.choice(7, size=3, replace=False).tolist()
-    assert {position for positions in choices.values() for position in positions} == set(range(7))
-    other_seed = new_dataset(word_processor, [record], seed=5)
+def test_captions_are_chosen_by_seed_epoch_and_index(record: CaptionedImage) -> None:
+    dataset = new_dataset([record] * 3, seed=4)
+    for epoch in range(5):
+        for index in range(3):
+            rng = np.random.default_rng([4, epoch, index])
+            assert chosen(dataset, epoch, index) == rng.choice(7, size=3, replace=False).tolist()
+    other_seed = new_dataset([record], seed=5)
     assert [chosen(other_seed, epoch) for epoch in range(3)] != [chosen(dataset, epoch) for epoch in range(3)]
 
 
 @pytest.mark.parametrize("k", [7, 8])
-def test_all_captions_come_in_order_if_there_is_room(
-    word_processor: WordProcessor, record: CaptionedImage, k: int
-) -> None:
-    dataset = new_dataset(word_processor, [record], k=k)
+def test_all_captions_are_used_in_order_if_there_are_at_most_k(record: CaptionedImage, k: int) -> None:
+    dataset = new_dataset([record], k=k)
     assert [chosen(dataset, epoch) for epoch in range(3)] == [list(range(7))] * 3
 
 
-def test_no_global_random_state_is_read_or_changed(
-    word_processor: WordProcessor, record: CaptionedImage
-) -> None:
-    dataset = new_dataset(word_processor, [record])
+def random_states() -> list[object]:
+    numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    return [random.getstate(), numpy_state, torch.get_rng_state().tolist()]
+
+
+def test_no_global_random_state_is_read_or_changed(record: CaptionedImage) -> None:
+    dataset = new_dataset([record])
     first = chosen(dataset, epoch=1)
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    before = random_states()
     assert chosen(dataset, epoch=1) == first
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-    assert after == before
+    assert random_states() == before
 
 
-def test_padding_is_neither_decoded_nor_captioned(
-    word_processor: WordProcessor, broken: CaptionedImage
-) -> None:
-    item = new_dataset(word_processor, [broken])[SampleKey(2, 0, True)]
-    assert item == {"index": 0, "image": None, "captions": [], "unreadable": None}
-
-
-def test_an_unreadable_image_is_reported_not_raised(
-    word_processor: WordProcessor, broken: CaptionedImage
-) -> None:
-    item = new_dataset(word_processor, [broken])[SampleKey(0, 0, False)]
+def test_padding_and_unreadable_images_have_no_pixels_and_captions(broken: CaptionedImage) -> None:
+    dataset = new_dataset([broken])
+    assert dataset[SampleKey(2, 0, True)] == {"index": 0, "image": None, "captions": [], "unreadable": None}
+    item = dataset[SampleKey(0, 0, False)]
     assert (item["image"], item["captions"]) == (None, [])
     assert item["unreadable"].startswith(f"cannot read {broken.source}: the file is empty")
 
 
-@pytest.mark.parametrize(
-    ("k", "max_tokens", "message"),
-    [
-        (0, 6, "captions_per_image must be at least 1, got 0"),
-        (1, 2, r"max_caption_tokens must be at least 3 \(begin token, one token, end token\), got 2"),
-    ],
-)
-def test_bad_arguments_are_refused(
-    word_processor: WordProcessor, record: CaptionedImage, k: int, max_tokens: int, message: str
-) -> None:
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        new_dataset(word_processor, [record], k=k, max_tokens=max_tokens)
-
-
-def test_a_batch_is_image_major(
-    word_processor: WordProcessor, record: CaptionedImage, broken: CaptionedImage
-) -> None:
+def test_a_batch_is_image_major(record: CaptionedImage, broken: CaptionedImage) -> None:
     two = CaptionedImage("two", ("a dog runs", "dogs"), record.source)
-    dataset = new_dataset(word_processor, [broken, two, record], k=2)
+    dataset = new_dataset([broken, two, record], k=2)
     items = [dataset[SampleKey(0, 1, False)], dataset[SampleKey(0, 0, False)], dataset[SampleKey(0, 2, True)]]
-    batch = new_collator(word_processor, k=2)(items)
+    batch = new_collator(k=2)(items)
     only_begin = [BEGIN, PAD, PAD, PAD, PAD]
     assert batch["input_ids"].tolist() == [
         [BEGIN, 11, 13, 14, END],
@@ -142,64 +122,131 @@ def test_a_batch_is_image_major(
         [BEGIN, 14, END, -100, -100],
         *[[-100] * 5] * 4,
     ]
-    torch.testing.assert_close(batch["pixel_values"][0], items[0]["image"], rtol=0, atol=0)
+    assert batch["pixel_values"][0].equal(items[0]["image"])
     assert batch["pixel_values"].shape == (3, 3, 30, 30)
     assert not batch["pixel_values"][1:].any()
     assert batch["unreadable"] == [items[1]["unreadable"]]
-    assert {name for name, value in batch.items() if isinstance(value, torch.Tensor)} == {
-        "pixel_values",
-        "input_ids",
-        "attention_mask",
-        "labels",
-    }
+    assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "labels", "unreadable"}
 
 
-def test_a_batch_without_any_image_keeps_its_shapes(
-    word_processor: WordProcessor, broken: CaptionedImage
-) -> None:
-    items = [new_dataset(word_processor, [broken])[SampleKey(0, 0, False)]] * 2
-    batch = new_collator(word_processor, k=3)(items)
-    assert batch["pixel_values"].shape == (2, 3, 30, 30)
-    assert batch["pixel_values"].dtype == torch.float32
+def test_a_batch_without_any_image_keeps_its_shapes(broken: CaptionedImage) -> None:
+    batch = new_collator(k=3)([new_dataset([broken])[SampleKey(0, 0, False)]] * 2)
+    assert batch["pixel_values"].equal(torch.zeros(2, 3, 30, 30))
     assert batch["input_ids"].tolist() == [[BEGIN, PAD]] * 6
     assert batch["labels"].tolist() == [[-100, -100]] * 6
     assert len(batch["unreadable"]) == 2
 
 
-def test_worker_processes_give_the_same_batches(word_processor: WordProcessor) -> None:
-    dataset = new_dataset(word_processor, read_scenes("train", 10), k=2, max_tokens=9)
-    sampler = ImageBatchSampler(10, 4, 1, 1, 0, seed=3)
-    batches = [
-        list(
-            islice(
-                DataLoader(
-                    dataset,
-                    batch_sampler=sampler,
-                    collate_fn=new_collator(word_processor, 2),
-                    num_workers=workers,
-                ),
-                5,
-            )
+class NumberedFeatures:
+    """The features of an image have the value 1 + its number; those of some images are unreadable."""
+
+    def __init__(self, broken: Iterable[str], dtype: torch.dtype = torch.bfloat16) -> None:
+        self.broken, self.dtype = set(broken), dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        if name in self.broken:
+            raise UnreadableImageError(f"cannot read {name}")
+        return torch.full((2, 3), 1.0 + int(name), dtype=self.dtype)
+
+    def blank(self) -> torch.Tensor:
+        return torch.zeros(2, 3, dtype=self.dtype)
+
+
+@pytest.mark.parametrize("source", ["pixels", "features"])
+def test_worker_processes_give_the_same_batches(source: str) -> None:
+    records = read_scenes("train", 10)
+    inputs = PixelInputs(PROCESSOR.image_processor)
+    if source == "features":
+        inputs = FeatureInputs(NumberedFeatures(["3"]))
+        records = [CaptionedImage(str(i), record.captions, Path("none")) for i, record in enumerate(records)]
+
+    def batches(workers: int) -> list[dict]:
+        dataset = CaptionDataset(records, inputs, PROCESSOR, 2, 9, seed=0)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=ImageBatchSampler(10, 4, 1, 1, 0, seed=3),
+            collate_fn=Collator(inputs, PROCESSOR, 2),
+            num_workers=workers,
         )
-        for workers in (0, 2)
-    ]
-    for alone, by_workers in zip(*batches, strict=True):
-        torch.testing.assert_close(alone, by_workers, rtol=0, atol=0)
-    assert batches[0][2]["labels"].eq(-100).all(dim=1).tolist() == [False] * 4 + [True] * 4
+        return list(islice(loader, 5))
+
+    alone = batches(0)
+    for ours, theirs in zip(alone, batches(2), strict=True):
+        assert ours["unreadable"] == theirs["unreadable"]
+        tensors = {name: value for name, value in ours.items() if name != "unreadable"}
+        assert all(value.equal(theirs[name]) for name, value in tensors.items())
+    assert alone[2]["labels"].eq(-100).all(dim=1).tolist()[4:] == [True] * 4  # padding
 
 
-def test_counts_captions_that_would_be_cut(word_processor: WordProcessor) -> None:
-    captions = [("one", "one two"), ("one two three", "one two three four"), ("a b c d e f g",)]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_features_keep_their_dtype(dtype: torch.dtype) -> None:
+    inputs = FeatureInputs(NumberedFeatures(["1"], dtype))
+    records = [CaptionedImage(str(i), ("a",), Path("none")) for i in range(2)]
+    dataset = CaptionDataset(records, inputs, PROCESSOR, 1, 9, seed=0)
+    batch = Collator(inputs, PROCESSOR, 1)([dataset[SampleKey(0, i, False)] for i in range(2)])
+    expected = torch.stack([torch.ones(2, 3, dtype=dtype), torch.zeros(2, 3, dtype=dtype)])
+    assert batch["visual_features"].dtype == dtype
+    assert batch["visual_features"].equal(expected)
+
+
+TEXTS = st.lists(st.text("ab ", min_size=1, max_size=9).filter(str.strip), min_size=1, max_size=5)
+
+
+def words(caption: str, limit: int) -> list[int]:
+    return [BEGIN, *[10 + len(word) for word in caption.split()][: limit - 2], END]
+
+
+@given(
+    captions=st.lists(TEXTS, min_size=1, max_size=6),
+    keys=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans()), min_size=1, max_size=6),
+    broken=st.sets(st.integers(0, 5)),
+    k=st.integers(1, 4),
+    limit=st.integers(3, 6),
+)
+@example(captions=[["a"]], keys=[(0, 0, True)], broken=set(), k=2, limit=3)
+@examples(30, 5000)
+def test_a_batch_has_k_rows_for_each_image_and_labels_only_at_its_captions(
+    captions: list[list[str]], keys: list[tuple[int, int, bool]], broken: set[int], k: int, limit: int
+) -> None:
+    records = [CaptionedImage(str(i), tuple(texts), Path("none")) for i, texts in enumerate(captions)]
+    inputs = FeatureInputs(NumberedFeatures(map(str, broken)))
+    dataset = CaptionDataset(records, inputs, PROCESSOR, k, limit, seed=3)
+    asked = [SampleKey(epoch, index % len(records), padding) for epoch, index, padding in keys]
+    batch = Collator(inputs, PROCESSOR, k)([dataset[key] for key in asked])
+
+    length = batch["input_ids"].shape[1]
+    longest = 2
+    for image, key in enumerate(asked):
+        counts = not key.padding and key.index not in broken
+        assert batch["visual_features"][image].unique().tolist() == [1.0 + key.index if counts else 0.0]
+        found = []
+        for row in range(image * k, (image + 1) * k):
+            labels = batch["labels"][row].tolist()
+            text = [label for label in labels if label != -100]
+            if text:
+                found.append(text)
+                longest = max(longest, len(text))
+            used = max(1, len(text))  # a row without a caption has its begin token, without a label
+            assert labels == text + [-100] * (length - len(text))
+            assert batch["input_ids"][row].tolist() == (text or [BEGIN]) + [PAD] * (length - used)
+            assert batch["attention_mask"][row].tolist() == [1] * used + [0] * (length - used)
+        possible = [words(caption, limit) for caption in captions[key.index]] if counts else []
+        assert len(found) == min(k, len(possible))
+        for text in found:
+            possible.remove(text)  # no caption is used twice
+        if counts and len(captions[key.index]) <= k:
+            assert found == [words(caption, limit) for caption in captions[key.index]]
+    assert (len(batch["labels"]), length) == (len(asked) * k, longest)
+    named = [f"cannot read {key.index}" for key in asked if not key.padding and key.index in broken]
+    assert batch["unreadable"] == named
+
+
+def test_counts_captions_that_would_be_truncated() -> None:
+    captions = [("one", "one two"), ("one two three", "one two three four"), ("a b c d e f g",) * 1024]
     records = [CaptionedImage(str(i), texts, Path(str(i))) for i, texts in enumerate(captions)]
     # begin and end token count: five tokens are three words
-    assert count_over_long(records, word_processor, max_caption_tokens=5) == 2
-    assert count_over_long(records, word_processor, max_caption_tokens=5, batch_size=2) == 2
-    assert count_over_long(records, word_processor, max_caption_tokens=9) == 0
-
-
-def test_tokenizes_in_batches(word_processor: WordProcessor) -> None:
-    count_over_long([CaptionedImage("a", CAPTIONS, Path("a"))], word_processor, 5, batch_size=3)
-    assert word_processor.largest_batch == 3
+    assert count_over_long(records, PROCESSOR, max_caption_tokens=5) == 1025
+    assert count_over_long(records, PROCESSOR, max_caption_tokens=9) == 0
 
 
 def test_works_with_the_real_processor(processor: ITuningProcessor, flickr8k_mini: Path) -> None:

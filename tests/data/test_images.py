@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ituning_hf.data.images import IMAGE_SUFFIXES, UnreadableImageError, find_images, load_image
+from ituning_hf.data.images import UnreadableImageError, find_images, load_image
 
-# 2 rows, 3 columns, no symmetry: every turn and every mirroring gives something else.
+# 2 rows, 3 columns, no symmetry: every rotation and reflection changes it.
 GREY = np.array([[0, 50, 100], [150, 200, 250]], dtype=np.uint8)
-ORIENTATION_TAG = 0x112
 
 # How each EXIF orientation is undone, in NumPy's terms.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -35,7 +34,7 @@ def red_channel(image: Image.Image) -> list[list[int]]:
 
 def exif_with(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[ORIENTATION_TAG] = orientation
+    exif[0x112] = orientation
     return exif
 
 
@@ -49,14 +48,13 @@ def test_applies_every_exif_orientation(tmp_path: Path, orientation: int, suffix
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "F", "I"])
-def test_turns_tiffs_of_every_mode(tmp_path: Path, mode: str, compression: str | None) -> None:
-    Image.fromarray(GREY).convert(mode).save(
-        tmp_path / "turned.tif", exif=exif_with(6), compression=compression
-    )
-    assert red_channel(load_image(tmp_path / "turned.tif")) == np.rot90(GREY, -1).tolist()
+def test_rotates_tiffs_of_every_mode(tmp_path: Path, mode: str, compression: str | None) -> None:
+    path = tmp_path / "turned.tif"
+    Image.fromarray(GREY).convert(mode).save(path, exif=exif_with(6), compression=compression)
+    assert red_channel(load_image(path)) == np.rot90(GREY, -1).tolist()
 
 
-def test_turns_a_jpeg_and_forgets_its_orientation(tmp_path: Path) -> None:
+def test_rotates_a_jpeg_and_drops_its_orientation(tmp_path: Path) -> None:
     blocks = np.kron(GREY, np.ones((16, 16), dtype=np.uint8))
     Image.fromarray(blocks).save(tmp_path / "turned.jpg", quality=100, exif=exif_with(5))
     image = load_image(tmp_path / "turned.jpg")
@@ -65,7 +63,7 @@ def test_turns_a_jpeg_and_forgets_its_orientation(tmp_path: Path) -> None:
     assert red_channel(ImageOps.exif_transpose(image)) == red_channel(image)
 
 
-def test_reads_an_image_whose_exif_is_broken(tmp_path: Path) -> None:
+def test_reads_an_image_with_broken_exif(tmp_path: Path) -> None:
     path = tmp_path / "exif.png"
     Image.fromarray(GREY).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\0rubbish")
     with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(path) as image:
@@ -81,9 +79,6 @@ def test_composites_transparency_over_white(tmp_path: Path) -> None:
     image = load_image(tmp_path / "rgba.png")
     # 51 / 255 = a fifth of red over four fifths of white
     assert [image.getpixel((x, 0)) for x in range(3)] == [(255, 255, 255), (255, 204, 204), (10, 20, 30)]
-
-
-def test_composites_grey_with_alpha_over_white(tmp_path: Path) -> None:
     grey_alpha = Image.new("LA", (2, 1), (40, 255))
     grey_alpha.putpixel((1, 0), (40, 0))
     grey_alpha.save(tmp_path / "la.png")
@@ -92,44 +87,32 @@ def test_composites_grey_with_alpha_over_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
 def test_composites_a_transparent_colour_over_white(tmp_path: Path, mode: str) -> None:
-    grey = Image.fromarray(GREY)
-    image = grey.convert(mode)
-    transparent = image.getpixel((0, 0))
-    image.save(tmp_path / "key.png", transparency=transparent)
+    image = Image.fromarray(GREY).convert(mode)
+    image.save(tmp_path / "key.png", transparency=image.getpixel((0, 0)))
     expected = GREY.copy()
     expected[0, 0] = 255
     assert red_channel(load_image(tmp_path / "key.png")) == expected.tolist()
 
 
-def test_reads_palettes(tmp_path: Path) -> None:
-    palette = Image.new("P", (2, 1), 1)
-    palette.putpalette([9, 8, 7, 210, 120, 30])
-    palette.putpixel((1, 0), 0)
-    palette.save(tmp_path / "palette.png")
-    image = load_image(tmp_path / "palette.png")
-    assert [image.getpixel((x, 0)) for x in range(2)] == [(210, 120, 30), (9, 8, 7)]
-
-
-def test_reads_palettes_with_an_alpha_for_each_colour(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("alpha", "first"), [({}, (255, 0, 0)), ({"transparency": bytes([255, 51])}, (255, 204, 204))]
+)
+def test_reads_palettes(tmp_path: Path, alpha: dict, first: tuple[int, int, int]) -> None:
     palette = Image.new("P", (2, 1), 1)
     palette.putpalette([9, 8, 7, 255, 0, 0])
     palette.putpixel((1, 0), 0)
-    palette.save(tmp_path / "palette.png", transparency=bytes([255, 51]))
+    palette.save(tmp_path / "palette.png", **alpha)
     image = load_image(tmp_path / "palette.png")
-    assert [image.getpixel((x, 0)) for x in range(2)] == [(255, 204, 204), (9, 8, 7)]
+    assert [image.getpixel((x, 0)) for x in range(2)] == [first, (9, 8, 7)]
 
 
-def test_reads_one_bit_images(tmp_path: Path) -> None:
+def test_reads_one_bit_and_cmyk_images(tmp_path: Path) -> None:
     Image.fromarray(GREY > 120).save(tmp_path / "bits.png")
     assert red_channel(load_image(tmp_path / "bits.png")) == [[0, 0, 0], [255, 255, 255]]
-
-
-def test_reads_a_cmyk_jpeg(tmp_path: Path) -> None:
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=100)
     red, green, blue = load_image(tmp_path / "cmyk.jpg").getpixel((8, 8))
     assert red >= 253
-    assert green <= 2
-    assert blue <= 2
+    assert max(green, blue) <= 2
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2"])
@@ -142,47 +125,39 @@ def test_scales_16_bits_by_their_range(tmp_path: Path, suffix: str, dtype: str) 
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("dtype", "values", "expected"),
     [
-        ([0, 100, 255], [0, 100, 255]),
-        ([0, 257, 65535], [0, 1, 255]),
-        ([-100, 0, 155], [0, 100, 255]),
-        ([70000, 70000, 70000], [0, 0, 0]),
+        (np.int32, [0, 100, 255], [0, 100, 255]),
+        (np.int32, [0, 257, 65535], [0, 1, 255]),
+        (np.int32, [-100, 0, 155], [0, 100, 255]),
+        (np.int32, [70000, 70000, 70000], [0, 0, 0]),
+        (np.float32, [0, 0.2, 1], [0, 51, 255]),
+        (np.float32, [0, 51, 255], [0, 51, 255]),
+        (np.float32, [1000, 1200, 2000], [0, 51, 255]),
+        (np.float32, [np.nan, np.inf, 1], [0, 0, 255]),
     ],
 )
-def test_scales_32_bit_integers(tmp_path: Path, values: list[int], expected: list[int]) -> None:
-    Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path / "deep.tif")
+def test_scales_32_bit_integers_and_floats(
+    tmp_path: Path, dtype: type, values: list[float], expected: list[int]
+) -> None:
+    Image.fromarray(np.array([values], dtype=dtype)).save(tmp_path / "deep.tif")
     assert red_channel(load_image(tmp_path / "deep.tif")) == [expected]
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0, 0.2, 1], [0, 51, 255]),
-        ([0, 51, 255], [0, 51, 255]),
-        ([1000, 1200, 2000], [0, 51, 255]),
-        ([np.nan, np.inf, 1], [0, 0, 255]),
-    ],
-)
-def test_scales_floats(tmp_path: Path, values: list[float], expected: list[int]) -> None:
-    Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "float.tif")
-    assert red_channel(load_image(tmp_path / "float.tif")) == [expected]
+@pytest.mark.parametrize("format", ["GIF", "MPO"])
+def test_reads_the_first_frame(tmp_path: Path, format: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "frames.jpg", format, save_all=True, append_images=frames[1:])
+    red, _, blue = load_image(tmp_path / "frames.jpg").getpixel((8, 8))
+    assert red > 250
+    assert blue < 5
 
 
-def test_takes_the_first_frame(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert load_image(tmp_path / "moving.gif").getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_reads_an_open_image_and_leaves_it_open(tmp_path: Path) -> None:
+def test_reads_an_open_image_and_leaves_it_open_and_unchanged(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif_with(3))
     with Image.open(tmp_path / "a.png") as source:
         assert red_channel(load_image(source)) == GREY[::-1, ::-1].tolist()
         assert np.asarray(source).tolist() == GREY.tolist()
-
-
-def test_returns_a_new_image() -> None:
     source = Image.new("RGB", (2, 2), "red")
     load_image(source).putpixel((0, 0), (0, 0, 0))
     assert source.getpixel((0, 0)) == (255, 0, 0)
@@ -190,49 +165,44 @@ def test_returns_a_new_image() -> None:
 
 def jpeg_bytes() -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)).save(
-        buffer, "JPEG"
-    )
+    pixels = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", r"the file is empty \(0 bytes\); copy it again from where it came, or remove it"),
+        (b"", r"the file is empty \(0 bytes\); copy it again from its origin, or remove it"),
         (b"<html>404</html>", r"it is none of JPEG, PNG, .*; convert it to PNG, or remove it"),
         (jpeg_bytes()[:2000], r"it does not decode \(image file is truncated .*\); copy it again .*"),
     ],
-    ids=["empty", "no image", "cut short"],
+    ids=["empty", "not an image", "truncated"],
 )
-def test_explains_bad_files(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_bad_files_and_bytes_are_explained(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "bad.jpg"
     path.write_bytes(content)
     with pytest.raises(UnreadableImageError, match=f"^cannot read {re.escape(str(path))}: {reason}$"):
         load_image(path)
+    with pytest.raises(UnreadableImageError, match=f"^cannot read row 7: {reason}$"):
+        load_image(content, name="row 7")
+    with pytest.raises(UnreadableImageError, match=r"^cannot read the given image: "):
+        load_image(content)
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [(".", "it is a folder; give one image file"), ("none.jpg", "there is no such file; check the path")],
 )
-def test_explains_bad_paths(tmp_path: Path, name: str, reason: str) -> None:
+def test_bad_paths_are_explained(tmp_path: Path, name: str, reason: str) -> None:
     path = str(tmp_path / name)
     with pytest.raises(UnreadableImageError, match=f"^cannot read {re.escape(path)}: {reason}$"):
         load_image(path)
 
 
-def test_names_an_open_image_that_does_not_decode() -> None:
-    with (
-        Image.open(io.BytesIO(jpeg_bytes()[:2000])) as image,
-        pytest.raises(UnreadableImageError, match=r"^cannot read the given image: it does not decode"),
-    ):
-        load_image(image)
-
-
 @pytest.mark.parametrize("size", [(11, 10), (30, 10)], ids=["Pillow warns", "Pillow raises"])
 @pytest.mark.parametrize("action", ["ignore", "error"])
-def test_refuses_decompression_bombs(
+def test_decompression_bombs_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], action: str
 ) -> None:
     Image.new("L", size).save(tmp_path / "bomb.png")
@@ -242,21 +212,15 @@ def test_refuses_decompression_bombs(
     warnings.simplefilter(action)
     with pytest.raises(UnreadableImageError, match=r"it has more than 100 pixels.*; shrink it, or raise PIL"):
         load_image(tmp_path / "bomb.png")
-
-
-def test_honours_a_lifted_pixel_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("L", (11, 10)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert load_image(tmp_path / "large.png").size == (11, 10)
+    assert load_image(tmp_path / "bomb.png").size == size
 
 
-def test_threads_read_what_one_reads(tmp_path: Path) -> None:
+def test_threads_give_the_same_results(tmp_path: Path) -> None:
     filters = list(warnings.filters)
     for value in range(16):
         Image.new("P", (64, 64), value).save(tmp_path / f"{value}.png", transparency=3)
         (tmp_path / f"{value}.jpg").write_bytes(jpeg_bytes()[: 2000 + value])
-    good = [tmp_path / f"{i % 16}.png" for i in range(200)]
-    bad = [tmp_path / f"{i % 16}.jpg" for i in range(200)]
 
     def outcome(path: Path) -> bytes | str:
         try:
@@ -264,37 +228,20 @@ def test_threads_read_what_one_reads(tmp_path: Path) -> None:
         except UnreadableImageError as error:
             return str(error)
 
-    paths = [path for pair in zip(good, bad, strict=True) for path in pair]
+    paths = [tmp_path / f"{i % 16}{suffix}" for i in range(100) for suffix in (".png", ".jpg")]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(outcome, paths)) == [outcome(path) for path in paths]
     assert warnings.filters == filters
 
 
 def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
-    names = ["b/z.PNG", "a.jpg", "b/c/d.webp", ".hidden/e.jpg", "b/._z.jpg", "notes.txt", "photo"]
+    names = ["b/z.PNG", "a.jpg", "b/c/d.webp", ".hidden/e.jpeg", "b/._z.jpg", "notes.txt", "photo"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
-    assert find_images(tmp_path) == [tmp_path / name for name in ("a.jpg", "b/c/d.webp", "b/z.PNG")]
-    assert ".jpeg" in IMAGE_SUFFIXES
-
-
-def test_finding_needs_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "broken link.jpg").symlink_to(tmp_path / "gone.jpg")
+    expected = ["a.jpg", "b/c/d.webp", "b/z.PNG", "broken link.jpg"]
+    assert find_images(tmp_path) == [tmp_path / name for name in expected]
     with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
         find_images(tmp_path / "nowhere")
-
-
-def test_decodes_bytes_under_a_given_name(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.new("RGB", (3, 2), (1, 2, 3)).save(path)
-    assert load_image(path.read_bytes()).tobytes() == load_image(path).tobytes()
-    for content, problem in [
-        (b"", r"the file is empty \(0 bytes\)"),
-        (b"x", "it is none of JPEG"),
-        (path.read_bytes()[:45], "it does not decode"),
-    ]:
-        with pytest.raises(UnreadableImageError, match=rf"^cannot read row 7: {problem}"):
-            load_image(content, name="row 7")
-        with pytest.raises(UnreadableImageError, match=r"^cannot read the given image: "):
-            load_image(content)

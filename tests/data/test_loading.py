@@ -1,198 +1,279 @@
+"""Formats, splits, missing images and expected numbers of images."""
+
 import csv
-import json
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import datasets
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from properties import examples
 
-from ituning_hf.data.coco import read_coco_captions
-from ituning_hf.data.imagefolder import read_imagefolder
-from ituning_hf.data.karpathy import read_karpathy
-from ituning_hf.data.loading import load_captioned_images
-from ituning_hf.data.records import CaptionedImage
-from ituning_hf.data.scenes import read_scenes
+from ituning_hf.data.arguments import DatasetArguments
+from ituning_hf.data.benchmarks import COCO, FLICKR30K, NOCAPS, NOCAPS_DOMAINS
+from ituning_hf.data.loading import join_entries, load_captioned_images, select_split
+from ituning_hf.data.records import (
+    CaptionedImage,
+    MissingSplitError,
+    check_images_exist,
+    clean_caption,
+    parse_file_name,
+    parse_split,
+)
+from ituning_hf.data.scenes import make_scene, read_scenes
+from ituning_hf.utils.errors import UserError
 
-from .conftest import save_image
+from .conftest import WriteJson, captions, save_image
 
-ENTRY = {"filename": "a.png", "split": "train", "sentences": [{"raw": "a"}]}
+# --- Formats
 
 
 def test_scenes() -> None:
     assert load_captioned_images("scenes", "val", seed=3, num_scenes=4) == read_scenes("val", 4, 3)
-    assert len(load_captioned_images("scenes", "train")) == 2000
-
-
-def test_image_folder(tmp_path: Path) -> None:
-    rows = [{"file_name": save_image(tmp_path / f"{i}.png").name, "caption": "a"} for i in range(30)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for seed in (0, 1):
-        expected = read_imagefolder(tmp_path, "val", seed)
-        assert load_captioned_images(str(tmp_path), "val", seed=seed) == expected
-    (tmp_path / "7.png").unlink()
-    splits = ("train", "val")
-    broken = next(split for split in splits if "7.png" in [r.name for r in read_imagefolder(tmp_path, split)])
-    with pytest.raises(FileNotFoundError, match=r"^1 of the split's \d+ images are missing \(.*7\.png\)"):
-        load_captioned_images(tmp_path, broken)
-
-
-@pytest.mark.parametrize("folder", [".", "images"])
-def test_karpathy_finds_its_images(write_json: Callable[..., Path], tmp_path: Path, folder: str) -> None:
-    path = write_json([ENTRY], "captions.JSON")
-    (tmp_path / "images").mkdir()  # there in both cases, but another data set's in one
-    save_image(tmp_path / folder / "a.png")
-    assert load_captioned_images(path, "train") == read_karpathy(path, tmp_path / folder, "train")
-
-
-def test_karpathy_with_an_image_root(write_json: Callable[..., Path], tmp_path: Path) -> None:
-    path = write_json([ENTRY])
-    save_image(tmp_path / "images" / "a.png")
-    save_image(tmp_path / "photos" / "a.png")
-    records = load_captioned_images(path, "train", image_root=tmp_path / "photos")
-    assert [record.source for record in records] == [tmp_path / "photos" / "a.png"]
-    shutil.rmtree(tmp_path / "photos")
-    with pytest.raises(
-        FileNotFoundError, match=r"1 of the split's 1 images are missing \(.*photos/a.png\): unpack"
-    ):
-        load_captioned_images(path, "train", image_root=tmp_path / "photos")
-
-
-@pytest.mark.parametrize("dataset", ["coco", "missing.json", "notes.md"])
-def test_anything_else_is_answered_with_what_is_accepted(tmp_path: Path, dataset: str) -> None:
-    (tmp_path / "notes.md").touch()
-    message = (
-        r"no data set at '.*(notes\.md|coco|missing\.json)': give 'scenes', the path of a Karpathy, COCO "
-    )
-    with pytest.raises(ValueError, match=message):
-        load_captioned_images(tmp_path / dataset, "train")
 
 
 @pytest.mark.parametrize(
-    "dataset", ["data/captions.csv", "data/pets.parquet", "data/captions.json", "photos/"]
+    "dataset", ["coco", "missing.json", "notes.md", "data/a.csv", "data/a.parquet", "data/a.json", "photos/"]
 )
-def test_the_hub_is_not_asked_for_files(dataset: str) -> None:
-    with pytest.raises(ValueError, match=rf"^no data set at '{dataset}': give 'scenes'"):
+def test_an_unknown_data_set_is_answered_with_the_formats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.md").touch()
+    with pytest.raises(
+        UserError, match=rf"^no data set at '{dataset}': give 'scenes', the path of a Karpathy"
+    ):
         load_captioned_images(dataset, "train")
 
 
-@pytest.mark.parametrize("name", ["captions.csv", "captions.TSV", "captions.txt"])
-def test_text_tables(tmp_path: Path, name: str) -> None:
-    save_image(tmp_path / "images" / "a.png")
-    (tmp_path / name).write_text("photo,image,alt,split\n,a.png,a dog,val\n")
-    records = load_captioned_images(
-        tmp_path / name, "val", image_root=tmp_path / "images", image_column="image", caption_column="alt"
-    )
-    assert [(r.name, r.captions) for r in records] == [("a.png", ("a dog",))]
-    with pytest.raises(
-        FileNotFoundError, match=r"^1 of the split's 1 images are missing \(.*a\.png\): unpack"
-    ):
-        load_captioned_images(tmp_path / name, "val", caption_column="alt")
-
-
-def test_coco_is_told_by_its_content(tmp_path: Path) -> None:
-    rows = [{"id": i, "file_name": save_image(tmp_path / f"{i}.png").name} for i in range(30)]
-    path = tmp_path / "captions.json"
-    path.write_text(
-        json.dumps({"images": rows, "annotations": [{"image_id": i, "caption": "a"} for i in range(30)]})
-    )
-    expected = read_coco_captions(path, tmp_path, "val", seed=1, val_share=0.5)
-    assert load_captioned_images(path, "val", image_root=tmp_path, seed=1, val_share=0.5) == expected
-    (tmp_path / "3.png").unlink()
-    split = next(
-        s for s in ("train", "val") if "3.png" in [r.name for r in read_coco_captions(path, None, s)]
-    )
-    with pytest.raises(FileNotFoundError, match=r"^1 of the split's \d+ images are missing \(.*3\.png\)"):
-        load_captioned_images(path, split)
-
-
-def test_metadata_decides_what_a_folder_is(tmp_path: Path) -> None:
+def test_metadata_decides_the_format_of_a_folder(tmp_path: Path) -> None:
     save_image(tmp_path / "train" / "a.png")
     (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a"}')
     for other in ("pets.parquet", "dataset_info.json"):
         (tmp_path / other).touch()
-    assert load_captioned_images(tmp_path, "train") == read_imagefolder(tmp_path, "train")
+    (image,) = load_captioned_images(tmp_path, "train")
+    assert image == CaptionedImage("train/a.png", ("a",), tmp_path / "train" / "a.png")
 
 
-OPTIONS = {"image_root": "photos", "image_column": "image", "caption_column": "text", "val_share": 0.2}
+def test_settings_that_have_no_effect_are_refused(tmp_path: Path, write_json: WriteJson) -> None:
+    path = write_json({"images": [{"filename": "a", "split": "train", "sentences": [{"raw": "a"}]}]})
+    with pytest.raises(
+        UserError, match=r"^--image_root and --caption_column cannot be used with the built-in"
+    ):
+        load_captioned_images("scenes", "train", image_root="photos", caption_column="text")
+    with pytest.raises(UserError, match=r"^--image_column cannot be used with a JSON file \('.*dataset"):
+        load_captioned_images(path, "train", image_column="image")
+    with pytest.raises(UserError, match="--image_root cannot be used with a folder with metadata"):
+        load_captioned_images(tmp_path, "train", image_root="photos")
+    with pytest.raises(
+        UserError, match=r"^--val_share 0\.2 has no effect: .*dataset\.json has its own splits"
+    ):
+        captions(path, val_share=0.2)
+
+
+def test_the_same_photographs_in_every_format(
+    flickr8k_mini: Path, tmp_path: Path, datasets_cache: None, write_json: WriteJson
+) -> None:
+    wanted = {
+        split: load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", split)[:100]
+        for split in ("train", "val")
+    }
+    for split, images in wanted.items():
+        write_json(
+            {
+                "images": [{"id": i, "file_name": image.name} for i, image in enumerate(images)],
+                "annotations": [
+                    {"image_id": i, "caption": text}
+                    for i, image in enumerate(images)
+                    for text in image.captions
+                ],
+            },
+            f"captions_{split}2017.json",
+        )
+    rows = [(i.name, text, split) for split, images in wanted.items() for i in images for text in i.captions]
+    with (tmp_path / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption", "split"), *rows])
+    names, texts, splits = map(list, zip(*rows, strict=True))
+    table = datasets.Dataset.from_dict({"image": names, "caption": texts, "split": splits})
+    table.to_parquet(tmp_path / "captions.parquet")
+    for name in ("captions_train2017.json", "captions.csv", "captions.parquet"):
+        for split, images in wanted.items():
+            found = load_captioned_images(tmp_path / name, split, image_root=flickr8k_mini / "images")
+            # each format has its own ids, or none
+            assert [replace(i, image_id=None) for i in found] == [replace(i, image_id=None) for i in images]
+
+
+# --- Splits
+
+
+def entries(count: int, split: str | None = None) -> list[CaptionedImage]:
+    return [
+        CaptionedImage(f"{i:03d}.jpg", (f"picture {i}",), Path(f"/photos/{i:03d}.jpg"), split=split)
+        for i in range(count)
+    ]
+
+
+def names(images: list[CaptionedImage], split: str, seed: int = 0, val_share: float = 0.1) -> list[str]:
+    return [image.name for image in select_split(images, split, "photos", seed, val_share)]
+
+
+def test_val_is_chosen_by_seed_and_name() -> None:
+    train, val = names(entries(300), "train"), names(entries(300), "val")
+    assert sorted(train + val) == [image.name for image in entries(300)]
+    assert (train, val) == (sorted(train), sorted(val))  # in the order of the entries
+    assert 15 <= len(val) <= 45
+    assert val[:4] == ["010.jpg", "015.jpg", "022.jpg", "026.jpg"]  # on every machine
+    assert names(entries(300), "val", seed=1) != val
+    assert 120 <= len(names(entries(300), "val", val_share=0.5)) <= 180
+    assert set(names(entries(100)[::-1], "val")) == {name for name in val if name < "100.jpg"}
+
+
+@pytest.mark.parametrize(("val_share", "sizes"), [(1e-9, [4, 1]), (1 - 1e-9, [1, 4])])
+def test_neither_split_is_left_empty(val_share: float, sizes: list[int]) -> None:
+    assert [len(names(entries(5), split, val_share=val_share)) for split in ("train", "val")] == sizes
+    assert names(entries(1), "train") == ["000.jpg"]
+    with pytest.raises(MissingSplitError, match=r"has no images of split 'val'; it has 'train' \(1\)"):
+        names(entries(1), "val")
+    with pytest.raises(MissingSplitError, match="'train'; it has none"):
+        names([], "train")
+
+
+@pytest.mark.parametrize("val_share", [0, 1, -0.1])
+def test_val_share_is_a_share(val_share: float) -> None:
+    with pytest.raises(UserError, match=f"--val_share must be between 0 and 1, got {val_share}"):
+        names(entries(3), "train", val_share=val_share)
+
+
+def test_stated_splits_are_kept() -> None:
+    mixed = [*entries(2, "val"), *entries(3, "train")[2:]]
+    assert names(mixed, "val", seed=9) == ["000.jpg", "001.jpg"]
+    with pytest.raises(
+        MissingSplitError, match=r"^photos has no .* 'test'; it has 'val' \(2\), 'train' \(1\)$"
+    ):
+        names(mixed, "test")
+    with pytest.raises(UserError, match=r"^photos: 'split' must be stated for every image or for none$"):
+        names([*entries(2, "val"), *entries(3)[2:]], "val")
+
+
+def test_a_name_that_is_not_utf8_has_a_split_too() -> None:
+    odd = [CaptionedImage(name, ("a",), Path(name)) for name in ("caf\udce9.jpg", "half \ud83d.jpg", "a.jpg")]
+    found = [name for split in ("train", "val") for name in names(odd, split, val_share=0.5)]
+    assert sorted(found) == sorted(image.name for image in odd)
 
 
 @pytest.mark.parametrize(
-    ("kind", "refused"),
-    [
-        ("the built-in scenes", ["image_root", "image_column", "caption_column", "val_share"]),
-        ("a Karpathy file", ["image_column", "caption_column", "val_share"]),
-        ("a COCO captions file", ["image_column", "caption_column"]),
-        ("a folder with metadata.jsonl", ["image_root", "image_column", "caption_column"]),
-    ],
+    ("value", "split"), [(None, None), ("", None), ("train", "train"), ("validation", "val")]
 )
-def test_settings_that_nothing_reads_are_refused(tmp_path: Path, kind: str, refused: list[str]) -> None:
-    dataset = tmp_path / "a.json"
-    if kind.endswith("file"):
-        dataset.write_text(
-            json.dumps({"images": [], "annotations": []} if "COCO" in kind else {"images": []})
-        )
-    given = {"the built-in scenes": "scenes", "a folder with metadata.jsonl": str(tmp_path)}.get(
-        kind, dataset
+def test_names_of_splits(value: str | None, split: str | None) -> None:
+    assert parse_split(value, "line 3") == split
+
+
+TEXTS = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), TEXTS)))
+@examples(30, 5000)
+def test_joined_entries_keep_every_caption_in_order(given_entries: list[tuple[str, list[str]]]) -> None:
+    joined = join_entries((CaptionedImage(n, tuple(texts), Path(n)) for n, texts in given_entries), "data")
+    assert [image.name for image in joined] == list(dict.fromkeys(name for name, _ in given_entries))
+    for image in joined:
+        assert list(image.captions) == [
+            t for name, texts in given_entries if name == image.name for t in texts
+        ]
+
+
+# --- Expected numbers of images
+
+
+def test_the_benchmarks_counts_agree() -> None:
+    assert COCO.num_train_images == 113_287
+    assert FLICKR30K.num_train_images == 29_000
+    assert {split: sum(domains.values()) for split, domains in NOCAPS_DOMAINS.items()} == NOCAPS.splits
+
+
+def test_another_number_of_images_is_refused_with_the_splits(tmp_path: Path, write_json: WriteJson) -> None:
+    splits = ["restval", "val", "train", "restval", "restval"]
+    path = write_json(
+        {
+            "images": [
+                {
+                    "filename": save_image(tmp_path / f"{i}.png").name,
+                    "split": split,
+                    "sentences": [{"raw": "a"}],
+                }
+                for i, split in enumerate(splits)
+            ]
+        }
     )
-    for option in refused:
-        with pytest.raises(
-            ValueError, match=rf"^{option}: of no use with {kind} \('{given}'\); leave it out$"
-        ):
-            load_captioned_images(given, "train", **{option: OPTIONS[option]})
-    with pytest.raises(ValueError, match=f"^{' and '.join(refused)}: of no use"):
-        load_captioned_images(given, "train", **OPTIONS)
+    arguments = DatasetArguments(dataset=str(path))
+    images = arguments.load_split("train", seed=0)
+    arguments.check_count("expected_train_images", 4, images, seed=0)
+    arguments.check_count("expected_train_images", None, images, seed=0)
+    with pytest.raises(UserError) as caught:
+        arguments.check_count("expected_train_images", 113_287, images, seed=0)
+    assert str(caught.value).startswith("--expected_train_images is 113,287, but ")
+    assert "has 4 images (in all: restval 3, train 1, val 1)" in str(caught.value)
 
 
-def test_real_photographs(flickr8k_mini: Path) -> None:
-    records = load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", "val")
-    assert len(records) == 113
-    assert records[0].load().mode == "RGB"
+# --- Names, captions and files
 
 
-def test_the_same_photographs_in_every_form(
-    flickr8k_mini: Path, tmp_path: Path, datasets_cache: Path
+def test_cleaning_collapses_white_space() -> None:
+    assert clean_caption("  a dog\r\n  runs\t\u00a0fast . ") == "a dog runs fast ."
+
+
+def test_an_image_is_loaded_from_its_source(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.png", (1, 2, 3))
+    image = CaptionedImage("a.png", ("a",), path).load()
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (40, 34), (1, 2, 3))
+    scene = make_scene(0, 5)
+    assert CaptionedImage("scene", ("a",), scene).load().tobytes() == scene.render().tobytes()
+
+
+def test_file_names() -> None:
+    for value in (None, "", 7):
+        with pytest.raises(UserError, match=f"^line 1: 'image' must be a file name, got {value!r}$"):
+            parse_file_name(value, "line 1", "image")
+    with pytest.raises(UserError, match=r"'image' is a URL, 'https://e\.org/a\.jpg': download the images"):
+        parse_file_name("https://e.org/a.jpg", "line 1", "image")
+    for name in ("../a.jpg", "b/../../a.jpg", "..\\a.jpg"):
+        with pytest.raises(UserError, match="must stay inside the folder"):
+            parse_file_name(name, "line 1", "image", absolute=True)
+    for name in ("/photos/a.jpg", "C:\\photos\\a.jpg"):
+        assert parse_file_name(name, "line 1", "image", absolute=True) == name
+
+
+PARTS = st.sampled_from(["..", ".", "/", "\\", "a", "b.jpg", "C:", "~", "...", " ", "\0"])
+
+
+@given(st.lists(PARTS, max_size=7).map("".join) | st.text(max_size=9))
+@example("./\\a.jpg")
+@example("./C:\\a.jpg")
+@examples(50, 10_000)
+def test_no_file_name_leads_out_of_its_folder(name: str) -> None:
+    try:
+        parsed = parse_file_name(name, "line 1", "image")
+    except UserError:
+        return
+    assert not PurePosixPath(parsed).is_absolute()
+    assert not PureWindowsPath(parsed).anchor
+    assert ".." not in parsed.replace("\\", "/").split("/")
+    assert parse_file_name(parsed, "line 1", "image") == parsed
+
+
+def test_missing_images_make_one_error_and_empty_ones_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images = flickr8k_mini / "images"
-    wanted = {
-        split: load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", split)
-        for split in ("train", "val")
-    }
-    for split, records in wanted.items():
-        _write_coco(tmp_path / f"captions_{split}2017.json", records)
-    splits = [(split, record) for split, records in wanted.items() for record in records]
-    rows = [(record.name, text, split) for split, record in splits for text in record.captions]
-    with (tmp_path / "captions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "caption", "split"), *rows])
-    names, texts, column = map(list, zip(*rows, strict=True))
-    table = datasets.Dataset.from_dict({"image": names, "caption": texts, "split": column})
-    table.to_parquet(tmp_path / "captions.parquet")
-    for name in ("captions_train2017.json", "captions.csv", "captions.parquet"):
-        for split, records in wanted.items():
-            same = load_captioned_images(tmp_path / name, split, image_root=images)
-            # each format numbers the images in its own way, or not at all
-            assert [replace(r, image_id=None) for r in same] == [replace(r, image_id=None) for r in records]
-
-
-def test_the_same_photographs_inside_parquet(
-    flickr8k_mini: Path, tmp_path: Path, datasets_cache: Path
-) -> None:
-    wanted = load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", "val")[:20]
-    rows = [(str(record.source), text) for record in wanted for text in record.captions]
-    images, texts = map(list, zip(*rows, strict=True))
-    table = datasets.Dataset.from_dict({"image": images, "text": texts})
-    (tmp_path / "photos").mkdir()
-    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "photos" / "val.parquet")
-    records = load_captioned_images(tmp_path / "photos", "val")
-    assert [record.captions for record in records] == [record.captions for record in wanted]
-    for record, original in zip(records, wanted, strict=True):
-        assert record.load().tobytes() == original.load().tobytes()
-
-
-def _write_coco(path: Path, records: list[CaptionedImage]) -> None:
-    images = [{"id": i, "file_name": record.name} for i, record in enumerate(records)]
-    annotations = [
-        {"image_id": i, "caption": text} for i, record in enumerate(records) for text in record.captions
+    folders = ["train2014", "val2014", "val2014", "train2014", "elsewhere", "more"]
+    images = [CaptionedImage(str(i), ("a",), tmp_path / name / f"{i}.jpg") for i, name in enumerate(folders)]
+    save_image(tmp_path / "train2014" / "0.jpg")
+    (tmp_path / "train2014" / "3.jpg").touch()
+    with pytest.raises(FileNotFoundError, match=r"^4 of 6 images are missing") as caught:
+        check_images_exist(images)
+    assert f"{tmp_path}/val2014/1.jpg, " in str(caught.value)
+    assert f"; 2 of 2 in {tmp_path}/val2014, 1 of 1 in {tmp_path}/elsewhere, " in str(caught.value)
+    check_images_exist([images[0], images[3], CaptionedImage("scene", ("a",), make_scene(0, 0))])
+    assert [message[:47] for message in caplog.messages] == [
+        "1 of 3 images are empty or not files (" + str(tmp_path)[:9]
     ]
-    path.write_text(json.dumps({"images": images, "annotations": annotations}))

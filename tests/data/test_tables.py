@@ -1,0 +1,349 @@
+"""CSV files, Parquet files, and data sets of the library `datasets`."""
+
+import io
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ituning_hf.data.images import UnreadableImageError
+from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.records import CaptionedImage, MissingSplitError
+from ituning_hf.data.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, find_column, is_hub_name
+from ituning_hf.utils.errors import UserError
+
+from .conftest import captions, load, save_image
+
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
+# --- Text tables
+
+
+def write_lines(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_csv_rows_of_the_same_image_are_joined(tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "captions.csv",
+        "id,file_name,caption,Split",
+        '1,b.jpg," A dog,  running ",train',
+        "",
+        "2,a.jpg,a cat,train",
+        '3,./b.jpg,"says ""hi""\nto all",train',
+        "2,a.jpg,a cat,train",
+    )
+    assert load(path) == [
+        CaptionedImage("b.jpg", ("A dog, running", 'says "hi" to all'), tmp_path / "b.jpg"),
+        CaptionedImage("a.jpg", ("a cat", "a cat"), tmp_path / "a.jpg"),
+    ]
+
+
+def test_flickr8k_csv_of_kaggle(tmp_path: Path) -> None:
+    lines = ["image,caption", "1.jpg,A child .", '1.jpg,"Up , up"', "2.jpg,A cat"]
+    path, root = write_lines(tmp_path / "captions.txt", *lines), tmp_path / "Images"
+    images = [image for split in ("train", "val") for image in load(path, split, image_root=root)]
+    assert {image.source for image in images} == {root / "1.jpg", root / "2.jpg"}
+    assert {image.captions for image in images} == {("A child .", "Up , up"), ("A cat",)}
+
+
+def test_flickr30k_csv_of_kaggle(tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "results.csv",
+        "image_name| comment_number| comment",
+        '1.jpg| 0| Two "young", White males .',
+        '1.jpg| 1| "Two" men; in a yard',
+        "1.jpg| 4   A dog runs .",  # one row of that file lacks a delimiter
+    )
+    assert captions(path) == {"1.jpg": ('Two "young", White males .', '"Two" men; in a yard')}
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+@pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.txt"])
+def test_csv_delimiters_byte_order_mark_and_line_ends(tmp_path: Path, delimiter: str, name: str) -> None:
+    lines = [delimiter.join(row) for row in [("Path", "Text", "n"), ("a.jpg", "a dog", "1")]]
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert captions(tmp_path / name) == {"a.jpg": ("a dog",)}
+
+
+def test_csv_split_column_and_absolute_paths(tmp_path: Path) -> None:
+    splits = ["train", "validation", "test", "train"]
+    rows = [f"/photos/{i}.jpg,{split},a" for i, split in enumerate(splits)]
+    path = write_lines(tmp_path / "a.csv", "filename, split, caption", *rows)
+    found = {split: [str(image.source) for image in load(path, split)] for split in ("train", "val", "test")}
+    assert found == {
+        "train": ["/photos/0.jpg", "/photos/3.jpg"],
+        "val": ["/photos/1.jpg"],
+        "test": ["/photos/2.jpg"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("../a.jpg,a,train", "line 3: 'image' must stay inside the folder, got '../a.jpg'"),
+        (" ,a,train", "line 3: 'image' must be a file name, got ''"),
+        ("b.jpg,a dog, running,train", "line 3: 4 fields for 3 columns; put a field that contains the delim"),
+        ("b.jpg,a,dev", "line 3: 'split' must be train, val or test, got 'dev'"),
+        ("a.jpg,a,val", "the entries of 'a.jpg' have different splits"),
+        ("b.jpg,a", "'split' must be stated for every image or for none"),
+        ('b.jpg,"a" dog,train', "line 3: ',' expected after '\"'"),
+        ('b.jpg,"a dog,train', "line 3: unexpected end of data"),
+        ("b.jpg,,train", r"1 of 2 images have no caption \(b\.jpg\)"),
+    ],
+)
+def test_malformed_csv_rows_are_named_by_line(tmp_path: Path, line: str, message: str) -> None:
+    path = write_lines(tmp_path / "a.csv", "image,caption,split", "a.jpg,a,train", line)
+    with pytest.raises(UserError, match=rf"a\.csv.*{message}"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "message"),
+    [
+        (["a", "b"], "c", "table has no column 'c', as --caption_column says; it has 'a', 'b'"),
+        (["a"], None, r"table has none of caption, .*comment: name one .* with --caption_column \('a'\)"),
+        (["text", "caption"], None, "table has the columns 'text', 'caption': name one of its columns with"),
+    ],
+)
+def test_the_columns_must_be_clear(columns: list[str], given: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        find_column(columns, given, CAPTION_COLUMNS, "caption_column", "table")
+    usual = ["id", "File_Name", "sentence"]
+    assert find_column(usual, None, IMAGE_COLUMNS, "image_column", "table") == "File_Name"
+    assert find_column(usual, None, CAPTION_COLUMNS, "caption_column", "table") == "sentence"
+    assert find_column(usual, "id", CAPTION_COLUMNS, "caption_column", "table") == "id"
+
+
+# --- The library `datasets`
+
+
+def png(colour: int, side: int = 8) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, 8), (colour, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def table(count: int, first: int = 0, **columns: list[Any]) -> datasets.Dataset:
+    """Rows with an image file each and the captions "a 0", "a 1", ..."""
+    numbers = range(first, first + count)
+    content = {"image": [{"bytes": png(i), "path": None} for i in numbers]}
+    content["caption"] = [f"a {i}" for i in numbers]
+    return datasets.Dataset.from_dict({**content, **columns}).cast_column("image", datasets.Image())
+
+
+def write(path: Path, data: datasets.Dataset) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.to_parquet(path)
+    return path
+
+
+def test_a_parquet_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "pets[1].parquet", table(3, caption=[" a\n dog", "a cat", "a cow"]))
+    images = [image for split in ("train", "val") for image in load(path, split)]
+    found = {image.name: (image.captions, image.load().getpixel((0, 0))) for image in images}
+    assert found == {
+        "train[0]": (("a dog",), (0, 0, 0)),
+        "train[1]": (("a cat",), (1, 0, 0)),
+        "train[2]": (("a cow",), (2, 0, 0)),
+    }
+
+
+def test_lists_of_captions_and_named_columns(tmp_path: Path) -> None:
+    data = table(2, id=[7, 8], texts=[["a", " ", "b "], ["c"]]).rename_column("image", "photo")
+    path = write(tmp_path / "a.parquet", data.add_column("split", ["train", "train"]))
+    assert captions(path) == {"train[0]": ("a 0",), "train[1]": ("a 1",)}
+    assert captions(path, image_column="photo", caption_column="texts") == {
+        "train[0]": ("a", "b"),
+        "train[1]": ("c",),
+    }
+    with pytest.raises(UserError, match=r"train\[0\]: 'id' must be a string or a list of strings, got 7$"):
+        captions(path, caption_column="id")
+    with pytest.raises(UserError, match=r"column 'id' is of type Value\('int64'\), and neither images nor"):
+        captions(path, image_column="id")
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), None])
+def test_parquet_of_other_libraries(tmp_path: Path, kind: pa.DataType | None) -> None:
+    contents = [png(i) for i in range(3)]
+    images = pa.array(contents, kind) if kind else pa.array([{"bytes": data} for data in contents])
+    columns = {"image": images, "text": ["a", "b", "c"], "split": ["val"] * 3}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = [image.load().getpixel((0, 0)) for image in load(tmp_path / "a.parquet", "val")]
+    assert found == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
+
+
+@pytest.mark.parametrize("pattern", ["{}-00000-of-00001.parquet", "data/{}.parquet", "{}/0000.parquet"])
+def test_a_folder_of_parquet_files_by_split(tmp_path: Path, pattern: str) -> None:
+    for first, name in enumerate(["train", "validation", "test"]):
+        write(tmp_path / "pets" / pattern.format(name), table(1, first))
+    assert {split: captions(tmp_path / "pets", split) for split in ("train", "val", "test")} == {
+        "train": {"train[0]": ("a 0",)},
+        "val": {"val[0]": ("a 1",)},
+        "test": {"test[0]": ("a 2",)},
+    }
+
+
+def test_appended_parquet_rows_do_not_move_the_others(tmp_path: Path) -> None:
+    for part in range(3):
+        write(tmp_path / "pets" / f"part-{part}.parquet", table(40, 40 * part))
+    few = captions(write(tmp_path / "few.parquet", table(100)), "val")
+    train, many = captions(tmp_path / "pets"), captions(tmp_path / "pets", "val")
+    assert train | many == {f"train[{i}]": (f"a {i}",) for i in range(120)}
+    assert {name for name in many if int(name[6:-1]) < 100} == few.keys()
+
+
+def test_saved_data_sets(tmp_path: Path) -> None:
+    table(30).with_format("numpy").save_to_disk(tmp_path / "one")
+    assert len(captions(tmp_path / "one") | captions(tmp_path / "one", "val")) == 30
+    datasets.DatasetDict(train=table(2), val=table(1, 2)).save_to_disk(tmp_path / "several")
+    assert captions(tmp_path / "several", "val") == {"val[0]": ("a 2",)}
+    with pytest.raises(MissingSplitError, match=r"split 'test'; it has 'train' \(2\), 'val' \(1\)$"):
+        captions(tmp_path / "several", "test")
+    datasets.DatasetDict(test=table(2)).save_to_disk(tmp_path / "test")
+    assert len(captions(tmp_path / "test", "test")) == 2
+    with pytest.raises(MissingSplitError, match=r"split 'train'; it has 'test' \(2\)$"):
+        captions(tmp_path / "test")
+    datasets.DatasetDict(val=table(1), validation=table(1)).save_to_disk(tmp_path / "both")
+    with pytest.raises(UserError, match="several splits named 'val': val, validation"):
+        captions(tmp_path / "both", "val")
+
+
+def test_a_split_column_divides_a_single_table(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", table(3, split=["train", "test", "validation"]))
+    assert [captions(path, split) for split in ("train", "val", "test")] == [
+        {"train[0]": ("a 0",)},
+        {"train[2]": ("a 2",)},
+        {"train[1]": ("a 1",)},
+    ]
+
+
+def test_rows_with_the_same_image_are_joined(tmp_path: Path) -> None:
+    one, two = b"1" * 100, b"2" * 100  # different images of the same size
+    given = [(one, "1.png"), (two, "1.png"), (one, "1.png"), (one, "2.png"), (one, None), (one, None)]
+    same = [{"bytes": content, "path": path} for content, path in given]
+    data = table(6, image=same, caption=list("abcdef"), split=["val"] * 6)
+    assert captions(write(tmp_path / "a.parquet", data), "val") == {
+        "train[0]": ("a", "c"),
+        "train[1]": ("b",),
+        "train[3]": ("d",),
+        "train[4]": ("e", "f"),
+    }
+
+
+def test_file_names_in_tables(tmp_path: Path) -> None:
+    save_image(tmp_path / "photos" / "a.png", (9, 8, 7))
+    columns = {"path": ["a.png", "./a.png"], "caption": ["a", "b"], "split": ["val"] * 2}
+    data = datasets.Dataset.from_dict(columns)
+    path = write(tmp_path / "photos" / "a.parquet", data)
+    expected = [CaptionedImage("a.png", ("a", "b"), tmp_path / "photos" / "a.png")]
+    assert load_captioned_images(path, "val") == expected
+    data.save_to_disk(tmp_path / "saved")
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 images are missing \(.*saved/a\.png"):
+        load_captioned_images(tmp_path / "saved", "val")
+    assert load_captioned_images(tmp_path / "saved", "val", image_root=tmp_path / "photos") == expected
+
+
+def test_images_that_are_only_paths(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png", (9, 8, 7))
+    images = [{"bytes": None, "path": "a.png"}, {"bytes": png(3), "path": "b.png"}]
+    data = table(2, image=images, split=["val"] * 2)
+    pq.write_table(data.data.table, tmp_path / "a.parquet")  # to_parquet would embed the file
+    found = {image.name: image.load().getpixel((0, 0)) for image in load(tmp_path / "a.parquet", "val")}
+    assert found == {"a.png": (9, 8, 7), "train[1]": (3, 0, 0)}
+
+
+def test_rows_without_an_image_or_a_caption(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", table(2, image=[{"bytes": png(0), "path": None}, None]))
+    with pytest.raises(UserError, match=r"train\[1\]: 'image' must be a file name, got None$"):
+        captions(path)
+    path = write(tmp_path / "b.parquet", table(2, caption=["a", None], split=["val"] * 2))
+    with pytest.raises(UserError, match=r"1 of 2 images have no caption \(train\[1\]\)"):
+        captions(path, "val")
+
+
+def test_table_images_are_decoded_like_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(file, "JPEG", exif=exif)
+    contents = [file.getvalue(), png(1, side=300)[:-40], b"", b"nonsense", png(1, side=50)]
+    images = [{"bytes": content, "path": None} for content in contents]
+    path = write(tmp_path / "a.parquet", table(5, image=images, split=["val"] * 5))
+    records = load(path, "val")
+    assert records[0].load().size == (10, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 399)
+    problems = ["it does not decode", "the file is empty", "it is none of JPEG", "it has more than 399"]
+    for position, problem in enumerate(problems, start=1):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 399 if position == 4 else 10**6)
+        with pytest.raises(
+            UnreadableImageError, match=rf"^cannot read {path}, train\[{position}\]: {problem}"
+        ):
+            records[position].load()
+
+
+def test_unreadable_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"^cannot read '.*bad\.parquet': Parquet magic bytes not found"):
+        captions(tmp_path / "bad.parquet")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"bad\.parquet, run: pip install 'ituning_hf\[train\]'$"):
+        captions(tmp_path / "bad.parquet")
+
+
+def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    requested = []
+
+    def load_dataset(name: str, config: str | None) -> datasets.DatasetDict:
+        requested.append((name, config))
+        names = datasets.Dataset.from_dict({"path": ["a.png"], "caption": ["a"]})
+        return datasets.DatasetDict(train=table(2), validation=table(1), test=names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", load_dataset)
+        assert len(load_captioned_images("org/pets", "train")) == 2
+        assert len(load_captioned_images("org/pets:small", "val")) == 1
+        with pytest.raises(UserError, match=r"test\[0\]: 'path' is a file name: give --image_root"):
+            load("org/pets", "test")
+    assert requested == [("org/pets", None), ("org/pets", "small"), ("org/pets", None)]
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"the Hub did not provide a data set, at 'org/pets': .*org/pets"):
+        load("org/pets")
+
+
+@pytest.mark.parametrize("text", ["org/name", "my-org/name_1.0:config"])
+def test_names_of_the_hub(text: str) -> None:
+    assert is_hub_name(text)
+
+
+@pytest.mark.parametrize("text", ["name", "./name", "../name", "/org/name", "org/name/", "a/b/c", "C:/name"])
+def test_names_that_are_not_of_the_hub(text: str) -> None:
+    assert not is_hub_name(text)
+
+
+def test_pickles_do_not_contain_images(tmp_path: Path) -> None:
+    noise = [{"bytes": os.urandom(100_000), "path": None} for _ in range(20)]
+    path = write(tmp_path / "a.parquet", table(20, image=noise, split=["val"] * 20))
+    pickled = pickle.dumps(load(path, "val"))
+    assert len(pickled) < 20_000
+    assert pickle.loads(pickled)[7].source.read() == noise[7]["bytes"]
+
+
+def test_worker_processes_read_tables(tmp_path: Path) -> None:
+    images = load(write(tmp_path / "a.parquet", table(4, split=["val"] * 4)), "val")
+    loader: Any = DataLoader(
+        [image.source for image in images], batch_size=None, num_workers=1, collate_fn=_red
+    )
+    assert list(loader) == [0, 1, 2, 3]
+
+
+def _red(source: Any) -> int:
+    return source.load().getpixel((0, 0))[0]
