@@ -296,16 +296,12 @@ def test_stored_features_stand_in_for_the_pictures(
 
 def test_a_copy_that_is_too_small_is_refused_at_once(stand_ins: Path, monkeypatch) -> None:
     monkeypatch.chdir(stand_ins)
-    with pytest.raises(
-        ValueError, match=r"^--expected_train_images is 113,287, and data/coco/data"
-    ) as caught:
-        train(["--config", str(recipe("coco", "large"))])  # before the models are looked for
-    assert str(caught.value).endswith(
-        "/dataset_coco.json has 11 images. COCO: train 82,783 expected, 7 found; restval 30,504 expected, 4 "
-        "found; val 5,000 expected, 3 found; test 5,000 expected, 2 found. Mend the data set, or give the "
-        "number that is meant, or none."
+    message = (
+        r"^--expected_train_images is 113,287, .* 11 images \(in all: train 7, restval 4, val 3, test 2\)"
     )
-    message = r"^--expected_eval_images is 1,014, and .* has 3 images\..*val 1,014 expected, 3 found"
+    with pytest.raises(ValueError, match=message):
+        train(["--config", str(recipe("coco", "large"))])  # before the models are looked for
+    message = r"^--expected_eval_images is 1,014, .* has 3 images"
     with pytest.raises(ValueError, match=message):
         train(["--config", str(recipe("flickr30k", "base")), "--expected_train_images", "6"])
     assert not (stand_ins / "outputs").exists()
@@ -313,7 +309,7 @@ def test_a_copy_that_is_too_small_is_refused_at_once(stand_ins: Path, monkeypatc
 
 def test_an_evaluation_of_too_few_is_refused_at_once(stand_ins: Path, monkeypatch) -> None:
     monkeypatch.chdir(stand_ins)
-    message = r"^--expected_images is 4,500, and .* has 4 images\. NoCaps: val 4,500 expected, 4 found"
+    message = r"^--expected_images is 4,500, .* has 4 images \(in all: val 4\)"
     with pytest.raises(ValueError, match=message):
         evaluate(["--config", str(recipe("nocaps_val", "base"))])
     assert not (stand_ins / "outputs").exists()
@@ -326,9 +322,7 @@ def test_a_copy_without_restval_is_told(stand_ins: Path, tmp_path: Path, monkeyp
     content["images"] = [entry for entry in content["images"] if entry["split"] != "restval"]
     path.write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"has 7 images\. COCO: train 82,783 .* restval 30,504 expected, 0 found; "
-    ):
+    with pytest.raises(ValueError, match=r"has 7 images \(in all: train 7, val 3, test 2\)"):
         train(["--config", str(recipe("coco", "base"))])
 
 
@@ -338,9 +332,7 @@ def test_a_folder_of_pictures_that_was_forgotten_is_named(
     shutil.copytree(stand_ins / "data" / "coco", tmp_path / "data" / "coco")
     shutil.rmtree(tmp_path / "data" / "coco" / "val2014")
     monkeypatch.chdir(tmp_path)
-    message = (
-        r"^4 of the split's 11 images are missing .*are 4 of 4 in data/coco/val2014 \(there is no val2014/"
-    )
+    message = r"^4 of 11 images are missing .* 4 of 4 in data/coco/val2014"
     with pytest.raises(FileNotFoundError, match=message):
         train(["--config", str(recipe("coco", "base"))])
 
@@ -348,7 +340,7 @@ def test_a_folder_of_pictures_that_was_forgotten_is_named(
 def test_nocaps_is_not_trained_on(stand_ins: Path, monkeypatch) -> None:
     monkeypatch.chdir(stand_ins)
     for file, split in (("nocaps_val_4500_captions.json", "val"), ("nocaps_test_image_info.json", "test")):
-        message = rf"{file} has no images of split 'train'; it is NoCaps' '{split}'$"
+        message = rf"{file} has no images of split 'train'; it has '{split}'"
         with pytest.raises(ValueError, match=message):
             train(["--config", str(recipe("coco", "base")), "--dataset", f"data/nocaps/{file}"])
 
