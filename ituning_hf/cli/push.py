@@ -50,55 +50,27 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Push the captioner, or list what would go, and return the exit code."""
-    from ..hub.push import push_captioner
+    """Push the captioner, or list its files, and return the exit code."""
+    from ..hub.push import list_files, missing_metadata, push_captioner
 
+    backbones = {"vision_model": options.vision_model, "text_model": options.text_model}
     if options.dry_run:
-        _list(options)
-        return 0
-    result = push_captioner(
-        options.folder,
-        options.repo,
-        private=options.private,
-        revision=options.revision,
-        commit_message=options.message,
-        vision_model=options.vision_model,
-        text_model=options.text_model,
-    )
-    if not result.changed:
-        print("the same files were there already: no commit was made")
-    if result.card_kept:
-        print("the model card there was edited on the Hub, and stays")
-    for name, why in result.not_for_all.items():
-        print(
-            f"{name} is {why}: whoever has no access to it cannot load this public captioner", file=sys.stderr
+        sizes = list_files(options.folder, options.repo, **backbones)
+        for name, size in sizes.items():
+            print(f"{size:>13,} bytes  {name}")
+        print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
+    else:
+        commit = push_captioner(
+            options.folder,
+            options.repo,
+            private=options.private,
+            revision=options.revision,
+            commit_message=options.message,
+            **backbones,
         )
-    print(f"{result.url} at commit {result.commit}")
-    revision = f', revision="{options.revision}"' if options.revision else ""
-    print(f'AutoModel.from_pretrained("{result.repo_id}", trust_remote_code=True{revision})')
+        revision = f', revision="{options.revision}"' if options.revision else ""
+        print(f"{commit.repo_url} at commit {commit.oid}")
+        print(f'AutoModel.from_pretrained("{commit.repo_url.repo_id}", trust_remote_code=True{revision})')
+    if missing := missing_metadata(options.folder):
+        print(f"The model card has no {' and no '.join(missing)}: add it to README.md.", file=sys.stderr)
     return 0
-
-
-def _list(options: argparse.Namespace) -> None:
-    from ..hub.push import check_repo_id
-    from ..hub.review import review_captioner
-
-    check_repo_id(options.repo)
-    review = review_captioner(
-        options.folder, vision_model=options.vision_model, text_model=options.text_model
-    )
-    sizes = review.sizes(options.repo)
-    for name, size in sizes.items():
-        print(f"{size:>13,} bytes  {name}")
-    print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
-    if review.left_out:
-        print(f"left out: {', '.join(review.left_out)}")
-    rendered = review.card_is_rendered
-    print(
-        f"card: {f'rendered for {options.repo}' if rendered else 'yours: sent with its metadata completed'}"
-    )
-    for kind, place in review.places.items():
-        at = place.revision or "its newest commit, whose weights are compared first"
-        print(f"{kind} model: {place.name} at {at}")
-    private = "private " if options.private else ""
-    print(f"to the {private}repository {options.repo}, branch {options.revision or 'main'}; nothing was sent")

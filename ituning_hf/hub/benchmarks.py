@@ -1,33 +1,29 @@
-"""The cards of the captioners that the paper's benchmarks call for, of which none was trained yet.
+"""The cards of the captioners for the paper's benchmarks; none of them is trained yet.
 
-Facts of the data, and where they come from; the counts are those of `data.benchmarks`:
+The image counts are those of `data.benchmarks`. Sources of the terms of use:
 
-- COCO, Karpathy's splits: `dataset_coco.json`; terms: https://cocodataset.org/#termsofuse.
-- Flickr30k, Karpathy's splits: `dataset_flickr30k.json`; terms, as the authors of its Entities state them:
-  https://github.com/BryanPlummer/flickr30k_entities.
+- COCO: https://cocodataset.org/#termsofuse.
+- Flickr30k: https://github.com/BryanPlummer/flickr30k_entities.
 - NoCaps: https://nocaps.org/download; the licence is the tag of its copy on the Hub.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers import CLIPVisionConfig, GPT2Config
 
 from ..captioner.configuration_ituning import ITuningConfig
 from ..data import benchmarks as counts
-from .evaluation_results import Benchmark
-from .facts import Backbone, CardFacts, DataFacts
+from .card import DataSet, render
 from .inspection import describe_config
-from .render import render
+from .records import EvaluationRecord
 
 NOTICE = (
-    "**No such weights have been published yet**, and nothing was measured. This card says what is known "
-    "beforehand; the cells of the results stay empty until they are measured."
+    "**No weights have been published yet**, and nothing was measured. The cells of the results stay empty "
+    "until they are measured."
 )
-
-COCO = DataFacts(
+COCO = DataSet(
     name="COCO, Karpathy's splits",
     splits={
         "train and restval": counts.COCO.num_train_images,
@@ -39,78 +35,72 @@ COCO = DataFacts(
         "([COCO's terms](https://cocodataset.org/#termsofuse))."
     ),
 )
-FLICKR30K = DataFacts(
+FLICKR30K = DataSet(
     name="Flickr30k, Karpathy's splits",
-    splits=dict(counts.FLICKR30K.splits),
+    splits=counts.FLICKR30K.splits,
     terms=(
         "The images are under Flickr's terms of use, for non-commercial research and education "
         "([its authors' note](https://github.com/BryanPlummer/flickr30k_entities))."
     ),
 )
-COCO_TEST = Benchmark(dataset="COCO Karpathy", split="test", num_images=counts.COCO.splits["test"])
-FLICKR30K_TEST = Benchmark(
-    dataset="Flickr30k Karpathy", split="test", num_images=counts.FLICKR30K.splits["test"]
-)
-NOCAPS = tuple(
-    Benchmark(dataset="NoCaps", split=split, num_images=images, subset=domain)
-    for split, domain, images in (
-        *(("val", domain, images) for domain, images in counts.NOCAPS_DOMAINS["val"].items()),
-        ("val", None, counts.NOCAPS.splits["val"]),
-        ("test", None, counts.NOCAPS.splits["test"]),
-    )
-)
 NOCAPS_NOTE = (
-    "Zero-shot, by domain: the captioner has seen no picture of [NoCaps](https://nocaps.org). "
+    "Zero-shot, by domain: the captioner was not trained on images of [NoCaps](https://nocaps.org). "
     "[Its copy on the Hub](https://huggingface.co/datasets/HuggingFaceM4/NoCaps) is tagged CC BY 2.0. The "
-    "references of its test split are not public: its server scores them."
+    "references of its test split are not public; its server computes the scores."
 )
 
 
-@dataclass(frozen=True)
-class _Planned:
-    title: str
-    data: DataFacts
-    results: tuple[Benchmark, ...]
-    note: str = ""
+def _unmeasured(dataset: str, split: str, num_images: int, subset: str | None = None) -> EvaluationRecord:
+    return EvaluationRecord(dataset=dataset, split=split, num_images=num_images, metrics={}, subset=subset)
 
 
-_PLANNED = {
-    "coco.md": _Planned("I-Tuning Base, trained on COCO", COCO, (COCO_TEST,)),
-    "flickr30k.md": _Planned("I-Tuning Base, trained on Flickr30k", FLICKR30K, (FLICKR30K_TEST,)),
-    "nocaps.md": _Planned("I-Tuning Base, trained on COCO, evaluated on NoCaps", COCO, NOCAPS, NOCAPS_NOTE),
+NOCAPS = [
+    *(
+        _unmeasured("NoCaps", "val", images, domain)
+        for domain, images in counts.NOCAPS_DOMAINS["val"].items()
+    ),
+    _unmeasured("NoCaps", "val", counts.NOCAPS.splits["val"]),
+    _unmeasured("NoCaps", "test", counts.NOCAPS.splits["test"]),
+]
+_CARDS: dict[str, dict[str, Any]] = {
+    "coco.md": {
+        "title": "I-Tuning Base, trained on COCO",
+        "data": COCO,
+        "evaluations": [_unmeasured("COCO Karpathy", "test", counts.COCO.splits["test"])],
+    },
+    "flickr30k.md": {
+        "title": "I-Tuning Base, trained on Flickr30k",
+        "data": FLICKR30K,
+        "evaluations": [_unmeasured("Flickr30k Karpathy", "test", counts.FLICKR30K.splits["test"])],
+    },
+    "nocaps.md": {
+        "title": "I-Tuning Base, trained on COCO, evaluated on NoCaps",
+        "data": COCO,
+        "evaluations": NOCAPS,
+        "results_note": NOCAPS_NOTE,
+    },
 }
 
 
 def base_config() -> ITuningConfig:
-    """Return the paper's Base size: CLIP ViT-B/16, GPT-2, and an adapter of half its width in every layer."""
-    vision = CLIPVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, patch_size=16
-    )
+    """Return the paper's Base size: CLIP ViT-B/16, GPT-2, and adapters of half its width in every layer."""
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "patch_size": 16,
+    }
     return ITuningConfig(
-        vision_config=vision.to_dict(),
-        text_config=GPT2Config().to_dict(),
+        vision_config=vision,
+        text_config={"model_type": "gpt2"},
         vision_model_name_or_path="openai/clip-vit-base-patch16",
         text_model_name_or_path="gpt2",
     )
 
 
 def benchmark_cards() -> dict[str, ModelCard]:
-    """Render the cards of captioners that are yet to be trained, by file name."""
+    """Render the cards by file name."""
     description = describe_config(base_config())
-    return {
-        name: render(
-            CardFacts(
-                vision=Backbone.of("vision encoder", description["vision_model"]),
-                text=Backbone.of("language model", description["text_model"]),
-                adapter=description["adapter"],
-                parameters=description["parameters"],
-                data=planned.data,
-                results=planned.results,
-                title=planned.title,
-                notice=NOTICE,
-                results_note=planned.note,
-                language="en",
-            )
-        )
-        for name, planned in _PLANNED.items()
-    }
+    return {name: render(description, notice=NOTICE, language="en", **card) for name, card in _CARDS.items()}

@@ -1,34 +1,51 @@
-"""A reviewed captioner's way to the Hub: one commit, or none."""
+"""Pushes a saved captioner to the Hub."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub.constants import REPOCARD_NAME
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
+from ..captioner import modeling_ituning
+from ..captioner.backbones_ituning import is_local
 from ..captioner.fingerprint_ituning import fingerprint
+from ..inference.files import read_config
+from ..inference.loading import load_processor
+from ..utils.errors import UserError
 from ..utils.hub import explain_hub_error
-from .contents import CARD, Place, Review
-from .review import FILES, review_captioner
-from .writing import is_rendered
+from .card import PLACEHOLDER, is_rendered, write_card
+from .inspection import describe
+from .records import EVALUATION_FILE, TRAINING_FILE
 
-
-@dataclass(frozen=True)
-class PushResult:
-    """Where a captioner now is."""
-
-    repo_id: str
-    url: str
-    commit: str
-    changed: bool  # False: the same content was there already, and no commit was made
-    card_kept: bool  # the card there was edited on the Hub, and stays
-    not_for_all: Mapping[str, str]  # of a public captioner: its frozen models that are "private" or "gated"
+# The files of a captioner; nothing else is pushed.
+FILES = (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_NAME,
+    REPOCARD_NAME,
+    GENERATION_CONFIG_NAME,
+    TRAINING_FILE,
+    EVALUATION_FILE,
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    *sorted(path.name for path in Path(modeling_ituning.__file__).parent.glob("*_ituning.py")),
+)
 
 
 def push_captioner(
@@ -41,138 +58,160 @@ def push_captioner(
     token: str | None = None,
     vision_model: str | None = None,
     text_model: str | None = None,
-) -> PushResult:
-    """Put a saved captioner on the Hub, where one line loads it.
+) -> CommitInfo:
+    """Push a saved captioner to the Hub. The folder does not change.
 
-    All of it goes in one commit, so that nobody meets a half of it, and pushing again after a failure
-    does no harm. Backbones do not go: what is uploaded names them, each at a commit. The folder stays as
-    it is.
-
-    What an earlier captioner left in the repository and this one has not, such as its evaluation, is removed
-    in the same commit; other files stay. A model card that was edited there stays too, unless the folder's
-    was written or edited by a person.
+    The backbones are not uploaded; the pushed configuration names them. Files of an earlier captioner, such
+    as its evaluation, are removed from the repository; other files stay. A model card that was edited on the
+    Hub stays, unless the card in the folder was edited too.
 
     Args:
-        folder: The captioner, as `save_captioner` wrote it.
-        repo_id: The repository, such as "org/ituning-coco"; made if it is not there.
+        folder: The captioner's folder, as `save_captioner` wrote it.
+        repo_id: The repository, such as "org/ituning-coco"; created if it does not exist.
         private: Make the repository private.
-        revision: The branch; "main" by default, and made if it is not there.
-        commit_message: What the history says.
-        token: By default the one that `hf auth login` stored, or HF_TOKEN.
-        vision_model: The id on the Hub of the frozen vision encoder, where the captioner was trained over a
-            local copy of it. Its weights' fingerprint must be the recorded one; its files are downloaded
-            for that, if the cache has them not.
-        text_model: The same of the frozen language model.
+        revision: The branch, created if it does not exist; "main" by default.
+        commit_message: The message of the commit.
+        token: The token; by default the stored one or HF_TOKEN.
+        vision_model: The Hub id of the frozen vision encoder, if the captioner was trained over a local copy.
+            Its weights must have the recorded fingerprint.
+        text_model: The Hub id of the frozen language model, likewise.
 
     Returns:
-        Where it is.
+        The commit; the last one if the repository had the same files.
 
     Raises:
-        ValueError: for an id that the Hub cannot have, or an empty message; for what must not go (see
-            `review_captioner`), all told at once and before anything is sent; or a model on the Hub that is
-            not the one the adapter was trained on; or a repository that is public and was asked to be
-            private.
+        UserError: for an invalid repository id; a captioner that cannot be loaded; a backbone in a local
+            folder, or one on the Hub with other weights; or a public repository with `private=True`.
         OSError: if there is no captioner, or the Hub cannot be reached or refuses.
     """
-    check_repo_id(repo_id)
-    if not commit_message.strip():
-        raise ValueError(f"commit_message is {commit_message!r}, expected what the history is to say.")
-    review = review_captioner(folder, vision_model=vision_model, text_model=text_model)
+    check_captioner(folder, repo_id, vision_model=vision_model, text_model=text_model)
     api = HfApi(token=token)
-    revisions = {kind: _commit_of(api, kind, place) for kind, place in review.places.items()}
-    with _telling(f"{str(folder)!r} was not pushed to {repo_id!r}, and pushing again does no harm"):
+    replaced = {"vision": vision_model, "text": text_model}
+    backbones = {kind: _pin(api, folder, kind, name) for kind, name in replaced.items() if name is not None}
+    with _hub_errors(f"{os.fspath(folder)!r} was not pushed to {repo_id!r}"), TemporaryDirectory() as staged:
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
-            raise ValueError(
-                f"{repo_id!r} was there already and is public, and nothing was pushed: make it private in "
-                "its settings on the Hub, or push without --private."
+            raise UserError(
+                f"{repo_id!r} exists and is public: make it private in its settings on the Hub, or push "
+                "without --private."
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        before = api.model_info(repo_id, revision=revision)
-        contents = review.contents(repo_id, revisions)
-        if card_kept := _is_edited_there(api, review, repo_id, before):
-            del contents[CARD]
-        commit = api.create_commit(
-            repo_id, _operations(contents, before), commit_message=commit_message, revision=revision
-        ).oid
-    url, changed = f"{api.endpoint}/{repo_id}", commit != before.sha
-    not_for_all = {} if before.private else _not_for_all(api, review)
-    return PushResult(repo_id, url, commit, changed, card_kept, not_for_all)
+        _stage(folder, Path(staged), repo_id, backbones)
+        files = list(FILES)
+        if _card_was_edited_on_hub(api, repo_id, revision, Path(staged)):
+            files.remove(REPOCARD_NAME)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=staged,
+            revision=revision,
+            commit_message=commit_message,
+            allow_patterns=files,
+            delete_patterns=files,
+        )
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Refuse what is no captioner's id on the Hub, before long work and with no network.
+def list_files(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    vision_model: str | None = None,
+    text_model: str | None = None,
+) -> dict[str, int]:
+    """Return the size in bytes of each file that `push_captioner` uploads; the Hub is not asked.
 
-    Args:
-        repo_id: "org/name", or a name alone, which the Hub completes by that of the token's owner.
+    The arguments and errors are those of `push_captioner`.
+    """
+    check_captioner(folder, repo_id, vision_model=vision_model, text_model=text_model)
+    replaced = {"vision": vision_model, "text": text_model}
+    backbones = {kind: (name, "0" * 40) for kind, name in replaced.items() if name is not None}
+    with TemporaryDirectory() as staged:
+        _stage(folder, Path(staged), repo_id, backbones)
+        return {path.name: path.stat().st_size for path in sorted(Path(staged).iterdir())}
 
-    Raises:
-        ValueError: naming it.
+
+def check_captioner(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    vision_model: str | None = None,
+    text_model: str | None = None,
+) -> None:
+    """Refuse a captioner that nobody could load from the Hub; the Hub is not asked.
+
+    The arguments and errors are those of `push_captioner`.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(
-            f"{repo_id!r} is no id on the Hub ({error}): give one such as org/my-captioner."
-        ) from error
+        raise UserError(f"{repo_id!r} is not a Hub id, such as org/my-captioner: {error}.") from error
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder {os.fspath(folder)!r}: give a saved captioner.")
+    description = describe(folder)  # reads the adapter and compares it with the configuration
+    load_processor(folder)
+    for kind, name in (("vision", vision_model), ("text", text_model)):
+        name = name or description[f"{kind}_model"]["name_or_path"]
+        if name is None or is_local(name):
+            raise UserError(
+                f"The frozen {kind} model is the local folder {name!r}, which others do not have: give the "
+                f"Hub id of the same model, --{kind}_model org/NAME. `hf upload org/NAME FOLDER` uploads it."
+            )
 
 
-def _not_for_all(api: HfApi, review: Review) -> dict[str, str]:
-    """Tell of each frozen model that not everybody may load why, as far as the Hub lets this user know."""
-    found = {}
-    for place in review.places.values():
-        with suppress(HTTPError):  # the captioner is there by now, and that counts
-            info = api.model_info(place.name)
-            if info.private or info.gated:
-                found[place.name] = "private" if info.private else "gated"
-    return found
+def missing_metadata(folder: str | os.PathLike[str]) -> list[str]:
+    """Return which of "license" and "language" the model card of a captioner does not name."""
+    path = Path(folder) / REPOCARD_NAME
+    data = ModelCard.load(path).data.to_dict() if path.exists() else {}
+    return [name for name in ("license", "language") if not data.get(name)]
 
 
-def _is_edited_there(api: HfApi, review: Review, repo_id: str, before: ModelInfo) -> bool:
-    """Tell whether a person wrote or edited the card on the Hub, and nobody the folder's."""
-    if CARD not in _names(before) or not review.card_is_rendered:
-        return False
-    return not is_rendered(Path(api.hf_hub_download(repo_id, CARD, revision=before.sha)))
-
-
-def _operations(
-    contents: Mapping[str, Path | bytes], before: ModelInfo
-) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """List what makes the repository this captioner's; of other files it holds nothing is touched."""
-    outdated = sorted((_names(before) & FILES) - {*contents, CARD})
-    return [
-        *(CommitOperationAdd(name, content) for name, content in contents.items()),
-        *(CommitOperationDelete(name) for name in outdated),
-    ]
-
-
-def _names(info: ModelInfo) -> set[str]:
-    return {file.rfilename for file in info.siblings or ()}
-
-
-def _commit_of(api: HfApi, kind: str, place: Place) -> str:
-    """Find the commit to load a frozen model at, and prove that it is the model that the adapter knows."""
-    if place.revision is not None:
-        return place.revision
-    with _telling(f"the frozen {kind} model cannot be had from {place.name!r}"):
-        commit = api.model_info(place.name).sha
-        found = fingerprint(kind, place.name, revision=commit, token=api.token)
-    if found != place.fingerprint:
-        raise ValueError(
-            f"The {kind} model {place.name!r} on the Hub is not the one this adapter was trained on: its "
-            f"weights have fingerprint {found}, wanted {place.fingerprint}. Give the "
-            f"right one, --{kind}_model ID."
+def _pin(api: HfApi, folder: str | os.PathLike[str], kind: str, name: str) -> tuple[str, str]:
+    """Return a backbone's Hub id and newest commit, after a comparison with the recorded fingerprint."""
+    with _hub_errors(f"The frozen {kind} model {name!r} cannot be read"):
+        commit = str(api.model_info(name).sha)
+        found = fingerprint(kind, name, revision=commit, token=api.token)
+    expected = read_config(folder)[1].get(f"{kind}_model_fingerprint")
+    if found != expected:
+        raise UserError(
+            f"{name!r} is not the {kind} model that the adapter was trained on: its weights have fingerprint "
+            f"{found}, expected {expected}. Give the right one, --{kind}_model ID."
         )
-    return str(commit)
+    return name, commit
+
+
+def _stage(
+    folder: str | os.PathLike[str], staged: Path, repo_id: str, backbones: Mapping[str, tuple[str, str]]
+) -> None:
+    """Copy a captioner's files to a folder, with the backbones and the repository's id filled in."""
+    for name in FILES:
+        if (source := Path(folder, name)).is_file():
+            shutil.copyfile(source, staged / name)
+    config: dict[str, Any] = json.loads((staged / CONFIG_NAME).read_text(encoding="utf-8"))
+    for kind, (name, commit) in backbones.items():
+        config |= {f"{kind}_model_name_or_path": name, f"{kind}_model_revision": commit}
+    if backbones:
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (staged / CONFIG_NAME).write_text(text, encoding="utf-8")
+    if not write_card(staged, repo_id=repo_id):  # a person's card
+        card = staged / REPOCARD_NAME
+        card.write_bytes(card.read_bytes().replace(PLACEHOLDER.encode(), repo_id.encode()))
+
+
+def _card_was_edited_on_hub(api: HfApi, repo_id: str, revision: str | None, staged: Path) -> bool:
+    """Return whether a person wrote or edited the card on the Hub, and not the one in the folder."""
+    if not is_rendered(staged / REPOCARD_NAME):
+        return False
+    if not api.file_exists(repo_id, REPOCARD_NAME, revision=revision):
+        return False
+    return not is_rendered(Path(api.hf_hub_download(repo_id, REPOCARD_NAME, revision=revision)))
 
 
 @contextmanager
-def _telling(failed: str) -> Iterator[None]:
-    """Tell in one line what the Hub, or the way to it, had against it."""
+def _hub_errors(failed: str) -> Iterator[None]:
+    """Explain errors of the Hub and of the connection in one line."""
     try:
         yield
-    except ValueError:
+    except UserError:
         raise
     except Exception as error:
         if (explanation := explain_hub_error(error)) is None:
@@ -180,4 +219,4 @@ def _telling(failed: str) -> Iterator[None]:
         raise OSError(f"{failed}: {explanation}.") from error
 
 
-__all__ = ["PushResult", "check_repo_id", "push_captioner"]
+__all__ = ["check_captioner", "list_files", "missing_metadata", "push_captioner"]

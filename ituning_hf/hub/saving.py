@@ -1,4 +1,4 @@
-"""A captioner and its processor, to one folder and back."""
+"""Saves a captioner, its processor, its code and its model card to one folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
 from ..utils.files import give_ordinary_permissions
-from .evaluation_results import EVALUATION_FILE
-from .training_record import TRAINING_FILE, TrainingRecord, write_training_record
-from .writing import write_card
+from .card import write_card
+from .records import EVALUATION_FILE, TRAINING_FILE, TrainingRecord, write_training_record
 
 
 def save_captioner(
@@ -25,14 +24,14 @@ def save_captioner(
 ) -> None:
     """Save the adapter, its processor, the code that loads both without this package, and a model card.
 
-    A model card there that was rendered before is renewed; one that a person wrote or edited is left alone.
-    What `training.json` and `evaluation.json` there say of other weights is removed with those weights.
+    A model card that a person wrote or edited is not overwritten. Records of other weights in the folder,
+    `training.json` and `evaluation.json`, are removed.
 
     Args:
-        model: The captioner; of its weights the adapter's alone are written.
+        model: The captioner; only the adapter's weights are written.
         processor: Its processor.
-        folder: Is made if it is not there.
-        training: How it came about; becomes `training.json`, and part of the card.
+        folder: The folder; created if it does not exist.
+        training: How the captioner was trained; becomes `training.json` and part of the card.
     """
     weights = Path(folder) / SAFE_WEIGHTS_NAME
     before = _digest(weights)

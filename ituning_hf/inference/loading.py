@@ -10,9 +10,9 @@ import torch
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
 from ..captioner.processor_files_ituning import ChangedFilesError
-from ..hub.inspection import read_config
 from ..utils.devices import usable_device
 from ..utils.hub import explain_hub_error
+from .files import read_config
 from .int8 import quantize_frozen_weights, require_cpu
 
 

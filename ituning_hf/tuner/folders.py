@@ -18,8 +18,8 @@ from transformers.utils import cached_file
 from ..captioner.backbones_ituning import is_local, load_pretrained_backbone
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
-from ..hub.inspection import holds_peft_adapter
 from ..hub.saving import save_captioner
+from ..inference.files import holds_peft_adapter
 from ..inference.loading import load_model
 from .config import ITuningTunerConfig
 from .conversion import to_peft

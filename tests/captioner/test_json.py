@@ -10,8 +10,8 @@ import pytest
 from ituning_hf.captioner.json_ituning import parse_json, read_json_object
 from ituning_hf.features.spec import STORE_FILE, read_spec
 from ituning_hf.hub.evaluation_results import EVALUATION_FILE, read_evaluations
-from ituning_hf.hub.inspection import read_config
 from ituning_hf.hub.training_record import TRAINING_FILE, read_training_record
+from ituning_hf.inference.files import read_config
 from ituning_hf.training.checkpoints import STATE_FILE
 from ituning_hf.training.state import read_state
 

@@ -12,8 +12,9 @@ from small_models import make_captioner
 
 from ituning_hf import ITuningForCaptioning, __version__
 from ituning_hf.cli.description import format_description
-from ituning_hf.hub.inspection import describe, describe_config, read_config
-from ituning_hf.hub.training_record import TrainingRecord, ValidationRecord, write_training_record
+from ituning_hf.hub.inspection import describe, describe_config
+from ituning_hf.hub.records import TrainingRecord, ValidationRecord, write_training_record
+from ituning_hf.inference.files import read_config
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -217,24 +218,28 @@ def test_an_adapter_of_peft_on_the_hub(saved, tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text(COMMIT)
     (repository / "snapshots" / COMMIT / "adapter_config.json").write_text("{}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(OSError, match="the repository holds an adapter of PEFT, of which `ituning convert`"):
+    with pytest.raises(OSError, match="the repository holds a PEFT adapter: `ituning convert`"):
         describe("org/adapter")
 
 
-def test_a_place_without_a_captioner(saved, backbones, tmp_path):
-    with pytest.raises(OSError, match=r"no captioner at 'no/such': there is no such folder, and as an id on"):
+def test_without_a_captioner(saved, backbones, tmp_path):
+    with pytest.raises(
+        OSError, match=r"no captioner at 'no/such': the folder does not exist, and as a Hub id"
+    ):
         describe("no/such")
-    with pytest.raises(OSError, match=r"the folder has no config.json, but \['captioner'\] inside it have"):
+    with pytest.raises(
+        OSError, match=r"the folder has no config.json, but its subfolders \['captioner'\] do"
+    ):
         describe(saved.parent)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OSError, match=r"the folder has no config.json\. Give a folder that a captioner was"):
+    with pytest.raises(OSError, match=r"the folder has no config.json\. Give the folder"):
         describe(tmp_path / "empty")
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-    with pytest.raises(OSError, match="holds an adapter of PEFT, of which `ituning convert` makes"):
+    with pytest.raises(OSError, match="the folder holds a PEFT adapter: `ituning convert`"):
         describe(tmp_path / "empty")
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(
-        ValueError, match="holds a model of type None, expected 'ituning': beside it is an adapter of PEFT"
+        ValueError, match="holds a model of type None, expected 'ituning': it holds a PEFT adapter"
     ):
         describe(tmp_path / "empty")
     with pytest.raises(ValueError, match="holds a model of type 'gpt2', expected 'ituning'"):

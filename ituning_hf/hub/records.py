@@ -1,0 +1,174 @@
+"""The records stored with a captioner: `training.json` and `evaluation.json`.
+
+A training record holds no time, no path of a machine and no trace of interruptions: a resumed run writes the
+same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from ..captioner.json_ituning import parse_json
+from ..utils.errors import UserError
+from ..utils.files import write_text
+
+TRAINING_FILE = "training.json"
+EVALUATION_FILE = "evaluation.json"
+FORMAT_VERSION = 1
+
+
+class _Record:
+    """Refuses values of other types than the fields have, since model cards format them."""
+
+    def __post_init__(self) -> None:
+        for name, annotation in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            fits = isinstance(value, dict if get_origin(annotation) is dict else annotation)
+            if fits and annotation == dict[str, float]:
+                fits = all(isinstance(number, int | float) for number in value.values())
+            if not fits:
+                raise ValueError(f"{name} is {value!r}, expected {annotation}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRecord(_Record):
+    """A validation during training.
+
+    Args:
+        step: The optimizer step after which it ran.
+        scores: "loss", and the caption scores if captions were scored, by the names of
+            `compute_caption_metrics`.
+        num_scored: The number of images with scored captions.
+    """
+
+    step: int
+    scores: dict[str, float]
+    num_scored: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord(_Record):
+    """How a captioner was trained.
+
+    Args:
+        dataset: The name of the data set: the last part of its path, or its Hub id. None if the images were
+            passed in Python.
+        dataset_on_hub: Whether `dataset` is a Hub id.
+        num_train_images: The number of training images.
+        eval_split: The validation split, if any.
+        num_eval_images: The number of images in it.
+        step: The number of optimizer steps.
+        epoch: The number of passes over the training images.
+        settings: The settings that shaped the run, by name, without paths.
+        validation: The validation after the last step, if there was one.
+        versions: The versions of Python and the libraries, by name.
+        device: The device that the run used.
+        num_processes: The number of processes.
+        features: The number format of the stored features that replaced the vision encoder, such as
+            "bfloat16"; None if the encoder ran at each step.
+    """
+
+    dataset: str | None
+    dataset_on_hub: bool
+    num_train_images: int
+    eval_split: str | None
+    num_eval_images: int
+    step: int
+    epoch: int | float
+    settings: dict[str, Any]
+    validation: ValidationRecord | None
+    versions: dict[str, str]
+    device: str
+    num_processes: int
+    features: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(_Record):
+    """The scores of a captioner on a data set.
+
+    Args:
+        dataset: The name of the data set, or its Hub id.
+        split: The split, such as "test".
+        num_images: The number of scored images.
+        metrics: The scores by the names of `compute_caption_metrics`, as it returns them: 0 to 1, CIDEr 0 to
+            10. Empty if nothing was measured yet.
+        command: The command that computed the scores, in one line, without paths of a machine.
+        subset: A part of the split, such as the NoCaps domain "out-domain".
+        tokenizer: The tokenizer that split the captions into words, "PTB (Java)" or "Python".
+        num_unreadable: The number of images that could not be read and have no score.
+    """
+
+    dataset: str
+    split: str
+    num_images: int
+    metrics: dict[str, float]
+    command: str = ""
+    subset: str | None = None
+    tokenizer: str | None = None
+    num_unreadable: int = 0
+
+    @property
+    def part(self) -> str:
+        """The split, with the subset if there is one."""
+        return f"{self.split}, {self.subset}" if self.subset else self.split
+
+
+def read_training_record(folder: str | os.PathLike[str]) -> TrainingRecord | None:
+    """Read `training.json` in a captioner's folder; None without it.
+
+    Raises:
+        UserError: if the file is not a training record.
+    """
+
+    def build(content: dict[str, Any]) -> TrainingRecord:
+        validation = content["validation"]
+        return TrainingRecord(
+            **content | {"validation": None if validation is None else ValidationRecord(**validation)}
+        )
+
+    return _read(Path(folder) / TRAINING_FILE, build)
+
+
+def write_training_record(folder: str | os.PathLike[str], record: TrainingRecord) -> None:
+    """Write `training.json` into a captioner's folder."""
+    _write(Path(folder) / TRAINING_FILE, asdict(record))
+
+
+def read_evaluation_records(folder: str | os.PathLike[str]) -> list[EvaluationRecord]:
+    """Read `evaluation.json` in a captioner's folder; an empty list without it.
+
+    Raises:
+        UserError: if the file does not hold evaluation records.
+    """
+
+    def build(content: dict[str, Any]) -> list[EvaluationRecord]:
+        if content["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format_version is {content['format_version']!r}, expected {FORMAT_VERSION}")
+        return [EvaluationRecord(**result) for result in content["results"]]
+
+    return _read(Path(folder) / EVALUATION_FILE, build) or []
+
+
+def write_evaluation_records(folder: str | os.PathLike[str], records: Sequence[EvaluationRecord]) -> None:
+    """Write `evaluation.json` into a captioner's folder, in the order that the model card shows."""
+    results = [asdict(record) for record in records]
+    _write(Path(folder) / EVALUATION_FILE, {"format_version": FORMAT_VERSION, "results": results})
+
+
+def _read(path: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return build(parse_json(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} cannot be used ({error}): correct it or remove it.") from error
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

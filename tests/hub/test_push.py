@@ -1,0 +1,350 @@
+"""`push_captioner` and `ituning push`, with the real client, against the loopback Hub."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from loopback_hub import use_hub
+from safetensors.torch import load_file, save_file
+from small_models import edit_json
+
+from ituning_hf import ITuningForCaptioning, ITuningProcessor, load_captioner
+from ituning_hf.cli import main
+from ituning_hf.hub.card import PLACEHOLDER
+from ituning_hf.hub.push import check_captioner, list_files, push_captioner
+from ituning_hf.utils.errors import UserError
+
+HUB = {"vision_model": "org/clip", "text_model": "org/text"}
+FLAGS = ["--vision_model", "org/clip", "--text_model", "org/text"]
+
+
+@pytest.fixture
+def folder(captioners: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(captioners["a"], tmp_path / "captioner"))
+
+
+def files_of(hub, name: str = "org/captioner", revision: str = "main") -> dict[str, bytes]:
+    return {
+        path: data
+        for path, data in hub.repositories[name].at(revision).files.items()
+        if path != ".gitattributes"
+    }
+
+
+# --- The repository
+
+
+@pytest.mark.usefixtures("writer")
+def test_one_commit_has_the_files_of_the_captioner_and_no_others(hub, folder: Path):
+    names = {path.name for path in folder.iterdir()}
+    for name in ("notes.txt", "optimizer.pt", "other_ituning.py"):
+        (folder / name).write_text("x")
+    (folder / "checkpoint-9").mkdir()
+    (folder / "checkpoint-9" / "config.json").write_text("{}")
+    commit = push_captioner(folder, "org/captioner", **HUB)
+    commits = list(hub.repositories["org/captioner"].commits.values())
+    assert [made.message for made in commits] == ["initial commit", "Upload captioner"]
+    assert commit.oid == commits[1].sha
+    assert set(files_of(hub)) == names
+    pushed = {name: data for name, data in files_of(hub).items() if (folder / name).read_bytes() != data}
+    assert set(pushed) == {"config.json", "README.md"}
+
+
+@pytest.mark.usefixtures("writer")
+def test_local_backbones_are_replaced_by_ids_at_a_commit(hub, folder: Path, backbones):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    push_captioner(folder, "org/captioner", **HUB)
+    config = json.loads(files_of(hub)["config.json"])
+    for kind, name in (("vision", "org/clip"), ("text", "org/text")):
+        assert config[f"{kind}_model_name_or_path"] == name
+        assert config[f"{kind}_model_revision"] == hub.repositories[name].at("main").sha
+    local = str(backbones["clip"].parent).encode()
+    assert not [name for name, data in files_of(hub).items() if local in data]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.usefixtures("writer")
+def test_the_card_names_the_repository_and_the_backbones(hub, folder: Path):
+    push_captioner(folder, "captioner", **HUB)  # the user's own namespace is added
+    card = ModelCard(files_of(hub, "ann/captioner")["README.md"].decode())
+    assert card.data.base_model == ["org/clip", "org/text"]
+    assert 'captioner = "ann/captioner"' in card.text
+    assert "not on the\n> Hub" not in card.text
+    assert PLACEHOLDER not in card.text
+
+
+@pytest.mark.usefixtures("writer")
+def test_a_card_of_a_person_is_pushed_with_the_id_filled_in(hub, folder: Path):
+    (folder / "README.md").write_text(f'---\nlicense: mit\n---\n# Mine\n\n"{PLACEHOLDER}"\n')
+    push_captioner(folder, "org/captioner", **HUB)
+    assert files_of(hub)["README.md"] == b'---\nlicense: mit\n---\n# Mine\n\n"org/captioner"\n'
+
+
+@pytest.mark.usefixtures("writer")
+def test_pushing_over_another_captioner(hub, captioners, folder: Path):
+    (folder / "evaluation.json").write_text('{"format_version": 1, "results": []}')
+    first = push_captioner(folder, "org/captioner", **HUB)
+    assert push_captioner(folder, "org/captioner", **HUB).oid == first.oid  # no commit without changes
+    repository = hub.repositories["org/captioner"]
+    repository.commit({"notes.md": b"A person's."})
+    push_captioner(captioners["b"], "org/captioner", **HUB)
+    before = repository.commits[first.oid].files
+    assert before.keys() - files_of(hub).keys() == {".gitattributes", "evaluation.json"}
+    assert files_of(hub).keys() - before.keys() == {"notes.md"}
+    assert before["model.safetensors"] != files_of(hub)["model.safetensors"]
+
+
+@pytest.mark.usefixtures("writer")
+def test_a_card_edited_on_the_hub_stays_unless_the_local_one_was_edited_too(hub, folder: Path):
+    push_captioner(folder, "org/captioner", **HUB)
+    hub.repositories["org/captioner"].commit({"README.md": b"# My words\n"})
+    push_captioner(folder, "org/captioner", **HUB)
+    assert files_of(hub)["README.md"] == b"# My words\n"
+    (folder / "README.md").write_text("# My newer words\n")
+    push_captioner(folder, "org/captioner", **HUB)
+    assert files_of(hub)["README.md"] == b"# My newer words\n"
+
+
+@pytest.mark.usefixtures("writer")
+def test_the_command_prints_the_commit_the_loading_code_and_the_missing_metadata(hub, folder: Path, capsys):
+    arguments = ["push", str(folder), "org/captioner", *FLAGS, "--message", "A draft"]
+    assert main([*arguments, "--revision", "draft", "--private"]) == 0
+    printed = capsys.readouterr()
+    commit = hub.repositories["org/captioner"].at("draft")
+    assert commit.message == "A draft"
+    assert hub.repositories["org/captioner"].private
+    assert printed.out.splitlines() == [
+        f"{hub.endpoint}/org/captioner at commit {commit.sha}",
+        'AutoModel.from_pretrained("org/captioner", trust_remote_code=True, revision="draft")',
+    ]
+    assert printed.err.count("\n") == 1
+    assert "no license and no language" in printed.err
+
+
+@pytest.mark.usefixtures("writer")
+def test_a_captioner_over_the_hub_is_trained_saved_pushed_and_loaded(hub, captioners, tmp_path: Path):
+    run = [
+        "--dataset",
+        "scenes",
+        "--num_scenes",
+        "10",
+        "--max_train_steps",
+        "1",
+        "--max_caption_tokens",
+        "40",
+    ]
+    shape = ["--adapter_hidden_size", "21", "--adapter_num_heads", "7"]
+    assert main(["train", *FLAGS, *run, *shape, "--output_dir", str(tmp_path / "run")]) == 0
+    push_captioner(tmp_path / "run" / "last", "org/trained")
+    shas = {kind: hub.repositories[f"org/{kind}"].at("main").sha for kind in ("clip", "text")}
+    for kind in ("clip", "text"):  # later versions of the backbones
+        moved = {"model.safetensors": b"", "tokenizer.json": b"{}", "preprocessor_config.json": b"{}"}
+        hub.repositories[f"org/{kind}"].commit(moved)
+    model, processor = load_captioner("org/trained", device="cpu")
+    assert model.config.vision_model_revision == shas["clip"]
+    assert model.config.text_model_revision == shas["text"]
+    model.push_to_hub("org/by-hand")
+    processor.push_to_hub("org/by-hand")
+    again, _ = load_captioner("org/by-hand", device="cpu")
+    assert all(map(torch.equal, again.adapter_state_dict().values(), model.adapter_state_dict().values()))
+    names = {"vision_revision": shas["clip"], "text_revision": shas["text"]}
+    own = ITuningProcessor.from_vision_text_pretrained("org/clip", "org/text", **names)
+    assert own.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
+# --- The dry run
+
+
+def test_the_dry_run_lists_the_sizes_without_network(folder: Path, capsys):
+    (folder / "notes.txt").write_text("x")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["push", str(folder), "org/new", "--dry_run", *FLAGS]) == 0
+    printed = capsys.readouterr()
+    sizes = list_files(folder, "org/new", **HUB)
+    assert printed.out.splitlines() == [
+        *(f"{size:>13,} bytes  {name}" for name, size in sizes.items()),
+        f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files",
+    ]
+    assert sizes.keys() == before.keys() - {"notes.txt"}
+    assert sizes["model.safetensors"] == len(before["model.safetensors"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "no license and no language" in printed.err
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("---\n", "---\nlicense: mit\nlanguage: en\n", 1))
+    assert main(["push", str(folder), "org/new", "--dry_run", *FLAGS]) == 0
+    assert capsys.readouterr().err == ""
+
+
+# --- What is refused
+
+
+@pytest.mark.parametrize("name", ["{clip}", "/nowhere/clip", "./clip", "C:\\clip", "a/b/c", "../clip"])
+def test_a_backbone_in_a_local_folder_is_refused(folder: Path, backbones, name: str):
+    with pytest.raises(UserError, match=r"vision model is the local folder .*--vision_model org/NAME"):
+        check_captioner(folder, "org/new", vision_model=name.format(**backbones), text_model="gpt2")
+    with pytest.raises(UserError, match=r"text model is the local folder .*--text_model org/NAME"):
+        check_captioner(folder, "org/new", vision_model="org/clip")
+
+
+def test_a_folder_with_the_name_of_an_id_is_refused(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "clip").mkdir(parents=True)
+    with pytest.raises(UserError, match="is the local folder 'org/clip'"):
+        check_captioner(folder, "org/new", **HUB)
+
+
+def test_a_model_over_local_folders_does_not_push_itself(folder: Path, tmp_path: Path):
+    model = ITuningForCaptioning.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"local folders.*vision_model"):
+        model.push_to_hub("org/new")
+    with pytest.raises(ValueError, match="local folders"):
+        model.save_pretrained(tmp_path / "new", push_to_hub=True, repo_id="org/new")
+    model.config.text_model_name_or_path = None
+    with pytest.raises(ValueError, match="built in memory"):
+        model.push_to_hub("org/new")
+
+
+def edit_adapter(folder: Path, **changed: torch.Tensor) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | changed, path, {"format": "pt"})
+
+
+BIAS = "text_model.transformer.h.3.adapter.q_proj.bias"
+DAMAGE = [
+    (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    (lambda f: (f / "model.safetensors").write_bytes(b"cut"), "model.safetensors"),
+    (lambda f: edit_adapter(f, **{BIAS: torch.full((21,), torch.nan)}), "not finite"),
+    (lambda f: edit_adapter(f, **{"text_model.transformer.wte.weight": torch.zeros(3)}), "unexpected"),
+    (lambda f: edit_json(f / "config.json", adapter_layers=[2]), "missing|was changed"),
+    (lambda f: edit_json(f / "config.json", model_type="gpt2"), "model of type 'gpt2'"),
+    (lambda f: (f / "config.json").unlink(), "no captioner"),
+    (lambda f: (f / "processor_config.json").unlink(), "processor"),
+    (lambda f: (f / "tokenizer.json").write_text("{}"), "processor|tokenizer"),
+    (lambda f: (f / "training.json").write_text("{}"), r"training\.json"),
+    (lambda f: (f / "evaluation.json").write_text("{}"), r"evaluation\.json"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
+def test_a_captioner_that_cannot_be_loaded_is_refused(folder: Path, damage, message: str, capsys):
+    damage(folder)
+    assert main(["push", str(folder), "org/new", "--dry_run", *FLAGS]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert any(part.replace("\\", "") in error for part in message.split("|"))
+
+
+@pytest.mark.parametrize("flags", [["--dry_run"], []])
+@pytest.mark.parametrize("repo", ["a/b/c", "", "a b/c", "org/x/"])
+def test_an_invalid_repository_id_is_refused(folder: Path, repo: str, flags, capsys):
+    assert main(["push", str(folder), repo, *flags]) == 2
+    assert f"{repo!r} is not a Hub id" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("writer")
+def test_a_backbone_with_other_weights_is_refused(hub, folder: Path):
+    clip = hub.repositories["org/clip"].at("main").files
+    weights = clip["model.safetensors"]
+    header = weights[: 8 + int.from_bytes(weights[:8], "little")]
+    other = header.ljust(len(weights), b"\x2f")
+    hub.create("org/other").commit(clip | {"model.safetensors": other})
+    with pytest.raises(UserError, match=r"'org/other' is not the vision model .*--vision_model"):
+        push_captioner(folder, "org/new", vision_model="org/other", text_model="org/text")
+    assert "org/new" not in hub.repositories
+
+
+# --- Tokens and errors of the Hub
+
+READS = {
+    "unknown": ("org/none", None, "no such repository, or it is private"),
+    "another model": ("org/clip", None, "model of type 'clip'"),
+    "no configuration": ("org/empty", None, "no captioner at 'org/empty'"),
+    "invalid token": ("org/secret", "nonsense", "token that is valid"),
+    "no token": ("org/secret", None, "or it is private"),
+    "another user": ("org/secret", "reader", "no captioner at 'org/secret'"),
+}
+PUSHES = {
+    "no token": ("org/new", None, [], "token that is valid"),
+    "invalid token": ("org/new", "nonsense", [], "token that is valid"),
+    "another user": ("org/captioner", "reader", [], "the token may not do this"),
+    "unknown backbone": ("org/new", "writer", ["--vision_model", "org/none"], "'org/none' cannot be read"),
+    "public repository": ("org/captioner", "writer", ["--private"], "exists and is public"),
+}
+
+
+@pytest.fixture
+def with_captioners(hub, folder: Path, tmp_path: Path) -> None:
+    """The Hub has org/captioner, org/secret, which is private, and org/empty."""
+    hub.create("org/empty")
+    with use_hub(hub.endpoint, tmp_path / "first", "writer"):
+        push_captioner(folder, "org/captioner", **HUB)
+        push_captioner(folder, "org/secret", private=True, **HUB)
+
+
+@pytest.mark.usefixtures("with_captioners")
+def test_reading_refused_by_the_hub_is_one_line(hub, captioners, tmp_path: Path, capsys):
+    for case, (name, token, message) in READS.items():
+        with use_hub(hub.endpoint, tmp_path / case, token):
+            assert main(["info", name]) == 2, case
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1), case
+        assert message in printed.err
+    with use_hub(hub.endpoint, tmp_path / "own", "writer"):
+        assert main(["info", "org/secret", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["text_model"]["name_or_path"] == "org/text"
+        caption = ["caption", str(captioners["picture"]), "--num_beams", "1", "--model", "org/secret"]
+        assert main(caption) == 0
+        assert capsys.readouterr().out.startswith(str(captioners["picture"]) + "\t")
+
+
+@pytest.mark.usefixtures("with_captioners")
+def test_pushing_refused_by_the_hub_is_one_line(hub, folder: Path, tmp_path: Path, capsys):
+    for case, (name, token, flags, message) in PUSHES.items():
+        with use_hub(hub.endpoint, tmp_path / case, token):
+            assert main(["push", str(folder), name, *FLAGS, *flags]) == 2, case
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1), case
+        assert message in printed.err
+    with use_hub("http://127.0.0.1:9", tmp_path / "unreachable"):
+        assert main(["push", str(folder), "org/new", *FLAGS]) == 2
+    assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+    assert "org/new" not in hub.repositories
+    assert len(hub.repositories["org/captioner"].commits) == 2
+
+
+@pytest.mark.usefixtures("writer")
+@pytest.mark.parametrize(
+    ("fault", "message"), [({}, "cannot be reached, or broke off"), ({"status": 500}, r"\(500\); try again")]
+)
+def test_a_failed_commit_leaves_nothing_and_can_be_repeated(hub, folder: Path, fault, message: str):
+    met = hub.fail_next("POST .*/commit/", **fault)
+    with pytest.raises(OSError, match=message):
+        push_captioner(folder, "org/captioner", **HUB)
+    assert met.requests == ["POST /api/models/org/captioner/commit/main"]
+    assert files_of(hub) == {}
+    push_captioner(folder, "org/captioner", **HUB)
+    assert "model.safetensors" in files_of(hub)
+
+
+@pytest.mark.usefixtures("writer")
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [("PUT /storage/", {}), ("POST .*/preupload/", {"status": 429, "retry_after": 0})],
+)
+def test_the_client_repeats_uploads(hub, folder: Path, pattern: str, fault):
+    met = hub.fail_next(pattern, **fault)
+    push_captioner(folder, "org/captioner", **HUB)
+    assert len(met.requests) == 1
+    assert files_of(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("writer")
+def test_a_failed_download_can_be_repeated(hub, folder: Path):
+    push_captioner(folder, "org/captioner", **HUB)
+    hub.fail_next("GET /storage/", status=503)
+    with pytest.raises(OSError, match="503"):
+        ITuningForCaptioning.from_pretrained("org/captioner", cache_dir=folder / "cache")
+    ITuningForCaptioning.from_pretrained("org/captioner", cache_dir=folder / "cache")

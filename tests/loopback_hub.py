@@ -1,0 +1,454 @@
+"""A Hub on the loopback address: the real `huggingface_hub` client talks to it over HTTP.
+
+It serves models, and of the API what loading and pushing need. Large files go by LFS; `use_hub` and
+`client_environment` switch the client's Xet off.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from urllib.parse import unquote, urlsplit
+
+import transformers.utils.hub
+from huggingface_hub import constants, hf_api
+
+LARGE = (".safetensors", ".bin")  # LFS files, by the Hub's default .gitattributes
+USERS = {"writer": ("ann", ("ann", "org")), "reader": ("bob", ("bob",))}  # by token: name and namespaces
+CLIENTS_WARNING = "Use 'content=<...>' to upload raw bytes"  # the client's own use of httpx
+_OTHERS_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+@contextmanager
+def loopback_hub(models: Mapping[str, Path] | None = None) -> Iterator[str]:
+    """Serve folders as model repositories, by id; the value is the endpoint's address.
+
+    ```python
+    with loopback_hub({"gpt2": folder}) as endpoint, use_hub(endpoint, tmp_path):
+        GPT2LMHeadModel.from_pretrained("gpt2")
+    ```
+    """
+    with running_hub(models) as hub:
+        yield hub.endpoint
+
+
+@contextmanager
+def running_hub(models: Mapping[str, Path] | None = None) -> Iterator["LoopbackHub"]:
+    """Serve folders like `loopback_hub`; the value is the Hub itself."""
+    hub = LoopbackHub()
+    try:
+        for name, folder in (models or {}).items():
+            hub.add_folder(name, folder)
+        yield hub
+    finally:
+        hub.close()
+    assert hub.misunderstood == []
+
+
+@contextmanager
+def use_hub(endpoint: str, home: Path, token: str | None = None) -> Iterator[None]:
+    """Connect this process's `huggingface_hub` to an endpoint, with a cache in `home`."""
+    settings = {
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_PROGRESS_BARS": True,
+    }
+    with ExitStack() as stack:
+        stack.enter_context(patch.multiple(constants, **settings))
+        stack.enter_context(patch.object(hf_api.api, "endpoint", endpoint))
+        stack.enter_context(patch.object(transformers.utils.hub, "_hf_api", None))
+        stack.enter_context(patch.dict(os.environ))
+        os.environ.pop("HF_TOKEN", None)
+        if token is not None:
+            os.environ["HF_TOKEN"] = token
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", CLIENTS_WARNING, DeprecationWarning)
+        yield
+
+
+def client_environment(endpoint: str, home: Path, token: str | None = None) -> dict[str, str]:
+    """Return the environment of a process that uses an endpoint, with a cache in `home`."""
+    kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(_OTHERS_SETTINGS)}
+    return kept | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **({"HF_TOKEN": token} if token else {}),
+    }
+
+
+class RefusedError(Exception):
+    """An answer other than success: its status, and the Hub's two headers with the reason."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **body: object) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.body = status, message, code, body
+
+
+@dataclass(frozen=True)
+class Commit:
+    sha: str
+    message: str
+    files: Mapping[str, bytes]
+
+
+@dataclass
+class Repository:
+    name: str
+    private: bool = False
+    commits: dict[str, Commit] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.commit({".gitattributes": b""}, message="initial commit")
+
+    def commit(
+        self,
+        files: Mapping[str, bytes],
+        branch: str = "main",
+        message: str = "",
+        deleted: Sequence[str] = (),
+    ) -> Commit:
+        """Add a commit to a branch."""
+        parent = self.branches.get(branch)
+        kept = self.commits[parent].files if parent else {}
+        files = {path: data for path, data in kept.items() if path not in deleted} | dict(files)
+        content = {path: hashlib.sha1(data).hexdigest() for path, data in sorted(files.items())}
+        sha = hashlib.sha1(json.dumps([self.name, parent, message, content]).encode()).hexdigest()
+        self.commits[sha] = Commit(sha, message, files)
+        self.branches[branch] = sha
+        return self.commits[sha]
+
+    def at(self, revision: str = "main") -> Commit:
+        sha = self.branches.get(revision) or revision
+        if sha not in self.commits:
+            raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return self.commits[sha]
+
+
+@dataclass
+class Fault:
+    """The answer to the next request that matches, in place of the right one."""
+
+    pattern: str  # of "METHOD /path"
+    status: int | None = None  # None: the connection is cut during the request's body
+    retry_after: int | None = None
+    requests: list[str] = field(default_factory=list)  # the request that it answered
+
+
+class LoopbackHub:
+    """A running Hub and, as a second server, the storage that it redirects large files to."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.repositories: dict[str, Repository] = {}
+        self.large_files: dict[str, bytes] = {}  # by SHA-256
+        self.requests: list[str] = []  # "METHOD /path" of each
+        self.misunderstood: list[str] = []
+        self.faults: list[Fault] = []
+        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
+        self.endpoint, self.storage = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
+        for server in self.servers:
+            server.hub = self  # type: ignore[attr-defined]
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+    def add_folder(self, name: str, folder: Path, private: bool = False) -> Commit:
+        """Create a repository with the files of a folder."""
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        return self.create(name, private).commit(files, message="a folder")
+
+    def create(self, name: str, private: bool = False) -> Repository:
+        if name in self.repositories:
+            raise RefusedError(409, "You already created this model repo")
+        self.repositories[name] = Repository(name, private)
+        return self.repositories[name]
+
+    def fail_next(self, pattern: str, **answer: Any) -> Fault:
+        """Answer the next request that matches with a fault."""
+        self.faults.append(Fault(pattern, **answer))
+        return self.faults[-1]
+
+    def take_fault(self, request: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if not fault.requests and re.search(fault.pattern, request):
+                    fault.requests.append(request)
+                    return fault
+        return None
+
+
+REPO = r"(?P<repo>[^/]+(?:/[^/]+)??)"
+ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = []
+
+
+def route(method: str, pattern: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        ROUTES.append((method, re.compile(pattern.replace("REPO", REPO)), function))
+        return function
+
+    return add
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # otherwise each answer waits 40 ms for the client's acknowledgement
+    commit: Commit | None
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing."""
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except ConnectionError:  # the client closed the connection
+            self.close_connection = True
+
+    def do_any(self) -> None:
+        self.hub: LoopbackHub = self.server.hub  # type: ignore[attr-defined]
+        # Parts are unquoted one by one: the revision "refs%2Fpr%2F1" is one part.
+        path = urlsplit(self.path).path
+        request = f"{self.command} {path}"
+        self.hub.requests.append(request)
+        fault = self.hub.take_fault(request)
+        length = int(self.headers.get("Content-Length", 0))
+        if fault is not None and fault.status is None:
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            return self.connection.close()
+        self.body = self.rfile.read(length)
+        if fault is not None:
+            retry = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+            return self.answer(fault.status, b"{}", retry)
+        try:
+            with self.hub.lock:
+                self.dispatch(path)
+        except RefusedError as refused:
+            headers = {"X-Error-Message": refused.message}
+            headers |= {"X-Error-Code": refused.code} if refused.code else {}
+            headers |= {"X-Repo-Commit": self.commit.sha} if self.commit else {}
+            self.answer_json({"error": refused.message} | refused.body, refused.status, headers)
+        except (KeyError, TypeError, ValueError) as error:  # a request that this Hub does not know
+            self.hub.misunderstood.append(f"{request}: {error!r}")
+            self.answer(400, b"{}")
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_any  # noqa: N815
+
+    def dispatch(self, path: str) -> None:
+        method = "GET" if self.command == "HEAD" else self.command
+        self.commit = None
+        for wanted, pattern, function in ROUTES:
+            if wanted == method and (match := pattern.fullmatch(path)):
+                parts = {name: unquote(part) for name, part in match.groupdict("").items()}
+                return function(self, **parts)
+        raise RefusedError(404, f"Sorry, we can't find the page you are looking for: {path}")
+
+    def answer(self, status: int | None, data: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status or 200)
+        for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def answer_json(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        headers = {"Content-Type": "application/json"} | (headers or {})
+        self.answer(status, json.dumps(content).encode(), headers)
+
+    @property
+    def user(self) -> tuple[str, tuple[str, ...]] | None:
+        if (authorization := self.headers.get("Authorization")) is None:
+            return None
+        if (token := authorization.removeprefix("Bearer ")) not in USERS:
+            raise RefusedError(401, "Invalid credentials in Authorization header")
+        return USERS[token]
+
+    def readable(self, name: str) -> Repository:
+        user, repository = self.user, self.hub.repositories.get(name)
+        member = user is not None and name.split("/")[0] in user[1]
+        if repository is None or (repository.private and not member):
+            # The client finds the meaning of a 401 by the address, and only if that is https://.
+            raise RefusedError(401 if user is None else 404, "Repository not found", "RepoNotFound")
+        return repository
+
+    def writable(self, name: str) -> Repository:
+        repository = self.readable(name)
+        self.check_write(name.split("/")[0])
+        return repository
+
+    def check_write(self, namespace: str) -> None:
+        if self.user is None:
+            raise RefusedError(401, "Invalid username or password.")
+        if namespace not in self.user[1]:
+            raise RefusedError(403, f'You don\'t have the rights to write under the namespace "{namespace}"')
+
+
+def is_large(path: str, size: int) -> bool:
+    return path.endswith(LARGE) or size > 10_000_000
+
+
+def content_id(path: str, data: bytes) -> str:
+    """Return the id by which the client leaves out unchanged files."""
+    if is_large(path, len(data)):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+# --- Reading
+
+
+@route("GET", "/api/models/REPO")
+@route("GET", "/api/models/REPO/revision/(?P<revision>[^/]+)")
+def model_info(handler: Handler, repo: str, revision: str = "main") -> None:
+    repository = handler.readable(repo)
+    commit = repository.at(revision)
+    siblings = [{"rfilename": path} for path in sorted(commit.files)]
+    about = {"id": repo, "sha": commit.sha, "private": repository.private, "siblings": siblings}
+    handler.answer_json(about | {"gated": False, "tags": [], "pipeline_tag": "image-text-to-text"})
+
+
+@route("GET", "/api/models/REPO/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?")
+def tree(handler: Handler, repo: str, revision: str, folder: str = "") -> None:
+    handler.commit = handler.readable(repo).at(revision)
+    if folder:
+        raise RefusedError(404, f"{folder} does not exist", "EntryNotFound")
+    handler.answer_json([describe_file(*file) for file in sorted(handler.commit.files.items())])
+
+
+def describe_file(path: str, data: bytes) -> dict[str, Any]:
+    about: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": content_id(path, data)}
+    if is_large(path, len(data)):
+        about["lfs"] = {"oid": about["oid"], "size": len(data), "pointerSize": 134}
+    return about
+
+
+@route("GET", "/REPO/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+def resolve(handler: Handler, repo: str, revision: str, path: str) -> None:
+    handler.commit = handler.readable(repo).at(revision)
+    if path not in handler.commit.files:
+        raise RefusedError(404, "Entry not found", "EntryNotFound")
+    data = handler.commit.files[path]
+    etag = f'"{content_id(path, data)}"'
+    headers = {"X-Repo-Commit": handler.commit.sha}
+    if not is_large(path, len(data)):
+        return send_file(handler, data, headers | {"ETag": etag})
+    oid = hashlib.sha256(data).hexdigest()
+    handler.hub.large_files[oid] = data
+    headers |= {"Location": f"{handler.hub.storage}/storage/{oid}"}
+    headers |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": etag}
+    return handler.answer(302, b"", headers)
+
+
+@route("GET", "/storage/(?P<oid>[0-9a-f]+)")
+def stored_file(handler: Handler, oid: str) -> None:
+    if handler.headers.get("Authorization"):
+        raise RefusedError(400, "the token was sent to the storage")
+    send_file(handler, handler.hub.large_files[oid], {"ETag": f'"{oid}"'})
+
+
+def send_file(handler: Handler, data: bytes, headers: dict[str, str]) -> None:
+    headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
+    if wanted is None:
+        return handler.answer(200, data, headers)
+    first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+    headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+    return handler.answer(206, data[first : last + 1], headers)
+
+
+# --- Writing
+
+
+@route("POST", "/api/repos/create")
+def create(handler: Handler) -> None:
+    wanted = json.loads(handler.body)
+    namespace = wanted.get("organization") or (handler.user[0] if handler.user else "")
+    handler.check_write(namespace)
+    name = f"{namespace}/{wanted['name']}"
+    url = f"{handler.hub.endpoint}/{name}"
+    try:
+        handler.hub.create(name, private=wanted.get("visibility") == "private")
+    except RefusedError as refused:
+        refused.body["url"] = url
+        raise
+    handler.answer_json({"url": url, "name": name})
+
+
+@route("POST", "/api/validate-yaml")
+def validate_yaml(handler: Handler) -> None:
+    handler.answer_json({"errors": [], "warnings": []})
+
+
+@route("POST", "/api/models/REPO/branch/(?P<branch>[^/]+)")
+def create_branch(handler: Handler, repo: str, branch: str) -> None:
+    repository = handler.writable(repo)
+    if branch in repository.branches:
+        raise RefusedError(409, f"Reference refs/heads/{branch} already exists")
+    repository.branches[branch] = repository.at(json.loads(handler.body).get("startingPoint", "main")).sha
+    handler.answer_json({})
+
+
+@route("POST", "/api/models/REPO/preupload/(?P<revision>[^/]+)")
+def preupload(handler: Handler, repo: str, revision: str) -> None:
+    present = handler.writable(repo).at(revision).files
+    files = []
+    for file in json.loads(handler.body)["files"]:
+        path = file["path"]
+        mode = "lfs" if is_large(path, file["size"]) else "regular"
+        about = {"path": path, "uploadMode": mode, "shouldIgnore": False}
+        files.append(about | ({"oid": content_id(path, present[path])} if path in present else {}))
+    handler.answer_json({"files": files})
+
+
+@route("POST", r"/REPO\.git/info/lfs/objects/batch")
+def lfs_batch(handler: Handler, repo: str) -> None:
+    handler.writable(repo)
+    objects = json.loads(handler.body)["objects"]
+    for entry in objects:
+        if entry["oid"] not in handler.hub.large_files:
+            entry["actions"] = {"upload": {"href": f"{handler.hub.storage}/storage/{entry['oid']}"}}
+    handler.answer_json({"transfer": "basic", "objects": objects})
+
+
+@route("PUT", "/storage/(?P<oid>[0-9a-f]+)")
+def store_file(handler: Handler, oid: str) -> None:
+    if hashlib.sha256(handler.body).hexdigest() != oid:
+        raise RefusedError(400, "the content does not have this SHA-256")
+    handler.hub.large_files[oid] = handler.body
+    handler.answer(200, b"")
+
+
+@route("POST", "/api/models/REPO/commit/(?P<revision>[^/]+)")
+def commit(handler: Handler, repo: str, revision: str) -> None:
+    repository = handler.writable(repo)
+    if revision not in repository.branches:
+        raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+    lines = [json.loads(line) for line in handler.body.splitlines()]
+    keys = ("header", "file", "lfsFile", "deletedFile")
+    values = {key: [x["value"] for x in lines if x["key"] == key] for key in keys}
+    files = {file["path"]: base64.b64decode(file["content"]) for file in values["file"]}
+    files |= {file["path"]: handler.hub.large_files[file["oid"]] for file in values["lfsFile"]}
+    deleted = [file["path"] for file in values["deletedFile"]]
+    made = repository.commit(files, revision, values["header"][0]["summary"], deleted)
+    url = f"{handler.hub.endpoint}/{repo}/commit/{made.sha}"
+    handler.answer_json({"success": True, "commitOid": made.sha, "commitUrl": url, "hookOutput": ""})
