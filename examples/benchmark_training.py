@@ -47,7 +47,7 @@ from transformers import (
 )
 
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.captioner.recorded_ituning import UnloadedVisionModel
+from ituning_hf.captioner.encoders_ituning import UnloadedVisionModel
 from ituning_hf.training.optimization import create_optimizer
 
 Loss = Callable[[Batch], torch.Tensor]

@@ -1,14 +1,14 @@
 r"""The I-Tuning adapter: a cross-modal filter in parallel to a frozen feed-forward network.
 
 Luo, Hu, Xi, Zhang, Ma: *I-Tuning: Tuning Frozen Language Models with Image for Lightweight Image
-Captioning*, ICASSP 2023, <https://arxiv.org/abs/2202.06574>. This file is the only copy of the maths.
+Captioning*, ICASSP 2023, <https://arxiv.org/abs/2202.06574>. This file is the only one that computes it.
 
 For one decoder layer:
 
-    Q  = X W_q + b_q                           T x r     what the text asks
-    K  = I W_k + b_k                           N x r     what the image offers
-    V  = I W_v + b_v                           N x r     what it says
-    A  = softmax(Q K^T / sqrt(r / h))          T x N     for each head
+    Q  = X W_q + b_q                           T x r     queries from the text
+    K  = I W_k + b_k                           N x r     keys from the image
+    V  = I W_v + b_v                           N x r     values from the image
+    A  = softmax(Q K^T / sqrt(r / h))          T x N     attention weights, for each head
     dX = lambda * dropout((A V) W_o + b_o)     T x d
     output of the layer's feed-forward network := FFN(X) + dX
 
@@ -18,15 +18,15 @@ For one decoder layer:
     r                 `adapter_hidden_size`: the width of the bottleneck
     h                 `num_heads`: heads of r / h channels
     lambda            `scale`: a fixed number
-    W_q, W_k, W_v     drawn from N(0, 0.02); their biases are zero at the start
-    W_o, b_o          zero at the start, so that dX is zero and the model *is* the language model
+    W_q, W_k, W_v     initialized from N(0, 0.02); their biases are initialized to zero
+    W_o, b_o          initialized to zero, so dX is zero and the model equals the frozen language model
 
-It has the shape of a bottleneck adapter whose non-linearity is cross-attention to the image.
+The module is a bottleneck adapter whose non-linearity is cross-attention to the image.
 
-Certain, from the paper's abstract and introduction: both backbones are frozen, and a cross-attention
-filter picks visual information to adjust the decoder's output hidden states. From memory, and from the
-arithmetic of the published parameter counts: the place parallel to the feed-forward network, r = d / 2,
-and 1 for lambda. Ours: dropout on dX, and the initial values.
+From the paper's abstract and introduction: both backbones are frozen, and a cross-attention filter picks
+visual information to adjust the decoder's output hidden states. From memory, and consistent with the
+published parameter counts: the position parallel to the feed-forward network, r = d / 2, and lambda = 1. Not
+from the paper: dropout on dX, and the initial values.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ INITIAL_STD = 0.02
 
 
 class ITuningAdapter(nn.Module):
-    """One decoder layer's adapter; the module's docstring has the formula.
+    """The adapter of one decoder layer; this file's docstring has the formula.
 
-    Rows come image-major: with `num_images` images and k rows of text for each, row i belongs to image
-    i // k. The rows of one image are folded into the query axis, so that all of them (five captions in
-    training, five beams in generation) read one copy of its keys and values.
+    Rows are image-major: with `num_images` images and k rows of text for each, row i belongs to image
+    i // k. The rows of one image are folded into the query axis, so all of them (five captions in training,
+    five beams in generation) attend to one copy of its keys and values.
 
     Args:
         hidden_size: Width d of the decoder.
@@ -87,15 +87,15 @@ class ITuningAdapter(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the projections anew and set the output to zero."""
-        if not self.out_proj.weight.is_meta:  # there, drawing would first import a good part of torch
+        """Initialize the projections randomly and the output to zero."""
+        if not self.out_proj.weight.is_meta:  # random functions on the meta device import much of torch
             for projection in (self.q_proj, self.k_proj, self.v_proj):
                 projection.weight.normal_(0.0, INITIAL_STD)
                 projection.bias.zero_()
             self.out_proj.weight.zero_()
             self.out_proj.bias.zero_()
-        # Transformers initialises what does not carry this mark, by the decoder's rules: out_proj
-        # would no longer be zero.
+        # Without this mark, Transformers would initialize the modules by the decoder's rules, and out_proj
+        # would not be zero.
         for module in self.modules():
             module._is_hf_initialized = True  # type: ignore[assignment]
 
@@ -113,7 +113,7 @@ class ITuningAdapter(nn.Module):
         split = (*visual_features.shape[:2], self.num_heads, self.head_dim)
         key = self.k_proj(visual_features).view(split)  # (num_images, N, h, r / h)
         value = self.v_proj(visual_features).view(split)  # (num_images, N, h, r / h)
-        # One copy here, for generation reads them at every step.
+        # Contiguous, because generation reads them at every step.
         return key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
 
     def forward(
@@ -129,14 +129,14 @@ class ITuningAdapter(nn.Module):
             hidden_states: X, of shape (num_images * k, T, d), image-major.
             key: From `project_visual`, shape (num_images, h, N, r / h).
             value: From `project_visual`, shape (num_images, h, N, r / h).
-            eager: Spell the attention out instead of calling torch's fused kernels.
+            eager: Compute attention step by step instead of with torch's fused kernels.
 
         Returns:
             dX, of shape (num_images * k, T, d), in the dtype of `hidden_states`.
         """
         query = self._fold_query(hidden_states, key)
         if eager:
-            context = self._attention(query, key) @ value
+            context = self._attention(query, key) @ value  # (num_images, h, k * T, r / h)
         else:
             context = F.scaled_dot_product_attention(query, key, value)  # (num_images, h, k * T, r / h)
         rows, length, _ = hidden_states.shape
@@ -145,7 +145,7 @@ class ITuningAdapter(nn.Module):
         return update.to(hidden_states.dtype)
 
     def attention_weights(self, hidden_states: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Return A: how much of each image token each text token reads.
+        """Return A: how much each text token attends to each image token.
 
         Args:
             hidden_states: X, of shape (num_images * k, T, d), image-major.
@@ -163,14 +163,52 @@ class ITuningAdapter(nn.Module):
     def _fold_query(self, hidden_states: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Project the queries and fold each image's rows together: (num_images, h, k * T, r / h)."""
         query = self.q_proj(hidden_states.to(self.q_proj.weight.dtype))  # (num_images * k, T, r)
-        query = query.reshape(key.shape[0], -1, self.num_heads, self.head_dim)
-        return query.transpose(1, 2).to(key.dtype)
+        query = query.reshape(
+            key.shape[0], -1, self.num_heads, self.head_dim
+        )  # (num_images, k * T, h, r / h)
+        return query.transpose(1, 2).to(key.dtype)  # (num_images, h, k * T, r / h)
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Return softmax(Q K^T / sqrt(r / h)), of shape (num_images, h, k * T, N)."""
-        scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5
+        scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5  # (num_images, h, k * T, N)
         at_least_fp32 = torch.promote_types(scores.dtype, torch.float32)
         return scores.softmax(dim=-1, dtype=at_least_fp32).to(query.dtype)
 
 
-__all__ = ["ITuningAdapter"]
+def check_rows(rows: int, images: int) -> None:
+    """Refuse text rows that cannot be divided evenly among the images.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    if rows == 0 or images == 0 or rows % images:
+        raise ValueError(
+            f"input_ids has {rows} rows for {images} images: the rows must be a multiple of the images, "
+            "image-major (k rows for each image, next to each other)."
+        )
+
+
+def check_visual_features(features: torch.Tensor, width: int, name: str = "visual_features") -> None:
+    """Refuse a visual memory of another shape than (num_images, N, d_v).
+
+    Args:
+        features: The visual memory.
+        width: The vision encoder's width d_v.
+        name: The caller's name for it.
+
+    Raises:
+        TypeError: if it is not a tensor.
+        ValueError: with both shapes.
+    """
+    if not isinstance(features, torch.Tensor):
+        raise TypeError(
+            f"{name} is a {type(features).__name__}, expected a tensor: give the encoder's last_hidden_state."
+        )
+    if features.ndim != 3 or features.shape[1] == 0 or features.shape[-1] != width:
+        raise ValueError(
+            f"{name} has shape {tuple(features.shape)}, expected (num_images, tokens, {width}): give the "
+            "hidden states of the vision encoder that the adapter was trained on."
+        )
+
+
+__all__ = ["ITuningAdapter", "check_rows", "check_visual_features"]

@@ -1,205 +1,319 @@
-"""GPT-2's adapted layer. Another decoder family is another file like this one."""
+"""Decoder families: everything that is specific to one language model architecture, and its adapted layer.
+
+To support another architecture, add a subclass of [`DecoderFamily`], its adapted layer class and an entry in
+`_FAMILIES`. No other file knows an architecture.
+"""
 
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import GPT2LMHeadModel, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2Model
 from transformers.utils import is_accelerate_available
 
 from .adapter_ituning import ITuningAdapter
+from .configuration_ituning import CaptionerError
 
 VisualKeyValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
-class ITuningGPT2Block(GPT2Block):
-    """A GPT-2 block with an adapter in parallel to its feed-forward network.
+class DecoderFamily:
+    """What the captioner needs to know of one decoder architecture.
 
-    It takes over the modules of a block that was built and loaded already, under their own names, so
-    that state dicts, hidden-state capture, gradient checkpointing and quantised weights stay as they are.
-
-    The image's keys and values reach it *in-band*, as a keyword argument that `GPT2Model.forward` hands on
-    to every block: no module holds a request's state, so threads may share one model.
-
-    Args:
-        block: The frozen block.
-        adapter: The adapter to put beside its feed-forward network.
+    Attributes:
+        model_type: The architecture's name in Transformers' configurations.
+        model_class: Transformers' class of the language model with its output layer.
+        decoder_class: The language model without its output layer.
+        layer_class: One decoder layer.
+        adapted_layer_class: The subclass of `layer_class` that holds an adapter.
+        layers_path: Where the list of layers is inside the language model.
+        attention_name: The name of a layer's self-attention, which holds `config` and `layer_idx`.
+        ffn_norm_name: The name of the norm whose output the feed-forward network reads.
+        architecture: The configuration fields that must agree for equal weights to be an equal model.
+        weight_prefix: What precedes the names of the decoder's weights on disk in some checkpoints.
+        first_weight: The name, without that prefix, of a weight that every checkpoint has.
+        not_weights: Matches the names of buffers and tied copies, which only some checkpoints contain.
     """
 
-    def __init__(self, block: GPT2Block, adapter: ITuningAdapter) -> None:
-        # Not GPT2Block's own __init__, which would build the frozen modules a second time.
-        GradientCheckpointingLayer.__init__(self)
-        for name, module in block.named_children():
-            self.add_module(name, module)
-        device = compute_device(block)
-        # From the meta device: a checkpoint's tensors are about to fill it.
-        adapter = adapter.to_empty(device=device) if adapter.q_proj.weight.is_meta else adapter.to(device)
-        self.adapter = adapter.train(block.training)
-        take_place_of(block, self)
+    model_type: str
+    model_class: type[PreTrainedModel]
+    decoder_class: type[PreTrainedModel]
+    layer_class: type[GradientCheckpointingLayer]
+    adapted_layer_class: type[AdaptedLayer]
+    layers_path: str
+    attention_name: str
+    ffn_norm_name: str
+    architecture: tuple[str, ...]
+    weight_prefix: str
+    first_weight: str
+    not_weights: re.Pattern[str]
 
-    @property
-    def layer_idx(self) -> int:
-        """The layer's index, counted from 0 at the bottom."""
-        return self.attn.layer_idx
+    def load(self, name: str, **kwargs: Any) -> Any:
+        """Call the model class's own `from_pretrained`."""
+        return self.model_class.from_pretrained(name, **kwargs)
+
+    def run_layer(self, layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Compute a frozen layer, and also return what its feed-forward network reads.
+
+        Args:
+            layer: The layer, adapted or not.
+            hidden_states: The layer's input, of shape (rows, T, d).
+            *args: The other positional arguments with which the decoder calls its layers.
+            **kwargs: The keyword arguments with which the decoder calls its layers.
+
+        Returns:
+            X, the normed input of the feed-forward network, and the layer's output, both of shape
+            (rows, T, d). dX is added to the output.
+        """
+        raise NotImplementedError
+
+    def check_config(self, config: Any) -> None:
+        """Raise `CaptionerError` if the language model cannot be used."""
+        if config.bos_token_id is None or config.eos_token_id is None:
+            raise CaptionerError(
+                f"text_config has bos_token_id={config.bos_token_id} and eos_token_id={config.eos_token_id}: "
+                "captions need a begin and an end token, so set both."
+            )
+
+    def special_tokens(self, config: Any) -> dict[str, Any]:
+        """Return the begin, end and padding token ids; without a padding token, the end token pads."""
+        end, pad = config.eos_token_id, config.pad_token_id
+        if pad is None:
+            pad = end[0] if isinstance(end, list) else end
+        return {"bos_token_id": config.bos_token_id, "eos_token_id": end, "pad_token_id": pad}
+
+    def layers(self, text_model: nn.Module) -> nn.ModuleList:
+        """Return the layers of a language model, bottom first."""
+        return text_model.get_submodule(self.layers_path)  # type: ignore[return-value]
+
+    def adapter_prefix(self, index: int) -> str:
+        """Return what precedes the names of a layer's adapter weights in a captioner."""
+        return f"text_model.{self.layers_path}.{index}.adapter."
+
+    def layer_index(self, layer: nn.Module) -> int:
+        """Return a layer's index, counted from 0 at the bottom."""
+        return getattr(layer, self.attention_name).layer_idx
+
+    def uses_eager_attention(self, layer: nn.Module) -> bool:
+        """Return whether attention is computed step by step and not by a fused kernel."""
+        return getattr(layer, self.attention_name).config._attn_implementation == "eager"
+
+    def ffn_norm(self, layer: nn.Module) -> Any:
+        """Return the norm before the feed-forward network. No quantization changes it."""
+        return getattr(layer, self.ffn_norm_name)
+
+    def compute_device(self, layer: nn.Module) -> Any:
+        """Return where a layer computes; the weights of an offloaded layer are elsewhere."""
+        device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+        return self.ffn_norm(layer).weight.device if device is None else device
+
+    def without_adapters(self, text_model: Any) -> Any:
+        """Return a copy of a language model that has no adapters and shares all parameters."""
+        copied = copy_sharing_weights(text_model)
+        layers: Any = self.layers(copied)
+        for i, layer in enumerate(layers):
+            if hasattr(layer, "adapter"):  # also if its class comes from another captioner's repository
+                layers[i] = plain = object.__new__(self.layer_class)
+                _take_modules(layer, plain)
+                copy_block_state(layer, plain)
+        return copied
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen decoder layer with an adapter in parallel to its feed-forward network.
+
+    A family's adapted layer class inherits from this class and from the family's own layer class:
+    Transformers recognizes layers by their class to record hidden states, and wraps `forward` for gradient
+    checkpointing when a subclass is defined. The layer takes the modules of a loaded layer under their own
+    names, so the names of weights do not change.
+
+    The keys and values of the images come with every call, as a keyword argument that the decoder passes to
+    all its layers. No module keeps them, so threads can share one model.
+
+    Args:
+        layer: The frozen layer.
+        adapter: Its adapter.
+    """
+
+    family: DecoderFamily
+    adapter: ITuningAdapter
+
+    def __init__(self, layer: nn.Module, adapter: ITuningAdapter) -> None:
+        _take_modules(layer, self)
+        device = self.family.compute_device(layer)
+        # A checkpoint's tensors are about to fill an adapter that was made on the meta device.
+        adapter = adapter.to_empty(device=device) if adapter.q_proj.weight.is_meta else adapter.to(device)
+        self.adapter = adapter.train(layer.training)
+        copy_block_state(layer, self)
 
     def forward(
         self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        visual_key_values: VisualKeyValues | None = None,
+        visual_attentions: dict[int, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Compute the layer.
+
+        Args:
+            hidden_states: The layer's input, of shape (rows, T, d), rows image-major.
+            *args: Positional arguments of the frozen layer.
+            visual_key_values: For each adapted layer, the keys and values of the images, each of shape
+                (num_images, h, N, r / h). Without them the layer is the frozen one.
+            visual_attentions: If given, receives this layer's attention over the image, of shape
+                (rows, h, T, N).
+            **kwargs: Keyword arguments of the frozen layer.
+
+        Returns:
+            The layer's output, of shape (rows, T, d).
+        """
+        x, output = self.family.run_layer(self, hidden_states, *args, **kwargs)
+        if visual_key_values is None:
+            return output
+        index = self.family.layer_index(self)
+        key, value = visual_key_values[index]
+        if visual_attentions is not None:
+            visual_attentions[index] = self.adapter.attention_weights(x, key)
+        return output + self.adapter(x, key, value, eager=self.family.uses_eager_attention(self))
+
+
+class GPT2Family(DecoderFamily):
+    """GPT-2 (`GPT2LMHeadModel`), of any size."""
+
+    model_type = "gpt2"
+    model_class = GPT2LMHeadModel
+    decoder_class = GPT2Model
+    layer_class = GPT2Block
+    layers_path = "transformer.h"
+    attention_name = "attn"
+    ffn_norm_name = "ln_2"
+    architecture = (
+        "num_hidden_layers",
+        "num_attention_heads",
+        "activation_function",
+        "layer_norm_epsilon",
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+    )
+    weight_prefix = "transformer."
+    first_weight = "wte.weight"
+    not_weights = re.compile(r"(^|\.)(attn\.(masked_)?bias|lm_head\.weight)$")
+
+    def check_config(self, config: Any) -> None:
+        """Raise `CaptionerError` if the language model cannot be used."""
+        super().check_config(config)
+        if config.add_cross_attention:
+            raise CaptionerError(
+                "text_config.add_cross_attention is True, expected False: the adapters replace it."
+            )
+
+    def run_layer(
+        self,
+        layer: Any,
         hidden_states: torch.Tensor,
         past_key_values: Any = None,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: None = None,
         encoder_attention_mask: None = None,
-        use_cache: bool | None = False,
-        visual_key_values: VisualKeyValues | None = None,
-        visual_attentions: dict[int, torch.Tensor] | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        """Run the block on hidden states of shape (rows, T, d), rows image-major.
-
-        Args:
-            hidden_states: The layer's input, of shape (rows, T, d).
-            past_key_values: The self-attention cache.
-            attention_mask: The self-attention mask.
-            encoder_hidden_states: GPT-2's own cross-attention input; not used, and in this place because
-                `GPT2Model` passes it by position.
-            encoder_attention_mask: Its mask; not used.
-            use_cache: Whether the cache is written.
-            visual_key_values: For each adapted layer, the keys and values of the images, each of shape
-                (num_images, h, N, r / h). Without them the block is the frozen one.
-            visual_attentions: Filled, when given, with this layer's attention over the image,
-                of shape (rows, h, T, N).
-            **kwargs: Handed on to the self-attention.
-
-        Returns:
-            The layer's output, of shape (rows, T, d).
-        """
-        x, output = run_frozen_block(
-            self,
-            hidden_states,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute a GPT-2 block; see [`DecoderFamily.run_layer`]. The `encoder_` arguments are unused."""
+        attn_output, _ = layer.attn(
+            layer.ln_1(hidden_states),
             past_key_values=past_key_values,
             attention_mask=attention_mask,
-            use_cache=use_cache,
             **kwargs,
         )
-        if visual_key_values is None:
-            return output
-        key, value = visual_key_values[self.layer_idx]
-        if visual_attentions is not None:
-            visual_attentions[self.layer_idx] = self.adapter.attention_weights(x, key)
-        return output + self.adapter(x, key, value, eager=uses_eager_attention(self))
+        residual = attn_output + hidden_states
+        x = layer.ln_2(residual)
+        return x, residual + self._feed_forward(layer, x)
+
+    def _feed_forward(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
+        """Compute the feed-forward network; in training, compute GELU in one kernel.
+
+        GPT-2's own GELU consists of eight operations, which keep four tensors of the largest size for the
+        backward pass. The single kernel keeps one and differs by rounding. Evaluation uses GPT-2's own, so it
+        is bit-identical to the frozen model.
+        """
+        mlp = layer.mlp
+        is_hooked = mlp._forward_hooks or mlp._forward_pre_hooks or "forward" in vars(mlp)
+        if is_hooked or not (layer.training and isinstance(mlp.act, NewGELUActivation)):
+            return mlp(x)
+        return mlp.dropout(mlp.c_proj(F.gelu(mlp.c_fc(x), approximate="tanh")))
 
 
-def run_frozen_block(
-    block: GPT2Block, hidden_states: torch.Tensor, **attention_kwargs: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run a GPT-2 block as it is, and show what its feed-forward network reads.
+class ITuningGPT2Block(AdaptedLayer, GPT2Block):
+    """A GPT-2 block with an adapter."""
 
-    Args:
-        block: The block.
-        hidden_states: Its input, of shape (rows, T, d).
-        **attention_kwargs: For its self-attention.
+    family = GPT2Family()
 
-    Returns:
-        X, the layer-normed input of the feed-forward network, and the block's output, each of shape
-        (rows, T, d). What is in parallel to that network is added to the output.
+
+GPT2Family.adapted_layer_class = ITuningGPT2Block
+
+_FAMILIES = {family.model_type: family for family in (GPT2Family(),)}
+
+
+def decoder_family(config: Any) -> DecoderFamily:
+    """Return the family of a language model's configuration.
+
+    Raises:
+        CaptionerError: if the architecture is not supported.
     """
-    attn_output, _ = block.attn(block.ln_1(hidden_states), **attention_kwargs)
-    residual = attn_output + hidden_states
-    x = block.ln_2(residual)
-    return x, residual + _feed_forward(block, x)
-
-
-def _feed_forward(block: GPT2Block, x: torch.Tensor) -> torch.Tensor:
-    """Run a block's feed-forward network, in training with its GELU as one kernel.
-
-    GPT-2 spells the function out in eight operations, which keep four tensors of the widest size for the
-    backward pass. One kernel keeps one, and differs by rounding; so evaluation stays with the eight, and
-    gives what the frozen model gives to the last bit.
-    """
-    mlp = block.mlp
-    is_watched = mlp._forward_hooks or mlp._forward_pre_hooks or "forward" in vars(mlp)
-    if is_watched or not (block.training and isinstance(mlp.act, NewGELUActivation)):
-        return mlp(x)
-    return mlp.dropout(mlp.c_proj(F.gelu(mlp.c_fc(x), approximate="tanh")))
-
-
-def uses_eager_attention(block: GPT2Block) -> bool:
-    """Tell whether the user asked for attention that is spelt out instead of fused."""
-    return block.attn.config._attn_implementation == "eager"
-
-
-def decoder_blocks(text_model: Any) -> nn.ModuleList:
-    """Return the layers of a `GPT2LMHeadModel`, bottom first."""
-    return text_model.transformer.h
-
-
-def frozen_block(adapted: ITuningGPT2Block) -> GPT2Block:
-    """Return a plain GPT-2 block over the frozen modules of an adapted one."""
-    block = GPT2Block.__new__(GPT2Block)
-    GradientCheckpointingLayer.__init__(block)
-    for name, module in adapted.named_children():
-        if name != "adapter":
-            block.add_module(name, module)
-    take_place_of(adapted, block)
-    return block
-
-
-def bare_copy(text_model: Any) -> Any:
-    """Copy a language model without adapters of ours; the parameters are shared, the model stays as it is."""
-    copied = copy_sharing_weights(text_model)
-    blocks: Any = decoder_blocks(copied)
-    for i, block in enumerate(blocks):
-        if hasattr(block, "adapter"):  # of this class, or of the one in another captioner's repository
-            blocks[i] = frozen_block(block)
-    return copied
+    if (family := _FAMILIES.get(config.model_type)) is None:
+        raise CaptionerError(
+            f"The language model's model_type is {config.model_type!r}, expected one of {sorted(_FAMILIES)}."
+        )
+    return family
 
 
 def copy_sharing_weights(model: nn.Module) -> Any:
-    """Copy a model's modules, and share its parameters and buffers."""
+    """Return a copy of a model that shares its parameters and buffers."""
     shared = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
-def compute_device(block: GPT2Block) -> torch.device | str | int:
-    """Return where a block computes, which for an offloaded one is not where its weights are."""
-    device = getattr(getattr(block, "_hf_hook", None), "execution_device", None)
-    # Of its weights the norm's, which no quantisation touches.
-    return block.ln_2.weight.device if device is None else device
+def copy_block_state(source: Any, target: Any) -> None:
+    """Copy training mode, gradient checkpointing and hooks from a layer to the layer that replaces it.
 
-
-def take_place_of(block: GPT2Block, successor: GPT2Block) -> None:
-    """Carry over what others hung on a block that another one now stands in for.
-
-    That is its mode, gradient checkpointing, what Transformers registered to capture hidden states, and the
-    hook of a multi-device map, which moves inputs to where the block computes.
+    The hooks are those by which Transformers records hidden states, and that of a device map, which moves
+    inputs to the device of the layer.
     """
-    successor.training = block.training
-    if block.gradient_checkpointing:
-        successor.gradient_checkpointing = True
-        successor._gradient_checkpointing_func = block._gradient_checkpointing_func
-    successor._forward_hooks.update(block._forward_hooks)
-    hook = getattr(block, "_hf_hook", None)
+    target.training = source.training
+    if source.gradient_checkpointing:
+        target.gradient_checkpointing = True
+        target._gradient_checkpointing_func = source._gradient_checkpointing_func
+    target._forward_hooks.update(source._forward_hooks)
+    hook = getattr(source, "_hf_hook", None)
     if hook is not None and is_accelerate_available():
         from accelerate.hooks import add_hook_to_module
 
-        add_hook_to_module(successor, hook)
+        add_hook_to_module(target, hook)
+
+
+def _take_modules(source: Any, target: Any) -> None:
+    """Initialize a layer with the frozen modules of another layer, without building them a second time."""
+    nn.Module.__init__(target)
+    for name, module in source.named_children():
+        if name != "adapter":
+            target.add_module(name, module)
 
 
 __all__ = [
+    "AdaptedLayer",
+    "DecoderFamily",
+    "GPT2Family",
     "ITuningGPT2Block",
     "VisualKeyValues",
-    "bare_copy",
-    "compute_device",
+    "copy_block_state",
     "copy_sharing_weights",
-    "decoder_blocks",
-    "frozen_block",
-    "run_frozen_block",
-    "take_place_of",
-    "uses_eager_attention",
+    "decoder_family",
 ]

@@ -1,15 +1,16 @@
-"""What generation needs beside Transformers' own: prompts with a begin token, and clear refusals."""
+"""Generation: Transformers' `generate` with an image and with prompts that start with the begin token."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, StaticCache
 from transformers.generation import GenerationMode
 
+from .adapter_ituning import check_rows
 from .configuration_ituning import ITuningConfig
-from .inputs_ituning import check_rows
+from .decoders_ituning import decoder_family
 
 SUPPORTED_MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -17,25 +18,12 @@ SUPPORTED_MODES = (
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
 )
-
-
-# Captions are short; a model that never says its end token should not run on for long.
+# Captions are short. This limits a model that never generates its end token.
 DEFAULT_MAX_NEW_TOKENS = 40
 
 
 class ITuningGenerationMixin(GenerationMixin):
-    """Transformers' generation, with the image beside the text at every step."""
-
-    @property
-    def _previous_max_cache_length(self) -> int:
-        # Transformers gives each static cache the length of the longest before it, so that one request would
-        # change the memory and the last bits of all that follow. Against compiling for each length there is
-        # `max_cache_len` in the generation settings.
-        return -1
-
-    @_previous_max_cache_length.setter
-    def _previous_max_cache_length(self, length: int) -> None:
-        pass
+    """Transformers' generation, with an image for every row."""
 
     @torch.no_grad()
     def generate(
@@ -48,17 +36,17 @@ class ITuningGenerationMixin(GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        r"""Caption images. Takes all that `GenerationMixin.generate` takes, and the image.
+        r"""Caption images. Takes all arguments of `GenerationMixin.generate`, and the image.
 
         The image is encoded once, and its keys and values are projected once for all steps and beams.
 
         Args:
-            inputs: Another name for `input_ids`, as elsewhere in Transformers.
-            generation_config: In place of the model's own.
+            inputs: Another name for `input_ids`, as in other models of Transformers.
+            generation_config: Replaces the model's own.
             pixel_values: Images, of shape (num_images, 3, image_size, image_size).
-            visual_features: In place of `pixel_values`, of shape (num_images, N, d_v).
-            input_ids: Prompts, left-padded, of shape (num_images * k, T), image-major. The begin token is
-                put in front of those that have none. Without prompts each image gets one caption.
+            visual_features: Replaces `pixel_values`; shape (num_images, N, d_v).
+            input_ids: Prompts, left-padded, of shape (num_images * k, T), image-major. A prompt without a
+                begin token gets one. Without prompts, each image gets one caption.
             attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
             **kwargs: For `GenerationMixin.generate`.
 
@@ -68,7 +56,7 @@ class ITuningGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: for inputs that do not fit one another or the backbones.
-            NotImplementedError: for generation modes that a captioner cannot do, with the reason.
+            NotImplementedError: for a generation mode that is not supported.
         """
         if kwargs.get("cache_implementation") == "paged":
             return self.generate_batch()
@@ -76,13 +64,12 @@ class ITuningGenerationMixin(GenerationMixin):
             raise ValueError("inputs and input_ids are two names for the prompt: give one of them.")
         input_ids = inputs if input_ids is None else input_ids
         visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))
+        key, _ = next(iter(visual_key_values.values()))  # (num_images, h, N, r / h)
         if input_ids is None:
-            # On the adapter's device, since the model's own (its first weight's) may be offloaded.
-            key, _ = next(iter(visual_key_values.values()))
+            # On the adapter's device: the model's own is that of its first weight, which may be offloaded.
             input_ids = torch.empty((key.shape[0], 0), dtype=torch.long, device=key.device)
             attention_mask = None
-        images = next(iter(visual_key_values.values()))[0].shape[0]
-        check_rows(input_ids.shape[0], images)
+        check_rows(input_ids.shape[0], key.shape[0])
         past = kwargs.get("past_key_values")
         if past is None or past.get_seq_length() == 0:
             begin, pad = self._begin_and_padding_token(generation_config)
@@ -90,6 +77,7 @@ class ITuningGenerationMixin(GenerationMixin):
                 attention_mask = mask_of_padding(input_ids, begin, pad)
             input_ids, attention_mask = with_begin_token(input_ids, attention_mask, begin)
         if kwargs.get("max_length", getattr(generation_config, "max_length", None)) is not None:
+            # The default max_new_tokens must not override a given max_length.
             kwargs.setdefault("max_new_tokens", getattr(generation_config, "max_new_tokens", None))
         return super().generate(
             input_ids,
@@ -100,7 +88,7 @@ class ITuningGenerationMixin(GenerationMixin):
         )
 
     def _begin_and_padding_token(self, generation_config: GenerationConfig | None) -> tuple[int, int]:
-        """Return the tokens that a caller's configuration names, or the captioner's own."""
+        """Return the token ids of the given generation configuration, or else the model's own."""
         own = self.generation_config
         given = generation_config or own
         begin = own.bos_token_id if given.bos_token_id is None else given.bos_token_id
@@ -113,14 +101,19 @@ class ITuningGenerationMixin(GenerationMixin):
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "Continuous batching (generate_batch, cache_implementation='paged') is not supported: it "
-            "schedules text alone, and has no way to carry the images. Use generate with a batch."
+            "Continuous batching (generate_batch, cache_implementation='paged') is not supported: it passes "
+            "no images to the model. Use generate with a batch."
         )
 
     def _validate_generation_mode(
         self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
     ) -> None:
-        refuse_unsupported(generation_mode, generation_config)
+        if generation_mode not in SUPPORTED_MODES:
+            raise NotImplementedError(
+                f"generation mode {generation_mode.value!r} is not supported: it would need the image for "
+                f"several tokens at once. Use one of {[mode.value for mode in SUPPORTED_MODES]}."
+            )
+        check_guidance(generation_config.guidance_scale)
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
     def _validate_generated_length(
@@ -128,50 +121,44 @@ class ITuningGenerationMixin(GenerationMixin):
     ) -> None:
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
         positions = self.config.text_config.max_position_embeddings
-        if generation_config.max_length - 1 > positions:  # the last token is not read any more
+        if generation_config.max_length - 1 > positions:  # the last token is never an input
             raise ValueError(
                 f"A prompt of {input_ids_length} tokens and "
                 f"{generation_config.max_length - input_ids_length} new ones do not fit the language "
                 f"model's {positions} positions: lower max_new_tokens, or shorten the prompt."
             )
 
+    def _prepare_static_cache(
+        self, cache_implementation: str, batch_size: int, max_cache_len: int, *args: Any, **kwargs: Any
+    ) -> StaticCache:
+        """Make each static cache as long as its own call needs.
+
+        Transformers makes it as long as the longest earlier one, so a call would change the memory use and
+        the last bits of later ones. `max_cache_len` in the generation configuration avoids recompilation.
+        """
+        return StaticCache(
+            config=self.config.text_config,
+            max_cache_len=max_cache_len,
+            offloading="offloaded" in cache_implementation,
+        )
+
 
 def default_generation_config(config: ITuningConfig) -> GenerationConfig:
-    """Stop at the end token; finished rows are filled with the padding token."""
+    """Return the settings of a captioner without `generation_config.json`."""
     text = config.text_config
-    eos = text.eos_token_id
-    pad = text.pad_token_id if text.pad_token_id is not None else eos
     return GenerationConfig(
-        bos_token_id=text.bos_token_id,
-        eos_token_id=eos,
-        pad_token_id=pad[0] if isinstance(pad, list) else pad,
+        **decoder_family(text).special_tokens(text),
         max_new_tokens=min(DEFAULT_MAX_NEW_TOKENS, text.max_position_embeddings),
     )
 
 
-def refuse_unsupported(generation_mode: GenerationMode, generation_config: Any) -> None:
-    """Refuse what Transformers offers and a captioner cannot do, with the reason.
-
-    Raises:
-        NotImplementedError: for assisted and other modes outside `SUPPORTED_MODES`, and for
-            classifier-free guidance.
-    """
-    if generation_mode not in SUPPORTED_MODES:
-        raise NotImplementedError(
-            f"generation mode {generation_mode.value!r} is not supported: candidates would have to be "
-            "checked against the image in blocks of several tokens, and captions are too short for that "
-            f"to pay. Use one of {[mode.value for mode in SUPPORTED_MODES]}."
-        )
-    refuse_guidance(generation_config.guidance_scale)
-
-
-def refuse_guidance(guidance_scale: float | None) -> None:
+def check_guidance(guidance_scale: float | None) -> None:
     """Refuse classifier-free guidance.
 
     Raises:
         NotImplementedError: for any scale but 1.
     """
-    if guidance_scale not in (None, 1, 1.0):
+    if guidance_scale not in (None, 1):
         raise NotImplementedError(
             f"guidance_scale={guidance_scale} is not supported: Transformers computes the unguided branch by "
             "calling the model without an image. Leave guidance_scale unset."
@@ -179,9 +166,9 @@ def refuse_guidance(guidance_scale: float | None) -> None:
 
 
 def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: int) -> torch.Tensor:
-    """Take the padding tokens that a prompt begins with for padding.
+    """Treat the padding tokens at the start of a prompt as padding.
 
-    Where the begin token serves as padding, as in GPT-2, the last of them is the begin token.
+    If one token serves as padding and begin token, as in GPT-2, the last of them is the begin token.
 
     Args:
         input_ids: Left-padded prompts, of shape (rows, T).
@@ -191,17 +178,17 @@ def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: in
     Returns:
         1 at tokens and 0 at padding, of shape (rows, T).
     """
-    leading = (input_ids == pad_token_id).long().cumprod(dim=1)
+    is_padding = (input_ids == pad_token_id).long().cumprod(dim=1)  # (rows, T)
     if pad_token_id == bos_token_id:
-        after = torch.cat([leading[:, 1:], torch.zeros_like(leading[:, :1])], dim=1)
-        leading = leading * after
-    return 1 - leading
+        next_is_padding = torch.cat([is_padding[:, 1:], torch.zeros_like(is_padding[:, :1])], dim=1)
+        is_padding = is_padding * next_is_padding  # (rows, T)
+    return 1 - is_padding
 
 
 def with_begin_token(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, bos_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put the begin token in front of each prompt that has none.
+    """Add the begin token to each prompt that has none.
 
     Args:
         input_ids: Left-padded prompts, of shape (rows, T); T may be 0.
@@ -209,7 +196,7 @@ def with_begin_token(
         bos_token_id: The begin token.
 
     Returns:
-        Ids and mask, of shape (rows, T) if every prompt had one, and (rows, T + 1) otherwise.
+        Ids and mask, of shape (rows, T) if every prompt has a begin token, and (rows, T + 1) otherwise.
 
     Raises:
         ValueError: if a prompt is padded on the right.
@@ -217,44 +204,23 @@ def with_begin_token(
     rows, length = input_ids.shape
     if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
         raise ValueError(
-            "attention_mask has padding after tokens: prompts for generation must be padded on the left "
-            "(the processor does that: processor(text=[...]))."
+            "attention_mask has padding after tokens: prompts for generation must be padded on the left, as "
+            "processor(text=[...]) does."
         )
-    start = length - attention_mask.sum(dim=1)  # where each prompt begins
-    padded = torch.cat([input_ids, input_ids.new_full((rows, 1), bos_token_id)], dim=1)
-    lacking = padded.gather(1, start[:, None]).squeeze(1) != bos_token_id
-    lacking |= start == length
-    if not lacking.any():
+    start = length - attention_mask.sum(dim=1)  # (rows,): the first token of each prompt
+    padded = torch.cat([input_ids, input_ids.new_full((rows, 1), bos_token_id)], dim=1)  # (rows, T + 1)
+    is_lacking = padded.gather(1, start[:, None]).squeeze(1) != bos_token_id  # (rows,)
+    is_lacking |= start == length  # empty prompts
+    if not is_lacking.any():
         return input_ids, attention_mask
-    # One more column of padding on the left; in the rows that lack it, its place next to the prompt
-    # becomes the begin token.
-    ids = torch.cat([input_ids.new_full((rows, 1), bos_token_id), input_ids], dim=1)
-    mask = torch.cat([attention_mask.new_zeros((rows, 1)), attention_mask], dim=1)
-    row = torch.arange(rows, device=ids.device)[lacking]
-    ids[row, start[lacking]] = bos_token_id
-    mask[row, start[lacking]] = 1
+    # Add a column of padding on the left. In rows without a begin token, the last padding token before the
+    # prompt becomes the begin token.
+    ids = torch.cat([input_ids.new_full((rows, 1), bos_token_id), input_ids], dim=1)  # (rows, T + 1)
+    mask = torch.cat([attention_mask.new_zeros((rows, 1)), attention_mask], dim=1)  # (rows, T + 1)
+    row = torch.arange(rows, device=ids.device)[is_lacking]
+    ids[row, start[is_lacking]] = bos_token_id
+    mask[row, start[is_lacking]] = 1
     return ids, mask
 
 
-def positions_from_mask(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Count positions from each row's first token, so that padding on the left moves nothing.
-
-    Args:
-        attention_mask: Of shape (rows, past length + length).
-        length: How many positions are wanted, from the end.
-
-    Returns:
-        Shape (rows, length).
-    """
-    positions = attention_mask.long().cumsum(dim=-1) - 1
-    return positions.clamp(min=0)[:, -length:]
-
-
-__all__ = [
-    "ITuningGenerationMixin",
-    "default_generation_config",
-    "positions_from_mask",
-    "refuse_guidance",
-    "refuse_unsupported",
-    "with_begin_token",
-]
+__all__ = ["ITuningGenerationMixin", "check_guidance", "default_generation_config", "with_begin_token"]

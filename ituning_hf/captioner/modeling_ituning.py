@@ -1,8 +1,8 @@
-"""The captioner: a frozen CLIP vision encoder, a frozen GPT-2, and I-Tuning adapters between them.
+"""The captioner: a frozen vision encoder, a frozen language model, and I-Tuning adapters between them.
 
-The formula stands in `adapter_ituning.py`; how a decoder layer carries it, in `gpt2_ituning.py`. Here the
-parts become one Transformers model that trains, generates, saves its adapter alone and finds its backbones
-again.
+`adapter_ituning.py` has the formula, `decoders_ituning.py` the decoder layer with an adapter. This file
+combines the parts into one Transformers model; `loss_ituning.py`, `generation_ituning.py` and
+`pretrained_ituning.py` have its loss, its generation, and its saving and loading.
 """
 
 from __future__ import annotations
@@ -17,33 +17,30 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from .adapter_ituning import ITuningAdapter
-from .backbones_ituning import building, encode_images
-from .checkpoint_ituning import ITuningPreTrainedModel
+from .adapter_ituning import ITuningAdapter, check_rows, check_visual_features
 from .configuration_ituning import ITuningConfig
-from .decoders_ituning import ITuningGPT2Block, VisualKeyValues, decoder_blocks
+from .decoders_ituning import VisualKeyValues, decoder_family
+from .encoders_ituning import UnloadedVisionModel, encoder_family
 from .generation_ituning import ITuningGenerationMixin, default_generation_config
-from .inputs_ituning import check_rows, check_text, check_visual_features
-from .output_ituning import caption_loss, read_output_layer_once
-from .packing_ituning import TextRows, next_tokens, pack
-from .recorded_ituning import UnloadedVisionModel
+from .loss_ituning import TextRows, caption_loss, compute_logits, next_tokens, pack_rows
+from .pretrained_ituning import MODEL_INIT_LOCK, ITuningPreTrainedModel
 
 
 class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
-    r"""An image captioner whose backbones are frozen and whose adapters alone are trained and stored.
+    r"""An image captioner whose backbones are frozen; only its adapters are trained and stored.
 
     Batches are image-major: with B images and k rows of text for each, `input_ids` has B * k rows and row
     i belongs to image i // k. The image is encoded once, its keys and values are projected once for each
     layer, and all its rows share them: the captions of one image in training, the beams in generation.
 
     `__init__` builds backbones with random weights from their configurations, or takes built ones; it
-    loads nothing. A captioner over pretrained backbones comes from `from_vision_text_pretrained`, a saved
-    one from `from_pretrained`.
+    loads nothing. Use `from_vision_text_pretrained` for a new captioner over pretrained backbones, and
+    `from_pretrained` for a saved one.
 
     Args:
         config: The configuration.
-        vision_model: A built vision encoder, or what stands in for one that is not loaded; its configuration
-            becomes `config.vision_config`.
+        vision_model: A built vision encoder, or an [`UnloadedVisionModel`]; its configuration becomes
+            `config.vision_config`.
         text_model: A built language model; its configuration becomes `config.text_config`.
 
     Example:
@@ -69,7 +66,6 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    _no_split_modules = ["ITuningGPT2Block"]
 
     def __init__(
         self,
@@ -77,21 +73,22 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         vision_model: PreTrainedModel | UnloadedVisionModel | None = None,
         text_model: PreTrainedModel | None = None,
     ) -> None:
-        # The backbones' modules hold their own configuration objects: share them, so that a change
-        # (of the attention implementation, say) reaches everyone.
+        # The backbones' modules keep their own configuration objects. Sharing them lets a change, such as of
+        # the attention implementation, reach all parts.
         if vision_model is not None:
             config.vision_config = vision_model.config
         if text_model is not None:
             config.text_config = text_model.config
             config._attn_implementation_internal = text_model.config._attn_implementation
-        with building:
+        decoder_family(config.text_config).check_config(config.text_config)
+        encoder_family(config.vision_config)
+        with MODEL_INIT_LOCK:
             super().__init__(config)
             # Transformers' Trainer counts the label tokens of a causal model from the second position on.
             self.loss_type = "ForCausalLM"
             self.vision_model = vision_model or AutoModel.from_config(config.vision_config)
             self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
             self._insert_adapters()
-            read_output_layer_once(self.text_model)
             self.generation_config = default_generation_config(config)
             self.post_init()
         self.freeze_backbones()
@@ -105,38 +102,33 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         *,
         adapter_name: str | None = None,
     ) -> ITuningForCaptioning:
-        """Make a captioner of a GPT-2 with an adapter of the PEFT method "ituning".
+        """Build a captioner from a language model with an adapter of the PEFT method "ituning".
 
-        The PEFT model stays as it is. The frozen weights are shared with it, the adapter's are copied.
-        `ituning_hf.tuner.to_peft` is the way back.
+        The frozen weights are shared with the PEFT model, the adapter's are copied.
+        `ituning_hf.tuner.to_peft` converts in the other direction.
 
         Args:
-            peft_model: The PEFT model.
-            vision_model: The vision encoder whose features the adapter was trained on: a
-                `CLIPVisionModel`, or its folder or Hub id.
-            adapter_name: The adapter, where several are active.
+            peft_model: The PEFT model; it is not changed.
+            vision_model: The vision encoder that the adapter was trained on, or its folder or Hub id.
+            adapter_name: The adapter, if several are active.
 
         Returns:
             The captioner, in evaluation mode.
 
         Raises:
-            ValueError: if that is no such model, or another PEFT method is on it too, or a backbone is not
-                the one that was recorded or not what lies at its place.
-            OSError: if a backbone is not at its place any more.
+            ImportError: if the package `ituning_hf` is not installed.
         """
         try:
-            from ituning_hf.tuner.from_peft import parts_from_peft
+            from ituning_hf.tuner.from_peft import captioner_from_peft
         except ImportError as error:
             raise ImportError("from_peft needs the package: pip install ituning_hf.") from error
-
-        config, vision, text, adapter = parts_from_peft(peft_model, vision_model, adapter_name)
-        captioner = cls(config, vision, text)
-        captioner.load_adapter_state_dict(adapter, "the PEFT model")
-        return captioner.eval()
+        return captioner_from_peft(cls, peft_model, vision_model, adapter_name)
 
     def _insert_adapters(self) -> None:
         config = self.config
-        blocks = decoder_blocks(self.text_model)
+        family = decoder_family(config.text_config)
+        self._no_split_modules = [family.adapted_layer_class.__name__]
+        layers = family.layers(self.text_model)
         for i in config.adapter_layers:
             adapter = ITuningAdapter(
                 hidden_size=config.text_config.hidden_size,
@@ -146,7 +138,10 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
                 scale=config.adapter_scale,
                 dropout=config.adapter_dropout,
             )
-            blocks[i] = ITuningGPT2Block(blocks[i], adapter)
+            layers[i] = family.adapted_layer_class(layers[i], adapter)
+
+    def _decoder_layers(self) -> nn.ModuleList:
+        return decoder_family(self.config.text_config).layers(self.text_model)
 
     def freeze_backbones(self) -> None:
         """Make the adapters, and nothing else, trainable."""
@@ -156,25 +151,26 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
 
     def adapters(self) -> dict[int, ITuningAdapter]:
         """Return the adapter of each adapted layer, by the layer's index."""
-        blocks = decoder_blocks(self.text_model)
-        return {i: blocks[i].adapter for i in self.config.adapter_layers}
+        layers: Any = self._decoder_layers()
+        return {i: layers[i].adapter for i in self.config.adapter_layers}
 
     def adapter_state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the adapters' weights under their full names: what a checkpoint holds."""
-        names = {name for name, p in self.named_parameters() if ".adapter." in name}
+        """Return the adapters' weights under their full names: what a checkpoint contains."""
+        names = {name for name, _ in self.named_parameters() if ".adapter." in name}
         return {name: tensor for name, tensor in self.state_dict().items() if name in names}
 
     def train(self, mode: bool = True) -> ITuningForCaptioning:
         """Set the adapters to training mode; the frozen backbones stay in evaluation mode.
 
-        Their dropout would disturb a model that cannot adapt to it. The decoder's blocks carry the flag
-        themselves (not their parts), because GPT-2 recomputes activations only where it is set.
+        The backbones' dropout would only disturb weights that cannot adapt to it. The decoder's layers
+        get the flag themselves, but not their modules: Transformers recomputes activations in the backward
+        pass only in layers that are in training mode.
         """
         super().train(mode)
         self.vision_model.eval()
         self.text_model.eval()
-        for block in decoder_blocks(self.text_model)[min(self.config.adapter_layers) :]:
-            block.training = mode
+        for layer in self._decoder_layers()[min(self.config.adapter_layers) :]:
+            layer.training = mode
         for adapter in self.adapters().values():
             adapter.train(mode)
         return self
@@ -192,7 +188,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         return self.text_model.base_model
 
     def enable_input_require_grads(self) -> None:
-        """Do nothing: gradients start at the lowest adapter, and nothing below it needs any."""
+        """Do nothing: nothing below the lowest adapter needs a gradient."""
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -200,13 +196,12 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         """Recompute the decoder's activations in the backward pass instead of keeping them.
 
         Raises:
-            ValueError: for `use_reentrant=True`, which finds no gradient where the input of the lowest
-                adapted layer needs none.
+            ValueError: for `use_reentrant=True`, with which the lowest adapter would get no gradient.
         """
         if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError(
-                "use_reentrant=True is not supported: the lowest adapted layer's input needs no gradient, "
-                "and reentrant checkpointing would give its adapter none. Leave use_reentrant at False."
+                "use_reentrant=True is not supported: the lowest adapted layer's input needs no gradient, so "
+                "its adapter would get none. Use use_reentrant=False."
             )
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
@@ -220,12 +215,13 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             The visual memory, of shape (num_images, N, d_v), the class token first.
 
         Raises:
-            ValueError: for pixels of another shape than the encoder's.
+            ValueError: if `pixel_values` has another shape.
         """
-        return encode_images(self.vision_model, pixel_values, self.config.vision_feature_layer)
+        family = encoder_family(self.config.vision_config)
+        return family.encode(self.vision_model, pixel_values, self.config.vision_feature_layer)
 
     def project_visual(self, visual_features: torch.Tensor) -> VisualKeyValues:
-        """Project the visual memory to each adapted layer's keys and values.
+        """Project the visual memory to the keys and values of each adapted layer.
 
         Args:
             visual_features: Shape (num_images, N, d_v), in any floating-point precision.
@@ -235,7 +231,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         """
         adapters = self.adapters()
         weight = next(iter(adapters.values())).k_proj.weight
-        # Once for all layers, and after the way to the device: stored features are half as many bytes.
+        # Converted once for all layers, and after the transfer: stored features have half as many bytes.
         visual_features = visual_features.to(weight.device).to(weight.dtype)
         return {i: adapter.project_visual(visual_features) for i, adapter in adapters.items()}
 
@@ -260,59 +256,56 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Args:
             pixel_values: Images, of shape (num_images, 3, image_size, image_size).
             input_ids: Text rows, of shape (num_images * k, T), image-major.
-            attention_mask: 1 at tokens, 0 at padding, of shape (num_images * k, T), with the past tokens
-                in front where there is a cache.
-            labels: The rows' target tokens, of shape (num_images * k, T), -100 where there is none. They
-                are shifted here: position t is scored against label t + 1.
-            visual_features: In place of `pixel_values`, what `get_image_features` returned for them.
+            attention_mask: 1 at tokens, 0 at padding, of shape (num_images * k, T); with a cache, the past
+                tokens come first.
+            labels: The rows' target tokens, of shape (num_images * k, T), -100 if there is none. They are
+                shifted here: position t is scored against label t + 1.
+            visual_features: Replaces `pixel_values`: what `get_image_features` returned for them.
             past_key_values: The decoder's self-attention cache.
             position_ids: Shape (num_images * k, T). Counted from each row's first token by default.
-            visual_key_values: In place of both, what `project_visual` returned.
+            visual_key_values: Replaces both: what `project_visual` returned.
             use_cache: Whether to return a cache. Off by default in training and with labels.
-            logits_to_keep: How many positions from the end to give logits for; 0 means all, or none
-                where there are labels.
-            num_items_in_batch: What to divide the summed loss by: the label tokens of the whole
-                optimizer step. Those of this batch by default.
+            logits_to_keep: The number of positions, from the end, whose logits are returned; 0 means all, or
+                none if there are labels.
+            num_items_in_batch: The divisor of the summed loss: the number of label tokens of the whole
+                optimizer step. By default the number in this batch.
             **kwargs: `label_smoothing`, the share of the target's probability that is spread over the
-                vocabulary (0 by default); and for the decoder `output_hidden_states`,
-                `output_attentions` and the like.
+                vocabulary (0 by default); and arguments of the decoder, such as `output_hidden_states` and
+                `output_attentions`.
 
         Returns:
-            `loss` where there are labels, `logits` of shape (num_images * k, positions, vocab_size), and
-            `past_key_values`, `hidden_states`, `attentions` where asked for.
+            `loss` if there are labels, `logits` of shape (num_images * k, positions, vocab_size), and
+            `past_key_values`, `hidden_states` and `attentions` if requested.
 
         Raises:
             ValueError: for inputs that do not fit one another or the backbones.
         """
-        input_ids = check_text(
-            input_ids, attention_mask, labels, self.config.text_config.max_position_embeddings
-        )
+        input_ids = self._check_text(input_ids, attention_mask, labels)
         # Not in the signature: Transformers' Trainer takes every parameter with "label" in its name for
         # labels, misses this one in the batch, and then evaluates without a loss.
         label_smoothing = kwargs.pop("label_smoothing", 0.0)
         if visual_key_values is None:
-            memory = self._visual_memory(pixel_values, visual_features)
-            visual_key_values = self.project_visual(memory)
+            visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))
         elif pixel_values is not None or visual_features is not None:
-            raise ValueError("visual_key_values stands in for pixel_values and visual_features: give one.")
+            raise ValueError("visual_key_values replaces pixel_values and visual_features: give one of them.")
         num_images = next(iter(visual_key_values.values()))[0].shape[0]
         check_rows(input_ids.shape[0], num_images)
         if self.training and torch.is_grad_enabled():  # recomputation would write the cache a second time
             if past_key_values is not None and past_key_values.get_seq_length() > 0:
-                raise ValueError("A cache cannot be gone on from in training: call model.eval() first.")
+                raise ValueError("A cache cannot be continued in training mode: call model.eval() first.")
             use_cache, past_key_values = False, None
         elif use_cache is None:
             use_cache = False if labels is not None else self.config.text_config.use_cache
 
-        wants_logits = labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)
+        needs_logits = labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)
         targets = None if labels is None else next_tokens(labels)
         text = TextRows(input_ids, attention_mask, position_ids, targets)
-        # What is asked for beside the loss has the shape of the rows as they were given.
-        shows_rows = wants_logits or use_cache or past_key_values is not None or self._records_states()
-        if not (shows_rows or kwargs):
-            text = pack(text, num_images, self.config.text_config.hidden_size)
+        # Outputs other than the loss have the shape of the given rows, so those cannot be packed.
+        returns_rows = needs_logits or use_cache or past_key_values is not None or self._records_states()
+        if not (returns_rows or kwargs):
+            text = pack_rows(text, num_images, self.config.text_config.hidden_size)
         outputs = self.text_model.base_model(
-            **text.for_decoder(self.get_input_embeddings()),
+            **text.decoder_inputs(self.get_input_embeddings()),
             past_key_values=past_key_values,
             use_cache=use_cache,
             visual_key_values=visual_key_values,
@@ -324,8 +317,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             loss = caption_loss(
                 output_layer, outputs.last_hidden_state, text.targets, num_items_in_batch, label_smoothing
             )
-        if wants_logits:
-            logits = output_layer(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        if needs_logits:
+            kept = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+            logits = compute_logits(output_layer, kept)  # (num_images * k, positions, vocab_size)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -334,15 +328,41 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def _check_text(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return `input_ids`; refuse text rows that do not fit one another or the language model."""
+        if input_ids is None:
+            raise ValueError(
+                "input_ids is None: give the text rows to score, from processor(captions=...) or "
+                "processor(text=...). To caption an image, call generate(pixel_values=...)."
+            )
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, expected (rows, tokens).")
+        rows, length = input_ids.shape
+        if attention_mask is not None and attention_mask.shape[0] != rows:
+            raise ValueError(f"attention_mask has {attention_mask.shape[0]} rows, expected {rows}.")
+        if length > (positions := self.config.text_config.max_position_embeddings):
+            raise ValueError(
+                f"input_ids has {length} tokens in a row, but the language model has only {positions} "
+                "positions: shorten the text."
+            )
+        if labels is not None and labels.shape != input_ids.shape:
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}, expected that of input_ids, {(rows, length)}. The "
+                "model shifts the labels itself."
+            )
+        return input_ids
+
     def _records_states(self) -> bool:
-        """Tell whether every forward pass is to return hidden states or attentions."""
+        """Return whether every forward pass returns hidden states or attentions."""
         config = self.config.text_config
         return bool(config.output_hidden_states or config.output_attentions)
 
     def _visual_memory(
         self, pixel_values: torch.Tensor | None, visual_features: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the visual memory, of shape (num_images, N, d_v), from the one input that is given."""
+        """Return the visual memory, of shape (num_images, N, d_v), from whichever input is given."""
         if pixel_values is not None and visual_features is None:
             return self.get_image_features(pixel_values)
         if visual_features is None or pixel_values is not None:
@@ -362,12 +382,12 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         visual_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return how much of each image token each caption token reads, for pictures.
+        """Return how much each caption token attends to each image token.
 
         Args:
             input_ids: Captions, of shape (num_images * k, T), image-major.
             pixel_values: Images, of shape (num_images, 3, image_size, image_size).
-            visual_features: In place of `pixel_values`, of shape (num_images, N, d_v).
+            visual_features: Replaces `pixel_values`; shape (num_images, N, d_v).
             attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
 
         Returns:

@@ -1,44 +1,47 @@
-"""The captioner's processor: CLIP's image preparation and GPT-2's tokenizer behind one call."""
+"""The captioner's processor: the encoder's image processor and the decoder's tokenizer in one call."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .requirements_ituning import check_transformers
-
-check_transformers()
-
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.utils import logging
+from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
-from .processor_files_ituning import check_processor_files, seal_processor_files
+from .configuration_ituning import CaptionerError
+from .encoders_ituning import encoder_family, pil_image_processor
+from .loss_ituning import IGNORE_INDEX
 
 logger = logging.get_logger(__name__)
 
-IGNORE_INDEX = -100
-_LONGEST = 32  # short sides, of an image that is resized whole
-_HUB_KWARGS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
-# A fast tokenizer goes on truncating, padding and reading special tokens as its last caller asked, for all
-# threads. Of each, a copy that is called in one way alone, and what it was copied from looked like.
-_COPIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+MAX_ASPECT_RATIO = 32
+_HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+# Settings by which Transformers would read the tokenizer from any path, or load another model.
+_FILES_ELSEWHERE = {
+    PROCESSOR_NAME: {"audio_tokenizer"},
+    "tokenizer_config.json": {"fast_tokenizer_files", "merges", "vocab"},
+}
+# A call changes the truncation, padding and special-token settings of a fast tokenizer for all threads. So
+# captions are tokenized with a copy, kept for each tokenizer together with the state that it was copied from.
+_TOKENIZER_COPIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class ITuningProcessor(ProcessorMixin):
     r"""Prepare images, prompts and target captions for an [`ITuningForCaptioning`] model.
 
-    Images go through the PIL image processor, always: torchvision's resizing gives slightly other pixels,
-    and a captioner should not depend on what else is installed. They are taken as they are; turn those that a
-    camera marked as rotated upright first (`PIL.ImageOps.exif_transpose`, or `ituning_hf.data.load_image`).
+    Images are always resized by PIL: torchvision gives slightly different pixels, and a captioner must not
+    depend on what else is installed. The orientation that a camera stores is not applied: call
+    `PIL.ImageOps.exif_transpose` or `ituning_hf.data.load_image` first.
 
     Args:
         image_processor (`CLIPImageProcessorPil`): Prepares images.
-        tokenizer (`GPT2Tokenizer`): Prepares text. Without a padding token it gets its end token for one.
+        tokenizer (`GPT2Tokenizer`): Prepares text. If it has no padding token, its end token pads.
 
     Example:
     ```python
@@ -55,18 +58,13 @@ class ITuningProcessor(ProcessorMixin):
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-        # What Transformers loads where torchvision is installed.
-        if type(image_processor).__name__ == "CLIPImageProcessor":
-            image_processor = CLIPImageProcessorPil.from_dict(image_processor.to_dict())
-        if tokenizer is not None and tokenizer.vocab_size == 0:
-            # Transformers makes one where the tokenizer's files are missing, and says nothing.
-            raise ValueError(
-                "The tokenizer is empty: its files (tokenizer.json, or vocab.json and merges.txt) are "
-                "missing where it was loaded from."
+        if tokenizer is not None and tokenizer.vocab_size == 0:  # Transformers reports no missing files
+            raise CaptionerError(
+                "The tokenizer is empty: tokenizer.json, or vocab.json and merges.txt, are missing."
             )
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(pil_image_processor(image_processor), tokenizer, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -76,31 +74,22 @@ class ITuningProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: Its folder or Hub id.
-            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and what else
-                `ProcessorMixin.from_pretrained` takes.
+            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and other
+                arguments of `ProcessorMixin.from_pretrained`.
 
         Raises:
-            OSError: if there is none.
-            ValueError: if it is not whole or was changed since it was saved, or would have something read
-                from elsewhere.
+            OSError: if it is not found.
+            CaptionerError: if the tokenizer's files are missing, or a setting names files elsewhere.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        check_processor_files(name, **{key: kwargs[key] for key in _HUB_KWARGS if key in kwargs})
-        try:
-            return super().from_pretrained(name, **kwargs)
-        except (OSError, ImportError, TypeError):  # not there, not installed, no such keyword
-            raise
-        # Of a damaged file Transformers and tokenizers raise whatever comes of it, a bare Exception at times.
-        except Exception as error:
-            raise ValueError(
-                f"The processor of {name!r} cannot be loaded ({type(error).__name__}: {error}): copy or "
-                "download its files again."
-            ) from error
-
-    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Store the settings, with fingerprints of them and of the tokenizer's files beside them."""
-        super().to_json_file(json_file_path)
-        seal_processor_files(json_file_path)
+        hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
+        for file, settings in _FILES_ELSEWHERE.items():
+            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+            if path is not None and (found := settings & set(json.loads(Path(path).read_text("utf-8")))):
+                raise CaptionerError(
+                    f"{path} has {sorted(found)}, which name files elsewhere: do not use it."
+                )
+        return super().from_pretrained(name, **kwargs)
 
     def __call__(
         self,
@@ -115,12 +104,11 @@ class ITuningProcessor(ProcessorMixin):
 
         Args:
             images: One image or a list of them (PIL, NumPy or torch).
-            text: Prompts to go on from, or one for all images: the begin token is put in front, and they are
-                padded on the left.
+            text: Prompts, or one prompt for all images. They get a begin token and are padded on the left.
             captions: Targets: a caption, one for each image, or a list for each image. They get a begin and
                 an end token, and are padded on the right. An image with fewer captions than the others
-                gets rows without labels, so that every image has as many rows.
-            max_length: Cut captions to so many tokens, begin and end token included.
+                gets rows without labels, so every image has the same number of rows.
+            max_length: Truncate captions to this number of tokens, including begin and end token.
             return_tensors: "pt", "np", or None for lists.
             **kwargs: For the image processor.
 
@@ -130,8 +118,8 @@ class ITuningProcessor(ProcessorMixin):
             shape, -100 on padding.
 
         Raises:
-            ValueError: if there is nothing to do, or both prompts and captions are given, or a caption is
-                empty, or the lists do not fit one another.
+            ValueError: if nothing is given, or both prompts and captions, or an empty caption, or lists of
+                different lengths.
         """
         if images is None and text is None and captions is None:
             raise ValueError("Nothing to prepare: give images, text (prompts) or captions (targets).")
@@ -140,11 +128,11 @@ class ITuningProcessor(ProcessorMixin):
                 "Got both text and captions: text is a prompt for generate, captions are training "
                 "targets; give one of them."
             )
-        kwargs.pop("padding", None)  # pipelines ask for it, and rows are always padded
+        kwargs.pop("padding", None)  # passed by pipelines; rows are always padded
         if kwargs and images is None:
-            raise TypeError(f"{sorted(kwargs)} are for images, of which none are given.")
+            raise TypeError(f"{sorted(kwargs)} apply to images, but no images are given.")
         if max_length is not None and captions is None:
-            raise ValueError(f"max_length={max_length} is for captions, of which none are given.")
+            raise ValueError(f"max_length={max_length} applies to captions, but no captions are given.")
         data: dict[str, Any] = {}
         if images is not None:
             data |= prepare_images(self.image_processor, images, return_tensors=return_tensors, **kwargs)
@@ -160,17 +148,17 @@ class ITuningProcessor(ProcessorMixin):
     def encode_captions(self, captions: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Tokenize captions: begin token, tokens, end token.
 
-        Special tokens written out in a caption are read as plain text.
+        The text of a special token inside a caption is tokenized as plain text.
 
         Args:
             captions: The captions.
-            max_length: Cut each to so many tokens; the begin and the end token are kept.
+            max_length: Truncate each to this number of tokens; the begin and the end token are kept.
 
         Returns:
             A list of token ids for each caption.
 
         Raises:
-            ValueError: for an empty caption, or a `max_length` that leaves no room for one.
+            ValueError: for an empty caption, or a `max_length` below 3.
         """
         if max_length is not None and max_length < 3:
             raise ValueError(
@@ -179,19 +167,19 @@ class ITuningProcessor(ProcessorMixin):
         if not captions:
             return []
         if empty := [i for i, caption in enumerate(captions) if not caption.strip()]:
-            raise ValueError(f"captions {empty[:3]} are empty: remove them, or write something.")
+            raise ValueError(f"captions {empty[:3]} are empty: remove them.")
         begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         ids = self._tokenize([caption.strip() for caption in captions])
         room = None if max_length is None else max_length - 2
         return [[begin, *tokens[:room], end] for tokens in ids]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        looks = _looks(self.tokenizer)
-        copied, tokenizer = _COPIES.get(self.tokenizer, (None, None))
-        if copied != looks:
+        key = tokenizer_state_key(self.tokenizer)
+        copied_key, tokenizer = _TOKENIZER_COPIES.get(self.tokenizer, (None, None))
+        if copied_key != key:
             tokenizer = copy.deepcopy(self.tokenizer)
-            _COPIES[self.tokenizer] = looks, tokenizer
-        # Half a surrogate pair, which JSON can hold and no tokenizer takes, becomes a question mark.
+            _TOKENIZER_COPIES[self.tokenizer] = key, tokenizer
+        # Half a surrogate pair, which JSON can contain and tokenizers refuse, becomes a question mark.
         texts = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
@@ -206,7 +194,7 @@ class ITuningProcessor(ProcessorMixin):
 
     @staticmethod
     def _caption_lists(captions: Any, num_images: int | None) -> list[list[str]]:
-        """Bring the three forms that `captions` may take to one list for each image."""
+        """Convert `captions` from any of its three forms to one list for each image."""
         if isinstance(captions, str):
             groups = [[captions]]
         elif all(isinstance(caption, str) for caption in captions):
@@ -234,35 +222,35 @@ class ITuningProcessor(ProcessorMixin):
         text_revision: str | None = None,
         **hub_kwargs: Any,
     ) -> ITuningProcessor:
-        """Take the image preparation of one model and the tokenizer of another.
+        """Combine the image processor of a vision encoder with the tokenizer of a language model.
 
         Args:
             vision: A CLIP's folder or Hub id.
             text: A GPT-2's folder or Hub id.
-            vision_revision: The CLIP's revision on the Hub; give the captioner's, `vision_model_revision` in
-                its configuration, and both come from one commit.
+            vision_revision: The CLIP's revision on the Hub. With `vision_model_revision` of a captioner's
+                configuration, encoder and image processor are from the same commit.
             text_revision: The GPT-2's revision on the Hub.
             **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
 
         Returns:
-            The processor. An encoder saved without its image preparation gets CLIP's own at the encoder's
-            image size, with a warning.
+            The processor. An encoder saved without an image processor gets its family's default at the
+            encoder's image size, with a warning.
         """
-        of_text = {"revision": text_revision or "main", **hub_kwargs}
         image_processor = load_image_processor(vision, vision_revision, **hub_kwargs)
-        return cls(image_processor, AutoTokenizer.from_pretrained(text, **of_text))
+        tokenizer = AutoTokenizer.from_pretrained(text, revision=text_revision or "main", **hub_kwargs)
+        return cls(image_processor, tokenizer)
 
 
-def _looks(tokenizer: Any) -> str:
-    """Describe what people change of a tokenizer after it is loaded, as far as token ids depend on it."""
+def tokenizer_state_key(tokenizer: Any) -> str:
+    """Describe the settings of a tokenizer that users change after loading and that token ids depend on."""
     backend = tokenizer.backend_tokenizer
     return f"{backend.normalizer!r} {backend.pre_tokenizer!r} {backend.get_added_tokens_decoder()!r}"
 
 
 def load_image_processor(
     vision: str | os.PathLike[str], revision: str | None = None, **hub_kwargs: Any
-) -> CLIPImageProcessorPil:
-    """Take the image preparation of a vision encoder.
+) -> Any:
+    """Load the image processor of a vision encoder.
 
     Args:
         vision: A CLIP's folder or Hub id.
@@ -270,54 +258,60 @@ def load_image_processor(
         **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
 
     Returns:
-        The image preparation. An encoder saved without one gets CLIP's own at its image size, with a warning.
+        The image processor. An encoder saved without one gets its family's default at the encoder's image
+        size, with a warning.
     """
     hub_kwargs["revision"] = revision or "main"
+    config = AutoConfig.from_pretrained(vision, trust_remote_code=False, **hub_kwargs)
+    config = getattr(config, "vision_config", config)  # of a full CLIP
+    family = encoder_family(config)
     try:
-        return CLIPImageProcessorPil.from_pretrained(vision, **hub_kwargs)
+        return family.image_processor_class.from_pretrained(vision, **hub_kwargs)
     except OSError:
-        config = AutoConfig.from_pretrained(vision, **hub_kwargs)
-        size = getattr(config, "vision_config", config).image_size
-        logger.warning(f"{vision} says nothing of image preparation; using CLIP's, at {size} pixels.")
-        return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        size = config.image_size
+        logger.warning(
+            f"{vision} has no image processor; using {family.model_type}'s default at {size} pixels."
+        )
+        return family.image_processor(size)
 
 
 def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFeature:
-    """Call an image processor; the ends that it would drop of far too long images are cut off before.
+    """Call an image processor; first crop the parts of extremely long images that it would discard.
 
     Args:
-        image_processor: A `CLIPImageProcessorPil`. One that does not keep the square in the middle, by its
-            own settings or by these keywords, gets all of each image.
-        images: What it takes.
+        image_processor: An image processor. If it does not keep only the square in the middle, by its own
+            settings or by these keyword arguments, images are not cropped.
+        images: The images.
         **kwargs: For the image processor.
     """
-    own = not kwargs.keys() & {"do_resize", "size", "do_center_crop"}
-    if own and image_processor.do_resize and image_processor.do_center_crop:
-        images = cut_strips(images) if dict(image_processor.size).get("shortest_edge") else images
+    is_changed = kwargs.keys() & {"do_resize", "size", "do_center_crop"}
+    keeps_square = image_processor.do_resize and image_processor.do_center_crop and not is_changed
+    if keeps_square and dict(image_processor.size).get("shortest_edge"):
+        images = crop_extreme_aspect(images)
     return image_processor(images=images, **kwargs)
 
 
-def cut_strips(images: Any) -> Any:
-    """Cut the ends off images that are far longer than wide.
+def crop_extreme_aspect(images: Any) -> Any:
+    """Crop the ends of images that are more than 32 times as long as wide.
 
-    CLIP makes an image's short side as long as the encoder's and keeps the square in the middle. Of 30,000
-    pixels by 1 it would make 6,720,000 by 224 on the way, 4.5 GB. What is cut off are whole short sides, as
-    many from either end, so that resizing meets the same pixels at the same places: exactly where its result
-    is a whole number of pixels long, and else to three levels of grey.
+    CLIP resizes an image's short side to the encoder's size and keeps the square in the middle. An image of
+    30,000 x 1 pixels would become 6,720,000 x 224 in between, 4.5 GB. Both ends lose the same whole number of
+    short sides, so resizing computes the middle from the same pixels: exactly if the resized length is a
+    whole number, else within three levels of grey.
 
     Args:
-        images: One or a list of them; only PIL images are looked at.
+        images: One or a list of them; only PIL images are cropped.
 
     Returns:
         The same, none more than 32 times as long as wide.
     """
     if isinstance(images, (list, tuple)):
-        return [cut_strips(image) for image in images]
-    if not hasattr(images, "crop") or max(images.size) <= _LONGEST * min(images.size):
+        return [crop_extreme_aspect(image) for image in images]
+    if not hasattr(images, "crop") or max(images.size) <= MAX_ASPECT_RATIO * min(images.size):
         return images
     width, height = images.size
     short, long = min(images.size), max(images.size)
-    end = short * math.ceil((long / short - _LONGEST) / 2)
+    end = short * math.ceil((long / short - MAX_ASPECT_RATIO) / 2)
     x, y = (end, 0) if width > height else (0, end)
     return images.crop((x, y, width - x, height - y))
 
@@ -328,17 +322,17 @@ def caption_rows(
     pad_token_id: int,
     rows_per_image: int | None = None,
 ) -> dict[str, list[list[int]]]:
-    """Lay tokenized captions out image-major, padded on the right.
+    """Make an image-major batch of tokenized captions, padded on the right.
 
     Args:
         encoded: For each image its captions, each a list of token ids.
-        bos_token_id: The begin token; it alone stands in a row that only fills up.
+        bos_token_id: The begin token, the only token in a row without a caption.
         pad_token_id: The padding token.
-        rows_per_image: k; the most captions of one image by default.
+        rows_per_image: k; by default the largest number of captions of an image.
 
     Returns:
         `input_ids`, `attention_mask` and `labels`, each of shape (num_images * k, T). Labels are -100 on
-        padding and all over the rows that only fill up.
+        padding and in rows without a caption.
     """
     k = max(map(len, encoded)) if rows_per_image is None else rows_per_image
     rows = [row for group in encoded for row in [*group, *[None] * (k - len(group))]]
@@ -356,4 +350,10 @@ def caption_rows(
 
 ITuningProcessor.register_for_auto_class()
 
-__all__ = ["ITuningProcessor", "caption_rows", "cut_strips", "load_image_processor", "prepare_images"]
+__all__ = [
+    "ITuningProcessor",
+    "caption_rows",
+    "crop_extreme_aspect",
+    "load_image_processor",
+    "prepare_images",
+]

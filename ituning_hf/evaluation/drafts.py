@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..captioner.json_ituning import parse_json
+from ..utils.json_files import parse_json
 from .errors import EvaluationError
 
 _PATTERN = ".captions-{identity}-{unique}.jsonl"

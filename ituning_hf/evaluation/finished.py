@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..captioner.json_ituning import parse_json
+from ..utils.json_files import parse_json
 from .report import METRICS_FILE
 from .scoring import ENTIRE, Part
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..captioner.json_ituning import parse_json
 from ..data.records import first_names
+from ..utils.json_files import parse_json
 from .images import BenchmarkImages
 
 _EXPECTED = (

@@ -7,11 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers.utils.hub import resolve_revision
 
-from ..captioner.backbones_ituning import encode_images, load_backbone_config, load_pretrained_backbone
-from ..captioner.configuration_ituning import ITuningConfig, as_recorded_path
-from ..captioner.fingerprint_ituning import fingerprint
+from ..captioner.configuration_ituning import ITuningConfig
+from ..captioner.encoders_ituning import encoder_family
+from ..captioner.pretrained_ituning import load_pretrained_backbone, resolve_backbone
 from ..captioner.processing_ituning import load_image_processor
 from .quantisation import pack
 from .spec import MIXED_PRECISIONS, STORAGES, FeatureSpec, as_stored
@@ -46,22 +45,19 @@ def describe_encoder(
     ):
         if value not in known:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-    place = as_recorded_path(vision_model)
-    revision = resolve_revision(place, vision_revision)
-    commit = getattr(revision, "resolved", revision)
-    vision = load_backbone_config("vision", place, revision=commit).to_dict()
-    config = ITuningConfig(vision_config=vision, vision_feature_layer=vision_feature_layer)  # refuses others
+    source = resolve_backbone("vision", vision_model, vision_revision)
+    config = ITuningConfig(vision_config=source.config, vision_feature_layer=vision_feature_layer)  # checks
     encoder = config.vision_config
     return FeatureSpec(
-        vision_model_name_or_path=place,
-        vision_model_revision=commit,
-        vision_model_fingerprint=fingerprint("vision", place, revision=commit),
+        vision_model_name_or_path=source.name_or_path,
+        vision_model_revision=source.revision,
+        vision_model_fingerprint=source.fingerprint,
         vision_config=as_stored(config.to_dict()["vision_config"]),
-        image_processor=as_stored(load_image_processor(place, commit).to_dict()),
+        image_processor=as_stored(load_image_processor(source.name_or_path, source.revision).to_dict()),
         vision_feature_layer=vision_feature_layer,
         storage=storage,
         mixed_precision=mixed_precision,
-        num_tokens=(encoder.image_size // encoder.patch_size) ** 2 + 1,
+        num_tokens=encoder_family(encoder).num_tokens(encoder),
         hidden_size=encoder.hidden_size,
     )
 
@@ -96,7 +92,8 @@ class Encoder:
             FloatingPointError: They are not finite.
         """
         with self._precision():
-            features = encode_images(self.model, pixel_values.to(self.device), self.spec.vision_feature_layer)
+            family = encoder_family(self.model.config)
+            features = family.encode(self.model, pixel_values.to(self.device), self.spec.vision_feature_layer)
         if not features.isfinite().all():
             raise FloatingPointError(
                 "the vision encoder's features are not finite: compute in another precision "

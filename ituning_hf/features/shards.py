@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..captioner.json_ituning import parse_json
 from ..utils.files import draft_of, give_ordinary_permissions, put_in_place
+from ..utils.json_files import parse_json
 from .pictures import Picture
 
 _PATTERN = "features-*.safetensors"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..captioner.configuration_ituning import ITuningConfig
-from ..captioner.json_ituning import parse_json
-from ..captioner.recorded_ituning import RecordedBackbone
+from ..captioner.pretrained_ituning import BackboneSource
 from ..utils.files import write_json
+from ..utils.json_files import parse_json
 
 STORE_FILE = "store.json"
 FORMAT_VERSION = 1
@@ -57,7 +57,7 @@ class FeatureSpec:
     Args:
         vision_model_name_or_path: Where the encoder's weights came from.
         vision_model_revision: Their revision on the Hub, a commit hash where it is known.
-        vision_model_fingerprint: What the weights hash to; see `fingerprint_ituning.py`.
+        vision_model_fingerprint: What the weights hash to; see `pretrained_ituning.py`.
         vision_config: The encoder's configuration.
         image_processor: The image preparation's settings.
         vision_feature_layer: Which of the encoder's hidden states was taken; see `ITuningConfig`.
@@ -82,10 +82,10 @@ class FeatureSpec:
     format_version: int = FORMAT_VERSION
 
     @property
-    def vision_model(self) -> RecordedBackbone:
+    def vision_model(self) -> BackboneSource:
         """What is recorded of the encoder, for a captioner that does not load it."""
-        return RecordedBackbone(
-            name=self.vision_model_name_or_path,
+        return BackboneSource(
+            name_or_path=self.vision_model_name_or_path,
             revision=self.vision_model_revision,
             fingerprint=self.vision_model_fingerprint,
             config=self.vision_config,

@@ -14,8 +14,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.constants import REPOCARD_NAME
 
-from ..captioner.backbones_ituning import is_local
-from ..captioner.checkpoint_ituning import ADAPTER_OPTIONS
+from ..captioner.configuration_ituning import ADAPTER_OPTIONS
+from ..captioner.pretrained_ituning import is_local
 from .evaluation_results import METRIC_NAMES
 from .inspection import describe
 from .records import (

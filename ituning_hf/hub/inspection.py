@@ -15,9 +15,9 @@ from transformers import __version__ as transformers_version
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .._version import __version__
-from ..captioner.adapter_file_ituning import check_adapter_tensors, read_adapter_file
 from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.pretrained_ituning import check_adapter_tensors, read_adapter_file
 from ..inference.files import find_optional, read_config
 from .records import TRAINING_FILE, read_training_record
 

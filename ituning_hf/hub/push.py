@@ -18,8 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..captioner import modeling_ituning
-from ..captioner.backbones_ituning import is_local
-from ..captioner.fingerprint_ituning import fingerprint
+from ..captioner.pretrained_ituning import fingerprint, is_local
 from ..inference.files import read_config
 from ..inference.loading import load_processor
 from ..utils.errors import UserError

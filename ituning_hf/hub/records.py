@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from ..captioner.json_ituning import parse_json
 from ..utils.errors import UserError
 from ..utils.files import write_text
+from ..utils.json_files import parse_json
 
 TRAINING_FILE = "training.json"
 EVALUATION_FILE = "evaluation.json"

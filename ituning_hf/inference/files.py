@@ -9,9 +9,9 @@ from typing import Any
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ..captioner.configuration_ituning import ITuningConfig
-from ..captioner.json_ituning import read_json_object
 from ..utils.errors import UserError
 from ..utils.hub import explain_hub_error
+from ..utils.json_files import read_json_object
 
 _PEFT = "holds a PEFT adapter: `ituning convert` makes a captioner of it"
 

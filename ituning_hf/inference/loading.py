@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from ..captioner.configuration_ituning import CaptionerError
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
-from ..captioner.processor_files_ituning import ChangedFilesError
 from ..utils.devices import usable_device
 from ..utils.hub import explain_hub_error
 from .files import read_config
@@ -80,7 +80,7 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
     """
     try:
         processor = ITuningProcessor.from_pretrained(name, revision=revision or "main")
-    except ChangedFilesError:
+    except CaptionerError:
         raise
     # Of a damaged file Transformers and tokenizers raise whatever comes of it, a bare Exception at times.
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..captioner.json_ituning import parse_json
+from ..utils.json_files import parse_json
 from .checkpoints import writing
 
 LOG_FILE_SECONDS = 60  # between two lines of the bar where nobody watches it

@@ -14,11 +14,10 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from ..captioner.adapter_file_ituning import read_adapter_file
-from ..captioner.backbones_ituning import load_backbone
 from ..captioner.configuration_ituning import ITuningConfig
+from ..captioner.encoders_ituning import UnloadedVisionModel
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..captioner.recorded_ituning import UnloadedVisionModel
+from ..captioner.pretrained_ituning import load_backbone, read_adapter_file
 from ..data.records import first_names
 from ..inference.int8 import quantize_frozen_weights
 from ..utils.determinism import full_determinism

@@ -13,8 +13,8 @@ from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, load
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..captioner.adapter_file_ituning import read_adapter_file
 from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.pretrained_ituning import read_adapter_file
 from ..captioner.processing_ituning import ITuningProcessor
 from ..hub.saving import save_captioner
 from ..hub.training_record import TrainingRecord

@@ -12,11 +12,10 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
-from ..captioner.checkpoint_ituning import ADAPTER_OPTIONS
-from ..captioner.configuration_ituning import ITuningConfig
+from ..captioner.configuration_ituning import ADAPTER_OPTIONS, ITuningConfig
 from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.pretrained_ituning import resolve_backbone
 from ..captioner.processing_ituning import ITuningProcessor, load_image_processor
-from ..captioner.recorded_ituning import record_backbone
 from ..data.dataset import count_over_long
 from ..data.records import CaptionedImage
 from ..features.store import FeatureStore
@@ -145,7 +144,7 @@ def _load_over_backbones(
         model = ITuningForCaptioning.from_vision_text_pretrained(str(vision), text, **options)
         image_processor = load_image_processor(str(vision), model.config.vision_model_revision)
     else:
-        encoder = features.spec.vision_model if vision is None else record_backbone("vision", vision)
+        encoder = features.spec.vision_model if vision is None else resolve_backbone("vision", vision)
         options = {"vision_feature_layer": features.spec.vision_feature_layer} | options
         model = ITuningForCaptioning.from_vision_text_pretrained(encoder, text, **options)
         image_processor = (

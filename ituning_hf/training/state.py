@@ -12,8 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from .._version import __version__
-from ..captioner.json_ituning import parse_json
 from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..utils.json_files import parse_json
 from .arguments import TrainArguments
 from .checkpoints import STATE_FILE
 from .setup import TrainingData

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from ..captioner.json_ituning import parse_json
+from ..utils.json_files import parse_json
 from .arguments import TrainArguments
 from .checkpoints import RUN_FILE, write_json
 

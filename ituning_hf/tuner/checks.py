@@ -10,9 +10,9 @@ from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
 from transformers import GenerationConfig
 
-from ..captioner.configuration_ituning import as_recorded_path, resolve_adapter
-from ..captioner.fingerprint_ituning import fingerprint
-from ..captioner.generation_ituning import refuse_guidance
+from ..captioner.configuration_ituning import absolute_if_local, resolve_adapter
+from ..captioner.generation_ituning import check_guidance
+from ..captioner.pretrained_ituning import fingerprint
 from .image import find_decoders
 from .registration import PEFT_TYPE
 
@@ -90,7 +90,7 @@ def _check_origin(config: Any, model: Any) -> None:
     name = getattr(model, "name_or_path", None)  # a module around a GPT-2 has none
     if config.text_model_fingerprint is None or not name:
         return
-    place = as_recorded_path(name)
+    place = absolute_if_local(name)
     commit = getattr(model.config, "_commit_hash", None)
     try:
         found = fingerprint("text", place, revision=commit, local_files_only=True)
@@ -120,7 +120,7 @@ def check_generation(options: Mapping[str, Any], own: GenerationConfig) -> None:
             "it cannot read. Use prompt_lookup_num_tokens, or no assistant."
         )
     given = options.get("generation_config") or own
-    refuse_guidance(options.get("guidance_scale", given.guidance_scale))
+    check_guidance(options.get("guidance_scale", given.guidance_scale))
 
 
 __all__ = ["check_adapter", "check_generation", "check_name"]

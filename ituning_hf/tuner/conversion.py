@@ -6,8 +6,8 @@ from typing import Any
 
 from peft import PeftModelForCausalLM, get_peft_model
 
-from ..captioner.checkpoint_ituning import ADAPTER_OPTIONS
-from ..captioner.decoders_ituning import bare_copy, decoder_blocks
+from ..captioner.configuration_ituning import ADAPTER_OPTIONS
+from ..captioner.decoders_ituning import decoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from .config import ITuningTunerConfig
 
@@ -34,8 +34,9 @@ def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> P
 
     ```
     """
-    text_model = bare_copy(captioner.text_model)
-    blocks = decoder_blocks(text_model)
+    family = decoder_family(captioner.config.text_config)
+    text_model = family.without_adapters(captioner.text_model)
+    blocks = family.layers(text_model)
     text_model.name_or_path = captioner.config.text_model_name_or_path or ""  # where PEFT looks
     model = get_peft_model(text_model, _peft_config(captioner), adapter_name)
     for i, adapter in captioner.adapters().items():

@@ -15,8 +15,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, load_peft_weights
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
-from ..captioner.backbones_ituning import is_local, load_pretrained_backbone
 from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.pretrained_ituning import is_local, load_pretrained_backbone
 from ..captioner.processing_ituning import ITuningProcessor
 from ..hub.saving import save_captioner
 from ..inference.files import holds_peft_adapter

@@ -11,13 +11,24 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from ..captioner.backbones_ituning import load_pretrained_backbone
-from ..captioner.checkpoint_ituning import ADAPTER_OPTIONS
-from ..captioner.configuration_ituning import ITuningConfig, as_recorded_path
-from ..captioner.decoders_ituning import copy_sharing_weights, decoder_blocks
-from ..captioner.fingerprint_ituning import check_weights_unchanged, fingerprint
+from ..captioner.configuration_ituning import ADAPTER_OPTIONS, ITuningConfig, absolute_if_local
+from ..captioner.decoders_ituning import copy_sharing_weights, decoder_family
+from ..captioner.pretrained_ituning import check_weights_unchanged, fingerprint, load_pretrained_backbone
 
 PEFT_TYPE = "ITUNING"
+
+
+def captioner_from_peft(
+    captioner_class: Any,
+    peft_model: Any,
+    vision_model: PreTrainedModel | str | os.PathLike[str],
+    adapter_name: str | None,
+) -> Any:
+    """Build a captioner; see `ITuningForCaptioning.from_peft`."""
+    config, vision, text, adapter = parts_from_peft(peft_model, vision_model, adapter_name)
+    captioner = captioner_class(config, vision, text)
+    captioner.load_adapter_state_dict(adapter, "the PEFT model")
+    return captioner.eval()
 
 
 def parts_from_peft(
@@ -58,9 +69,10 @@ def parts_from_peft(
         ),
         **{field: getattr(options, field) for field in ADAPTER_OPTIONS},
     )
-    blocks: Any = decoder_blocks(peft_model.get_base_model())
+    family = decoder_family(config.text_config)
+    blocks: Any = family.layers(peft_model.get_base_model())
     tensors = {
-        f"text_model.transformer.h.{i}.adapter.{key}": tensor.detach()
+        f"{family.adapter_prefix(i)}{key}": tensor.detach()
         for i in config.adapter_layers or []
         for key, tensor in blocks[i].ituning_adapter[name].state_dict().items()
     }
@@ -96,7 +108,7 @@ def _vision_model(vision_model: PreTrainedModel | str | os.PathLike[str], option
             "CLIPVisionModel, or its folder or Hub id."
         )
     if not isinstance(vision_model, PreTrainedModel):
-        place = as_recorded_path(vision_model)
+        place = absolute_if_local(vision_model)
         recorded = place == options.vision_model_name_or_path
         revision = options.vision_model_revision if recorded else None
         vision_model = load_pretrained_backbone("vision", place, revision=revision)
@@ -138,7 +150,7 @@ def _origin(
     place = model.name_or_path or recorded[0]
     if not place:  # built in memory
         return {}
-    place = as_recorded_path(place)
+    place = absolute_if_local(place)
     revision = getattr(model.config, "_commit_hash", None) or (recorded[1] if place == recorded[0] else None)
     found = fingerprint(kind, place, revision=revision)
     if expected not in (None, found):
@@ -154,4 +166,4 @@ def _origin(
     }
 
 
-__all__ = ["parts_from_peft"]
+__all__ = ["captioner_from_peft", "parts_from_peft"]

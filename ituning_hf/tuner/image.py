@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
-from ..captioner.adapter_ituning import ITuningAdapter
-from ..captioner.inputs_ituning import check_rows, check_visual_features
+from ..captioner.adapter_ituning import ITuningAdapter, check_rows, check_visual_features
 from .layer import ITuningLayer, NamedKeyValues
 
 

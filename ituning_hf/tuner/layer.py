@@ -11,9 +11,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from ..captioner.adapter_ituning import ITuningAdapter
-from ..captioner.decoders_ituning import compute_device, run_frozen_block, take_place_of, uses_eager_attention
+from ..captioner.decoders_ituning import GPT2Family, copy_block_state
 from .config import ITuningTunerConfig
 
+FAMILY = GPT2Family()
 ADAPTERS = "ituning_adapter"  # where a layer keeps them: part of every key on disk
 # For each layer, by index: each of its active adapters' keys and values of the images, by name.
 NamedKeyValues = dict[int, dict[str, tuple[torch.Tensor, torch.Tensor]]]
@@ -38,7 +39,7 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         GradientCheckpointingLayer.__init__(self)
         self.base_layer = base_layer
         self.ituning_adapter = nn.ModuleDict().train(base_layer.training)
-        take_place_of(base_layer, self)
+        copy_block_state(base_layer, self)
         self.update_layer(adapter_name, config)
 
     @property
@@ -57,7 +58,7 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
             dropout=config.adapter_dropout,
         )
         if not adapter.q_proj.weight.is_meta:  # low_cpu_mem_usage: the checkpoint brings the tensors
-            adapter.to(compute_device(self.base_layer))
+            adapter.to(FAMILY.compute_device(self.base_layer))
         # The base's precision, which PEFT raises to fp32 unless autocast_adapter_dtype says otherwise.
         adapter.to(self.base_layer.ln_2.weight.dtype)
         self.ituning_adapter[adapter_name] = adapter.train(self.training)
@@ -71,7 +72,7 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
 
     def _get_base_layer_device_and_dtype(self, base_layer: GPT2Block) -> tuple[Any, None]:
         # PEFT asks when a checkpoint's tensors took the place of meta ones: they keep their precision.
-        return compute_device(base_layer), None
+        return FAMILY.compute_device(base_layer), None
 
     def forward(
         self,
@@ -101,7 +102,7 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
         Returns:
             The layer's output, of shape (rows, T, d).
         """
-        x, output = run_frozen_block(
+        x, output = FAMILY.run_layer(
             self.base_layer,
             hidden_states,
             past_key_values=past_key_values,
@@ -109,7 +110,7 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
             use_cache=use_cache,
             **kwargs,
         )
-        eager = uses_eager_attention(self.base_layer)
+        eager = FAMILY.uses_eager_attention(self.base_layer)
         for name, (key, value) in (visual_key_values or {}).get(self.layer_idx, {}).items():
             output = output + self.ituning_adapter[name](x, key, value, eager=eager)
         return output

@@ -10,12 +10,12 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..captioner.inputs_ituning import check_rows
-from ..captioner.output_ituning import read_output_layer_once, restore_output_layer
+from ..captioner.adapter_ituning import check_rows
 from .checks import check_adapter, check_generation, check_name
 from .config import ITuningTunerConfig
 from .image import active_adapters, find_decoders, find_layers, project_image, take_image
 from .layer import ADAPTERS, ITuningLayer
+from .lm_head import PaddedLMHead, replace_lm_head
 from .registration import PEFT_TYPE
 
 
@@ -113,7 +113,7 @@ class ITuningTuner(BaseTuner):
         for decoder in find_decoders(model):
             if take_image not in decoder._forward_pre_hooks.values():
                 decoder.register_forward_pre_hook(take_image, with_kwargs=True)
-        read_output_layer_once(model)
+        replace_lm_head(model, nn.Linear, PaddedLMHead)
 
     def unload(self) -> nn.Module:
         """Return the language model without these adapters; those of another method stay."""
@@ -123,7 +123,7 @@ class ITuningTuner(BaseTuner):
                     decoder.h[i] = block.base_layer
             for key in [key for key, hook in decoder._forward_pre_hooks.items() if hook is take_image]:
                 del decoder._forward_pre_hooks[key], decoder._forward_pre_hooks_with_kwargs[key]
-        restore_output_layer(self.model)
+        replace_lm_head(self.model, PaddedLMHead, nn.Linear)
         others = {name: c for name, c in self.peft_config.items() if name not in self._own_adapters()}
         if others:
             self.model.peft_config = others

@@ -10,7 +10,7 @@ from small_models import unseal
 from transformers import AutoConfig, BertConfig, CLIPConfig, CLIPVisionConfig, GPT2Config
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
-from ituning_hf.captioner.configuration_ituning import as_recorded_path
+from ituning_hf.captioner.configuration_ituning import absolute_if_local
 
 VISION = {"hidden_size": 15, "num_attention_heads": 3, "num_hidden_layers": 2}
 TEXT = {"n_embd": 28, "n_head": 7, "n_layer": 4}
@@ -106,8 +106,8 @@ def test_another_place_does_not_keep_the_recorded_revision(tmp_path: Path):
 def test_local_folders_are_recorded_absolute_and_hub_ids_as_they_are(tmp_path: Path, monkeypatch):
     (tmp_path / "clip").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert as_recorded_path("clip") == as_recorded_path(Path("clip")) == str(tmp_path / "clip")
-    assert as_recorded_path("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
+    assert absolute_if_local("clip") == absolute_if_local(Path("clip")) == str(tmp_path / "clip")
+    assert absolute_if_local("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
 
 
 BAD_VALUES = [

@@ -8,7 +8,7 @@ from small_models import ADAPTER, make_captioner
 from torch.nn import functional as F
 
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.captioner.decoders_ituning import run_frozen_block
+from ituning_hf.captioner.decoders_ituning import GPT2Family
 
 ROWS, LENGTH, WIDTH = 3, 7, 22
 
@@ -23,7 +23,7 @@ def run(captioner: ITuningForCaptioning) -> tuple[torch.Tensor, torch.Tensor, in
     hidden = torch.randn(ROWS, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        _, output = run_frozen_block(captioner.text_model.transformer.h[1], hidden)
+        _, output = GPT2Family().run_layer(captioner.text_model.transformer.h[1], hidden)
     (gradient,) = torch.autograd.grad(output.square().sum(), hidden)
     return output, gradient, sum(shape[-1:] == (4 * WIDTH,) and len(shape) == 3 for shape in kept)
 
@@ -41,7 +41,7 @@ def test_another_activation_is_left_as_it_is(captioner):
     block = captioner.text_model.transformer.h[1]
     block.mlp.act = torch.nn.ReLU()
     x = torch.randn(ROWS, LENGTH, WIDTH)
-    normed, output = run_frozen_block(block, x)
+    normed, output = GPT2Family().run_layer(block, x)
     residual = block.attn(block.ln_1(x))[0] + x
     expected = residual + block.mlp.c_proj(F.relu(block.mlp.c_fc(normed)))
     torch.testing.assert_close(output, expected)

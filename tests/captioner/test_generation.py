@@ -16,7 +16,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner.adapter_ituning import ITuningAdapter
-from ituning_hf.captioner.generation_ituning import mask_of_padding, positions_from_mask, with_begin_token
+from ituning_hf.captioner.generation_ituning import mask_of_padding, with_begin_token
+from ituning_hf.captioner.loss_ituning import positions_from_mask
 
 IMAGES, BOS, PAD = 3, 0, 299
 # Any of these tokens ends a caption, so that captions and beams end at different lengths.

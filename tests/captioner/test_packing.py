@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from small_models import ADAPTER, IMAGE_SIZE, make_captioner
 
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.captioner.packing_ituning import TextRows, next_tokens, pack
+from ituning_hf.captioner.loss_ituning import TextRows, next_tokens
+from ituning_hf.captioner.loss_ituning import pack_rows as pack
 
 VOCABULARY, WIDTH = 300, 22
 

@@ -26,9 +26,8 @@ from transformers import (
 )
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
-from ituning_hf.captioner.backbones_ituning import split_device_map
-from ituning_hf.captioner.fingerprint_ituning import fingerprint
-from ituning_hf.captioner.recorded_ituning import UnloadedVisionModel, record_backbone
+from ituning_hf.captioner.encoders_ituning import UnloadedVisionModel
+from ituning_hf.captioner.pretrained_ituning import fingerprint, resolve_backbone, split_device_map
 
 PARTS = [f"{part}_proj.{kind}" for part in ("q", "k", "v", "out") for kind in ("weight", "bias")]
 KEYS = {f"text_model.transformer.h.{i}.adapter.{part}" for i in range(4) for part in PARTS}
@@ -101,24 +100,14 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "config.json",
         "generation_config.json",
         "model.safetensors",
-        "adapter_file_ituning.py",
         "adapter_ituning.py",
-        "backbones_ituning.py",
-        "checkpoint_ituning.py",
         "configuration_ituning.py",
-        "fingerprint_ituning.py",
-        "generation_file_ituning.py",
+        "decoders_ituning.py",
+        "encoders_ituning.py",
         "generation_ituning.py",
-        "gpt2_ituning.py",
-        "inputs_ituning.py",
-        "json_ituning.py",
-        "output_ituning.py",
+        "loss_ituning.py",
         "modeling_ituning.py",
-        "packing_ituning.py",
-        "peft_ituning.py",
-        "recorded_ituning.py",
-        "requirements_ituning.py",
-        "seal_ituning.py",
+        "pretrained_ituning.py",
     }
     weights = 4 * sum(p.numel() for p in captioner.parameters() if p.requires_grad)
     assert weights <= (saved / "model.safetensors").stat().st_size < weights + 6_000
@@ -438,7 +427,7 @@ def test_the_auto_class_leaves_the_encoder_out_too(saved: Path):
 
 def test_a_new_captioner_over_a_recorded_encoder(own_backbones: dict[str, Path], tmp_path: Path):
     model = make_captioner(own_backbones)
-    recorded = record_backbone("vision", own_backbones["vision"])
+    recorded = resolve_backbone("vision", own_backbones["vision"])
     assert recorded.fingerprint == model.config.vision_model_fingerprint
     own_backbones["vision"].rename(tmp_path / "put away")
     new = ITuningForCaptioning.from_vision_text_pretrained(recorded, own_backbones["text"], **ADAPTER)
@@ -812,7 +801,7 @@ def test_a_new_captioner_is_built_over_the_revision_that_is_asked_for(
     recorded = {name: getattr(model.config, f"{name}_model_revision") for name in ("vision", "text")}
     assert recorded == {"vision": "a" * 40, "text": "b" * 40} | {kind: "c" * 40}
     assert getattr(model.config, f"{kind}_model_fingerprint") == fingerprint(kind, str(tmp_path / "other"))
-    assert record_backbone(kind, place, "next", **hub).config[epsilon] == 0.25
+    assert resolve_backbone(kind, place, "next", **hub).config[epsilon] == 0.25
     for name in ("vision", "text"):
         new, old = (next(getattr(m, f"{name}_model").parameters()) for m in (model, usual))
         assert torch.equal(new, old) == (name != kind)

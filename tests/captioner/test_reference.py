@@ -104,13 +104,13 @@ def test_the_captions_of_an_image_in_one_row_are_packed_here(backbones: dict[str
     """What the other tests rely on: that the training path is the packed one."""
     from ituning_hf.captioner import modeling_ituning
 
-    packed, pack = [], modeling_ituning.pack
+    packed, pack = [], modeling_ituning.pack_rows
 
     def watched(*args: Any) -> Any:
         packed.append(pack(*args))
         return packed[-1]
 
-    monkeypatch.setattr(modeling_ituning, "pack", watched)
+    monkeypatch.setattr(modeling_ituning, "pack_rows", watched)
     for side in ("right", "left"):
         batch = Batch.make(3, 2, side)
         make_captioner(backbones).train()(pixel_values=batch.pixels, **batch.padded)

@@ -4,15 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel
 
-from ituning_hf.captioner import output_ituning
-from ituning_hf.captioner.output_ituning import (
-    OutputLayer,
-    caption_loss,
-    read_output_layer_once,
-    restore_output_layer,
-)
+from ituning_hf.captioner import loss_ituning
+from ituning_hf.captioner.loss_ituning import caption_loss, compute_logits
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 11, 13, 29
 
@@ -40,7 +34,7 @@ def judge(output_layer: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("num_items", [None, 5, torch.tensor(5)])
 def test_chunks_add_up(output_layer, monkeypatch, at_once: int, label_smoothing: float, num_items):
-    monkeypatch.setattr(output_ituning, "POSITIONS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss_ituning, "POSITIONS_PER_CHUNK", at_once)
     hidden, targets = make_batch()
     loss = caption_loss(output_layer, hidden, targets, num_items, label_smoothing)
     expected = judge(output_layer, hidden, targets, label_smoothing=label_smoothing) / (num_items or 19)
@@ -50,7 +44,7 @@ def test_chunks_add_up(output_layer, monkeypatch, at_once: int, label_smoothing:
 
 
 def test_no_more_logits_than_a_chunks_are_made_at_once(output_layer, monkeypatch):
-    monkeypatch.setattr(output_ituning, "POSITIONS_AT_ONCE", 7)
+    monkeypatch.setattr(loss_ituning, "POSITIONS_PER_CHUNK", 7)
     made = []
     output_layer.register_forward_hook(lambda module, inputs, logits: made.append(len(logits)))
     hidden, targets = make_batch()
@@ -88,17 +82,17 @@ def test_an_output_layer_that_somebody_trains_gets_its_gradient(output_layer):
 # --- Few rows
 
 
-def wide(bias: bool, dtype: torch.dtype = torch.float32) -> OutputLayer:
+def make_linear(bias: bool, dtype: torch.dtype = torch.float32) -> nn.Linear:
     torch.manual_seed(0)
-    return OutputLayer(WIDTH, VOCABULARY, bias=bias, dtype=dtype)
+    return nn.Linear(WIDTH, VOCABULARY, bias=bias, dtype=dtype)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 5), (3, 5), (1, 11, 1), (16,), (0,), (4, 9)])
 def test_logits_are_those_of_a_linear_layer(bias: bool, shape: tuple[int, ...]):
-    layer = wide(bias)
+    layer = make_linear(bias)
     hidden = torch.randn(*shape, WIDTH)
-    logits = layer(hidden)
+    logits = compute_logits(layer, hidden)
     assert logits.shape == (*shape, VOCABULARY)
     torch.testing.assert_close(logits, F.linear(hidden, layer.weight, layer.bias))
 
@@ -114,31 +108,26 @@ def test_logits_are_those_of_a_linear_layer(bias: bool, shape: tuple[int, ...]):
         (10, torch.bfloat16, 10),
     ],
 )
-def test_which_rows_are_filled_up(monkeypatch, rows: int, dtype: torch.dtype, multiplied: int):
-    monkeypatch.setattr(output_ituning, "MKL", True)
+def test_few_fp32_rows_are_padded_to_16(monkeypatch, rows: int, dtype: torch.dtype, multiplied: int):
+    monkeypatch.setattr(loss_ituning, "HAS_MKL", True)
     seen = []
-    linear = F.linear
-    monkeypatch.setattr(F, "linear", lambda x, *rest: seen.append(len(x)) or linear(x, *rest))
-    assert wide(False, dtype)(torch.ones(rows, WIDTH, dtype=dtype)).shape == (rows, VOCABULARY)
+    layer = make_linear(False, dtype)
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    assert compute_logits(layer, torch.ones(rows, WIDTH, dtype=dtype)).shape == (rows, VOCABULARY)
     assert seen == [multiplied]
 
 
-def test_gradients_pass_through_filled_rows():
-    layer, hidden = wide(True), torch.randn(10, WIDTH, requires_grad=True)
-    found = torch.autograd.grad(layer(hidden).square().sum(), (hidden, *layer.parameters()))
+def test_rows_of_another_kind_of_layer_are_not_padded():
+    seen = []
+    layer = nn.Sequential(make_linear(False))
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    compute_logits(layer, torch.ones(10, WIDTH))
+    assert seen == [10]
+
+
+def test_gradients_pass_through_padded_rows():
+    layer, hidden = make_linear(True), torch.randn(10, WIDTH, requires_grad=True)
+    parameters = (hidden, *layer.parameters())
+    found = torch.autograd.grad(compute_logits(layer, hidden).square().sum(), parameters)
     expected = F.linear(hidden, layer.weight, layer.bias).square().sum()
-    torch.testing.assert_close(found, torch.autograd.grad(expected, (hidden, *layer.parameters())))
-
-
-def test_only_a_plain_linear_layer_is_taken_and_it_is_given_back(backbones):
-    model = GPT2LMHeadModel.from_pretrained(backbones["text"])
-    head = model.lm_head
-    read_output_layer_once(model)
-    assert type(model.lm_head) is OutputLayer
-    assert model.lm_head is head
-    assert head.weight is model.transformer.wte.weight
-    restore_output_layer(model)
-    assert type(head) is nn.Linear
-    model.lm_head = nn.Sequential(head)
-    read_output_layer_once(model)
-    assert [type(layer) for layer in model.lm_head.modules()] == [nn.Sequential, nn.Linear]
+    torch.testing.assert_close(found, torch.autograd.grad(expected, parameters))

@@ -1,0 +1,255 @@
+"""The loss: all captions of an image packed into one row, and cross-entropy computed in chunks.
+
+Packing. A batch pads every caption to the longest one, and no label needs anything after a caption's last
+token. If only the loss is wanted, all captions of an image fit into one row without padding. Position ids
+start again at 0 with each caption; Transformers' mask functions separate the captions by that. The adapter
+then gets one row for each image instead of k. The sum of the token losses is the same.
+
+Chunks. The output layer is the language model's largest matrix, and it is frozen. Logits are computed for a
+few hundred positions at a time, together with the gradient of the hidden states, and are not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+IGNORE_INDEX = -100  # the label of positions without a target, as in PyTorch
+HAS_MKL = torch.backends.mkl.is_available()  # read once: a compiled graph cannot
+MKL_BLOCK_ROWS = 16
+# A chunk of logits of GPT-2's vocabulary takes 103 MB in fp32, and its gradient as much again.
+POSITIONS_PER_CHUNK = 512
+
+
+def pad_lm_head_rows(
+    lm_head: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor
+) -> torch.Tensor:
+    """Apply a linear output layer; on a CPU, pad a few rows to 16.
+
+    MKL, PyTorch's library on x86 CPUs, multiplies fewer than 16 rows three at a time and reads the matrix
+    again for every three. GPT-2's output matrix has 154 MB: ten rows (five beams of two images) took 25 ms on
+    two cores, 16 rows took 13 ms. Logits differ by rounding.
+
+    Args:
+        lm_head: The output layer.
+        hidden_states: Shape (..., d).
+
+    Returns:
+        Logits, of shape (..., vocab_size).
+    """
+    rows = hidden_states.shape[:-1].numel()
+    is_fp32_on_cpu = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.float32
+    if not (is_fp32_on_cpu and HAS_MKL and 6 < rows < MKL_BLOCK_ROWS):
+        return lm_head(hidden_states)
+    padded = F.pad(hidden_states.reshape(rows, -1), (0, 0, 0, MKL_BLOCK_ROWS - rows))  # (16, d)
+    return lm_head(padded)[:rows].view(*hidden_states.shape[:-1], -1)
+
+
+def compute_logits(lm_head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Apply the output layer: (..., d) to (..., vocab_size)."""
+    is_linear = type(lm_head) is nn.Linear  # and not quantized, or changed by PEFT
+    return pad_lm_head_rows(lm_head, hidden_states) if is_linear else lm_head(hidden_states)
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Rows of text for the decoder.
+
+    Args:
+        input_ids: Shape (rows, T), image-major.
+        attention_mask: 1 at tokens, 0 at padding, of shape (rows, T); None if the rows are packed.
+        position_ids: Shape (rows, T); None if they follow from the mask.
+        targets: The token that each position is scored against, of shape (rows, T), -100 if there is
+            none; None if nothing is scored.
+        are_packed: Whether a row contains all rows of an image.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    targets: torch.Tensor | None
+    are_packed: bool = False
+
+    def decoder_inputs(self, embedding: nn.Module) -> dict[str, Any]:
+        """Return the decoder's arguments.
+
+        Args:
+            embedding: Its token embedding.
+        """
+        if self.are_packed:
+            # Embedded here: given ids without a mask, Transformers warns that begin tokens may be padding.
+            embeds, position_ids = embedding(self.input_ids), self.position_ids
+            if position_ids is not None:  # the mask made from them must be on the embeddings' device
+                position_ids = position_ids.to(embeds.device)
+            return {"inputs_embeds": embeds, "position_ids": position_ids}
+        position_ids = self.position_ids
+        if position_ids is None and self.attention_mask is not None and self.attention_mask.ndim == 2:
+            position_ids = positions_from_mask(self.attention_mask, self.input_ids.shape[1])
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": position_ids,
+        }
+
+
+def next_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Return the token that each position is scored against: the label of the next position."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (rows, T)
+
+
+def positions_from_mask(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Count positions from each row's first token, so that padding on the left does not shift them.
+
+    Args:
+        attention_mask: Shape (rows, past length + length).
+        length: The number of positions to return, from the end.
+
+    Returns:
+        Shape (rows, length).
+    """
+    positions = attention_mask.long().cumsum(dim=-1) - 1  # (rows, past length + length)
+    return positions.clamp(min=0)[:, -length:]
+
+
+def pack_rows(rows: TextRows, num_images: int, hidden_size: int) -> TextRows:
+    """Pack the rows of each image into one, if that is less work.
+
+    Args:
+        rows: Shape (num_images * k, T), with targets.
+        num_images: The number of images.
+        hidden_size: The decoder's width.
+
+    Returns:
+        Rows of shape (num_images, L), where L is the largest number of tokens of an image. The given rows
+        are returned unchanged if packing saves nothing, if they have their own positions, or if a label is
+        on padding.
+    """
+    given = rows.attention_mask
+    mask = torch.ones_like(rows.input_ids) if given is None else given.to(rows.input_ids.device)
+    has_own_positions = rows.position_ids is not None or mask.shape != rows.input_ids.shape
+    if (
+        rows.targets is None or has_own_positions or torch.compiler.is_compiling()
+    ):  # compiled shapes are static
+        return rows
+    targets = rows.targets.to(mask.device)
+    is_labelled, is_token = targets != IGNORE_INDEX, mask.bool()  # (num_images * k, T)
+    is_needed = is_labelled.flip(1).cumsum(1).flip(1) > 0  # this position or a later one has a target
+    is_kept = is_needed & is_token
+    counts = [*is_kept.view(num_images, -1).sum(1), (is_labelled & ~is_token).sum()]
+    *sizes, labels_on_padding = torch.stack(counts).tolist()  # one transfer from the device
+    if labels_on_padding or not _is_less_work(num_images, max(sizes), is_kept.shape, hidden_size):
+        return rows
+
+    def pack(values: torch.Tensor, padding: int = 0) -> torch.Tensor:
+        return pad_sequence(values[is_kept].split(sizes), batch_first=True, padding_value=padding)
+
+    position_ids = pack(positions_from_mask(mask, mask.shape[1]))  # (num_images, L)
+    return TextRows(pack(rows.input_ids), None, position_ids, pack(targets, IGNORE_INDEX), are_packed=True)
+
+
+def _is_less_work(num_images: int, longest: int, shape: torch.Size, hidden_size: int) -> bool:
+    """Compare a layer's multiplications: 12 d^2 for each token, and 2 d for each pair of tokens."""
+    rows, length = shape
+    packed = num_images * longest * (6 * hidden_size + longest)
+    return 0 < packed < rows * length * (6 * hidden_size + length)
+
+
+def caption_loss(
+    output_layer: nn.Module,
+    hidden_states: torch.Tensor,
+    targets: torch.Tensor,
+    num_items_in_batch: int | torch.Tensor | None,
+    label_smoothing: float,
+) -> torch.Tensor:
+    """Divide the sum of the token losses by the number of targets.
+
+    Logits are computed only at positions that have a target, except in a compiled graph, which has static
+    shapes.
+
+    Args:
+        output_layer: The language model's output layer. If it is frozen, the loss is computed in chunks.
+        hidden_states: Shape (rows, T, d).
+        targets: The token that each position is scored against, of shape (rows, T), -100 if there is none.
+        num_items_in_batch: The divisor; by default the number of targets.
+        label_smoothing: The share of the target's probability that is spread over the vocabulary.
+    """
+    targets = targets.to(hidden_states.device)
+    is_labelled = targets != IGNORE_INDEX  # (rows, T)
+    if num_items_in_batch is None:
+        num_items_in_batch = is_labelled.sum().clamp(min=1)
+
+    def summed_loss(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        logits = compute_logits(output_layer, hidden)  # (positions, vocab_size)
+        logits = logits.to(_at_least_fp32(logits.dtype))
+        target = target.to(logits.device)
+        return F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
+
+    is_frozen = not any(p.requires_grad for p in output_layer.parameters())
+    if torch.compiler.is_compiling():
+        total = summed_loss(hidden_states.flatten(0, 1), targets.flatten())
+    else:
+        compute = partial(_ChunkedSum.apply, summed_loss) if is_frozen else summed_loss
+        total = compute(hidden_states[is_labelled], targets[is_labelled])
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """A sum over positions whose gradient is computed in the forward pass, chunk by chunk.
+
+    Only the gradient of the hidden states is kept for the backward pass. It is 65 times smaller than the
+    logits of GPT-2's vocabulary.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        hidden_states: torch.Tensor,  # (positions, d)
+        targets: torch.Tensor,  # (positions,)
+    ) -> torch.Tensor:
+        needs_gradient = ctx.needs_input_grad[1]
+        total = torch.zeros((), device=hidden_states.device, dtype=_at_least_fp32(hidden_states.dtype))
+        gradient = torch.empty_like(hidden_states) if needs_gradient else None
+        for start in range(0, len(targets), POSITIONS_PER_CHUNK):
+            chunk = slice(start, start + POSITIONS_PER_CHUNK)
+            with torch.set_grad_enabled(needs_gradient):
+                hidden = hidden_states[chunk].detach().requires_grad_(needs_gradient)
+                chunk_loss = loss(hidden, targets[chunk])
+            if gradient is not None:
+                chunk_loss.backward()  # not autograd.grad, which PyTorch's operation counter does not support
+                gradient[chunk] = hidden.grad  # type: ignore[assignment]
+            total += chunk_loss.detach().to(total.device)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return None, gradient * grad_output, None
+
+
+__all__ = [
+    "IGNORE_INDEX",
+    "TextRows",
+    "caption_loss",
+    "compute_logits",
+    "next_tokens",
+    "pack_rows",
+    "pad_lm_head_rows",
+    "positions_from_mask",
+]

@@ -1,0 +1,771 @@
+"""Saving and loading: the adapter is stored, the frozen backbones are found, checked and loaded.
+
+A captioner's folder holds the adapter's weights alone. `config.json` names both backbones and has a
+fingerprint of their weights: an adapter over other weights gives wrong captions without any error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, modeling_utils
+from transformers.utils import (
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
+from transformers.utils.hub import resolve_revision
+
+from .configuration_ituning import ADAPTER_OPTIONS, CaptionerError, ITuningConfig, absolute_if_local
+from .decoders_ituning import DecoderFamily, decoder_family
+from .encoders_ituning import EncoderFamily, UnloadedVisionModel, encoder_family
+
+logger = logging.get_logger(__name__)
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_ituning.ITuningConfig",
+    "AutoModel": "modeling_ituning.ITuningForCaptioning",
+    "AutoModelForImageTextToText": "modeling_ituning.ITuningForCaptioning",
+}
+# Keyword arguments that the Auto classes and pipelines pass to every model, and that have no effect here.
+_IGNORED = {
+    "trust_remote_code",
+    "code_revision",
+    "adapter_kwargs",
+    "tqdm_class",
+    "_from_auto",
+    "_from_pipeline",
+}
+_IGNORED |= {"low_cpu_mem_usage", "use_safetensors"}
+
+# While Transformers builds a model, it changes torch's default dtype and initializers for all threads. The
+# lock is in its module because all saved captioners, each with a copy of this file, must share one lock.
+MODEL_INIT_LOCK = vars(modeling_utils).setdefault("_ituning_model_init_lock", threading.RLock())
+
+_BACKBONES = ("vision", "text")
+_HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
+_FINGERPRINT_ROWS = 8
+# Names under which quantized layers, of bitsandbytes and of `ituning_hf`, keep what replaces a weight.
+_QUANTIZED = re.compile(r"\.(integers|scale|SCB|weight_format|weight\..+)$")
+_Reader = Callable[[], tuple[list[int], torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """Where a frozen backbone comes from, and its configuration.
+
+    Args:
+        name_or_path: A Hub id, or the absolute path of a local folder.
+        revision: Its revision on the Hub, as a commit hash if it is known.
+        fingerprint: The fingerprint of its weights.
+        config: Its configuration, as `to_dict` returns it.
+    """
+
+    name_or_path: str
+    revision: str | None
+    fingerprint: str
+    config: dict[str, Any]
+
+    def config_fields(self, backbone: str) -> dict[str, Any]:
+        """Return the fields of an [`ITuningConfig`] for this backbone; `backbone` is "vision" or "text"."""
+        return {
+            f"{backbone}_config": self.config,
+            f"{backbone}_model_name_or_path": self.name_or_path,
+            f"{backbone}_model_revision": self.revision,
+            f"{backbone}_model_fingerprint": self.fingerprint,
+        }
+
+
+class ITuningPreTrainedModel(PreTrainedModel):
+    """Loading and saving of a captioner; [`ITuningForCaptioning`] adds what it computes."""
+
+    config_class = ITuningConfig
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | os.PathLike[str] | BackboneSource,
+        text: str | os.PathLike[str],
+        *,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **adapter_options: Any,
+    ) -> Any:
+        """Build a new, untrained captioner over two frozen models.
+
+        Args:
+            vision: A CLIP vision encoder or a full CLIP, as a local folder or a Hub id. An encoder given as a
+                [`BackboneSource`] is not loaded: the captioner takes only `visual_features`.
+            text: A GPT-2 language model: a local folder or a Hub id.
+            vision_revision: The encoder's revision on the Hub; stored as a commit hash if it is known.
+            text_revision: The language model's revision on the Hub.
+            dtype: The backbones' precision; the adapter is in fp32.
+            attn_implementation: "sdpa" or "eager".
+            token: For private backbones.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never download.
+            **adapter_options: `adapter_hidden_size`, `adapter_num_heads`, `adapter_scale`,
+                `adapter_layers`, `adapter_dropout`, `vision_feature_layer`; see [`ITuningConfig`].
+
+        Returns:
+            The captioner in evaluation mode. Its logits are the language model's until it is trained.
+
+        Raises:
+            TypeError: if an adapter option does not exist.
+            CaptionerError: if an option is out of its range, or a backbone is incomplete or not supported.
+            OSError: if a backbone is not found.
+        """
+        if unknown := sorted(set(adapter_options) - set(ADAPTER_OPTIONS)):
+            raise TypeError(f"unknown adapter option(s) {unknown}; expected some of {list(ADAPTER_OPTIONS)}.")
+        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        encoder = (
+            vision
+            if isinstance(vision, BackboneSource)
+            else resolve_backbone("vision", vision, vision_revision, **hub)
+        )
+        decoder = resolve_backbone("text", text, text_revision, **hub)
+        config = ITuningConfig(
+            **encoder.config_fields("vision"), **decoder.config_fields("text"), **adapter_options
+        )
+        load: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype, **hub}
+        vision_model = (
+            UnloadedVisionModel(config.vision_config)
+            if encoder is vision
+            else load_pretrained_backbone("vision", encoder.name_or_path, revision=encoder.revision, **load)
+        )
+        text_model = load_pretrained_backbone("text", decoder.name_or_path, revision=decoder.revision, **load)
+        return cls(config, vision_model, text_model).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: Any = None,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+        load_vision_model: bool = True,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        quantization_config: Any = None,
+        generation_config: GenerationConfig | None = None,
+        output_loading_info: bool = False,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a saved captioner: both backbones from where `config.json` says they are, then the adapter.
+
+        Args:
+            pretrained_model_name_or_path: The adapter's folder or Hub id.
+            config: A configuration, or its path, to use instead of the adapter's own.
+            vision_model: The vision encoder, if it is already in memory. It is shared.
+            text_model: The language model, if it is already in memory, with or without another captioner's
+                adapters. Its modules stay as they are and its weights are shared. As with the encoder, its
+                weights no longer require gradients. (An Auto class copies it first.)
+            load_vision_model: False leaves the vision encoder out; it need not exist. The captioner then
+                takes only `visual_features`, and keeps the encoder's name when it is saved.
+            dtype: Precision of all parts, such as `torch.bfloat16` or "bfloat16". By default each part
+                keeps the precision of its file.
+            device_map: A device, "auto", or a dictionary from module names to devices.
+            attn_implementation: "sdpa" or "eager".
+            quantization_config: For the language model only; the adapter is never quantized.
+            generation_config: Used instead of the adapter's own.
+            output_loading_info: Also return a dictionary of missing and unexpected keys. It is always empty,
+                because such a file is refused.
+            revision: The adapter's revision on the Hub; the backbones have their own.
+            subfolder: The folder inside the repository that contains the adapter.
+            token: For private repositories, also those of the backbones.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never download.
+            force_download: Download again even if the files are cached.
+            **kwargs: Fields of the configuration to override, in particular `vision_model_name_or_path` and
+                `text_model_name_or_path` for backbones that have moved.
+
+        Returns:
+            The captioner in evaluation mode; with `output_loading_info`, a pair of it and a dictionary.
+
+        Raises:
+            OSError: if the adapter or a backbone is not found, or a JSON file is damaged.
+            CaptionerError: if the configuration or the adapter file cannot be used, or a backbone is not the
+                one that the adapter was trained on.
+            TypeError: for an unknown keyword argument, or a backbone in memory of another class.
+            ValueError: for arguments that contradict each other.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        own = {"revision": resolve_revision(name, revision, **hub), "subfolder": subfolder}
+        hub["force_download"] = force_download
+        load = {"attn_implementation": attn_implementation, "dtype": dtype}
+        for_both = load | {"device_map": device_map}
+        left_out = {"load_vision_model=False": None if load_vision_model else False}
+        check_conflicts("vision_model", vision_model, for_both | left_out)
+        check_conflicts("text_model", text_model, for_both | {"quantization_config": quantization_config})
+        if config is None or isinstance(config, (str, os.PathLike)):
+            config, kwargs = ITuningConfig.from_pretrained(
+                name if config is None else config, return_unused_kwargs=True, **own, **hub, **kwargs
+            )
+        if unknown := sorted(set(kwargs) - _IGNORED):
+            raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
+        tensors = read_adapter_file(cached_file(name, SAFE_WEIGHTS_NAME, **own, **hub))
+        load["attn_implementation"] = attn_implementation or config._attn_implementation  # of an Auto class
+        maps = split_device_map(device_map, ("vision", "text") if load_vision_model else ("text",))
+        if vision_model is not None:
+            check_in_memory("vision", vision_model, config, **hub)
+        elif load_vision_model:
+            vision_model = load_backbone("vision", config, device_map=maps["vision"], **load, **hub)
+        if text_model is not None:
+            check_in_memory("text", text_model, config, **hub)
+            text_model = decoder_family(config.text_config).without_adapters(text_model)
+            text_model.activation_checkpointing_disable()  # another captioner may train with it
+        else:
+            load["quantization_config"] = quantization_config
+            text_model = load_backbone("text", config, device_map=maps["text"], **load, **hub)
+        with torch.device("meta"):  # the adapter's tensors come from its file
+            model = cls(config, vision_model or UnloadedVisionModel(config.vision_config), text_model)
+        model.load_adapter_state_dict(tensors, name, dtype)
+        model.generation_config = (
+            _load_generation_config(name, model.generation_config, config.text_config, **own, **hub)
+            if generation_config is None
+            else generation_config
+        )
+        model.name_or_path = config.name_or_path = name
+        info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set()}
+        info |= {"mismatched_keys": set(), "error_msgs": []}
+        return (model.eval(), info) if output_loading_info else model.eval()
+
+    def load_adapter_state_dict(
+        self, tensors: Mapping[str, torch.Tensor], name: str, dtype: str | torch.dtype | None = None
+    ) -> None:
+        """Load adapter weights strictly: all of them, and nothing else.
+
+        Args:
+            tensors: The weights under the names of `adapter_state_dict`.
+            name: Where they come from, for the error message.
+            dtype: The precision to convert them to; by default they keep their own.
+
+        Raises:
+            CaptionerError: if they are not exactly this captioner's.
+        """
+        check_adapter_tensors(tensors, self.adapter_state_dict(), name)
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
+        family = decoder_family(self.config.text_config)
+        for i, adapter in self.adapters().items():
+            adapter.to(dtype or tensors[f"{family.adapter_prefix(i)}q_proj.weight"].dtype)
+        self.load_state_dict(tensors, strict=False)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save the adapter, the configuration, the generation settings, and the code that loads them.
+
+        Args:
+            save_directory: The folder; it is created if it does not exist.
+            state_dict: Weights to save instead of the model's own, as a distributed run gathers them. Only
+                the adapter's are taken from it.
+            **kwargs: For `PreTrainedModel.save_pretrained`: `push_to_hub`, `repo_id`, `token` and so on.
+        """
+        if kwargs.get("push_to_hub"):
+            check_backbones_are_public(self.config)
+        if self.config.vision_model_fingerprint is None or self.config.text_model_fingerprint is None:
+            logger.warning(
+                "This captioner's backbones exist only in memory, so the saved adapter cannot be loaded. "
+                "Save both backbones, and create the captioner with from_vision_text_pretrained."
+            )
+        adapter = self.adapter_state_dict()
+        if state_dict is not None:
+            adapter = {name: state_dict[name] for name in adapter}
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, state_dict=adapter, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Upload the adapter, the configuration and the code that loads them.
+
+        A model card that the repository already has on its main branch is kept.
+
+        Args:
+            repo_id: The repository; it is created if it does not exist.
+            **kwargs: For `PreTrainedModel.push_to_hub`: `private`, `commit_message`, `token` and so on.
+
+        Returns:
+            The Hub's description of the commit.
+
+        Raises:
+            CaptionerError: if a backbone is a local folder; nothing is uploaded.
+        """
+        check_backbones_are_public(self.config)
+        return super().push_to_hub(repo_id, **kwargs)
+
+
+def check_conflicts(name: str, model: PreTrainedModel | None, options: dict[str, Any]) -> None:
+    """Refuse loading options for a backbone that is already in memory.
+
+    Raises:
+        ValueError: naming both arguments.
+    """
+    given = [option for option, value in options.items() if value is not None]
+    if model is not None and given:
+        raise ValueError(f"Got both {name} and {given[0]}: a backbone in memory is used as it is. Give one.")
+
+
+# --- The adapter's files
+
+
+def read_adapter_file(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Read an adapter's safetensors file.
+
+    Raises:
+        CaptionerError: if it is damaged.
+    """
+    with _open_safetensors(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def _open_safetensors(path: str | os.PathLike[str]) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CaptionerError(f"{os.fspath(path)} is damaged ({error}): copy or download it again.") from error
+
+
+def check_adapter_tensors(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], name: str
+) -> None:
+    """Refuse adapter weights that are not exactly the expected ones.
+
+    Raises:
+        CaptionerError: with the first keys that are missing, unexpected, not finite, or of another shape.
+    """
+    problems = {
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
+        "not fitting": [
+            f"{key} is {tuple(found[key].shape)} {found[key].dtype}, expected floats {tuple(wanted.shape)}"
+            for key, wanted in expected.items()
+            if key in found and not (found[key].shape == wanted.shape and found[key].is_floating_point())
+        ],
+        "not finite": [key for key, tensor in found.items() if not _is_finite(tensor)],
+    }
+    if listed := [f"{len(keys)} {what} (first: {keys[:3]})" for what, keys in problems.items() if keys]:
+        raise CaptionerError(
+            f"The adapter weights of {name!r} do not fit the configuration: {'; '.join(listed)}. The weights "
+            "and config.json must come from the same save_pretrained."
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # A value that is not finite makes the sum not finite. The slower second test is for sums that overflow.
+    return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.double().isfinite().all())
+
+
+def _load_generation_config(
+    name: str, default: GenerationConfig, text_config: Any, **kwargs: Any
+) -> GenerationConfig:
+    """Load `generation_config.json`; `default` replaces a missing file and missing token ids."""
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    if (path := cached_file(name, GENERATION_CONFIG_NAME, **kwargs, **optional)) is None:
+        return default
+    config = GenerationConfig.from_pretrained(os.path.dirname(path), local_files_only=True)
+    for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (value := getattr(config, field)) is None:
+            setattr(config, field, value := getattr(default, field))
+        ids = value if isinstance(value, list) else [value]
+        if not all(isinstance(i, int) and 0 <= i < text_config.vocab_size for i in ids):
+            raise CaptionerError(
+                f"{path} has {field}={value!r}, expected token ids from 0 to {text_config.vocab_size - 1}."
+            )
+    return config
+
+
+# --- The backbones
+
+
+def backbone_family(backbone: str, config: Any) -> EncoderFamily | DecoderFamily:
+    """Return the family of a backbone's configuration; `backbone` is "vision" or "text"."""
+    return encoder_family(config) if backbone == "vision" else decoder_family(config)
+
+
+def load_backbone_config(backbone: str, name: str, **hub: Any) -> Any:
+    """Load a backbone's configuration; of a full CLIP, that of its vision part.
+
+    Raises:
+        CaptionerError: if the architecture is not supported.
+        OSError: if it is not found.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+    if backbone == "vision":
+        config = getattr(config, "vision_config", config)
+    backbone_family(backbone, config)
+    return config
+
+
+def resolve_backbone(
+    backbone: str, name_or_path: str | os.PathLike[str], revision: str | None = None, **hub: Any
+) -> BackboneSource:
+    """Find a backbone and read its configuration and fingerprint, without loading its weights.
+
+    Args:
+        backbone: "vision" or "text".
+        name_or_path: A local folder or a Hub id. Of a full CLIP the vision part is used.
+        revision: Its revision on the Hub.
+        **hub: `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        CaptionerError: if the architecture is not supported.
+        OSError: if the backbone is not found.
+    """
+    name = absolute_if_local(name_or_path)
+    resolved = resolve_revision(name, revision, **hub)
+    commit = getattr(resolved, "resolved", resolved)
+    return BackboneSource(
+        name_or_path=name,
+        revision=commit,
+        config=load_backbone_config(backbone, name, revision=commit, **hub).to_dict(),
+        fingerprint=fingerprint(backbone, name, revision=commit, **hub),
+    )
+
+
+def load_backbone(backbone: str, config: ITuningConfig, **kwargs: Any) -> PreTrainedModel:
+    """Load a backbone from where the configuration says it is, and check that it is the right one.
+
+    Args:
+        backbone: "vision" or "text".
+        config: The captioner's configuration.
+        **kwargs: For the backbone's own `from_pretrained`.
+
+    Returns:
+        The backbone, in evaluation mode.
+
+    Raises:
+        CaptionerError: if the configuration does not name it, or its weights or architecture are not those
+            that the adapter was trained on.
+        OSError: if the backbone is not found.
+    """
+    hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
+    name, revision = _check_fingerprint(backbone, config, **hub)
+    model = load_pretrained_backbone(backbone, name, revision=revision, **kwargs)
+    _check_architecture(backbone, model, config, f"at {name!r}")
+    return model
+
+
+def load_pretrained_backbone(backbone: str, name: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a backbone by its own class, and refuse one that is incomplete.
+
+    Args:
+        backbone: "vision" or "text".
+        name: A local folder or a Hub id. Of a full CLIP the vision part is loaded.
+        **kwargs: For the backbone's own `from_pretrained`. The default for attention is "sdpa" and not what
+            the stored configuration says: it could name a remote kernel.
+
+    Raises:
+        CaptionerError: if weights are missing from the checkpoint or have other shapes than its
+            configuration says. Transformers would initialize them randomly.
+        OSError: if the backbone is not found.
+    """
+    hub = {option: kwargs[option] for option in (*_HUB_OPTIONS, "revision") if option in kwargs}
+    family = backbone_family(backbone, load_backbone_config(backbone, name, **hub))
+    options = {"attn_implementation": "sdpa"} | {key: x for key, x in kwargs.items() if x is not None}
+    with MODEL_INIT_LOCK:
+        # Mismatched sizes are reported below, together with missing weights.
+        model, info = family.load(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    if broken := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
+        raise CaptionerError(
+            f"The {backbone} model at {name!r} is incomplete: {len(broken)} weights are missing or have "
+            f"another shape than its config.json says (first: {broken[:3]})."
+        )
+    return model
+
+
+def check_in_memory(backbone: str, model: PreTrainedModel, config: ITuningConfig, **hub: Any) -> None:
+    """Refuse a backbone in memory that is not the one that the adapter was trained on.
+
+    If its precision is that of its file, its weights have the stored fingerprint. Otherwise they are compared
+    with the file.
+
+    Args:
+        backbone: "vision" or "text".
+        model: The backbone in memory.
+        config: The captioner's configuration.
+        **hub: `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+    Raises:
+        TypeError: if it is of another class.
+        CaptionerError: with the first weight or field that differs.
+        OSError: if it has another precision, and its file is not found.
+    """
+    family = backbone_family(backbone, getattr(config, f"{backbone}_config"))
+    if not isinstance(model, family.model_class):
+        expected = family.model_class.__name__
+        raise TypeError(f"{backbone}_model is a {type(model).__name__}, expected a {expected}.")
+    _check_architecture(backbone, model, config, "in memory")
+    weights = _weights_in_memory(family, model)
+    if not any(tensor.is_meta for tensor in weights.values()):
+        found = _digest({key: partial(_first_rows, tensor) for key, tensor in weights.items()})
+        if found == getattr(config, f"{backbone}_model_fingerprint"):
+            return
+    name, revision = _check_fingerprint(backbone, config, **hub)
+    check_weights_unchanged(backbone, model, name, revision=revision, **hub)
+
+
+def _check_fingerprint(backbone: str, config: ITuningConfig, **hub: Any) -> tuple[str, str | None]:
+    """Return a backbone's name and revision after checking that the weights there are the right ones."""
+    name = getattr(config, f"{backbone}_model_name_or_path")
+    revision = getattr(config, f"{backbone}_model_revision")
+    expected = getattr(config, f"{backbone}_model_fingerprint")
+    if name is None or expected is None:
+        raise CaptionerError(
+            f"The configuration has {backbone}_model_name_or_path={name!r} and "
+            f"{backbone}_model_fingerprint={expected!r}, so the frozen {backbone} model cannot be loaded: "
+            "create captioners with ITuningForCaptioning.from_vision_text_pretrained(vision, text)."
+        )
+    override = f"from_pretrained(..., {backbone}_model_name_or_path=...)"
+    if os.path.isabs(name) and not os.path.isdir(name):
+        raise FileNotFoundError(
+            f"The frozen {backbone} model is not in {name!r}. If it has moved, give its new path: {override}."
+        )
+    found = fingerprint(backbone, name, revision=revision, **hub)
+    if found != expected:
+        where = f"{name!r}" + (f" (revision {revision})" if revision else "")
+        raise CaptionerError(
+            f"The {backbone} model at {where} is not the one this adapter was trained on: the fingerprint of "
+            f"its weights is {found}, expected {expected}. Give the right model: {override}."
+        )
+    return name, revision
+
+
+def _check_architecture(backbone: str, model: PreTrainedModel, config: ITuningConfig, where: str) -> None:
+    expected: Any = getattr(config, f"{backbone}_config")
+    for field in backbone_family(backbone, expected).architecture:
+        if (found := getattr(model.config, field)) != (wanted := getattr(expected, field)):
+            raise CaptionerError(
+                f"The {backbone} model {where} has {field}={found!r}, expected {wanted!r}: it is not the one "
+                "this adapter was trained on."
+            )
+
+
+def is_local(name: str) -> bool:
+    """Return whether a name is a local path, existing or not, and not an id on the Hub."""
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return True
+    return os.path.isdir(name)
+
+
+def check_backbones_are_public(config: ITuningConfig) -> None:
+    """Refuse to upload a captioner whose backbones only exist on this machine.
+
+    Raises:
+        CaptionerError: naming them.
+    """
+    names = {
+        f"{part}_model_name_or_path": getattr(config, f"{part}_model_name_or_path") for part in _BACKBONES
+    }
+    if local := {field: name for field, name in names.items() if name is None or is_local(name)}:
+        raise CaptionerError(
+            f"Nobody else has this captioner's backbones: {local}. Load it with the same models' ids on the "
+            "Hub, from_pretrained(folder, vision_model_name_or_path=..., text_model_name_or_path=...), and "
+            "push that."
+        )
+
+
+def split_device_map(device_map: Any, backbones: Sequence[str] = _BACKBONES) -> dict[str, Any]:
+    """Split a device map of the captioner into one for each backbone.
+
+    Args:
+        device_map: As in `from_pretrained`: None, a device, a strategy such as "auto", or a dictionary
+            from module names of the captioner to devices.
+        backbones: The backbones that are loaded.
+
+    Raises:
+        ValueError: if a dictionary has no device for a backbone.
+    """
+    if not isinstance(device_map, Mapping):
+        return dict.fromkeys(backbones, device_map)
+    maps: dict[str, Any] = {}
+    for backbone in backbones:
+        module = f"{backbone}_model"
+        part = {
+            key.removeprefix(module).removeprefix("."): device
+            for key, device in device_map.items()
+            if key == module or key.startswith(f"{module}.")
+        }
+        if not part and "" not in device_map:
+            raise ValueError(
+                f"device_map has no device for {module!r}: it names {sorted(device_map)}; give '{module}', "
+                "modules inside it, or '' for everything."
+            )
+        maps[backbone] = part or {"": device_map[""]}
+    return maps
+
+
+# --- The fingerprint of a backbone
+
+
+def fingerprint(backbone: str, name: str, **hub: Any) -> str:
+    """Hash the first rows of every weight of a backbone, as stored on disk.
+
+    Only a small part of the file is read. The result does not depend on the precision or quantization in
+    which the backbone is loaded, and is the same for a full CLIP and for its vision part.
+
+    Args:
+        backbone: "vision" or "text".
+        name: A local folder or a Hub id.
+        **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        CaptionerError: if the architecture is not supported, or the weights are of another one.
+        OSError: if there are no weights.
+    """
+    return _digest(_weights_on_disk(backbone, name, hub))
+
+
+def check_weights_unchanged(backbone: str, model: PreTrainedModel, name: str, **hub: Any) -> None:
+    """Refuse a backbone in memory whose weights are not those of the checkpoint that it was loaded from.
+
+    The first rows of each weight are compared in the precision in memory; quantized weights are not compared.
+
+    Args:
+        backbone: "vision" or "text".
+        model: The backbone in memory.
+        name: The checkpoint's local folder or Hub id.
+        **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        CaptionerError: with the first weight that differs or that the checkpoint does not have.
+        OSError: if there are no weights.
+    """
+    in_memory = _weights_in_memory(backbone_family(backbone, model.config), model)
+    on_disk = _weights_on_disk(backbone, name, hub)
+    if added := [key for key in in_memory if key not in on_disk and not _QUANTIZED.search(key)]:
+        raise CaptionerError(
+            f"The {backbone} model in memory is not the one at {name!r}: it has {len(added)} more weights "
+            f"(first: {added[:3]}). Remove what was added to it, such as a LoRA."
+        )
+    for key, read in on_disk.items():
+        tensor = in_memory.get(key)
+        if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        (shape, rows), (stored_shape, stored) = _first_rows(tensor), read()
+        if shape != stored_shape or not torch.equal(stored.to(tensor.dtype), rows.cpu()):
+            raise CaptionerError(
+                f"The {backbone} model in memory is not the one at {name!r}: {key} differs. If it was "
+                "trained, or something was merged into it, save it to a folder and load it from there."
+            )
+
+
+def _digest(weights: Mapping[str, _Reader]) -> str:
+    digest = hashlib.sha256()
+    for key, read in sorted(weights.items()):
+        shape, rows = read()
+        digest.update(f"{key} {shape}".encode())
+        digest.update(rows.to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _weights_in_memory(
+    family: EncoderFamily | DecoderFamily, model: PreTrainedModel
+) -> dict[str, torch.Tensor]:
+    """Return a backbone's weights by their names on disk, without prefix and adapters."""
+    weights = {key.removeprefix(family.weight_prefix): tensor for key, tensor in model.state_dict().items()}
+    return {
+        key: tensor
+        for key, tensor in weights.items()
+        if ".adapter." not in key and not family.not_weights.search(key)
+    }
+
+
+def _weights_on_disk(backbone: str, name: str, hub: dict[str, Any]) -> dict[str, _Reader]:
+    """Return functions that read the weights; of a full CLIP those of the vision part, without prefix."""
+    family = backbone_family(backbone, load_backbone_config(backbone, name, **hub))
+    weights = _open_weights(name, hub)
+    prefix = family.weight_prefix
+    own = {
+        key.removeprefix(prefix): read for key, read in weights.items() if key.startswith(prefix)
+    } or weights
+    if family.first_weight not in own:
+        raise CaptionerError(
+            f"The weights at {name!r} are not those of a {family.model_class.__name__}: "
+            f"{family.first_weight!r} is missing."
+        )
+    return {key: read for key, read in own.items() if not family.not_weights.search(key)}
+
+
+def _open_weights(name: str, hub: dict[str, Any]) -> dict[str, _Reader]:
+    """Return, for each tensor, a function that reads its shape and first rows."""
+
+    def find(filename: str) -> str | None:
+        return cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub)
+
+    def open_file(path: str) -> dict[str, _Reader]:
+        file = _open_safetensors(path)
+        return {key: partial(_first_rows, file.get_slice(key)) for key in file.keys()}  # noqa: SIM118
+
+    if (path := find(SAFE_WEIGHTS_NAME)) is not None:
+        return open_file(path)
+    if (path := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
+        return {
+            key: read for shard in shards for key, read in open_file(cached_file(name, shard, **hub)).items()
+        }
+    if (path := find(WEIGHTS_NAME)) is not None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: partial(_first_rows, tensor) for key, tensor in state.items()}
+    raise OSError(f"no {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} or {WEIGHTS_NAME} at {name!r}.")
+
+
+def _first_rows(tensor: Any) -> tuple[list[int], torch.Tensor]:
+    """Read the shape and a few rows of a tensor in memory or on disk; a scalar has no rows."""
+    shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else tensor.get_shape()
+    return shape, tensor[:_FINGERPRINT_ROWS] if shape else tensor[...]
+
+
+__all__ = [
+    "AUTO_MAP",
+    "MODEL_INIT_LOCK",
+    "BackboneSource",
+    "ITuningPreTrainedModel",
+    "backbone_family",
+    "check_adapter_tensors",
+    "check_weights_unchanged",
+    "fingerprint",
+    "is_local",
+    "load_backbone",
+    "load_backbone_config",
+    "load_pretrained_backbone",
+    "read_adapter_file",
+    "resolve_backbone",
+]
