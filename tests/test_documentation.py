@@ -14,9 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import ituning_hf
 from ituning_hf import ITuningProcessor, cli, save_captioner
-from ituning_hf import evaluation as benchmark
-from ituning_hf.features.arguments import parse_arguments as parse_build
-from ituning_hf.training.command_line import parse_arguments
+from ituning_hf.cli.evaluate import parse_arguments as parse_evaluation
+from ituning_hf.cli.features import parse_arguments as parse_build
+from ituning_hf.cli.train import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def test_the_readmes_evaluations_and_builds_are_understood(monkeypatch: pytest.M
     assert commands("ituning evaluate")
     assert commands("ituning features build")
     for line in commands("ituning evaluate"):
-        benchmark.parse_arguments(line)
+        parse_evaluation(line)
     for line in commands("ituning features build"):
         parse_build(line)
 

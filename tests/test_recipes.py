@@ -13,15 +13,15 @@ from stand_in_data import COCO, FLICKR, NOCAPS, make_all
 from transformers import CLIPVisionConfig, GPT2Config
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning, ITuningProcessor, cli, save_captioner
+from ituning_hf.cli.evaluate import parse_arguments as parse_evaluation
+from ituning_hf.cli.evaluate import run as evaluate
+from ituning_hf.cli.features import parse_arguments as parse_build
+from ituning_hf.cli.train import parse_arguments as parse_training
+from ituning_hf.cli.train import run as train
 from ituning_hf.data import benchmarks
 from ituning_hf.evaluation.arguments import EvaluateArguments
-from ituning_hf.evaluation.arguments import parse_arguments as parse_evaluation
-from ituning_hf.evaluation.cli import main as evaluate
-from ituning_hf.features.arguments import parse_arguments as parse_build
 from ituning_hf.features.store import FeatureStore
 from ituning_hf.hub.inspection import describe_config
-from ituning_hf.training.cli import main as train
-from ituning_hf.training.command_line import parse_arguments as parse_training
 from ituning_hf.training.setup import SCENE_BACKBONES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "examples" / "configs"

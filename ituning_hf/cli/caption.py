@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import glob
 import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from ..utils.terminal import printable
-from .arguments import HelpFormatter, positive
+from ..utils.errors import UserError
+from ..utils.rules import AT_LEAST_ONE, NOT_EMPTY, one_of
+from ..utils.settings import REQUIRED, Settings, option, read_settings
+from ..utils.terminal import printable, quiet_transformers
 
 if TYPE_CHECKING:
     from ..inference.captioning import CaptionResult
 
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 _EXAMPLES = """\
 examples:
   ituning caption dog.jpg --model my-captioner
@@ -25,94 +28,99 @@ examples:
   find photos -name "*.jpg" -mtime -1 | ituning caption - --model my-captioner \\
       --output captions.jsonl
 
-Prints a line for each image as its batch is done: path, tab, caption (tab, next caption, ...).
-Exit code: 0, or 1 if an image could not be read (the others are captioned), 2 for a mistake in the
-command, 130 after Ctrl-C.
+Each image gives a line: its path, a tab and its caption (a tab and the next
+caption, ...). Exit code: 0; 1 if an image could not be read (the others are
+captioned); 2 for a mistake in the command; 130 after Ctrl-C.
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to those of `ituning`."""
-    parser = commands.add_parser(
-        "caption",
-        help="caption images",
-        description="Caption images with a saved captioner.",
-        epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
+@dataclass
+class CaptionArguments(Settings):
+    """The settings of `ituning caption`."""
+
+    paths: ClassVar[frozenset[str]] = frozenset({"model", "vision_model", "text_model", "output"})
+
+    images: list[str] = option(
+        REQUIRED,
+        "a file, a folder (with its subfolders), a quoted glob, or - for paths on standard input",
+        metavar="IMAGE...",
+        positional=True,
     )
-    add = parser.add_argument
-    add(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="a file, a folder (with those inside it), a quoted glob, or - for paths on standard input",
+    model: str = option(REQUIRED, "the captioner's folder or Hub id", NOT_EMPTY, "MODEL")
+    revision: str | None = option(None, "the captioner's revision on the Hub", NOT_EMPTY, unset="the newest")
+    vision_model: str | None = option(
+        None, "another location of its frozen vision encoder", NOT_EMPTY, "MODEL", "as stored"
     )
-    add("--model", required=True, help="a captioner's folder or Hub id")
-    add("--revision", help="its revision on the Hub")
-    add("--vision_model", help="where its frozen vision encoder has moved to")
-    add("--text_model", help="where its frozen language model has moved to")
-    add("--num_beams", type=positive, metavar="N", help="beams of the search (the captioner's own, or 5)")
-    add("--max_new_tokens", type=positive, metavar="N", help="the longest caption (the captioner's own)")
-    add("--num_captions", type=positive, default=1, metavar="N", help="captions for each image (%(default)s)")
-    add("--prompt", metavar="TEXT", help="what every caption begins with")
-    add("--batch_size", type=positive, default=8, metavar="N", help="images at a time (%(default)s)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the best (%(default)s)")
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="precision; auto keeps that of the files (%(default)s)",
+    text_model: str | None = option(
+        None, "another location of its frozen language model", NOT_EMPTY, "MODEL", "as stored"
     )
-    add(
-        "--quantization",
-        choices=("int8",),
-        help="hold the frozen language model's weights so: quicker on a CPU, and smaller (as they are)",
+    num_beams: int | None = option(
+        None, "beams of the beam search; 1 is greedy", AT_LEAST_ONE, unset="the captioner's own, or 5"
     )
-    add("--output", type=Path, metavar="FILE", help="also write a JSON line for each captioned image")
-    add("--overwrite", action="store_true", help="replace the output file if it is there")
-    parser.set_defaults(run=run)
+    max_new_tokens: int | None = option(
+        None, "maximum length of a caption, in tokens", AT_LEAST_ONE, unset="the captioner's own"
+    )
+    num_captions: int = option(1, "captions for each image", AT_LEAST_ONE)
+    prompt: str | None = option(None, "text that every caption begins with", metavar="TEXT", unset="no text")
+    batch_size: int = option(8, "images in a batch", AT_LEAST_ONE)
+    device: str = option(
+        "auto", "cpu, cuda, cuda:1 or mps; auto takes the best available", NOT_EMPTY, "DEVICE"
+    )
+    dtype: str = option("auto", "precision; auto keeps that of the files", one_of(_DTYPES), "|".join(_DTYPES))
+    quantization: str | None = option(
+        None,
+        "quantize the frozen language model's weights: faster on a CPU, and smaller",
+        one_of(("int8",)),
+        "int8",
+        "no quantization",
+    )
+    output: str | None = option(
+        None, "also write a JSON line for each captioned image to this file", NOT_EMPTY, "FILE", "no file"
+    )
+    overwrite: bool = option(False, "replace the output file if it exists")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Caption the images, and return the exit code."""
+def run(argv: Sequence[str]) -> int:
+    """Caption the images and return the exit code."""
+    args = read_settings(
+        CaptionArguments, argv, "ituning caption", "Caption images with a saved captioner.", _EXAMPLES
+    )
     from ..inference.captioning import iter_captions
     from ..inference.loading import load_captioner
 
-    sources = _find_sources(options.images)
-    if options.output is not None and options.output.exists() and not options.overwrite:
-        raise FileExistsError(f"{options.output} exists: give another --output, or --overwrite to replace it")
-    if options.output is not None and not options.output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output {options.output}: there is no folder {options.output.parent}")
+    sources = _find_sources(args.images)
+    output = None if args.output is None else Path(args.output)
+    if output is not None and output.exists() and not args.overwrite:
+        raise UserError(f"{output} exists: give another --output, or --overwrite to replace it")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output is {str(output)!r}, and there is no folder {output.parent}")
+    quiet_transformers()
     model, processor = load_captioner(
-        options.model,
-        device=None if options.device == "auto" else options.device,
-        dtype=None if options.dtype == "auto" else options.dtype,
-        quantization=options.quantization,
-        revision=options.revision,
-        vision_model=options.vision_model,
-        text_model=options.text_model,
+        args.model,
+        device=None if args.device == "auto" else args.device,
+        dtype=None if args.dtype == "auto" else args.dtype,
+        quantization=args.quantization,
+        revision=args.revision,
+        vision_model=args.vision_model,
+        text_model=args.text_model,
     )
     results = iter_captions(
         model,
         processor,
         sources,
-        prompt=options.prompt,
-        num_captions=options.num_captions,
-        batch_size=options.batch_size,
-        num_beams=options.num_beams,
-        max_new_tokens=options.max_new_tokens,
+        prompt=args.prompt,
+        num_captions=args.num_captions,
+        batch_size=args.batch_size,
+        num_beams=args.num_beams,
+        max_new_tokens=args.max_new_tokens,
     )
-    with _open_output(options.output, options.overwrite) as output:
-        unreadable = _write_results(results, len(sources), output)
+    with _open_output(output, args.overwrite) as file:
+        unreadable = _write_results(results, len(sources), file)
     return 1 if unreadable else 0
 
 
 def _find_sources(arguments: Sequence[str]) -> list[str]:
-    """List the images that the arguments name.
-
-    Raises:
-        ValueError: if one of them names none, before long work starts.
-    """
+    """List the images that the arguments name; each must name at least one."""
     from ..data.images import find_images
 
     sources: list[str] = []
@@ -129,7 +137,7 @@ def _find_sources(arguments: Sequence[str]) -> list[str]:
         else:
             found, expected = [argument], "a file"
         if not found:
-            raise ValueError(f"no images: {argument!r} gave nothing, expected {expected}")
+            raise UserError(f"no images: {argument!r} gave nothing, expected {expected}")
         sources += found
     return sources
 
@@ -142,7 +150,7 @@ def _open_output(path: Path | None, overwrite: bool) -> Any:
 
 
 def _write_results(results: Iterable[CaptionResult], total: int, output: IO[str] | None) -> int:
-    """Write each result as soon as it is there, and return how many images could not be read."""
+    """Write each result at once, and return the number of images that could not be read."""
     from tqdm import tqdm
 
     unreadable = 0
@@ -162,8 +170,8 @@ def _write_results(results: Iterable[CaptionResult], total: int, output: IO[str]
 def _write_captions(result: CaptionResult, output: IO[str] | None, bar: Any) -> None:
     if output is not None:
         line = json.dumps({"image": result.source, "captions": result.captions}, ensure_ascii=False)
-        print(line, file=output, flush=True)  # a crash loses nothing that was done
-    # Line breaks and tabs would break the line, and a terminal obeys others; the JSON file has all as it is.
+        print(line, file=output, flush=True)  # a crash loses no finished caption
+    # A line break or tab would break the line, and a terminal obeys control characters. JSON keeps them.
     texts = [result.source, *(" ".join(caption.split()) for caption in result.captions)]
     bar.write("\t".join(map(printable, texts)), file=sys.stdout)
     sys.stdout.flush()

@@ -2,53 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from .arguments import HelpFormatter
+from ..utils.rules import NOT_EMPTY
+from ..utils.settings import REQUIRED, Settings, option, read_settings
+from ..utils.terminal import quiet_transformers
 
+_DESCRIPTION = """\
+Convert a saved captioner to an adapter for PEFT's AutoPeftModelForCausalLM, or
+such an adapter to a captioner. The format of SOURCE decides which."""
 _EXAMPLES = """\
 examples:
   ituning convert my-captioner my-adapter
   ituning convert my-adapter my-captioner-again
 
-The weights stay the same, to the last byte after a round trip.
+The weights stay the same: after a round trip every byte is equal.
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to those of `ituning`."""
-    parser = commands.add_parser(
-        "convert",
-        help="make a PEFT adapter of a captioner, or a captioner of a PEFT adapter",
-        description="Make an adapter for PEFT's AutoPeftModelForCausalLM of a saved captioner, or a "
-        "captioner of such an adapter: whichever SOURCE is not.",
-        epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
+@dataclass
+class ConvertArguments(Settings):
+    """The settings of `ituning convert`."""
+
+    paths: ClassVar[frozenset[str]] = frozenset({"source", "output", "vision_model", "text_model"})
+
+    source: str = option(
+        REQUIRED, "the captioner's or adapter's folder or Hub id", NOT_EMPTY, "SOURCE", positional=True
     )
-    parser.add_argument("source", metavar="SOURCE", help="either's folder or Hub id")
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="a new or empty folder")
-    parser.add_argument("--revision", help="the source's revision on the Hub")
-    parser.add_argument("--vision_model", help="its vision encoder, in place of the recorded one")
-    parser.add_argument("--text_model", help="its language model, in place of the recorded one")
-    parser.set_defaults(run=run)
+    output: str = option(REQUIRED, "a new or empty folder", NOT_EMPTY, "OUTPUT", positional=True)
+    revision: str | None = option(None, "the source's revision on the Hub", NOT_EMPTY, unset="the newest")
+    vision_model: str | None = option(
+        None, "its vision encoder, instead of the recorded one", NOT_EMPTY, "MODEL", "as recorded"
+    )
+    text_model: str | None = option(
+        None, "its language model, instead of the recorded one", NOT_EMPTY, "MODEL", "as recorded"
+    )
 
 
-def run(options: argparse.Namespace) -> int:
-    """Convert, say what was written, and return the exit code."""
-    import warnings
-
+def run(argv: Sequence[str]) -> int:
+    """Convert, print what was written, and return the exit code."""
+    args = read_settings(ConvertArguments, argv, "ituning convert", _DESCRIPTION, _EXAMPLES)
+    quiet_transformers()
+    warnings.simplefilter("ignore", FutureWarning)  # PEFT calls Transformers by deprecated names
     from ..tuner.folders import convert
 
-    warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of what Transformers will rename
     written = convert(
-        options.source,
-        options.output,
-        revision=options.revision,
-        vision_model=options.vision_model,
-        text_model=options.text_model,
+        args.source,
+        Path(args.output),
+        revision=args.revision,
+        vision_model=args.vision_model,
+        text_model=args.text_model,
     )
-    kind = {"adapter": "a PEFT adapter", "captioner": "a captioner"}[written]
-    print(f"{kind} is in {options.output}")
+    print(f"wrote {'a PEFT adapter' if written == 'adapter' else 'a captioner'} to {args.output}")
     return 0

@@ -1,42 +1,48 @@
-"""`ituning demo`: a captioner of drawn scenes, trained and tried in minutes."""
+"""`ituning demo`: train and try a captioner of drawn scenes in minutes."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from .arguments import natural
+from ..utils.rules import NOT_EMPTY, SEED
+from ..utils.settings import Settings, option, read_settings
+from ..utils.terminal import quiet_transformers
+
+_DESCRIPTION = """\
+Train adapters between two small frozen models on drawn scenes, caption scenes
+that were not in the training data, save the captioner and load it again. Takes
+minutes on two CPU cores, without network access."""
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to those of `ituning`."""
-    parser = commands.add_parser(
-        "demo",
-        help="train and try a captioner of drawn scenes, in minutes, with nothing to download",
-        description="Train adapters between two small frozen models on drawn scenes, caption scenes that "
-        "they have not seen, save the captioner and load it again. Minutes on two CPU cores; no network.",
+@dataclass
+class DemoArguments(Settings):
+    """The settings of `ituning demo`."""
+
+    paths: ClassVar[frozenset[str]] = frozenset({"output_dir"})
+
+    output_dir: str = option(
+        "ituning-demo",
+        "folder for the captioner, the pictures and a page that shows them",
+        NOT_EMPTY,
+        "FOLDER",
     )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path("ituning-demo"),
-        metavar="FOLDER",
-        help="gets the captioner, the pictures and a page that shows them (%(default)s)",
-    )
-    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="another run (%(default)s)")
-    parser.set_defaults(run=run)
+    seed: int = option(0, "seed of the scenes and of the training", SEED)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the demo, or go on with it, and return the exit code."""
+def run(argv: Sequence[str]) -> int:
+    """Run or resume the demo, and return the exit code."""
+    args = read_settings(DemoArguments, argv, "ituning demo", _DESCRIPTION)
+    quiet_transformers()
     from ..demo.story import run_demo
     from ..training.errors import RunStopped
 
     try:
-        result = run_demo(options.output_dir, seed=options.seed)
+        result = run_demo(Path(args.output_dir), seed=args.seed)
     except RunStopped as stopped:
-        print(f"ituning: {stopped}: the same command goes on", file=sys.stderr)
+        print(f"ituning: {stopped}: run the same command to resume", file=sys.stderr)
         return stopped.exit_code
     return 0 if result.same_in_fresh_process else 1

@@ -1,52 +1,78 @@
-"""`ituning features`: what the frozen vision encoder makes of images, computed once and stored."""
+"""`ituning features`: compute the vision encoder's features of images once, and store them."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..features.arguments import SPLITS, BuildArguments
+from ..utils.rules import NOT_EMPTY
+from ..utils.settings import REQUIRED, Settings, option, read_settings
+from . import choose_command
 
 if TYPE_CHECKING:
     from ..data.records import CaptionedImage
-    from ..features.arguments import BuildArguments
     from ..features.build import BuildResult
     from ..features.plan import BuildPlan
 
+_COMMANDS = {
+    "build": "compute features and store them, or resume that",
+    "info": "describe a store",
+}
+_DESCRIPTION = """Store the frozen vision encoder's features of a data set's images, so that each
+image is encoded only once."""
+_BUILD_DESCRIPTION = """Compute the frozen vision encoder's features of a data set's images and store
+them. Images that are in the store already are skipped."""
+_BUILD_EXAMPLES = """examples:
+  ituning features build --dataset photos/ \\
+      --vision_model openai/clip-vit-base-patch16 --output_dir features/photos
+  ituning features info features/photos
 
-def add_parser(commands: Any) -> None:
-    """Add the command to those of `ituning`."""
-    parser = commands.add_parser(
-        "features",
-        help="store the vision encoder's features of a data set",
-        description="Store what the frozen vision encoder makes of a data set's images, so that each is "
-        "encoded only once.",
-    )
-    actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    actions.add_parser(
-        "build",
-        help="compute features and store them, or go on with that (ituning features build --help shows its "
-        "options)",
-    )
-    info = actions.add_parser("info", help="say what a store holds", description="Say what a store holds.")
-    info.add_argument("folder", type=Path, metavar="FOLDER", help="the store's folder")
-    info.set_defaults(run=run_info, parser=info)
+An image of CLIP ViT-B/16 takes 302,592 bytes, or 152,084 with --storage int8.
+The build can be stopped at any time: the same command resumes it, and adds the
+images that are new in the data set. An image that cannot be read is named and
+skipped, and tried again once its file has changed.
+
+Exit code: 0; 1 if the build failed, such as on a full disk; 2 for a mistake in
+the command; 130 after Ctrl-C, 143 after SIGTERM.
+"""
 
 
-def run_build(arguments: Sequence[str]) -> int:
-    """Build the store as the command's own arguments say, and return the exit code."""
-    from ..features.arguments import parse_arguments
+@dataclass
+class InfoArguments(Settings):
+    """The settings of `ituning features info`."""
+
+    paths: ClassVar[frozenset[str]] = frozenset({"folder"})
+
+    folder: str = option(REQUIRED, "the store's folder", NOT_EMPTY, "FOLDER", positional=True)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Build or describe a store, and return the exit code."""
+    command = choose_command("ituning features", _COMMANDS, argv, _DESCRIPTION)
+    return run_build(argv[1:]) if command == "build" else run_info(argv[1:])
+
+
+def parse_arguments(argv: Sequence[str]) -> BuildArguments:
+    """Read the settings of a build."""
+    return read_settings(BuildArguments, argv, "ituning features build", _BUILD_DESCRIPTION, _BUILD_EXAMPLES)
+
+
+def run_build(argv: Sequence[str]) -> int:
+    """Build the store, and return the exit code."""
+    args = parse_arguments(argv)
     from ..training.errors import RunStopped
     from ..training.signals import stop_on_signals
     from ..utils.distributed import command_process
 
-    args = parse_arguments(arguments)
     try:
         with stop_on_signals(), command_process():
             _build(args, _load_records(args))
     except RunStopped as stopped:
-        print("ituning: stopped: the same command goes on from here", file=sys.stderr)
+        print("ituning: stopped: run the same command to resume", file=sys.stderr)
         return stopped.exit_code
     return 0
 
@@ -81,12 +107,13 @@ def _build(args: BuildArguments, records: list[CaptionedImage]) -> None:
     _print_result(result, FeatureStore(args.output_dir))
 
 
-def run_info(options: argparse.Namespace) -> int:
+def run_info(argv: Sequence[str]) -> int:
     """Print what a store holds, and return the exit code."""
+    args = read_settings(InfoArguments, argv, "ituning features info", "Describe a store of features.")
     from ..features.plan import format_bytes
     from ..features.store import FeatureStore
 
-    store = FeatureStore(options.folder)
+    store = FeatureStore(Path(args.folder))
     spec = store.spec
     revision = f" at revision {spec.vision_model_revision}" if spec.vision_model_revision else ""
     print(f"vision model    {spec.vision_model_name_or_path}{revision}")
@@ -101,14 +128,13 @@ def run_info(options: argparse.Namespace) -> int:
 
 
 def _load_records(args: BuildArguments) -> list[CaptionedImage]:
-    """Read the splits: those that are asked for, or all that the data set has."""
+    """Read the splits that --splits names, or all that the data set has."""
     from ..data.records import MissingSplitError
-    from ..features.arguments import SPLITS
 
     records: list[CaptionedImage] = []
     missing: list[MissingSplitError] = []
     for split in args.splits or SPLITS:
-        # As many scenes as training takes by the same flags.
+        # The number of scenes that training draws with the same flags.
         num_scenes = args.num_scenes if split == "train" else max(1, args.num_scenes // 10)
         try:
             found = args.load_split(split, args.seed, num_scenes, require_captions=False)

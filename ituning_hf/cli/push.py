@@ -1,14 +1,21 @@
-"""`ituning push`: a saved captioner to the Hub."""
+"""`ituning push`: upload a saved captioner to the Hub."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from .arguments import HelpFormatter
+from ..utils.rules import NOT_EMPTY
+from ..utils.settings import REQUIRED, Settings, option, read_settings
+from ..utils.terminal import quiet_transformers
 
+_DESCRIPTION = """\
+Upload a saved captioner to the Hub in one commit: the adapter, its settings,
+its processor, its card and the code that loads it. The frozen models are not
+uploaded."""
 _EXAMPLES = """\
 examples:
   ituning push my-captioner/best org/my-captioner --dry_run
@@ -16,61 +23,65 @@ examples:
   ituning push my-captioner/best org/my-captioner \\
       --vision_model openai/clip-vit-base-patch16 --text_model gpt2
 
-The last is for a captioner that was trained over local copies of models that are on the Hub: it is checked
-that they are the same. A model of your own goes there first, `hf upload org/my-gpt2 path/to/my-gpt2`, and its
-id is then given in the same way. The captioner's folder stays as it is.
+The last command is for a captioner that was trained with local copies of models
+on the Hub: the weights are compared first. Upload a model of your own before
+the captioner (hf upload org/my-gpt2 path/to/my-gpt2) and give its id in the
+same way. The captioner's folder is not changed.
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to those of `ituning`."""
-    parser = commands.add_parser(
-        "push",
-        help="put a saved captioner on the Hub",
-        description="Put a saved captioner on the Hub in one commit: the adapter, its settings, its "
-        "processor, its card and the code that loads it. The frozen models stay where they are.",
-        epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
+@dataclass
+class PushArguments(Settings):
+    """The settings of `ituning push`."""
+
+    paths: ClassVar[frozenset[str]] = frozenset({"folder"})
+
+    folder: str = option(REQUIRED, "a captioner's folder", NOT_EMPTY, "FOLDER", positional=True)
+    repo: str = option(
+        REQUIRED,
+        "the repository on the Hub, such as org/my-captioner; created if it does not exist",
+        NOT_EMPTY,
+        "REPO",
+        positional=True,
     )
-    add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="a captioner's folder")
-    add("repo", metavar="REPO", help="its id on the Hub, such as org/my-captioner; made if it is not there")
-    add("--private", action="store_true", help="make it private")
-    add("--revision", metavar="BRANCH", help="the branch, made if it is not there (main)")
-    add(
-        "--message",
-        default="Upload captioner",
-        metavar="TEXT",
-        help="what the history says of it (%(default)s)",
+    private: bool = option(False, "create a private repository")
+    revision: str | None = option(
+        None, "the branch, created if it does not exist", NOT_EMPTY, "BRANCH", "main"
     )
-    add("--dry_run", action="store_true", help="check it and list what would go, without network")
-    add("--vision_model", metavar="ID", help="the frozen vision encoder's id on the Hub")
-    add("--text_model", metavar="ID", help="the frozen language model's id on the Hub")
-    parser.set_defaults(run=run)
+    message: str = option("Upload captioner", "the commit's message", NOT_EMPTY, "TEXT")
+    dry_run: bool = option(False, "check the captioner and list the files to upload, without network access")
+    vision_model: str | None = option(
+        None, "the frozen vision encoder's id on the Hub", NOT_EMPTY, "ID", "as stored"
+    )
+    text_model: str | None = option(
+        None, "the frozen language model's id on the Hub", NOT_EMPTY, "ID", "as stored"
+    )
 
 
-def run(options: argparse.Namespace) -> int:
-    """Push the captioner, or list its files, and return the exit code."""
+def run(argv: Sequence[str]) -> int:
+    """Push the captioner or list its files, and return the exit code."""
+    args = read_settings(PushArguments, argv, "ituning push", _DESCRIPTION, _EXAMPLES)
+    quiet_transformers()
     from ..hub.push import list_files, missing_metadata, push_captioner
 
-    backbones = {"vision_model": options.vision_model, "text_model": options.text_model}
-    if options.dry_run:
-        sizes = list_files(options.folder, options.repo, **backbones)
+    folder, backbones = Path(args.folder), {"vision_model": args.vision_model, "text_model": args.text_model}
+    if args.dry_run:
+        sizes = list_files(folder, args.repo, **backbones)
         for name, size in sizes.items():
             print(f"{size:>13,} bytes  {name}")
         print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
     else:
         commit = push_captioner(
-            options.folder,
-            options.repo,
-            private=options.private,
-            revision=options.revision,
-            commit_message=options.message,
+            folder,
+            args.repo,
+            private=args.private,
+            revision=args.revision,
+            commit_message=args.message,
             **backbones,
         )
-        revision = f', revision="{options.revision}"' if options.revision else ""
+        revision = f', revision="{args.revision}"' if args.revision else ""
         print(f"{commit.repo_url} at commit {commit.oid}")
         print(f'AutoModel.from_pretrained("{commit.repo_url.repo_id}", trust_remote_code=True{revision})')
-    if missing := missing_metadata(options.folder):
+    if missing := missing_metadata(folder):
         print(f"The model card has no {' and no '.join(missing)}: add it to README.md.", file=sys.stderr)
     return 0

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..utils.errors import UserError
-from ..utils.settings.options import AT_LEAST_ONE, BETWEEN_0_AND_1, NOT_EMPTY, option
+from ..utils.rules import AT_LEAST_ONE, BETWEEN_0_AND_1, NOT_EMPTY
+from ..utils.settings import option
 
 if TYPE_CHECKING:
     from .records import CaptionedImage

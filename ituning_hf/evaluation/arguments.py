@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..data.arguments import DatasetArguments
-from ..utils.settings.command_line import CommandLine
-from ..utils.settings.options import (
-    AT_LEAST_ONE,
-    NOT_EMPTY,
-    NOT_NEGATIVE,
-    SEED,
-    SHARE,
-    Settings,
-    one_of,
-    option,
-)
+from ..utils.rules import AT_LEAST_ONE, NOT_EMPTY, NOT_NEGATIVE, SEED, SHARE, one_of
+from ..utils.settings import Settings, option
 
 SPLITS = ("train", "val", "test")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -187,36 +177,3 @@ class EvaluateArguments(
             raise ValueError(
                 f"--model makes the captions, --predictions holds them, and {given} given: give one of them."
             )
-
-
-_COMMAND_LINE = CommandLine(
-    EvaluateArguments,
-    SECTIONS,
-    prog="ituning evaluate",
-    description="""\
-Caption a split of a data set and score the captions against what people wrote,
-by the official scorers. Every option may as well stand in a YAML file.""",
-    examples="""\
-examples:
-  ituning evaluate --model outputs/mine/best --dataset photos/ --split val
-  ituning evaluate --config coco.yaml --model outputs/coco/best --dry_run
-  ituning evaluate --predictions results.json --dataset coco/dataset_coco.json
-  accelerate launch -m ituning_hf.cli evaluate --config coco.yaml  # on GPUs
-
-It leaves results.json (the COCO result format), metrics.json (every score and
-how it came about) and per_image.jsonl. Killed, the same command goes on; on
-a complete report it shows the scores again.
-
-The scorers come with pip install 'ituning_hf[eval]'. METEOR needs Java; SPICE
-needs Java 8 to 11 and its models, which python -m
-pycocoevalcap.spice.get_stanford_models installs.
-
-Exit code: 0; 1 if it failed on its way, such as by pictures that cannot be
-read; 2 for a mistake in the settings or the data; 130 after Ctrl-C.
-""",
-)
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> EvaluateArguments:
-    """Read the settings of an evaluation; see `CommandLine.parse`."""
-    return _COMMAND_LINE.parse(argv)

@@ -1,9 +1,10 @@
 """Features of the frozen vision encoder, computed once for each image and stored."""
 
+from .arguments import MIXED_PRECISIONS, STORAGES
 from .build import BuildError, BuildResult, build_features
 from .encoder import describe_encoder
 from .plan import BuildPlan, format_bytes, plan_build
-from .spec import MIXED_PRECISIONS, STORAGES, FeatureSpec, feature_bytes
+from .spec import FeatureSpec, feature_bytes
 from .store import FeatureStore
 
 __all__ = [

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..data.arguments import DatasetArguments
-from ..utils.settings.command_line import CommandLine
-from ..utils.settings.options import (
-    AT_LEAST_ONE,
-    NOT_EMPTY,
-    NOT_NEGATIVE,
-    SEED,
-    Settings,
-    one_of,
-    option,
-    some_of,
-)
-from .spec import MIXED_PRECISIONS, STORAGES
+from ..utils.rules import AT_LEAST_ONE, NOT_EMPTY, NOT_NEGATIVE, SEED, one_of, some_of
+from ..utils.settings import Settings, option
 
 SPLITS = ("train", "val", "test")
+STORAGES = ("bfloat16", "int8", "float32")
+MIXED_PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass
@@ -112,33 +103,3 @@ class BuildArguments(
             raise ValueError(
                 "--vision_model is not given: name the encoder that is going to be trained over."
             )
-
-
-_COMMAND_LINE = CommandLine(
-    BuildArguments,
-    SECTIONS,
-    prog="ituning features build",
-    description="""\
-Compute what the frozen vision encoder makes of a data set's images, and store
-it. What the store has already is left out. Every option may as well stand in a
-YAML file.""",
-    examples="""\
-examples:
-  ituning features build --dataset photos/ \\
-      --vision_model openai/clip-vit-base-patch16 --output_dir features/photos
-  ituning features info features/photos
-
-An image of CLIP ViT-B/16 takes 302,592 bytes, or 152,084 with --storage int8.
-The build can be ended at any time: the same command goes on, and adds what is
-new in the data set. A picture that cannot be read is named and left out, and
-tried again once its file is another one.
-
-Exit code: 0; 1 if it failed on its way, such as on a full disk; 2 for a mistake
-in the command; 130 after Ctrl-C, 143 after SIGTERM.
-""",
-)
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> BuildArguments:
-    """Read the settings of a build; see `CommandLine.parse`."""
-    return _COMMAND_LINE.parse(argv)

@@ -12,8 +12,9 @@ from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.encoders_ituning import encoder_family
 from ..captioner.pretrained_ituning import load_pretrained_backbone, resolve_backbone
 from ..captioner.processing_ituning import load_image_processor
+from .arguments import MIXED_PRECISIONS, STORAGES
 from .quantisation import pack
-from .spec import MIXED_PRECISIONS, STORAGES, FeatureSpec, as_stored
+from .spec import FeatureSpec, as_stored
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,8 +18,6 @@ STORE_FILE = "store.json"
 FORMAT_VERSION = 1
 # The bytes of one number, and what comes with each token: of 8-bit numbers their scale.
 _BYTES = {"bfloat16": (2, 0), "int8": (1, 4), "float32": (4, 0)}
-STORAGES = tuple(_BYTES)
-MIXED_PRECISIONS = ("no", "bf16", "fp16")
 
 # Two encoders of the same weights compute the same if these are the same; the rest of a configuration says
 # who saved it, or is of no consequence to a hidden state.

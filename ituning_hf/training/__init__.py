@@ -2,7 +2,6 @@
 
 from .arguments import TrainArguments
 from .cli import train
-from .command_line import parse_arguments
 from .errors import NonFiniteLossError, RunStopped, TooManyUnreadableError, TrainingError
 from .loop import CaptionTrainer
 from .setup import TrainingData
@@ -19,6 +18,5 @@ __all__ = [
     "TrainingData",
     "TrainingError",
     "make_small_backbones",
-    "parse_arguments",
     "train",
 ]

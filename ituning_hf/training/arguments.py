@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..data.arguments import DatasetArguments
-from ..utils.settings.options import (
+from ..utils.rules import (
     AT_LEAST_ONE,
     BELOW_ONE,
     CAPTION_LENGTH,
@@ -16,11 +16,10 @@ from ..utils.settings.options import (
     POSITIVE,
     SEED,
     SHARE,
-    Settings,
     one_of,
-    option,
     some_of,
 )
+from ..utils.settings import Settings, option
 
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -269,6 +268,7 @@ class TrainArguments(
 
     def __post_init__(self) -> None:
         """Check every value, and those that depend on each other."""
+        self.eval_steps, self.checkpointing_steps = str(self.eval_steps), str(self.checkpointing_steps)
         super().__post_init__()
         self._check_features()
         self._check_models()

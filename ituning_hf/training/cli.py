@@ -1,10 +1,9 @@
-"""`ituning train`: a run from the command line to the captioner on disk."""
+"""A run from its settings to the captioner on disk."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from ..utils.determinism import full_determinism
-from ..utils.distributed import OtherProcessError, command_process, create_accelerator, leave_group, one_fate
+from ..utils.distributed import create_accelerator, leave_group, one_fate
 from .arguments import TrainArguments
-from .command_line import parse_arguments
 from .dry_run import dry_run
-from .errors import RunStopped
 from .loop import CaptionTrainer
 from .run_folder import claim_output_dir
 from .setup import (
@@ -34,50 +31,6 @@ from .signals import stop_on_signals
 from .state import TrainState
 from .tracking import require_trackers
 from .validation import SCORE_NAMES, require_scorers
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train by command line.
-
-    A run can be ended at any time, and goes on by the same command with `--resume_from_checkpoint latest`.
-    That flag may be there from the beginning: a command that a scheduler repeats until it ends with 0
-    starts the run, goes on with it, and does nothing more when it is complete. A run that was killed goes on
-    from its newest checkpoint; after SIGTERM or Ctrl-C it finishes its optimizer step (and the validation
-    that follows it) and saves one first. A second Ctrl-C ends it at once.
-
-    Signals must reach the training process itself. `torchrun` passes them on, and kills what is still there
-    30 seconds later; `accelerate launch` does not, so that the signal must go to the process group.
-
-    The exit codes, which are those of `ituning train`:
-
-    - 0: the run is complete.
-    - 1: it failed on its way, with a `TrainingError`: the loss became NaN, too many images cannot be read,
-      the disk is full. Its checkpoints are whole.
-    - 2: it could not begin: a mistake in the settings, data or backbones that cannot be used, a folder that
-      holds another run or in which one is at work.
-    - 129, 130, 143: it was stopped by SIGHUP (a terminal that was closed), by Ctrl-C, by SIGTERM.
-
-    Each comes with one line on standard error that says what happened and what to do.
-
-    Args:
-        argv: The command line without the program's name; `sys.argv[1:]` by default.
-
-    Returns:
-        The exit code, where the message was printed or is another process's to print. Other errors are
-        raised.
-    """
-    args = parse_arguments(argv)
-    try:
-        with command_process():
-            train(args)
-    except OtherProcessError as error:
-        return error.exit_code
-    except RunStopped as stopped:
-        if int(os.environ.get("RANK", "0")) == 0:
-            flag = "" if args.resume_from_checkpoint == "latest" else " with --resume_from_checkpoint latest"
-            print(f"ituning: {stopped}: go on by the same command{flag}", file=sys.stderr)  # noqa: T201
-        return stopped.exit_code
-    return 0
 
 
 def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:

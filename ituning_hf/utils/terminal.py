@@ -22,3 +22,11 @@ def printable(text: str) -> str:
     ```
     """
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def quiet_transformers() -> None:
+    """Turn off Transformers' warnings and progress bars in this process."""
+    from transformers.utils import logging  # here, for what needs only `printable`
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ituning_hf.cli import main
-from ituning_hf.evaluation.arguments import EvaluateArguments, parse_arguments
+from ituning_hf.cli.evaluate import parse_arguments
+from ituning_hf.evaluation.arguments import EvaluateArguments
 from ituning_hf.evaluation.command import command_of, public_settings
 
 

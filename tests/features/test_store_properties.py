@@ -16,12 +16,13 @@ from properties import examples
 
 from ituning_hf.data.images import UnreadableImageError
 from ituning_hf.data.records import CaptionedImage
+from ituning_hf.features.arguments import STORAGES
 from ituning_hf.features.build import build_features, write_shard
 from ituning_hf.features.encoder import describe_encoder
 from ituning_hf.features.pictures import Picture
 from ituning_hf.features.quantisation import pack, unpack
 from ituning_hf.features.shards import ShardIndex, Unreadable
-from ituning_hf.features.spec import STORAGES, write_spec
+from ituning_hf.features.spec import write_spec
 from ituning_hf.features.store import FeatureStore
 
 from .conftest import contents, save_picture

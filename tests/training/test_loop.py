@@ -16,9 +16,9 @@ from small_models import read_log, train_until, validation_scores
 from transformers import GPT2LMHeadModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
+from ituning_hf.cli.train import parse_arguments
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.cli import train
-from ituning_hf.training.command_line import parse_arguments
 from ituning_hf.training.errors import NonFiniteLossError, TooManyUnreadableError
 from ituning_hf.training.small_backbones import make_small_backbones
 from ituning_hf.training.state import TrainState

@@ -1,0 +1,255 @@
+"""Settings of a command: dataclass fields made by `option`, read from flags and from a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import get_terminal_size
+from types import NoneType
+from typing import Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .errors import UserError
+from .rules import ANY, Rule
+
+REQUIRED = dataclasses.MISSING  # as the default of an option that must be given
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML's words
+_YAML_NULLS = ("", "~", "null", "Null", "NULL")
+
+
+def option(
+    default: Any,
+    text: str,
+    rule: Rule = ANY,
+    metavar: str | None = None,
+    unset: str | None = None,
+    *,
+    positional: bool = False,
+) -> Any:
+    """Return the dataclass field of a setting.
+
+    Args:
+        default: The value if none is given; a list is copied. `REQUIRED` if one must be given.
+        text: The meaning, with the unit, for the help.
+        rule: The condition on the value.
+        metavar: The value's name in the help; by default its type's.
+        unset: The meaning of the default, if that is None or an empty list.
+        positional: Whether it is given without a flag. A positional list takes all remaining arguments.
+    """
+    metadata = {"help": text, "rule": rule, "metavar": metavar, "unset": unset, "positional": positional}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass
+class Settings:
+    """Base of a command's settings: a dataclass of `option` fields. Wrong values raise a UserError."""
+
+    title: ClassVar[str] = "options"  # the help's heading of the fields that a class declares
+    paths: ClassVar[frozenset[str]] = frozenset()  # fields in which ~ is expanded: no shell reads a YAML file
+
+    def __post_init__(self) -> None:
+        """Convert and check every value."""
+        values, problems = _convert_values(type(self), vars(self))
+        _refuse(problems)
+        vars(self).update(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        return dataclasses.asdict(self)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(
+    settings: type[S], argv: Sequence[str], prog: str, description: str, examples: str = ""
+) -> S:
+    """Read settings from a YAML file (`--config`) and from flags, which take precedence.
+
+    Args:
+        settings: The dataclass.
+        argv: The arguments after the command's name.
+        prog: The command, such as "ituning train".
+        description: Its purpose, for the help.
+        examples: Command lines, and what else ends the help.
+
+    Raises:
+        UserError: for unknown names, missing ones and values that cannot be used, all at once.
+        SystemExit: after `--help`.
+    """
+    declared = {field.name: field for field in dataclasses.fields(settings)}
+    end = argv.index("--") if "--" in argv else len(argv)  # after it there are no flags
+    parser = _make_parser(settings, prog, description, examples)
+    parsed, rest = parser.parse_known_args(_normalize(argv[:end], settings))
+    unknown = [text for text in rest if text.startswith("-") and text != "-"]
+    words = [*(text for text in rest if text not in unknown), *argv[end + 1 :]]
+    given = vars(parsed)
+    for name, field in declared.items():
+        if field.metadata["positional"] and words:
+            is_list = get_origin(get_type_hints(settings)[name]) is list
+            given[name], words = (words, []) if is_list else (words[0], words[1:])
+    config = given.pop("config", None)
+    given = ({} if config is None else _read_config(config)) | given
+    names = [name for name in given if name not in declared]
+    problems = [f"{config}: {name!r} is not a setting{nearest(name, declared)}" for name in names]
+    for flag in (text.partition("=")[0] for text in unknown):
+        problems.append(f"{flag} is not an option{nearest(flag, [*declared, 'config'], '--')}")
+    if words and not unknown:  # a word after an unknown flag may be its value
+        problems.append(f"unexpected argument {words[0]!r}")
+    values, wrong = _convert_values(settings, {name: given[name] for name in declared if name in given})
+    missing = [field for name, field in declared.items() if name not in given]
+    required = [field for field in missing if field.default is field.default_factory is REQUIRED]
+    problems += [*wrong, *(f"{_label(field)} is missing" for field in required)]
+    _refuse(problems, f". {prog} --help shows the options")
+    return settings(**values)
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a question that suggests the known name closest to a misspelt one, or an empty text."""
+    found = difflib.get_close_matches(name.lstrip("-"), list(known), n=1)
+    return f" (did you mean {prefix}{found[0]}?)" if found else ""
+
+
+def _refuse(problems: Sequence[str], advice: str = "") -> None:
+    if problems:
+        several = "\n- ".join([f"{len(problems)} mistakes{advice}:", *problems])
+        raise UserError(several if len(problems) > 1 else problems[0] + advice)
+
+
+def _label(field: dataclasses.Field[Any]) -> str:
+    return field.metadata["metavar"] if field.metadata["positional"] else f"--{field.name}"
+
+
+def _convert_values(settings: type[Settings], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Convert the values of fields. Return them and a list of what is wrong with them."""
+    hints, converted, problems = get_type_hints(settings), {}, []
+    for name, value in values.items():
+        field = settings.__dataclass_fields__[name]
+        try:
+            value = _convert(value, hints[name])
+            if isinstance(value, str) and name in settings.paths:
+                value = os.path.expanduser(value)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError("a finite number")
+            if value is not None and not field.metadata["rule"].holds(value):
+                raise ValueError(field.metadata["rule"].expected)
+        except ValueError as expected:
+            problems.append(f"{_label(field)} is {value!r}, expected {expected}")
+        converted[name] = value
+    return converted, problems
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """Convert text, or what a Python caller gave, to the annotated type; an error says what was expected."""
+    if NoneType in get_args(hint):
+        return None if value in (None, "none", ["none"]) else _convert(value, get_args(hint)[0])
+    if get_origin(hint) is list:
+        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        return [] if items in ([None], ["none"]) else [_convert(item, get_args(hint)[0]) for item in items]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and hint is bool:
+        value = _BOOLEANS.get(value.lower(), value)
+    elif isinstance(value, str):
+        with suppress(ValueError):
+            value = hint(value)
+    is_right = isinstance(value, (int, float) if hint is float else hint)
+    if not is_right or isinstance(value, bool) != (hint is bool):  # a bool is an int too
+        raise ValueError(_TYPE_NAMES[hint])
+    return value
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Reads every value as text. YAML's own types would read 5e-4 as text, and no as false."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if repeated := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"{repeated!r} appears twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """Read a YAML file of settings, or the `run.json` of a training run, which holds them as "settings"."""
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_TextLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not a YAML file of settings: {error}") from error
+    settings = content.get("settings", content) if isinstance(content, dict) else content
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path} holds no settings, expected lines of 'name: value'")
+    return {name: None if value in _YAML_NULLS else value for name, value in settings.items()}
+
+
+def _normalize(argv: Sequence[str], settings: type[Settings]) -> list[str]:
+    """Spell flags with underscores, and write a boolean's value into its flag: --dry_run=true."""
+    booleans = [f"--{name}" for name, hint in get_type_hints(settings).items() if hint in (bool, bool | None)]
+    arguments: list[str] = []
+    for text in argv:
+        flag, equals, value = text.partition("=")
+        if flag.startswith("--"):
+            arguments.append(flag.replace("-", "_").replace("__", "--", 1) + equals + value)
+        elif arguments and arguments[-1] in booleans and text.lower() in (*_BOOLEANS, "none"):
+            arguments[-1] += f"={text}"
+        else:
+            arguments.append(text)
+    return [f"{text}=true" if text in booleans else text for text in arguments]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}. {self.prog} --help shows the options")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=min(get_terminal_size().columns, 110) - 2)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return f"{action.metavar} ..." if action.nargs in ("+", "*") else str(action.metavar)
+
+
+def _make_parser(settings: type[Settings], prog: str, description: str, examples: str) -> _Parser:
+    declared, hints = dataclasses.fields(settings), get_type_hints(settings)
+    positional = [_label(field) for field in declared if field.metadata["positional"]]
+    parser = _Parser(
+        prog=prog,
+        usage=" ".join([prog, *positional, "[--config FILE] [--OPTION VALUE ...]"]),
+        description=description,
+        epilog=examples,
+        formatter_class=_Formatter,
+        allow_abbrev=False,  # a typo must not become another option
+        argument_default=argparse.SUPPRESS,  # only given flags take precedence over the file
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of options; flags take precedence")
+    groups: dict[str, Any] = {Settings.title: parser}
+    for field in declared:
+        owners: list[Any] = [base for base in settings.__mro__ if hasattr(base, "title")]
+        title = next(owner.title for owner in reversed(owners) if field.name in owner.__dataclass_fields__)
+        groups[title] = groups.get(title) or parser.add_argument_group(title)
+        _add_option(groups[title], field, hints[field.name])
+    return parser
+
+
+def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
+    text, shown = field.metadata["help"].replace("%", "%%"), field.metadata["unset"] or field.default
+    if shown is not None and shown is not False and shown is not REQUIRED:
+        text += f" (default: {shown:g})" if isinstance(shown, float) else f" (default: {shown})"
+    value_type = get_args(hint)[0] if NoneType in get_args(hint) else hint
+    item_type = (get_args(value_type) or [value_type])[0]
+    metavar = field.metadata["metavar"] or ("" if item_type is bool else item_type.__name__.upper())
+    nargs = None if item_type is value_type else "+"
+    if field.metadata["positional"]:
+        nargs = argparse.SUPPRESS  # shown in the help and never matched
+    group.add_argument(_label(field), nargs=nargs, metavar=metavar, help=text)
