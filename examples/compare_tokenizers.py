@@ -1,13 +1,13 @@
-"""Where the Python tokenizer of the caption metrics and the official one part, caption by caption.
+"""Compare the Python tokenizer of the caption metrics with the official Java tokenizer, caption by caption.
 
     python examples/compare_tokenizers.py captions_val2014.json dataset_flickr8k.json texts.txt
     python examples/compare_tokenizers.py --num_scenes 2000 --perturb captions.json
 
-Reads COCO annotations and results, data sets in the Karpathy format, and texts with a caption on each line.
+Reads COCO annotations and results, data sets in the Karpathy format, and text files with one caption a line.
 Needs Java and pycocoevalcap.
 """
 
-# ruff: noqa: RUF001 -- signs that look alike are what this is about
+# ruff: noqa: RUF001 -- similar-looking characters are test data here
 
 import argparse
 import json
@@ -46,7 +46,7 @@ _INSERTED = """
     www.flickr.com http://a.org/b?c me@b.org <b> &amp; %20 ½-full a.b.c. Ph.D. D.C. L.A. N.Y. -5 (5) 'A' I
     """.split()  # noqa: SIM905
 
-# What people do to captions: one of these happens to each.
+# Changes of one word that occur in human captions.
 _CHANGES: list[Callable[[random.Random, str], str]] = [
     lambda dice, word: word.upper(),
     lambda dice, word: word.capitalize(),
@@ -62,23 +62,23 @@ _CHANGES: list[Callable[[random.Random, str], str]] = [
 
 
 def perturb(captions: Sequence[str], seed: int = 0) -> list[str]:
-    """Change one or two words of each caption."""
+    """Change one or two words of each caption at random."""
     dice = random.Random(seed)
     changed = []
     for caption in captions:
         words = caption.split() or ["a"]
         for _ in range(dice.randint(1, 2)):
-            place = dice.randrange(len(words))
-            words[place] = dice.choice(_CHANGES)(dice, words[place])
+            index = dice.randrange(len(words))
+            words[index] = dice.choice(_CHANGES)(dice, words[index])
         changed.append(" ".join(words))
     return changed
 
 
 def compare(name: str, captions: Sequence[str], limit: int) -> None:
-    """Tokenize captions both ways and print how many differ, and the first of those."""
+    """Tokenize captions both ways and print how many results differ, with the first differences."""
     java = find_java()
     if java is None:
-        raise SystemExit("there is no Java on the PATH, which the official tokenizer needs")
+        raise SystemExit("The official tokenizer needs Java, which is not on the PATH.")
     both = zip(captions, tokenize_with_java(captions, java), tokenize_captions(captions), strict=True)
     different = [(caption, official, ours) for caption, official, ours in both if official != ours]
     print(f"{name}: {len(different)} of {len(captions):,} captions differ")
@@ -87,14 +87,18 @@ def compare(name: str, captions: Sequence[str], limit: int) -> None:
 
 
 def main() -> None:
-    """Compare what the command line names."""
+    """Compare the captions that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--num_scenes", type=int, default=0, help="compare drawn scenes' captions too")
     parser.add_argument(
-        "--perturb", action="store_true", help="and all captions again, changed as people might"
+        "--num_scenes", type=int, default=0, help="also compare the captions of this many drawn scenes"
     )
-    parser.add_argument("--show", type=int, default=20, help="of each file's differences; 20")
+    parser.add_argument(
+        "--perturb", action="store_true", help="also compare all captions with words changed at random"
+    )
+    parser.add_argument(
+        "--show", type=int, default=20, help="differences to print for each file (default: 20)"
+    )
     options = parser.parse_args()
     texts = {str(path): read_captions(path) for path in options.files}
     if options.num_scenes:

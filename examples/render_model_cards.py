@@ -1,7 +1,7 @@
-"""Render what is known of captioners on the paper's benchmarks.
+"""Render the model cards of the paper's benchmarks.
 
-python examples/render_model_cards.py               # into model_cards/
-python examples/render_model_cards.py --folder /tmp
+python examples/render_model_cards.py                    # into model_cards/
+python examples/render_model_cards.py --folder cards/
 """
 
 import argparse
@@ -15,7 +15,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to, by default model_cards/")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="output folder (default: model_cards/)")
     folder = parser.parse_args().folder
     for name, card in benchmark_cards().items():
         (folder / name).write_text(str(card), encoding="utf-8")

@@ -1,11 +1,11 @@
 """Train a captioner.
 
-    accelerate launch examples/train.py                      # built-in scenes, small backbones
-    accelerate launch examples/train.py --dataset photos/    # your own: photos/metadata.jsonl
+    accelerate launch examples/train.py                      # drawn scenes, bundled miniatures
+    accelerate launch examples/train.py --dataset photos/    # needs photos/metadata.jsonl
     accelerate launch examples/train.py --config run.yaml
     torchrun --nproc_per_node 2 examples/train.py ...        # several processes on CPUs
 
-`--help` lists every setting; `ituning train` takes the same.
+`--help` lists all settings, which are those of `ituning train`.
 """
 
 import sys

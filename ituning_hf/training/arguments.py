@@ -28,6 +28,7 @@ SPLITS = ("val", "test", "none")
 AUGMENTATIONS = ("crop", "flip", "color")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 BEST_METRICS = ("loss", "bleu_4", "rouge_l", "cider")
+SIZES = {"base": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large"}  # the paper's
 
 
 @dataclass
@@ -49,6 +50,12 @@ class ModelArguments:
         NOT_EMPTY,
         "MODEL",
         "a small one, trained on the training captions first",
+    )
+    size: str | None = option(
+        None,
+        "the paper's size, which selects gpt2, gpt2-medium or gpt2-large if --text_model is not given",
+        one_of(tuple(SIZES)),
+        "|".join(SIZES),
     )
     adapter_hidden_size: int | None = option(
         None,
@@ -282,7 +289,7 @@ class TrainArguments(
                 f"--augmentation is {self.augmentation}, and --features holds what the vision encoder made "
                 "of the images as they are: leave one of them out."
             )
-        if self.text_model is None and self.dataset != "scenes":
+        if self.text_model is None and self.size is None and self.dataset != "scenes":
             raise ValueError(
                 "--features is given and --text_model is not, and small backbones would be trained with an "
                 "encoder of their own, whose features those are not: give --text_model."
@@ -291,7 +298,7 @@ class TrainArguments(
     def _check_models(self) -> None:
         if self.features is not None:  # they tell of their encoder
             return
-        if (self.vision_model is None) != (self.text_model is None):
+        if (self.vision_model is None) != ((self.text_model or self.size) is None):
             given = "--vision_model" if self.vision_model else "--text_model"
             raise ValueError(f"only {given} is given: give both --vision_model and --text_model, or neither.")
 

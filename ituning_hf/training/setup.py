@@ -22,7 +22,7 @@ from ..features.store import FeatureStore
 from ..hub.inspection import describe_config
 from ..inference.int8 import quantize_frozen_weights, require_cpu
 from ..utils.distributed import one_fate
-from .arguments import TrainArguments
+from .arguments import SIZES, TrainArguments
 from .small_backbones import make_small_backbones, small_text_config, small_vision_config
 
 Report = Callable[[str], None]
@@ -99,7 +99,9 @@ def with_features(args: TrainArguments, data: TrainingData) -> TrainingData:
 
 
 def with_backbones(args: TrainArguments) -> TrainArguments:
-    """Name the shipped backbones where the built-in scenes are trained on and no others are given."""
+    """Name the language model of a size; the shipped backbones for the scenes if no others are given."""
+    if args.size is not None and args.text_model is None:
+        return replace(args, text_model=SIZES[args.size])
     if args.dataset != "scenes" or args.text_model is not None:
         return args
     vision, text = (str(SCENE_BACKBONES / kind) for kind in ("vision", "text"))
