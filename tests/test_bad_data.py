@@ -171,7 +171,7 @@ def test_features_name_each_bad_picture_and_training_on_them_is_that_on_pictures
     with caplog.at_level(logging.WARNING):
         result = build_features(records, tmp_path / "store", batch_size=16, **options)
     named(caplog.records, "skipped", broken)
-    assert (result.encoded, len(result.unreadable)) == (len(good), len(broken))
+    assert (result.num_encoded, len(result.unreadable)) == (len(good), len(broken))
     assert set(FeatureStore(tmp_path / "store").names) == {f"train/{path.name}" for path in good}
     stored = settings(backbones, folder, tmp_path / "stored", features=str(tmp_path / "store"))
     assert train(stored).unreadable == len(broken)

@@ -15,8 +15,7 @@ from . import choose_command
 
 if TYPE_CHECKING:
     from ..data.records import CaptionedImage
-    from ..features.build import BuildResult
-    from ..features.plan import BuildPlan
+    from ..features.build import BuildPlan, BuildResult
 
 _COMMANDS = {
     "build": "compute features and store them, or resume that",
@@ -34,7 +33,7 @@ _BUILD_EXAMPLES = """examples:
 An image of CLIP ViT-B/16 takes 302,592 bytes, or 152,084 with --storage int8.
 The build can be stopped at any time: the same command resumes it, and adds the
 images that are new in the data set. An image that cannot be read is named and
-skipped, and tried again once its file has changed.
+skipped, and tried again by the next build.
 
 Exit code: 0; 1 if the build failed, such as on a full disk; 2 for a mistake in
 the command; 130 after Ctrl-C, 143 after SIGTERM.
@@ -81,16 +80,13 @@ _SPEC = ("vision_model", "vision_revision", "vision_feature_layer", "storage", "
 
 
 def _build(args: BuildArguments, records: list[CaptionedImage]) -> None:
-    from ..features.build import build_features
-    from ..features.encoder import describe_encoder
-    from ..features.plan import plan_build
+    from ..features.build import build_features, plan_build
+    from ..features.spec import describe_encoder
     from ..features.store import FeatureStore
 
     spec: dict[str, Any] = {name: getattr(args, name) for name in _SPEC}
+    _print_plan(plan_build(records, args.output_dir, describe_encoder(**spec)))
     if args.dry_run:
-        plan = plan_build(records, args.output_dir, describe_encoder(**spec), args.shard_size)
-        _print_plan(plan)
-        plan.require_space()
         print("nothing was written")
         return
     result = build_features(
@@ -101,7 +97,6 @@ def _build(args: BuildArguments, records: list[CaptionedImage]) -> None:
         shard_size=args.shard_size,
         num_workers=args.dataloader_num_workers,
         device=None if args.device == "auto" else args.device,
-        on_plan=_print_plan,
         progress=sys.stderr.isatty(),
     )
     _print_result(result, FeatureStore(args.output_dir))
@@ -110,14 +105,14 @@ def _build(args: BuildArguments, records: list[CaptionedImage]) -> None:
 def run_info(argv: Sequence[str]) -> int:
     """Print what a store holds, and return the exit code."""
     args = read_settings(InfoArguments, argv, "ituning features info", "Describe a store of features.")
-    from ..features.plan import format_bytes
     from ..features.store import FeatureStore
+    from ..utils.terminal import format_bytes
 
     store = FeatureStore(Path(args.folder))
-    spec = store.spec
-    revision = f" at revision {spec.vision_model_revision}" if spec.vision_model_revision else ""
-    print(f"vision model    {spec.vision_model_name_or_path}{revision}")
-    print(f"                fingerprint {spec.vision_model_fingerprint}")
+    spec, encoder = store.spec, store.spec.vision_model
+    revision = f" at revision {encoder.revision}" if encoder.revision else ""
+    print(f"vision model    {encoder.name_or_path}{revision}")
+    print(f"                fingerprint {encoder.fingerprint}")
     print(f"features        {spec.num_tokens} x {spec.hidden_size} of layer {spec.vision_feature_layer}")
     print(f"storage         {spec.storage}; computed with mixed precision {spec.mixed_precision}")
     print(f"images          {len(store.names):,}, {format_bytes(store.num_bytes)}")
@@ -151,23 +146,21 @@ def _load_records(args: BuildArguments) -> list[CaptionedImage]:
 
 
 def _print_plan(plan: BuildPlan) -> None:
-    from ..features.plan import format_bytes
+    from ..utils.terminal import format_bytes
 
     spec = plan.spec
-    print(f"features        {spec.num_tokens} x {spec.hidden_size} in {spec.storage}, of", end=" ")
-    print(f"{spec.vision_model_name_or_path}")
-    print(f"to encode       {plan.num_images:,} images; {plan.present:,} are in the store")
-    print(f"on disk         {format_bytes(plan.num_bytes)} more; {format_bytes(plan.free_bytes)} are free")
-    sys.stdout.flush()
+    print(f"features        {spec.num_tokens} x {spec.hidden_size} in {spec.storage}", end=", ")
+    print(f"of {spec.vision_model.name_or_path}")
+    print(f"to encode       {len(plan.records):,} images, {format_bytes(plan.num_bytes)}", end="; ")
+    print(f"{plan.num_present:,} are skipped", flush=True)
 
 
 def _print_result(result: BuildResult, store: Any) -> None:
-    from ..features.plan import format_bytes
+    from ..utils.terminal import format_bytes
 
-    if result.encoded:
-        speed = result.encoded / result.seconds
-        print(f"encoded         {result.encoded:,} images, {speed:.1f} a second; ", end="")
-        print(f"{format_bytes(result.num_bytes)} written")
+    if result.num_encoded:
+        speed = result.num_encoded / result.seconds
+        print(f"encoded         {result.num_encoded:,} images, {speed:.1f} a second")
     if result.unreadable:
         print(f"unreadable      {len(result.unreadable):,} images, named above")
     print(f"store           {store.folder}: {len(store.names):,} images, {format_bytes(store.num_bytes)}")

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..features.pictures import num_bytes
+from ..features.shards import image_size
 from ..features.store import FeatureStore
 from .arguments import EvaluateArguments
 from .images import BenchmarkImages
@@ -60,7 +60,7 @@ def identify_report(
         captions: What `identify_captions` returned, or the captions themselves where they were given; JSON.
         store: The pictures' features, if they are read.
     """
-    sizes = [num_bytes(image) for image in benchmark.images] if args.reads_pictures else None
+    sizes = [image_size(image) for image in benchmark.images] if args.reads_pictures else None
     pictures = [sizes, None if store is None else store.fingerprint(benchmark.images)]
     images = [(image.name, image.domain, list(image.captions)) for image in benchmark.images]
     scorers = describe_scorers(args) if benchmark.has_references else []  # Java may have come since

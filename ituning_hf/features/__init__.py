@@ -1,23 +1,19 @@
 """Features of the frozen vision encoder, computed once for each image and stored."""
 
-from .arguments import MIXED_PRECISIONS, STORAGES
-from .build import BuildError, BuildResult, build_features
-from .encoder import describe_encoder
-from .plan import BuildPlan, format_bytes, plan_build
-from .spec import FeatureSpec, feature_bytes
-from .store import FeatureStore
+import importlib
+from typing import Any
 
-__all__ = [
-    "MIXED_PRECISIONS",
-    "STORAGES",
-    "BuildError",
-    "BuildPlan",
-    "BuildResult",
-    "FeatureSpec",
-    "FeatureStore",
-    "build_features",
-    "describe_encoder",
-    "feature_bytes",
-    "format_bytes",
-    "plan_build",
-]
+_MODULES = {
+    "build": ("BuildPlan", "BuildResult", "build_features", "plan_build"),
+    "spec": ("FeatureSpec", "describe_encoder", "feature_bytes"),
+    "store": ("FeatureStore",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""What a build of stored features can be told, and what each of its settings may be."""
+"""The settings of a build of stored features."""
 
 from __future__ import annotations
 
@@ -16,67 +16,67 @@ MIXED_PRECISIONS = ("no", "bf16", "fp16")
 
 @dataclass
 class PicturesArguments(DatasetArguments):
-    """The pictures."""
+    """The images."""
 
     title: ClassVar[str] = "data"
 
     splits: list[str] = option(
         [], "splits to store", some_of(SPLITS), "|".join(SPLITS), "all that the data set has"
     )
-    seed: int = option(0, "of drawn scenes, and of the lot where the data set has no splits", SEED)
+    seed: int = option(0, "seed of drawn scenes, and of the splits if the data set has none", SEED)
 
 
 @dataclass
 class EncoderArguments:
-    """The frozen encoder, and how it computes."""
+    """The frozen encoder and its precision."""
 
     title: ClassVar[str] = "encoder"
 
     vision_model: str | None = option(
         None,
-        "the frozen vision encoder, which must be named: a CLIP's folder or Hub id",
+        "the frozen vision encoder: a folder or Hub id of a CLIP; required",
         NOT_EMPTY,
         "MODEL",
         "none",
     )
     vision_revision: str | None = option(None, "its revision on the Hub", NOT_EMPTY, unset="its newest")
     vision_feature_layer: int = option(
-        -1, "which of its hidden states is stored: -1 the last layer's, 0 the embeddings'"
+        -1, "the hidden state that is stored: -1 is the last layer's, 0 the embeddings'"
     )
     mixed_precision: str = option(
         "no",
-        "what it computes in; no is the precision of its weights",
+        "precision of the computation; no is that of the weights",
         one_of(MIXED_PRECISIONS),
         "|".join(MIXED_PRECISIONS),
     )
-    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes the best", NOT_EMPTY)
+    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto selects the best", NOT_EMPTY)
     batch_size: int = option(32, "images encoded at a time", AT_LEAST_ONE)
     dataloader_num_workers: int = option(
         2,
-        "processes that decode pictures, at most as many as there are cores; 0 decodes where it encodes",
+        "processes that decode images, at most one for each core; 0 decodes in the main process",
         NOT_NEGATIVE,
     )
 
 
 @dataclass
 class StoreArguments:
-    """Where the features go, and in what form."""
+    """The folder and the stored type."""
 
     title: ClassVar[str] = "store"
 
     output_dir: str = option("outputs/features", "the store's folder", NOT_EMPTY, "FOLDER")
     storage: str = option(
         "bfloat16",
-        "the form of the numbers; int8 has a scale for each token",
+        "stored type; int8 has a scale for each token",
         one_of(STORAGES),
         "|".join(STORAGES),
     )
     shard_size: int = option(
         500,
-        "images of a file; the features of one file are held in memory, 151 MB of ViT-B/16 in bfloat16",
+        "images of a file; their features are held in memory, 151 MB for ViT-B/16 in bfloat16",
         AT_LEAST_ONE,
     )
-    dry_run: bool = option(False, "say what would be done and whether it fits, and write nothing")
+    dry_run: bool = option(False, "print the number of images and their size on disk, and write nothing")
 
 
 # The order in which the help shows them.
@@ -87,11 +87,10 @@ SECTIONS = (PicturesArguments, EncoderArguments, StoreArguments)
 class BuildArguments(
     StoreArguments, EncoderArguments, PicturesArguments, Settings
 ):  # a dataclass takes its fields from the last base first
-    """The settings of a build, each of them checked; `ituning features build --help` says what they mean.
+    """The settings of a build; `ituning features build --help` describes them.
 
     Raises:
-        ValueError: for a value of the wrong type or out of its range, or no encoder, worded with the command
-            line's flags.
+        UserError: A value has the wrong type or is out of range, or no encoder is given.
     """
 
     paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {"vision_model", "output_dir"}

@@ -1,53 +1,147 @@
-"""From pictures to a store of their features."""
+"""Computing the features of images and storing them."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..captioner.encoders_ituning import encoder_family
+from ..captioner.pretrained_ituning import load_pretrained_backbone
+from ..data.images import UnreadableImageError
+from ..data.inputs import PixelInputs
 from ..data.records import CaptionedImage
+from ..data.workers import ignore_stop_signals, usable_workers
 from ..utils.devices import usable_device
-from ..utils.errors import WorkError
-from ..utils.output_folders import held
-from .encoder import Encoder, describe_encoder
-from .loading import PictureBatch, load_pictures
-from .plan import BuildPlan, plan_build
-from .shards import ShardIndex, Unreadable, sweep_drafts, write_shard
-from .spec import STORE_FILE, write_spec
+from ..utils.errors import UserError, WorkError
+from ..utils.output_folders import existing_part, held
+from ..utils.terminal import format_bytes
+from .shards import ImageVersion, ShardIndex, image_version, pack, remove_drafts, write_shard
+from .spec import STORE_FILE, FeatureSpec, describe_encoder, write_spec
+from .store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
+_HEADER_BYTES = 80  # of an image in the header of its shard, approximately
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_Batch = Sequence[CaptionedImage]
 
-class BuildError(WorkError):
-    """A build cannot go on; what it wrote before is whole, and the same command goes on from there."""
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """The work of a build.
+
+    Args:
+        folder: The store's folder.
+        spec: How the features are computed.
+        records: The images to encode.
+        num_present: The number of images that are skipped: the store has them, or they are unreadable.
+        unreadable: The unreadable images among them, and why.
+    """
+
+    folder: Path
+    spec: FeatureSpec
+    records: list[CaptionedImage]
+    num_present: int
+    unreadable: dict[str, str]
+
+    @property
+    def num_bytes(self) -> int:
+        """The size on disk of what is written."""
+        return len(self.records) * (self.spec.bytes_per_image + _HEADER_BYTES)
 
 
 @dataclass
 class BuildResult:
-    """What came of a build.
+    """The outcome of a build.
 
     Args:
-        present: Images that the store had before.
-        encoded: Images whose features were computed.
-        num_bytes: What was written.
-        seconds: What it took, from the first picture on.
-        unreadable: Why pictures could not be read, by the images' names.
+        num_present: The number of images that were skipped: the store has them, or they are unreadable.
+        num_encoded: The number of images whose features were computed.
+        seconds: The duration, without loading the encoder.
+        unreadable: The images that could not be read, and why.
     """
 
-    present: int
-    encoded: int = 0
-    num_bytes: int = 0
+    num_present: int
+    num_encoded: int = 0
     seconds: float = 0.0
     unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def plan_build(
+    records: Sequence[CaptionedImage], folder: str | os.PathLike[str], spec: FeatureSpec
+) -> BuildPlan:
+    """Determine the work of a build; nothing is written.
+
+    Images that the store has are skipped, and those that could not be read before and still cannot.
+
+    Args:
+        records: The images.
+        folder: The store's folder, which need not exist.
+        spec: How the features are computed.
+
+    Raises:
+        UserError: The store was built with different settings, has features of other images or is damaged; or
+            two different images have the same name.
+        OSError: The folder is not a store and not empty, or the disk is too small.
+    """
+    folder = Path(folder)
+    unique = _one_image_per_name(records)
+    unreadable: dict[str, str] = {}
+    todo = unique
+    if (folder / STORE_FILE).exists():
+        store = FeatureStore(folder)
+        store.spec.check_same(spec, folder)
+        store.require_unchanged(unique)
+        unreadable = {
+            record.name: reason for record in unique if (reason := _still_unreadable(store, record))
+        }
+        todo = [record for record in unique if record.name not in store.names | unreadable.keys()]
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise FileExistsError(f"{folder} has files and is not a store of features: give another folder")
+    plan = BuildPlan(folder, spec, todo, len(unique) - len(todo), unreadable)
+    free = shutil.disk_usage(existing_part(folder)).free
+    if plan.num_bytes > free:
+        raise OSError(
+            f"the features of {len(todo):,} images take {format_bytes(plan.num_bytes)}, and the disk of "
+            f"{folder} has {format_bytes(free)} left: free some space, give a folder on another disk, or "
+            "--storage int8, which takes half of bfloat16"
+        )
+    return plan
+
+
+def _one_image_per_name(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
+    first: dict[str, CaptionedImage] = {}
+    for record in records:
+        other = first.setdefault(record.name, record)
+        if other.source != record.source and image_version(other) != image_version(record):
+            raise UserError(
+                f"two different images have the name {record.name!r}: build a store for each split "
+                "(--splits), or rename the files"
+            )
+    return list(first.values())
+
+
+def _still_unreadable(store: FeatureStore, record: CaptionedImage) -> str | None:
+    if record.name not in store.unreadable:
+        return None
+    try:
+        record.load()
+    except UnreadableImageError as error:
+        return str(error)
+    return None
 
 
 def build_features(
@@ -63,39 +157,34 @@ def build_features(
     shard_size: int = 500,
     num_workers: int = 2,
     device: str | torch.device | None = None,
-    on_plan: Callable[[BuildPlan], None] = lambda plan: None,
     progress: bool = False,
 ) -> BuildResult:
     """Compute the features of images and store them, or add to a store those that it does not have.
 
-    It can be ended at any time; called again it goes on, and the store's files are the same to the last byte
-    as if nothing had happened. A picture that cannot be read is recorded as such and harms no other.
+    A build that was stopped at any time continues when it is called again, and the store's files are then
+    identical to those of an uninterrupted build. An image that cannot be read is recorded and skipped.
 
     Args:
         records: The images, of one or more splits.
-        folder: The store's; made if it is not there.
-        vision_model: A CLIP vision encoder, or a full CLIP: a local folder or a Hub id.
+        folder: The store's folder; created if it does not exist.
+        vision_model: A local folder or Hub id of a vision encoder, or of a full CLIP.
         vision_revision: Its revision on the Hub.
-        vision_feature_layer: Which hidden state is taken; see `ITuningConfig`.
-        storage: "bfloat16"; "int8", half as large (see `pack` for what is lost); or "float32".
-        mixed_precision: "no", "bf16" or "fp16": what the encoder computes in.
-        batch_size: Images encoded at a time. Another one may change features in their last bit.
-        shard_size: Images of a file, and the most whose features are in memory at once.
-        num_workers: Processes that decode pictures; 0 decodes in this one.
-        device: Where the encoder computes; by default the best there is.
-        on_plan: Called with what is to be done, before it is.
-        progress: Whether to show a bar on standard error.
+        vision_feature_layer: The hidden state to store; see `ITuningConfig`.
+        storage: "bfloat16"; "int8", half as large (see `pack` for its error); or "float32".
+        mixed_precision: "no", "bf16" or "fp16": the precision of the encoder's computation.
+        batch_size: Images encoded at a time. Another value may change features in their last bit.
+        shard_size: Images of a file, whose features are held in memory.
+        num_workers: Processes that decode images; 0 decodes in this process.
+        device: Where the encoder computes; by default the best device.
+        progress: Whether to show a progress bar on standard error.
 
     Raises:
-        ValueError, OSError: Nothing was begun: the encoder or a setting cannot be used, the store was made
-            otherwise or has other pictures, another build is at work there, the disk is too small.
-        BuildError: It could not go on, such as on a full disk.
+        UserError, CaptionerError, OSError: The build did not begin: the encoder, a setting, the store or the
+            images cannot be used, another build is running in the folder, or the disk is too small.
+        WorkError: The build cannot continue, for example because the disk is full. Its files are kept.
     """
-    if batch_size < 1 or num_workers < 0:
-        raise ValueError(
-            f"batch_size is {batch_size} and num_workers {num_workers}, expected 1 and 0 or more"
-        )
     target = usable_device(device)
+    folder = Path(folder)
     spec = describe_encoder(
         vision_model,
         vision_revision=vision_revision,
@@ -103,61 +192,140 @@ def build_features(
         storage=storage,
         mixed_precision=mixed_precision,
     )
-    plan = plan_build(records, folder, spec, shard_size)  # refuses before anything is written
-    plan.require_space()
-    with held(plan.folder, str(plan.folder), "build"):
-        sweep_drafts(plan.folder)
-        plan = plan_build(records, folder, spec, shard_size)  # another build may just have ended
-        on_plan(plan)
-        if not (plan.folder / STORE_FILE).exists():
-            write_spec(plan.folder, spec)
-        if not plan.shards:
-            return BuildResult(plan.present)
-        encoder = Encoder(spec, target)
-        return _build(plan, encoder, batch_size, num_workers, progress)
-
-
-def _build(
-    plan: BuildPlan, encoder: Encoder, batch_size: int, num_workers: int, progress: bool
-) -> BuildResult:
-    result, start = BuildResult(plan.present), time.monotonic()
-    batches = iter(load_pictures(plan, batch_size, num_workers))
-    bar = tqdm(total=plan.num_images, unit="image", disable=not progress)
-    with bar, logging_redirect_tqdm() if progress else nullcontext():
-        for shard in plan.shards:
-            index, packed = ShardIndex(plan.spec.digest(), {}, {}), dict[str, dict[str, torch.Tensor]]()
-            while len(index.pictures) + len(index.unreadable) < len(shard):
-                batch = next(batches)
-                _add(batch, index, packed, encoder)
-                bar.update(len(batch.names))
-            result.encoded += len(index.pictures)
-            result.num_bytes += _write(plan, index, packed)
-            result.unreadable |= {name: entry.reason for name, entry in index.unreadable.items()}
-    result.seconds = time.monotonic() - start
+    plan_build(records, folder, spec)  # refuses before anything is written
+    with held(folder, str(folder), "build"):
+        remove_drafts(folder)
+        plan = plan_build(records, folder, spec)  # another build may have ended meanwhile
+        if not (folder / STORE_FILE).exists():
+            write_spec(folder, spec)
+        result = BuildResult(plan.num_present, unreadable=dict(plan.unreadable))
+        for reason in plan.unreadable.values():
+            logger.warning("skipped: %s", reason)
+        if plan.records:
+            _build(plan, target, batch_size, shard_size, num_workers, progress, result)
     return result
 
 
-def _add(batch: PictureBatch, index: ShardIndex, packed: dict[str, Any], encoder: Encoder) -> None:
-    """Encode a batch; blank pictures stand in for unreadable ones, so that all others keep their places."""
-    try:
-        features = encoder(batch.pixel_values)
-    except FloatingPointError as error:
-        raise BuildError(f"among {batch.names[0]} and those after it: {error}") from error
-    for position, name in enumerate(batch.names):
-        picture, reason = batch.pictures[position], batch.reasons[position]
-        if reason is None:
-            index.pictures[name] = picture
-            packed[name] = {kind: tensor[position] for kind, tensor in features.items()}
-        else:
-            index.unreadable[name] = Unreadable(picture, reason)
+def _build(
+    plan: BuildPlan,
+    device: torch.device,
+    batch_size: int,
+    shard_size: int,
+    num_workers: int,
+    progress: bool,
+    result: BuildResult,
+) -> None:
+    spec, encoder = plan.spec, plan.spec.vision_model
+    model: Any = load_pretrained_backbone("vision", encoder.name_or_path, revision=encoder.revision).to(device)
+    # Batches do not cross shards: the batch of an image depends only on its shard, also after a restart.
+    shards = [list(_cut(shard, batch_size)) for shard in _cut(plan.records, shard_size)]
+    start = time.monotonic()
+    loader = iter(_make_loader([batch for shard in shards for batch in shard], spec, num_workers))
+    bar = tqdm(total=len(plan.records), unit="image", disable=not progress)
+    with bar, logging_redirect_tqdm() if progress else nullcontext():
+        for shard in shards:
+            index, parts = ShardIndex(), []
+            for batch in shard:
+                loaded = next(loader)
+                readable = [row for row, reason in enumerate(loaded.reasons) if reason is None]
+                features = _encode(model, loaded.pixel_values.to(device), spec)
+                if not features[readable].isfinite().all():
+                    raise WorkError(
+                        f"the features of {batch[0].name} or the images after it are not finite: choose "
+                        "another --mixed_precision, or check the encoder's weights"
+                    )
+                parts.append(
+                    {key: tensor.cpu() for key, tensor in pack(features[readable], spec.storage).items()}
+                )
+                _add_to_index(index, batch, loaded)
+                bar.update(len(batch))
+            _write(plan.folder, index, parts)
+            result.num_encoded += len(index.images)
+            result.unreadable |= index.unreadable
+    result.seconds = time.monotonic() - start
+
+
+def _cut(records: Sequence[CaptionedImage], size: int) -> Iterator[_Batch]:
+    return (records[start : start + size] for start in range(0, len(records), size))
+
+
+def _encode(model: Any, pixel_values: torch.Tensor, spec: FeatureSpec) -> torch.Tensor:
+    dtype = _DTYPES.get(spec.mixed_precision)
+    with nullcontext() if dtype is None else torch.autocast(pixel_values.device.type, dtype=dtype):
+        return encoder_family(model.config).encode(model, pixel_values, spec.vision_feature_layer)
+
+
+def _add_to_index(index: ShardIndex, batch: _Batch, loaded: _LoadedBatch) -> None:
+    for record, version, reason in zip(batch, loaded.versions, loaded.reasons, strict=True):
+        if version is not None:
+            index.images[record.name] = version
+        if reason is not None:
+            index.unreadable[record.name] = reason
             logger.warning("skipped: %s", reason)
 
 
-def _write(plan: BuildPlan, index: ShardIndex, packed: dict[str, Any]) -> int:
+def _write(folder: Path, index: ShardIndex, parts: list[dict[str, torch.Tensor]]) -> None:
+    tensors = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    parts.clear()  # frees their memory
     try:
-        return write_shard(plan.folder, index, packed).stat().st_size
+        write_shard(folder, index, tensors)
     except OSError as error:
-        raise BuildError(
-            f"{plan.folder} could not be written to ({error.strerror or error}). What was written before is "
-            "whole: make room or mend the folder's permissions, and go on by the same command."
+        raise WorkError(
+            f"{folder} cannot be written to ({error.strerror or error}). The files written before are "
+            "complete: free some space or change the permissions, and run the same command to resume"
         ) from error
+
+
+@dataclass(frozen=True)
+class _LoadedBatch:
+    """A batch of images for the encoder.
+
+    Args:
+        pixel_values: Shape (num_images, 3, image_size, image_size); zeros for unreadable images, so that the
+            other images have the same batch whether or not one is unreadable.
+        versions: The version of each image; None if it is unreadable.
+        reasons: Why it is unreadable, or None.
+    """
+
+    pixel_values: torch.Tensor
+    versions: list[ImageVersion | None]
+    reasons: list[str | None]
+
+
+class _BatchDataset(Dataset[_LoadedBatch]):
+    def __init__(self, batches: Sequence[_Batch], spec: FeatureSpec) -> None:
+        self.batches = batches
+        self.inputs = PixelInputs(spec.make_image_processor())
+        self.blank = self.inputs.blank()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> _LoadedBatch:
+        pixels, versions, reasons = zip(*map(self._load, self.batches[index]), strict=True)
+        return _LoadedBatch(torch.stack(pixels), list(versions), list(reasons))
+
+    def _load(self, record: CaptionedImage) -> tuple[torch.Tensor, ImageVersion | None, str | None]:
+        try:
+            return self.inputs.read(record, epoch=0, index=0), image_version(record), None
+        except (UnreadableImageError, OSError) as error:
+            return self.blank, None, str(error)
+
+
+def _make_loader(batches: Sequence[_Batch], spec: FeatureSpec, num_workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        _BatchDataset(batches, spec),
+        batch_size=None,
+        num_workers=usable_workers(num_workers),
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # its own: the caller's random state does not change
+    )
+
+
+def _init_worker(worker_id: int) -> None:
+    """Ignore stop signals, and print nothing when the parent process ends after one.
+
+    A worker's other errors reach its parent process without being printed.
+    """
+    ignore_stop_signals(worker_id)
+    sys.excepthook = lambda *error: None

@@ -1,99 +1,132 @@
-"""One file of a store: features of some hundred images, written whole or not at all."""
+"""One file of a store: the features of some hundred images. It is complete or does not exist."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..data.images import open_file
+from ..data.records import CaptionedImage
+from ..utils.errors import UserError
 from ..utils.files import draft_of, give_ordinary_permissions, put_in_place
-from ..utils.json_files import parse_json
-from .pictures import Picture
+from .spec import FeatureSpec
 
 _PATTERN = "features-*.safetensors"
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A picture that has no features.
+class ImageVersion(NamedTuple):
+    """Distinguishes an image from another one with the same name.
 
     Args:
-        picture: What was there.
-        reason: Why it could not be read, in one line.
+        num_bytes: The size of its file, or of its source.
+        digest: A digest of these bytes.
     """
 
-    picture: Picture
-    reason: str
+    num_bytes: int
+    digest: str
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """What a shard holds, as its header says.
-
-    Args:
-        spec: The digest of what the features were made by; see `FeatureSpec.digest`.
-        pictures: The picture that each image's features are of, by the image's name.
-        unreadable: The images whose picture could not be read.
-    """
-
-    spec: str
-    pictures: dict[str, Picture]
-    unreadable: dict[str, Unreadable]
-
-    def to_json(self) -> str:
-        """Return the index as the header holds it: always the same text for the same images."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> ShardIndex:
-        """Read what `to_json` wrote."""
-        content = parse_json(text)
-        return cls(
-            content["spec"],
-            {name: Picture(*picture) for name, picture in content["pictures"].items()},
-            {
-                name: Unreadable(Picture(*entry["picture"]), entry["reason"])
-                for name, entry in content["unreadable"].items()
-            },
-        )
-
-    def file_name(self) -> str:
-        """Return the shard's name: a digest of its images' pictures and of what made their features."""
-        return _file_name(self.to_json())
-
-
-def write_shard(folder: Path, index: ShardIndex, packed: Mapping[str, Mapping[str, torch.Tensor]]) -> Path:
-    """Write a shard; it has its name only once all of it is on the disk.
-
-    Args:
-        folder: The store's.
-        index: What is written.
-        packed: For each image of `index.pictures` what `pack` made of its features, without the first axis.
-
-    Returns:
-        The file.
+def image_version(record: CaptionedImage) -> ImageVersion:
+    """Read an image file and return its version.
 
     Raises:
-        OSError: It cannot be written; nothing is left of it then.
+        OSError: The file cannot be read.
     """
-    path = folder / index.file_name()
-    tensors = {
-        tensor_name(kind, name): tensor.contiguous()
-        for name, parts in packed.items()
-        for kind, tensor in parts.items()
-    }
+    if not isinstance(record.source, Path):
+        digest = hashlib.sha256(record.source.read())
+    else:
+        with open_file(record.source) as file:
+            digest = hashlib.file_digest(file, "sha256")
+    return ImageVersion(image_size(record), digest.hexdigest()[:16])
+
+
+def image_size(record: CaptionedImage) -> int:
+    """Return the size in bytes of an image file or another source, without reading it.
+
+    Raises:
+        OSError: The file does not exist.
+    """
+    return record.source.stat().st_size if isinstance(record.source, Path) else record.source.num_bytes
+
+
+@dataclass
+class ShardIndex:
+    """The header of a shard.
+
+    Args:
+        images: The version of each image that has features, by name, in the order of the features.
+        unreadable: The names of the images that could not be read, and why.
+    """
+
+    images: dict[str, ImageVersion] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def pack(features: torch.Tensor, storage: str) -> dict[str, torch.Tensor]:
+    """Convert features to the stored type.
+
+    "int8" stores multiples of a scale for each token, whose largest number becomes 127. The error is at most
+    half a scale, 1/254 of the token's largest number, plus rounding to bfloat16 when the features are read.
+    The median relative error of a token's length depends on its outliers: 0.7% for the encoder of the drawn
+    scenes, 0.8% for a ViT-B/16 with random weights, 2.1% if one number in 768 is 10 times larger than the
+    others, and 5.5% at 50 times, as in some pretrained encoders. bfloat16 alone has 0.2%.
+
+    Numbers beyond bfloat16's largest, 3.39e38, are clamped to it unless float32 is stored.
+
+    Args:
+        features: Shape (num_images, N, d_v), floating-point.
+        storage: One of `STORAGES`.
+
+    Returns:
+        `features`, of the same shape, and for "int8" `scales`, of shape (num_images, N), float32.
+    """
+    if storage == "float32":
+        return {"features": features.float()}
+    largest = torch.finfo(torch.bfloat16).max  # larger finite numbers would be rounded to infinity
+    features = features.float().clamp(-largest, largest)
+    if storage == "bfloat16":
+        return {"features": features.to(torch.bfloat16)}
+    scales = features.abs().amax(dim=-1) / 127
+    steps = features / scales.masked_fill(scales == 0, 1).unsqueeze(-1)
+    return {"features": steps.round().clamp(-127, 127).to(torch.int8), "scales": scales}
+
+
+def unpack(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Convert features that are stored as int8 to bfloat16."""
+    return (features * scales.unsqueeze(-1)).to(torch.bfloat16)
+
+
+def write_shard(folder: Path, index: ShardIndex, tensors: dict[str, torch.Tensor]) -> Path:
+    """Write a shard; the file gets its name once all of it is on disk.
+
+    Args:
+        folder: The store's folder.
+        index: The images.
+        tensors: What `pack` returned for the images of `index.images`, in their order.
+
+    Returns:
+        The file, which has the first free number.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left of it.
+    """
+    paths = (folder / _PATTERN.replace("*", f"{number:05}") for number in itertools.count())
+    path = next(path for path in paths if not path.exists())
     draft = draft_of(path)
+    header = json.dumps({"images": list(index.images.items()), "unreadable": index.unreadable})
     try:
-        save_file(tensors, draft, metadata={"index": index.to_json()})
+        save_file(tensors, draft, metadata={"index": header})
         give_ordinary_permissions(draft)
         put_in_place(path)
-    except SafetensorError as error:  # of a full disk, for one
+    except SafetensorError as error:  # of a full disk, for example
         draft.unlink(missing_ok=True)
         raise OSError(str(error)) from error
     except BaseException:
@@ -102,65 +135,46 @@ def write_shard(folder: Path, index: ShardIndex, packed: Mapping[str, Mapping[st
     return path
 
 
-def read_index(path: Path, spec: str) -> ShardIndex:
-    """Read what a shard holds, and none of the features.
-
-    Args:
-        path: The file.
-        spec: The digest of what its store's features were made by.
+def read_index(path: Path, spec: FeatureSpec) -> ShardIndex:
+    """Read the header of a shard, and none of the features.
 
     Raises:
-        ValueError: The file is damaged: cut short, or its header changed; or it is another store's.
+        UserError: The file is damaged, or its features do not have the shape that `spec` says.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            text = file.metadata()["index"]
-            index = ShardIndex.from_json(text)
-            names = set(file.keys())
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if _file_name(text) != path.name:
-        raise _damaged(path, "its name is not that of what it holds")
-    if index.spec != spec:
-        raise ValueError(
-            f"{path} was not made by what the store's description beside it says: it is another store's, or "
-            "the description was changed. Bring the one or the other back, or remove the file and build its "
-            "images again."
-        )
-    if missing := [name for name in index.pictures if tensor_name("features", name) not in names]:
-        raise _damaged(path, f"it lacks {missing[0]!r}")
-    return index
+            content = json.loads(file.metadata()["index"])
+            images = {name: ImageVersion(*version) for name, version in content["images"]}
+            if images:
+                shape = file.get_slice("features").get_shape()
+                expected = [len(images), spec.num_tokens, spec.hidden_size]
+                if shape != expected:
+                    raise ValueError(f"features of shape {shape}, expected {expected}")
+            return ShardIndex(images, content["unreadable"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove it, and run the command that built the store again"
+        ) from error
 
 
 def list_shards(folder: Path) -> list[Path]:
-    """List a store's shards, sorted by name; drafts are not among them."""
+    """List a store's shards, sorted by name."""
     return sorted(folder.glob(_PATTERN))
 
 
-def sweep_drafts(folder: Path) -> None:
-    """Remove what a killed build left half-written."""
+def remove_drafts(folder: Path) -> None:
+    """Remove the incomplete files of a killed build."""
     for draft in folder.glob(draft_of(folder / "*").name):
         draft.unlink()
 
 
-def tensor_name(kind: str, image: str) -> str:
-    r"""Name a tensor of a shard.
+def open_shard(path: Path) -> Any:
+    """Open a shard to read features.
 
-    Args:
-        kind: "features" or "scales".
-        image: The image's name. Half a surrogate pair, which a file's name can hold and a shard cannot, is
-            written out, and so that no two names become one, a backslash is doubled.
+    Raises:
+        UserError: The file cannot be opened any more.
     """
-    escaped = image.replace("\\", "\\\\").encode("utf-8", errors="backslashreplace").decode()
-    return f"{kind}/{escaped}"
-
-
-def _file_name(index: str) -> str:
-    return _PATTERN.replace("*", hashlib.sha256(index.encode()).hexdigest()[:16])
-
-
-def _damaged(path: Path, problem: str) -> ValueError:
-    return ValueError(
-        f"{path} is damaged ({problem}): remove it, and build its images again by the command that built the "
-        "store."
-    )
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} existed, and cannot be read any more: {error}") from error

@@ -30,3 +30,11 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def format_bytes(number: int) -> str:
+    """Format a number of bytes with a decimal unit: 37.3 GB are 37.3 times 10^9 bytes."""
+    for factor, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number} bytes"

@@ -1,4 +1,4 @@
-"""Pictures, a small vision encoder, and stores built of them in a fraction of a second."""
+"""Images, a small vision encoder, and stores that are built in a fraction of a second."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from ituning_hf.features.store import FeatureStore
 Build = Callable[..., BuildResult]
 
 
-def save_picture(path: Path, seed: int) -> None:
-    """Save a picture of noise, of one size and so, as a bitmap, of as many bytes as any other."""
+def save_noise(path: Path, seed: int) -> None:
+    """Save an image of noise as a bitmap; all have the same number of bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (41, 37, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, format="BMP")
@@ -26,11 +26,11 @@ def save_picture(path: Path, seed: int) -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder in the imagefolder form: 11 pictures to train on and 3 for validation, numbered alike."""
+    """An image folder with 11 training images and 3 validation images, with the same file names."""
     folder = tmp_path / "photos"
     for split, count in (("train", 11), ("val", 3)):
         for i in range(count):
-            save_picture(folder / split / f"{i}.bmp", seed=100 * count + i)
+            save_noise(folder / split / f"{i}.bmp", seed=100 * count + i)
         lines = [json.dumps({"file_name": f"{i}.bmp", "captions": ["a dog"]}) for i in range(count)]
         (folder / split / "metadata.jsonl").write_text("\n".join(lines))
     return folder
@@ -48,13 +48,13 @@ def val(photos: Path) -> list[CaptionedImage]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the store is built."""
+    """The store's folder."""
     return tmp_path / "store"
 
 
 @pytest.fixture
 def build(backbones: dict[str, Path], folder: Path) -> Build:
-    """Build the store: shards of 5 images in batches of 3, in this process."""
+    """Returns a function that builds the store with shards of 5 images in batches of 3."""
 
     def run(records: Sequence[CaptionedImage], into: Path = folder, **options: Any) -> BuildResult:
         settings = {"vision_model": backbones["vision"], "batch_size": 3, "shard_size": 5, "num_workers": 0}
@@ -65,7 +65,7 @@ def build(backbones: dict[str, Path], folder: Path) -> Build:
 
 @pytest.fixture
 def store(build: Build, train: list[CaptionedImage], folder: Path) -> FeatureStore:
-    """The store of the pictures to train on."""
+    """The store of the training images."""
     build(train)
     return FeatureStore(folder)
 

@@ -1,61 +1,162 @@
+"""Reading a store, and checking that it fits the encoder, the captioner and the images."""
+
+import json
 import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from small_models import edit_json, make_captioner
+from small_models import VISION, make_captioner
 from torch.utils.data import DataLoader
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
-from ituning_hf import ITuningProcessor
+from ituning_hf import ITuningForCaptioning, ITuningProcessor
 from ituning_hf.data.images import UnreadableImageError
 from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.data.records import CaptionedImage
 from ituning_hf.data.scenes import read_scenes
+from ituning_hf.features.arguments import STORAGES
+from ituning_hf.features.spec import FeatureSpec, describe_encoder, feature_bytes, read_spec, write_spec
 from ituning_hf.features.store import FeatureStore
+from ituning_hf.utils.errors import UserError
 
-from .conftest import Build, save_picture, shards
+from .conftest import Build, contents, save_noise, shards
+
+# --- The specification
 
 
 @pytest.fixture(scope="module")
-def captioner(backbones: dict[str, Path]):
-    return make_captioner(backbones)
+def spec(backbones: dict[str, Path]) -> FeatureSpec:
+    return describe_encoder(backbones["vision"])
 
 
-def encode(captioner, processor: ITuningProcessor, records: list[CaptionedImage]) -> torch.Tensor:
-    return captioner.get_image_features(processor(images=[r.load() for r in records])["pixel_values"])
+def test_a_spec_describes_its_encoder(spec: FeatureSpec, backbones: dict[str, Path], tmp_path: Path):
+    config = make_captioner(backbones).config
+    assert spec.vision_model.name_or_path == config.vision_model_name_or_path
+    assert spec.vision_model.fingerprint == config.vision_model_fingerprint
+    assert (spec.num_tokens, spec.hidden_size) == (10, 15)
+    assert spec.bytes_per_image == 10 * 15 * 2
+    stored = CLIPImageProcessorPil.from_dict(spec.image_processor)
+    assert stored.to_dict() == CLIPImageProcessorPil.from_pretrained(backbones["vision"]).to_dict()
+    write_spec(tmp_path, spec)
+    assert read_spec(tmp_path) == spec
 
 
-def test_what_is_stored_is_what_the_captioner_computes(
-    build: Build, train: list[CaptionedImage], folder: Path, captioner, processor: ITuningProcessor
+def test_bytes_of_an_image():
+    sizes = [feature_bytes(197, 768, storage) for storage in ("bfloat16", "int8", "float32")]
+    assert sizes == [197 * 768 * 2, 197 * 772, 197 * 768 * 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("", "is not JSON"), ("[]", "is damaged"), ('{"storage": "int8"}', "is damaged")]
+)
+def test_a_damaged_spec_is_refused(tmp_path: Path, text: str, problem: str):
+    with pytest.raises(FileNotFoundError, match=r"is not a store of features: it has no store\.json"):
+        FeatureStore(tmp_path)
+    (tmp_path / "store.json").write_text(text)
+    with pytest.raises(UserError, match=rf"store\.json {problem}"):
+        FeatureStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"storage": "int8"}, "storage 'bfloat16', not 'int8'"),
+        ({"mixed_precision": "bf16"}, "mixed_precision 'no', not 'bf16'"),
+        ({"vision_feature_layer": 1}, "vision_feature_layer 2, not 1"),
+    ],
+)
+def test_other_settings_are_refused(spec: FeatureSpec, change: dict[str, Any], problem: str):
+    with pytest.raises(UserError, match=f"store in here was built with different settings: {problem}[.;]"):
+        spec.check_same(replace(spec, **change), Path("here"))
+
+
+def test_the_path_of_the_encoder_does_not_matter(spec: FeatureSpec, backbones: dict[str, Path]):
+    other = describe_encoder(backbones["clip"], vision_feature_layer=VISION["num_hidden_layers"])
+    assert other.vision_model.name_or_path != spec.vision_model.name_or_path
+    preparation = spec.image_processor | {"image_processor_type": "CLIPImageProcessorOfTomorrow"}
+    spec.check_same(replace(other, image_processor=preparation), Path("here"))
+
+
+# Literally listed: a field that is missing lets other numbers into the store.
+ENCODER_FIELDS = ["num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "image_size"]
+IMAGE_PROCESSOR_FIELDS = [
+    *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+]
+
+
+@pytest.mark.parametrize("name", ENCODER_FIELDS)
+def test_each_field_of_the_encoder_must_be_equal(spec: FeatureSpec, name: str):
+    encoder = replace(spec.vision_model, config=spec.vision_model.config | {name: 1789})
+    with pytest.raises(UserError, match=rf"vision_config\.{name} .*, not 1789"):
+        spec.check_same(replace(spec, vision_model=encoder), Path("here"))
+
+
+@pytest.mark.parametrize("name", IMAGE_PROCESSOR_FIELDS)
+def test_each_field_of_the_image_processor_must_be_equal(spec: FeatureSpec, name: str):
+    other = replace(spec, image_processor=spec.image_processor | {name: 1789})
+    with pytest.raises(UserError, match=rf"image_processor\.{name} .*, not 1789"):
+        spec.check_same(other, Path("here"))
+
+
+def test_a_store_must_fit_the_captioner(store: FeatureStore, backbones: dict[str, Path], tmp_path: Path):
+    processor = CLIPImageProcessorPil.from_pretrained(backbones["vision"]).to_dict()
+    for layer in (-1, VISION["num_hidden_layers"]):
+        store.require_fits(make_captioner(backbones, vision_feature_layer=layer).config, processor)
+    config = make_captioner(backbones).config
+    with pytest.raises(UserError, match=r"captioner's vision encoder: vision_feature_layer 2, not 0"):
+        store.require_fits(make_captioner(backbones, vision_feature_layer=0).config, processor)
+    with pytest.raises(UserError, match=r"image_processor\.do_center_crop True, not False "):
+        store.require_fits(config, processor | {"do_center_crop": False})
+    torch.manual_seed(8)
+    CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path / "vision")
+    other = make_captioner(backbones | {"vision": tmp_path / "vision"}).config
+    with pytest.raises(UserError, match=r"vision_model_fingerprint '.*', not '"):
+        store.require_fits(other, processor)
+
+
+# --- Reading
+
+
+def encode(model: ITuningForCaptioning, processor: ITuningProcessor, records: list[CaptionedImage]) -> Any:
+    images = [record.load() for record in records]
+    return model.get_image_features(processor(images=images, return_tensors="pt")["pixel_values"])
+
+
+def test_features_equal_those_of_the_captioner(
+    build: Build, train: list[CaptionedImage], folder: Path, backbones, processor: ITuningProcessor
 ):
-    # One batch for all of them: rows of other batches differ by rounding.
-    build(train, storage="float32", batch_size=11, shard_size=11)
-    build(train, folder / "half", batch_size=11, shard_size=11)
-    build(train, folder / "int8", storage="int8", batch_size=11, shard_size=11)
-    expected = encode(captioner, processor, train)
-    names = [record.name for record in train]
-    whole, half, int8 = (FeatureStore(folder / part) for part in ("", "half", "int8"))
-    assert torch.equal(torch.stack([whole.read(name) for name in names]), expected)
-    assert torch.equal(torch.stack([half.read(name) for name in names]), expected.to(torch.bfloat16))
-    rounded = torch.stack([int8.read(name) for name in names])
-    assert rounded.dtype == torch.bfloat16
+    # One batch of all images: other batches differ by rounding.
+    for storage in STORAGES:
+        build(train, folder / storage, storage=storage, batch_size=11, shard_size=11)
+    stores = {storage: FeatureStore(folder / storage) for storage in STORAGES}
+    found = {
+        storage: torch.stack([store.read(record.name) for record in train])
+        for storage, store in stores.items()
+    }
+    expected = encode(make_captioner(backbones), processor, train)
+    assert torch.equal(found["float32"], expected)
+    assert torch.equal(found["bfloat16"], expected.to(torch.bfloat16))
+    assert found["int8"].dtype == torch.bfloat16
     largest = expected.abs().amax(dim=-1, keepdim=True)
-    assert ((rounded.float() - expected).abs() <= largest * (1 / 254 + 1 / 256)).all()
-    assert (rounded.float() - expected).abs().max() > 0
+    assert ((found["int8"].float() - expected).abs() <= largest * (1 / 254 + 1 / 256)).all()
+    assert (found["int8"].float() - expected).abs().max() > 0
+    for storage, store in stores.items():
+        assert torch.equal(store.blank(), torch.zeros_like(found[storage][0]))
 
 
 def test_another_layer_and_precision(
-    build: Build, train: list[CaptionedImage], folder: Path, processor: ITuningProcessor, backbones
+    build: Build, train: list[CaptionedImage], folder: Path, backbones, processor: ITuningProcessor
 ):
-    build(
-        train, vision_feature_layer=1, mixed_precision="bf16", storage="float32", batch_size=11, shard_size=11
-    )
+    options = {"storage": "float32", "batch_size": 11, "shard_size": 11}
+    build(train, vision_feature_layer=1, mixed_precision="bf16", **options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = encode(make_captioner(backbones, vision_feature_layer=1), processor, train)
     store = FeatureStore(folder)
@@ -63,26 +164,12 @@ def test_another_layer_and_precision(
     assert not torch.equal(expected.float(), encode(make_captioner(backbones), processor, train))
 
 
-def test_what_it_says(store: FeatureStore, train: list[CaptionedImage], folder: Path, build: Build):
-    assert store.names == {record.name for record in train}
-    assert store.unreadable == {}
-    assert store.spec.storage == "bfloat16"
-    assert store.num_bytes == sum(path.stat().st_size for path in shards(folder))
-    store.require(train)
-
-
-def test_what_is_read_is_the_readers_own(store: FeatureStore, train: list[CaptionedImage]):
+def test_what_is_read_is_a_copy(store: FeatureStore, train: list[CaptionedImage]):
     features = store.read(train[0].name)
     assert features.untyped_storage().nbytes() == 10 * 15 * 2
     kept = features.clone()
     features.zero_()
     assert torch.equal(store.read(train[0].name), kept)
-
-
-def test_data_loaders_workers_read_it(store: FeatureStore, train: list[CaptionedImage]):
-    expected = [store.read(record.name) for record in train]  # its files are open here
-    reader = DataLoader(_Reader(store, [record.name for record in train]), batch_size=4, num_workers=1)
-    assert torch.equal(torch.cat(list(reader)), torch.stack(expected))
 
 
 class _Reader:
@@ -96,19 +183,17 @@ class _Reader:
         return self.store.read(self.names[index])
 
 
-def test_threads_may_share_it(store: FeatureStore, train: list[CaptionedImage]):
-    names = [record.name for record in train] * 20
-    expected = {name: store.read(name) for name in set(names)}
-    with ThreadPoolExecutor(8) as pool:
-        for name, features in zip(names, pool.map(FeatureStore(store.folder).read, names), strict=True):
-            assert torch.equal(features, expected[name])
-
-
-def test_it_can_be_pickled(store: FeatureStore, train: list[CaptionedImage]):
-    expected = store.read(train[0].name)  # a file is open
+def test_workers_threads_and_pickles_read_the_same(store: FeatureStore, train: list[CaptionedImage]):
+    names = [record.name for record in train]
+    expected = torch.stack([store.read(name) for name in names])  # the files are open now
+    reader: Any = DataLoader(_Reader(store, names), batch_size=4, num_workers=1)
+    assert torch.equal(torch.cat(list(reader)), expected)
     pickled = pickle.dumps(store)
     assert len(pickled) < 5000
-    assert torch.equal(pickle.loads(pickled).read(train[0].name), expected)
+    assert torch.equal(pickle.loads(pickled).read(names[0]), expected[0])
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(FeatureStore(store.folder).read, names * 20))
+    assert torch.equal(torch.stack(found), expected.repeat(20, 1, 1))
 
 
 def test_many_shards_take_no_file_descriptors(build: Build, train: list[CaptionedImage], folder: Path):
@@ -120,64 +205,77 @@ def test_many_shards_take_no_file_descriptors(build: Build, train: list[Captione
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_images_that_it_does_not_have(
+def test_damaged_and_missing_shards_are_named(store: FeatureStore, folder: Path, train: list[CaptionedImage]):
+    path = shards(folder)[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{path.name} is damaged"):
+        FeatureStore(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path.name} existed, and cannot be read any more"):
+        store.read(train[0].name)
+
+
+def test_unreadable_images(build: Build, train: list[CaptionedImage], folder: Path, photos: Path):
+    (photos / "train" / "4.bmp").write_bytes(b"")
+    result = build(train)
+    store = FeatureStore(folder)
+    assert store.unreadable == result.unreadable
+    assert list(store.unreadable) == ["train/4.bmp"]
+    store.require(train)
+    with pytest.raises(UnreadableImageError, match=r"cannot read .*4\.bmp: the file is empty"):
+        store.read("train/4.bmp")
+
+
+# --- The images
+
+
+def test_missing_features_are_named(
     store: FeatureStore, train: list[CaptionedImage], val: list[CaptionedImage]
 ):
+    store.require(train)
     with pytest.raises(
-        ValueError,
-        match=r"no features of 3 of the 14 images \('val/0.bmp', 'val/1.bmp', 'val/2.bmp'\): add them by",
+        UserError, match=r"no features of 3 of the 14 images \(val/0.bmp, val/1.bmp, val/2.bmp"
     ):
         store.require([*train, *val])
-    with pytest.raises(ValueError, match=r"has no features of 'val/0.bmp'"):
+    with pytest.raises(UserError, match=r"has no features of 'val/0.bmp'"):
         store.read("val/0.bmp")
 
 
-def test_the_pictures_may_be_gone(store: FeatureStore, train: list[CaptionedImage], photos: Path):
+def test_the_image_files_may_be_gone(store: FeatureStore, train: list[CaptionedImage], photos: Path):
     shutil.rmtree(photos)
     store.require(train)
     assert store.read(train[0].name).shape == (10, 15)
 
 
-def test_another_picture_of_the_same_size_in_bytes(
-    store: FeatureStore, train: list[CaptionedImage], photos: Path
-):
-    save_picture(photos / "train" / "7.bmp", seed=999)
-    with pytest.raises(
-        ValueError, match=r"other pictures than 1 of the 11 images have now \('train/7.bmp'\)"
-    ):
-        store.require(train)
-
-
-def test_of_many_pictures_the_sizes_are_compared_and_some_contents(
+def test_of_many_images_the_sizes_and_some_contents_are_compared(
     build: Build, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("ituning_hf.features.pictures._COMPARED_CONTENTS", 4)
+    monkeypatch.setattr("ituning_hf.features.store._COMPARED_CONTENTS", 4)
     records = []
     for i in range(12):
-        save_picture(tmp_path / f"{i}.bmp", seed=i)
+        save_noise(tmp_path / f"{i}.bmp", seed=i)
         records.append(CaptionedImage(f"{i}.bmp", ("a",), tmp_path / f"{i}.bmp"))
     build(records)
     store = FeatureStore(folder)
-    save_picture(tmp_path / "1.bmp", seed=99)  # not one of 0, 3, 6, 9
-    assert store.find_changed(records) == []
+    save_noise(tmp_path / "1.bmp", seed=99)  # not one of 0, 3, 6, 9
+    store.require(records)
     Image.new("RGB", (9, 9)).save(tmp_path / "1.bmp")
-    assert store.find_changed(records) == ["1.bmp"]
-    for i in range(12):
-        save_picture(tmp_path / f"{i}.bmp", seed=100 + i)
-    assert store.find_changed(records) == ["0.bmp", "3.bmp", "6.bmp", "9.bmp"]
+    with pytest.raises(UserError, match=r"of other images than 1 of the 12 \(1\.bmp\)"):
+        store.require(records)
+    save_noise(tmp_path / "9.bmp", seed=100)
+    with pytest.raises(UserError, match=r"of other images than 2 of the 12 \(1\.bmp, 9\.bmp\)"):
+        store.require(records)
 
 
-def test_scenes_of_another_seed_are_other_pictures(build: Build, folder: Path):
+def test_scenes_of_another_seed_are_other_images(build: Build, folder: Path):
     build(read_scenes("train", 5))
     store = FeatureStore(folder)
     store.require(read_scenes("train", 3))
-    with pytest.raises(ValueError, match="other pictures than 5 of the 5 images"):
+    with pytest.raises(UserError, match="other images than 5 of the 5"):
         store.require(read_scenes("train", 5, seed=1))
-    with pytest.raises(ValueError, match="no features of 5 of the 5 images"):
-        store.require(read_scenes("val", 5))
 
 
-def test_rows_of_another_table_are_other_pictures(build: Build, folder: Path, photos: Path, tmp_path: Path):
+def test_rows_of_another_table_are_other_images(build: Build, folder: Path, photos: Path, tmp_path: Path):
     datasets = pytest.importorskip("datasets")
 
     def rows(shift: int) -> list[CaptionedImage]:
@@ -187,93 +285,28 @@ def test_rows_of_another_table_are_other_pictures(build: Build, folder: Path, ph
         table.cast_column("image", datasets.Image()).to_parquet(tmp_path / f"{shift}.parquet")
         return load_captioned_images(tmp_path / f"{shift}.parquet", "train")
 
-    records = rows(0)
-    assert all(record.source.num_bytes == len(record.source.read()) > 1000 for record in records)
-    build(records)
+    build(rows(0))
     store = FeatureStore(folder)
-    store.require(records)
-    with pytest.raises(ValueError, match="other pictures than"):
+    store.require(rows(0))
+    with pytest.raises(UserError, match="other images than"):
         store.require(rows(3))
 
 
-def test_damaged_shards_are_named(store: FeatureStore, folder: Path):
-    path = shards(folder)[1]
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
-        FeatureStore(folder)
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
-        FeatureStore(folder)
-
-
-def test_a_shard_that_is_removed_under_the_reader(
-    store: FeatureStore, train: list[CaptionedImage], folder: Path
+def test_the_fingerprint_depends_on_images_and_computation_alone(
+    store: FeatureStore, build: Build, train: list[CaptionedImage], photos: Path, tmp_path: Path
 ):
-    for path in shards(folder):
-        path.unlink()
-    with pytest.raises(ValueError, match="was there, and cannot be read any more"):
-        store.read(train[0].name)
-
-
-def test_a_shard_that_is_removed_is_built_again(
-    store: FeatureStore, build: Build, train: list[CaptionedImage], folder: Path
-):
-    path = shards(folder)[1]
-    content = path.read_bytes()
-    path.unlink()
-    build(train)
-    assert path.read_bytes() == content
-
-
-def test_it_fits_its_own_encoder(store: FeatureStore, captioner, backbones):
-    preparation = CLIPImageProcessorPil.from_pretrained(backbones["vision"]).to_dict()
-    store.require_fits(captioner.config, preparation)
-    with pytest.raises(ValueError, match="vision_feature_layer -1, not 0"):
-        store.require_fits(make_captioner(backbones, vision_feature_layer=0).config, preparation)
-    with pytest.raises(ValueError, match=r"encoder: image_processor\.do_center_crop True, not False "):
-        store.require_fits(captioner.config, preparation | {"do_center_crop": False})
-
-
-@pytest.mark.parametrize("other", [{"vision_feature_layer": 1}, {"storage": "int8"}])
-def test_files_of_another_store_are_refused(
-    store: FeatureStore, build: Build, train: list[CaptionedImage], folder: Path, tmp_path: Path, other: dict
-):
-    """Of the same pictures, so that nothing else tells them apart."""
-    build(train, tmp_path / "other", **other)
-    shutil.copy(shards(tmp_path / "other")[0], folder)
-    with pytest.raises(ValueError, match=r"was not made by what the store's description beside it says"):
-        FeatureStore(folder)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "problem"),
-    [
-        ("num_tokens", 11, "was not made by"),
-        ("vision_feature_layer", 1, "was not made by"),
-        ("image_processor", {}, "was not made by"),
-        ("vision_config", None, r"store\.json is damaged"),
-        ("image_processor", [], r"store\.json is damaged"),
-    ],
-)
-def test_a_changed_description_is_refused(
-    store: FeatureStore, folder: Path, field: str, value: Any, problem: str
-):
-    edit_json(folder / "store.json", **{field: value})
-    with pytest.raises(ValueError, match=problem):
-        FeatureStore(folder)
-
-
-def test_the_encoder_may_have_another_name_in_the_description(store: FeatureStore, folder: Path):
-    edit_json(folder / "store.json", vision_model_name_or_path="elsewhere", vision_feature_layer=2)
-    assert FeatureStore(folder).names == store.names
-
-
-def test_unreadable_pictures(build: Build, train: list[CaptionedImage], folder: Path, photos: Path):
-    (photos / "train" / "4.bmp").write_bytes(b"")
-    result = build(train)
-    store = FeatureStore(folder)
-    assert store.unreadable == result.unreadable
-    assert list(store.unreadable) == ["train/4.bmp"]
-    store.require(train)
-    with pytest.raises(UnreadableImageError, match=r"cannot read .*4\.bmp: the file is empty"):
-        store.read("train/4.bmp")
+    fingerprint = store.fingerprint(train)
+    assert store.fingerprint(train[:5]) != fingerprint
+    moved = store.folder.rename(tmp_path / "moved")
+    edited = json.loads((moved / "store.json").read_text())
+    edited["vision_model"]["name_or_path"] = "elsewhere"
+    (moved / "store.json").write_text(json.dumps(edited))
+    assert FeatureStore(moved).fingerprint(train) == fingerprint
+    build(train[::-1], tmp_path / "other order")
+    assert FeatureStore(tmp_path / "other order").fingerprint(train) == fingerprint
+    build(train, tmp_path / "int8", storage="int8")
+    assert FeatureStore(tmp_path / "int8").fingerprint(train) != fingerprint
+    save_noise(photos / "train" / "0.bmp", seed=77)
+    build(train, tmp_path / "other image")
+    assert FeatureStore(tmp_path / "other image").fingerprint(train) != fingerprint
+    assert contents(tmp_path / "other image").keys() == contents(moved).keys()

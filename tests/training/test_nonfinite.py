@@ -22,7 +22,6 @@ from small_models import read_log
 from ituning_hf.cli import main
 from ituning_hf.data.inputs import FeatureInputs, PixelInputs
 from ituning_hf.features.build import build_features
-from ituning_hf.features.shards import tensor_name
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.checkpoints import list_checkpoints
 from ituning_hf.training.cli import train
@@ -84,7 +83,8 @@ def poison_store(folder: str, name: str) -> None:
     [path] = Path(folder).glob("features-*.safetensors")
     with safe_open(path, framework="pt") as file:
         tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
-    tensors[tensor_name("features", name)][4, 2] = float("nan")
+    names = [image for image, _ in json.loads(metadata["index"])["images"]]
+    tensors["features"][names.index(name), 4, 2] = float("nan")
     save_file(tensors, path, metadata)
 
 
