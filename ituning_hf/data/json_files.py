@@ -6,13 +6,13 @@ describes their names, contents and counts. The test file has no `annotations`, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.errors import UserError
+from ..utils.json_files import parse_json
 from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name
 
 _PROBED = 100  # images looked for in a folder to decide whether it holds a file's images
@@ -64,20 +64,20 @@ def read_json(path: Path) -> Any:
         UserError: It is not JSON.
     """
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"), str(path))
+        return parse_text(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def parse_json(text: str, where: str) -> Any:
-    """Parse JSON from an untrusted file.
+def parse_text(text: str, where: str) -> Any:
+    """Parse JSON; `where` is its file or line.
 
     Raises:
-        UserError: The text is not JSON, is nested too deeply, or has a number of thousands of digits.
+        UserError: It is not JSON.
     """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise UserError(f"{where} is not JSON: {error}") from error
 
 

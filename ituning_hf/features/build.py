@@ -216,7 +216,9 @@ def _build(
     result: BuildResult,
 ) -> None:
     spec, encoder = plan.spec, plan.spec.vision_model
-    model: Any = load_pretrained_backbone("vision", encoder.name_or_path, revision=encoder.revision).to(device)
+    model: Any = load_pretrained_backbone("vision", encoder.name_or_path, revision=encoder.revision).to(
+        device
+    )
     # Batches do not cross shards: the batch of an image depends only on its shard, also after a restart.
     shards = [list(_cut(shard, batch_size)) for shard in _cut(plan.records, shard_size)]
     start = time.monotonic()

@@ -208,9 +208,8 @@ def _computation(
     architecture = encoder_family(vision_config).architecture
     return {
         "vision_model_fingerprint": fingerprint,
-        "vision_feature_layer": layer
-        % (vision_config["num_hidden_layers"] + 1),  # -1 and the depth are equal
-        **{f"vision_config.{name}": vision_config.get(name) for name in _ENCODER_FIELDS},
+        "vision_feature_layer": layer % (vision_config.num_hidden_layers + 1),  # -1 is the last layer
+        **{f"vision_config.{name}": getattr(vision_config, name) for name in architecture},
         **{f"image_processor.{name}": image_processor.get(name) for name in _IMAGE_PROCESSOR_FIELDS},
     }
 
