@@ -1,10 +1,10 @@
-"""Captions for images: one call for a few, a generator for many."""
+"""Caption a few images with one call, or many with a generator."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +12,24 @@ import torch
 from PIL import Image
 
 from ..data.images import UnreadableImageError, load_image
-from ..inference.loading import load_model, load_processor
+from ..utils.errors import UserError
+from .loading import load_model, load_processor
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 _SOURCES = (str, os.PathLike, bytes, Image.Image)
 
-# Decoding lets go of Python's lock, so a few threads keep ahead of generation. Each holds one image in
-# full size; what waits for its batch is already cut to the encoder's.
-LOADER_THREADS = 4
+LOADER_THREADS = 4  # decoding releases the GIL
 DEFAULT_NUM_BEAMS = 5
 
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """What became of one image.
+    """The captions of one image, or the reason why it has none.
 
     Args:
-        source: The image's path, or "image 3" for one of no file, fourth of the sources.
-        captions: Its captions, the most likely first; none if the image could not be read.
-        error: Why it could not be read, in one line.
+        source: The image's path, or its index in the sources if it has no path, such as "image 3".
+        captions: The captions, the most likely first; empty if the image cannot be read.
+        error: One line that says why the image cannot be read.
     """
 
     source: str
@@ -53,31 +52,30 @@ def caption(
     r"""Caption one image or several.
 
     Args:
-        model: A captioner (the package's class or the one that remote code brought), or the folder or Hub
-            id of a saved one, which is then loaded as `load_captioner` does.
-        images: Paths, files' bytes or PIL images; one, or a list of them.
-        processor: The captioner's processor. By default the one that was saved beside it.
-        prompt: What captions begin with: one text for all images, or a list of one for each. Best without
-            a space at its end, since GPT-2's words bring their own.
+        model: A captioner (of the package's class or of the remote code's), or the folder or Hub id of a
+            saved captioner, which `load_captioner` then loads.
+        images: Paths, bytes of image files or PIL images; one, or a list of them.
+        processor: The captioner's processor. By default it is loaded from where the captioner was loaded.
+        prompt: The beginning of the captions: one text for all images, or a list with one for each. It
+            should not end with a space, because GPT-2's words begin with one.
         num_captions: Captions for each image.
-        batch_size: Images that are captioned at a time.
-        num_beams: Beams of the search; 1 is greedy. By default what the captioner's own settings say, and
-            5 where they ask for no search.
-        max_new_tokens: The longest caption, in tokens after the prompt; by default the captioner's own.
-        **generate_kwargs: For `generate`: `do_sample`, `top_p`, `length_penalty` and the like.
+        batch_size: Images in a batch.
+        num_beams: Beams of the search; 1 is greedy. The default is the captioner's own generation setting,
+            or 5 if that is greedy.
+        max_new_tokens: The maximum length of a caption after its prompt. The default is the captioner's own.
+        **generate_kwargs: Further arguments of `generate`: `do_sample`, `top_p`, `length_penalty` and so on.
 
     Returns:
-        For a single image its caption, for a list the captions in its order; with `num_captions` above 1,
-        a list for each image, the most likely first. A caption includes its prompt. It has no special
-        tokens and no whitespace at its ends.
+        For a single image its caption; for a list the captions in its order. With `num_captions` above 1
+        there is a list of captions for each image, the most likely first. A caption includes its prompt, and
+        has no special tokens and no whitespace at either end.
 
     Raises:
-        UnreadableImageError: for the first image that cannot be read. To caption the others all the
-            same, use `iter_captions`.
-        ValueError: for numbers out of range, more captions than beams (unless sampling), prompts that
-            are not one per image, or a captioner without a processor.
-        TypeError: for images or prompts of another kind, or `num_return_sequences`.
-        OSError: if there is no captioner at the given place.
+        UnreadableImageError: An image cannot be read. `iter_captions` continues with the other images.
+        UserError: A number is out of range, there are more captions than beams (unless sampling), the
+            prompts are not one per image, or the captioner has no processor.
+        TypeError: An image or a prompt has another type, or `num_return_sequences` is given.
+        OSError: There is no captioner at the given path or Hub id.
 
     Example:
     ```python
@@ -92,7 +90,7 @@ def caption(
     """
     single = isinstance(images, _SOURCES)
     if not single and not isinstance(images, Sequence):
-        raise _wrong_images(images)
+        raise _wrong_type(images)
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
     results = iter_captions(
@@ -126,39 +124,36 @@ def iter_captions(
     max_new_tokens: int | None = None,
     **generate_kwargs: Any,
 ) -> Iterator[CaptionResult]:
-    """Caption many images, giving the results of each batch as soon as it is done.
+    """Caption many images, and yield the results of each batch as soon as it is done.
 
-    Images are decoded in threads, one batch ahead of the one that is being captioned, so that the device
-    does not wait for files; no more than two batches are held, whatever the number of sources. An image
-    that cannot be read gives a result with its error, and harms no other.
+    Threads decode the next batch while the model captions the current one; at most two batches are in
+    memory. An image that cannot be read gives a result with its error, and does not affect other images.
 
     Args:
         model: A captioner.
         processor: Its processor.
-        sources: Paths, files' bytes or PIL images.
-        prompt: As for `caption`, like the arguments that follow it.
+        sources: Paths, bytes of image files or PIL images.
+        prompt: This argument and the following ones are those of `caption`.
         num_captions: Captions for each image.
-        batch_size: Images that are captioned at a time.
-        num_beams: Beams of the search; 1 is greedy. By default what the captioner's own settings say, and
-            5 where they ask for no search.
-        max_new_tokens: The longest caption, in tokens after the prompt; by default the captioner's own.
-        **generate_kwargs: For `generate`.
+        batch_size: Images in a batch.
+        num_beams: Beams of the search.
+        max_new_tokens: The maximum length of a caption after its prompt.
+        **generate_kwargs: Further arguments of `generate`.
 
     Returns:
         An iterator over one result for each source, in their order.
 
     Raises:
-        ValueError, TypeError: as in `caption`; at the call, before the first image is opened.
+        UserError, TypeError: As in `caption`; at the call, before the first image is opened.
     """
     if wrong := [source for source in sources if not isinstance(source, _SOURCES)]:
-        raise _wrong_images(wrong[0])
+        raise _wrong_type(wrong[0])
     options = search_options(model, num_captions, num_beams, max_new_tokens, generate_kwargs)
     _require_positive(batch_size=batch_size)
-    prompts = _one_prompt_per_image(prompt, len(sources))
-    batches = _prepared_batches(processor, sources, prompts, batch_size)
+    prompts = _prompt_of_each_image(prompt, len(sources))
     return (
         result
-        for batch in batches
+        for batch in _prepared_batches(processor, sources, prompts, batch_size)
         for result in _caption_batch(model, processor, batch, options | generate_kwargs)
     )
 
@@ -170,26 +165,16 @@ def search_options(
     max_new_tokens: int | None,
     generate_kwargs: dict[str, Any],
 ) -> dict[str, Any]:
-    """Settle what a caller left open by the generation settings, the given or the captioner's own.
-
-    Args:
-        model: A captioner.
-        num_captions: As for `caption`, like the arguments that follow it.
-        num_beams: Beams of the search.
-        max_new_tokens: The longest caption, in tokens.
-        generate_kwargs: What else `generate` is to get.
-
-    Returns:
-        Arguments of `generate`.
+    """Return the arguments of `generate` for a search; the arguments are those of `caption`.
 
     Raises:
-        ValueError: for numbers that are not positive, or more captions than beams.
-        TypeError: for `num_return_sequences`.
+        UserError: A number is not positive, or there are more captions than beams.
+        TypeError: `num_return_sequences` is given.
     """
     if "num_return_sequences" in generate_kwargs:
         raise TypeError("num_return_sequences is called num_captions here: caption(..., num_captions=3).")
-    wanted = {"num_captions": num_captions, "num_beams": num_beams, "max_new_tokens": max_new_tokens}
-    _require_positive(**{name: value for name, value in wanted.items() if value is not None})
+    numbers = {"num_captions": num_captions, "num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    _require_positive(**{name: number for name, number in numbers.items() if number is not None})
     given = generate_kwargs.get("generation_config")
     settings = given or model.generation_config
     sampling = generate_kwargs.get("do_sample", settings.do_sample)
@@ -197,38 +182,64 @@ def search_options(
         own = settings.num_beams or 1
         num_beams = own if own > 1 or sampling or given is not None else DEFAULT_NUM_BEAMS
     if num_captions > num_beams and not (sampling and num_beams == 1):
-        raise ValueError(
-            f"num_captions is {num_captions} and num_beams {num_beams}: a search gives as many captions as "
-            "it has beams, so raise num_beams (or sample: do_sample=True, num_beams=1)."
+        raise UserError(
+            f"num_captions is {num_captions} and num_beams {num_beams}: a search returns at most one caption "
+            "per beam. Raise num_beams, or sample (do_sample=True, num_beams=1)."
         )
     options = {"num_return_sequences": num_captions, "num_beams": num_beams}
     return options if max_new_tokens is None else options | {"max_new_tokens": max_new_tokens}
 
 
+def generate_captions(
+    model: Any, processor: Any, inputs: dict[str, torch.Tensor], options: dict[str, Any]
+) -> list[list[str]]:
+    """Caption a batch of prepared images.
+
+    Args:
+        model: A captioner; if it is in training mode, it generates in evaluation mode.
+        processor: Its processor.
+        inputs: `pixel_values` or `visual_features`, and the tokens of prompts, if any; on any device.
+        options: The arguments of `generate` that `search_options` returned.
+
+    Returns:
+        The captions of each image, the most likely first.
+    """
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    training = model.training
+    model.eval()
+    try:
+        ids = model.generate(**inputs, **options)
+    finally:
+        model.train(training)
+    # Transformers' clean-up would remove the space before a full stop.
+    texts = processor.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts, n = [text.strip() for text in texts], options["num_return_sequences"]
+    return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+
 def _require_positive(**numbers: Any) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, expected a positive integer.")
+            raise UserError(f"{name} is {value!r}, expected a positive integer.")
 
 
-def _wrong_images(given: object) -> TypeError:
+def _wrong_type(images: object) -> TypeError:
     return TypeError(
-        f"images has a {type(given).__name__}, expected a path, a file's bytes or a PIL image, or a list of "
-        "them."
+        f"images has a {type(images).__name__}, expected a path, the bytes of an image file or a PIL image, "
+        "or a list of them."
     )
 
 
-def _one_prompt_per_image(prompt: str | Sequence[str] | None, num_images: int) -> list[str] | None:
-    if prompt is None:
-        return None
+def _prompt_of_each_image(prompt: str | Sequence[str] | None, num_images: int) -> Sequence[str | None]:
+    if prompt is None or isinstance(prompt, str):
+        return [prompt] * num_images
     if not isinstance(prompt, Sequence):
-        raise TypeError(f"prompt is {prompt!r}, expected a text, or a list of one for each image.")
-    prompts = [prompt] * num_images if isinstance(prompt, str) else list(prompt)
-    if len(prompts) != num_images:
-        raise ValueError(
-            f"prompt has {len(prompts)} texts for {num_images} images: give one text for all, or one each."
+        raise TypeError(f"prompt is {prompt!r}, expected a text, or a list with one for each image.")
+    if len(prompt) != num_images:
+        raise UserError(
+            f"prompt has {len(prompt)} texts for {num_images} images: give one for all, or one for each."
         )
-    return prompts
+    return prompt
 
 
 @dataclass(frozen=True)
@@ -240,22 +251,21 @@ class _PreparedImage:
 
 
 def _prepared_batches(
-    processor: Any, sources: Sequence[ImageSource], prompts: Sequence[str] | None, batch_size: int
+    processor: Any, sources: Sequence[ImageSource], prompts: Sequence[str | None], batch_size: int
 ) -> Iterator[list[_PreparedImage]]:
-    """Decode one batch ahead of the one that was asked for."""
+    """Prepare images in threads, one batch ahead of the batch that is yielded."""
     pool = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="load-image")
 
     def prepare(i: int) -> _PreparedImage:
         name = _name(sources[i], i)
-        prompt = prompts[i] if prompts else None
         try:
             image = load_image(sources[i])
         except UnreadableImageError as error:
-            return _PreparedImage(name, prompt, error=str(error))
+            return _PreparedImage(name, prompts[i], error=str(error))
         pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
-        return _PreparedImage(name, prompt, pixel_values)
+        return _PreparedImage(name, prompts[i], pixel_values)
 
-    def submit(start: int) -> list[Any]:
+    def submit(start: int) -> list[Future[_PreparedImage]]:
         return [pool.submit(prepare, i) for i in range(start, min(start + batch_size, len(sources)))]
 
     try:
@@ -263,7 +273,7 @@ def _prepared_batches(
         for start in range(0, len(sources), batch_size):
             current, following = following, submit(start + batch_size)
             yield [future.result() for future in current]
-    finally:  # also where the caller stopped early
+    finally:  # also if the caller stops early
         pool.shutdown(cancel_futures=True)
 
 
@@ -277,49 +287,14 @@ def _caption_batch(
     model: Any, processor: Any, batch: Sequence[_PreparedImage], options: dict[str, Any]
 ) -> Iterator[CaptionResult]:
     readable = [image for image in batch if image.pixel_values is not None]
-    captions = iter(_generate(model, processor, readable, options) if readable else [])
+    captions: Iterator[list[str]] = iter(())
+    if readable:
+        inputs = {"pixel_values": torch.cat([image.pixel_values for image in readable])}  # type: ignore[misc]
+        if readable[0].prompt is not None:
+            inputs |= processor(text=[image.prompt for image in readable], return_tensors="pt")
+        captions = iter(generate_captions(model, processor, inputs, options))
     for image in batch:
-        own = [] if image.pixel_values is None else next(captions)
-        yield CaptionResult(image.source, own, image.error)
-
-
-def _generate(
-    model: Any, processor: Any, images: Sequence[_PreparedImage], options: dict[str, Any]
-) -> list[list[str]]:
-    """Return the captions of each image."""
-    inputs = {"pixel_values": torch.cat([image.pixel_values for image in images])}  # type: ignore[misc]
-    if images[0].prompt is not None:
-        inputs |= processor(text=[image.prompt for image in images], return_tensors="pt")
-    return generate_captions(model, processor, inputs, options)
-
-
-def generate_captions(
-    model: Any, processor: Any, inputs: dict[str, torch.Tensor], options: dict[str, Any]
-) -> list[list[str]]:
-    """Caption a batch of prepared images.
-
-    Args:
-        model: A captioner.
-        processor: Its processor.
-        inputs: `pixel_values` or `visual_features`, and a prompt where there is one; on any device.
-        options: Of the search, as `search_options` gives them.
-
-    Returns:
-        The captions of each image, the most likely first.
-    """
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    training = model.training
-    if training:  # captions may be looked at in the midst of it, without its dropout
-        model.eval()
-    try:
-        ids = model.generate(**inputs, **options)
-    finally:
-        if training:
-            model.train()
-    # As they stand: Transformers' clean-up would take out the space before a full stop.
-    texts = processor.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    texts, n = [text.strip() for text in texts], options["num_return_sequences"]
-    return [texts[i : i + n] for i in range(0, len(texts), n)]
+        yield CaptionResult(image.source, [] if image.error else next(captions), image.error)
 
 
 __all__ = ["CaptionResult", "caption", "generate_captions", "iter_captions", "search_options"]

@@ -1,14 +1,13 @@
-"""The frozen language model's weights in int8, for CPUs.
+"""Quantise the frozen language model's weights to int8, for CPUs.
 
-Each weight matrix W (out x in) is kept as integers Q with a scale s for each row, W ~ s[:, None] * Q. Each
-row of the input x gets a scale a when it comes, x ~ a[:, None] * P, so that the product is of integers:
+A weight matrix W (out x in) is stored as integers Q with a scale s for each row, W ~ s[:, None] * Q. Each row
+of the input x gets a scale a at run time, x ~ a[:, None] * P. The product is then one of integers:
 
     y = (P @ Q.T) * a[:, None] * s + b
 
-That is what a CPU with VNNI instructions is quickest at; without them it is slower, and weights have seven
-bits, since products are added in 16 there. It is spelt out here over `torch._int_mm`, by which
-torchao and bitsandbytes compute it too: what they do around the product costs as much as it saves where a
-step has ten rows, and the largest matrix, the output layer tied to the embedding, bitsandbytes leaves as is.
+CPUs with VNNI instructions are fastest at it. The code calls `torch._int_mm`, as torchao and bitsandbytes do.
+What they do in addition costs as much time as int8 saves where a step has ten rows, and bitsandbytes does not
+quantise the largest matrix, the output layer that is tied to the embedding.
 """
 
 from __future__ import annotations
@@ -21,28 +20,31 @@ from torch import nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from ..utils.errors import UserError
+
 _LARGEST = 127
-_TINY = 1e-30  # in place of a largest value of zero
+_TINY = 1e-30  # replaces a largest value of zero
 
 
 @cache
 def largest_weight() -> int:
-    """Return the largest integer for a weight that this CPU multiplies right.
+    """Return the largest integer weight with which this CPU's integer products are exact.
 
-    Without VNNI oneDNN adds products by twos in 16 bits, with inputs shifted to 0...255: 2 * 255 * 127
-    saturates there, and 2 * 255 * 64 does not.
+    Without VNNI, oneDNN shifts the inputs to 0...255 and adds pairs of products in 16 bits: 2 * 255 * 127
+    saturates and 2 * 255 * 64 does not. A product of the largest values shows whether this CPU does so.
     """
-    full = torch.full((16, 64), _LARGEST, dtype=torch.int8)
-    is_exact = bool((torch._int_mm(full, full.t()) == 64 * _LARGEST**2).all())
-    return _LARGEST if is_exact else 64
+    inputs = torch.full((16, 64), _LARGEST, dtype=torch.int8)
+    weights = torch.stack([inputs, -inputs]).view(32, 64)
+    exact = torch.equal(torch._int_mm(inputs, weights.t()).long(), inputs.long() @ weights.long().t())
+    return _LARGEST if exact else 64
 
 
 class Int8Linear(nn.Module):
-    """A frozen linear layer with weights in int8. Gradients reach its input, and nothing else.
+    """A frozen linear layer with int8 weights. Gradients reach only its input.
 
     Args:
         weight: Shape (out_features, in_features).
-        bias: Shape (out_features,), kept in its precision; None for a layer without.
+        bias: Shape (out_features,), kept in its precision; None for a layer without bias.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -52,13 +54,13 @@ class Int8Linear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.integers: torch.Tensor
         self.scale: torch.Tensor
-        # Not named `weight`: Transformers would tie that of the output layer to the embedding again.
+        # Not named `weight`, because Transformers would tie the output layer's weight to the embedding again.
         self.register_buffer("integers", (weight / scale[:, None]).round().to(torch.int8).contiguous())
         self.register_buffer("scale", scale)
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply and add the bias.
+        """Multiply by the weights and add the bias.
 
         Args:
             x: Shape (..., in_features).
@@ -74,7 +76,7 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        """Give the sizes, for printing."""
+        """Return the sizes, for printing."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
@@ -82,7 +84,7 @@ def _int8_product(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Quantise the rows of x, multiply, and scale back."""
-    # Not `vector_norm`, which takes six times as long; the least is for a row of zeros.
+    # `vector_norm` takes six times as long as `abs` and `amax`.
     step = x.abs().amax(dim=1, keepdim=True).float().clamp_(min=_TINY).div_(_LARGEST)
     y = torch._int_mm((x / step).round_().to(torch.int8), weight.t()) * step
     y = y.mul_(scale) if bias is None else torch.addcmul(bias, y, scale)
@@ -90,7 +92,7 @@ def _int8_product(
 
 
 class _Int8Product(torch.autograd.Function):
-    """The gradient is that of the product with the weights as they are quantised; rounding x passes it on."""
+    """The gradient is that of the product with the quantised weights; rounding x passes it unchanged."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: Any, scale: Any, bias: Any) -> torch.Tensor:
@@ -104,39 +106,39 @@ class _Int8Product(torch.autograd.Function):
 
 
 def quantize_frozen_weights(model: Any) -> None:
-    """Hold the frozen language model's weight matrices in int8, in place; adapters keep their precision.
+    """Quantise the frozen language model's weight matrices to int8, in place.
 
-    The embeddings, norms and biases stay as they are, and so does the vision encoder. Saving the captioner
-    writes what it wrote before; its language model can no longer be saved by itself. It is not undone: load
+    Adapters, embeddings, norms, biases and the vision encoder keep their precision. Saving the captioner
+    writes the same files as before; its language model can no longer be saved on its own. To undo this, load
     the captioner again.
 
     Args:
         model: A captioner on the CPU.
 
     Raises:
-        ValueError: if the language model is elsewhere.
+        UserError: The language model is on another device.
     """
     require_cpu(model.text_model.get_input_embeddings().weight.device)
     for name, layer in list(model.text_model.named_modules()):
         if ".adapter." in name:
             continue
         if isinstance(layer, (nn.Linear, Conv1D)) and layer.weight.is_floating_point():
-            # Conv1D keeps its weight the other way round.
+            # Conv1D stores its weight transposed.
             weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
             model.text_model.set_submodule(name, Int8Linear(weight, layer.bias))
-        elif type(layer) is NewGELUActivation:  # eight operations; here its last bits are no matter
+        elif type(layer) is NewGELUActivation:  # eight operations; its last bits do not matter here
             model.text_model.set_submodule(name, nn.GELU(approximate="tanh"))
 
 
 def require_cpu(device: torch.device) -> None:
-    """Refuse a device that int8 is not for.
+    """Refuse to quantise to int8 on another device than the CPU.
 
     Raises:
-        ValueError: for any but the CPU.
+        UserError: The device is not the CPU.
     """
     if device.type != "cpu":
-        raise ValueError(
-            f"int8 is for the CPU, and this is {str(device)!r}: take the CPU, or there bfloat16 instead (in "
+        raise UserError(
+            f"int8 is for the CPU, and this is {str(device)!r}: use the CPU, or bfloat16 on this device (in "
             "Python also a quantization_config of bitsandbytes)."
         )
 

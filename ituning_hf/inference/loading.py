@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..captioner.configuration_ituning import CaptionerError
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
 from ..utils.devices import usable_device
+from ..utils.errors import UserError
 from ..utils.hub import explain_hub_error
 from .files import read_config
 from .int8 import quantize_frozen_weights, require_cpu
@@ -26,25 +26,25 @@ def load_captioner(
     vision_model: str | os.PathLike[str] | None = None,
     text_model: str | os.PathLike[str] | None = None,
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
-    """Load a saved captioner and its processor, ready to caption.
+    """Load a saved captioner in evaluation mode, and its processor.
 
     Args:
         model_name_or_path: The captioner's folder or Hub id.
-        device: Where it runs. By default CUDA if there is one, then Apple's MPS, then the CPU.
-        dtype: Precision of everything, such as "bfloat16". By default each part keeps that of its file.
-        quantization: "int8" holds the frozen language model's weights so, for a CPU; see
+        device: By default CUDA if there is a GPU, then Apple's MPS, then the CPU.
+        dtype: The precision of all weights, such as "bfloat16". By default each part keeps that of its file.
+        quantization: "int8" quantises the frozen language model's weights, on a CPU; see
             [`quantize_frozen_weights`].
-        revision: The captioner's revision on the Hub; the backbones have their own, recorded in it.
-        vision_model: Where the frozen vision encoder has moved to.
-        text_model: Where the frozen language model has moved to.
+        revision: The captioner's revision on the Hub. Its configuration has the revisions of the backbones.
+        vision_model: The folder or Hub id of the frozen vision encoder, if it has moved.
+        text_model: The folder or Hub id of the frozen language model, if it has moved.
 
     Returns:
-        The captioner, in evaluation mode, and its processor.
+        The captioner and its processor.
 
     Raises:
-        OSError: if the captioner or a backbone is not there.
-        ValueError: if what is there is no captioner or has no processor, a file is damaged, a backbone
-            is another one than it was trained on, or the device cannot be used, or not with int8.
+        OSError: The captioner or a backbone cannot be found.
+        UserError: There is no processor, or the device cannot be used, or not with int8.
+        ValueError: It is not a captioner, a file is damaged, or a backbone is not the one it was trained on.
     """
     options: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "revision": revision}
     if vision_model is not None:
@@ -58,13 +58,13 @@ def load_captioner(
 def load_model(
     name: str | os.PathLike[str], device: Any = None, *, quantization: str | None = None, **options: Any
 ) -> ITuningForCaptioning:
-    """Load a saved captioner to a device, None being the best there is; `options` as in `from_pretrained`."""
+    """Load a saved captioner to a device, by default the best one; `options` are for `from_pretrained`."""
     target = usable_device(device)
     if quantization not in (None, "int8"):
-        raise ValueError(f"quantization is {quantization!r}, expected 'int8' or None.")
+        raise UserError(f"quantization is {quantization!r}, expected 'int8' or None.")
     if quantization is not None:
         require_cpu(target)
-    read_config(name, options.get("revision"))  # says clearly what is wrong with the place
+    read_config(name, options.get("revision"))  # its errors name what is there instead of a captioner
     model: Any = ITuningForCaptioning.from_pretrained(name, **options)
     if quantization is not None:
         quantize_frozen_weights(model)
@@ -72,27 +72,26 @@ def load_model(
 
 
 def load_processor(name: str | os.PathLike[str], revision: str | None = None) -> ITuningProcessor:
-    """Load the processor that was saved beside a captioner.
+    """Load the processor that was saved with a captioner.
 
     Raises:
-        ValueError: if there is none, not all of it, or not as it was saved.
-        OSError: if the Hub does not give it.
+        UserError: There is none.
+        OSError: The Hub cannot be reached, or refuses access.
     """
+    if not os.fspath(name):
+        raise UserError(
+            "This captioner was never saved, so it has no processor on disk: pass one, "
+            "caption(model, images, processor)."
+        )
     try:
-        processor = ITuningProcessor.from_pretrained(name, revision=revision or "main")
-    except CaptionerError:
-        raise
-    # Of a damaged file Transformers and tokenizers raise whatever comes of it, a bare Exception at times.
-    except Exception as error:
+        return ITuningProcessor.from_pretrained(name, revision=revision or "main")
+    except OSError as error:
         if (explanation := explain_hub_error(error)) is not None:
-            raise OSError(f"The processor of {os.fspath(name)!r} cannot be had: {explanation}.") from error
-        place = f"in {os.fspath(name)!r}" if os.fspath(name) else "beside a captioner that was never saved"
-        raise ValueError(
-            f"There is no whole processor {place} (processor_config.json, tokenizer files): save it beside "
-            "the captioner, processor.save_pretrained(folder), or give it, caption(model, images, processor)."
-            f" What was found: {type(error).__name__}: {error}"
+            raise OSError(f"The processor of {os.fspath(name)!r} cannot be loaded: {explanation}.") from error
+        raise UserError(
+            f"There is no processor in {os.fspath(name)!r} ({error}). Save it with the captioner, "
+            "processor.save_pretrained(folder), or pass it, caption(model, images, processor)."
         ) from error
-    return processor
 
 
 __all__ = ["load_captioner", "load_model", "load_processor"]

@@ -1,7 +1,6 @@
-"""Captions of `ituning_hf.inference.captioning` against `generate` and `decode`, image by image."""
+"""`caption` and `iter_captions` against `generate` and `decode` of each image; loading a captioner."""
 
 import io
-import os
 import shutil
 import sys
 import threading
@@ -20,26 +19,22 @@ from ituning_hf.data.images import UnreadableImageError, load_image
 from ituning_hf.inference import captioning
 from ituning_hf.inference.captioning import CaptionResult, caption, iter_captions
 from ituning_hf.inference.loading import load_captioner
+from ituning_hf.utils.errors import UserError
 
 SHORT = {"num_beams": 3, "max_new_tokens": 9}
 SAVED_COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def save_photographs(folder: Path, count: int) -> list[Path]:
-    """Write noise of different sizes and tones, so that each image has features of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng, paths = np.random.default_rng(5), []
-    for i in range(count):
-        tone = np.array([60 * (i % 5), 255 - 40 * i, 30 * i]).clip(0, 255)
-        pixels = tone * 0.7 + rng.random((31 + 5 * i, 47, 3)) * 70
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Noise of different sizes and colours, so that each image has other features."""
+    folder, rng, paths = tmp_path_factory.mktemp("photographs"), np.random.default_rng(5), []
+    for i in range(5):
+        colour = np.array([60 * i, 255 - 40 * i, 30 * i])
+        pixels = colour * 0.7 + rng.random((31 + 5 * i, 47, 3)) * 70
         paths.append(folder / f"photo{i}.png")
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1])
     return paths
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return save_photographs(tmp_path_factory.mktemp("photographs"), 5)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +49,7 @@ def saved(
 
 @pytest.fixture(scope="module")
 def words(processor: ITuningProcessor) -> dict[str, list[int]]:
-    """A setting that leaves only tokens of letters, so that different ids are different texts."""
+    """Allow only tokens of letters, so that different ids are different texts."""
     texts = {i: processor.tokenizer.decode([i]) for i in range(1, len(processor.tokenizer))}
     return {"suppress_tokens": [i for i, text in texts.items() if not text.strip(" ").isalpha()]}
 
@@ -62,23 +57,22 @@ def words(processor: ITuningProcessor) -> dict[str, list[int]]:
 def generate_and_decode(
     model: Any, processor: Any, path: Path, prompt: str | None = None, **options: Any
 ) -> list[str]:
-    """The captions of one image, by the model's own means."""
+    """Caption one image with the model and the tokenizer alone."""
     inputs = processor(images=load_image(path)) | ({} if prompt is None else processor(text=prompt))
     ids = model.generate(**inputs, **SHORT | options)
     return [processor.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
 
 
-def test_captions_are_what_generate_says_of_each_image_alone(captioner, processor, photographs):
+def test_captions_equal_those_of_each_image_alone(captioner, processor, photographs):
     expected = [generate_and_decode(captioner, processor, path)[0] for path in photographs]
     assert len(set(expected)) > 1
     assert caption(captioner, photographs, processor, **SHORT) == expected
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_captions_do_not_depend_on_the_batch_size(captioner, processor, photographs, batch_size):
-    paths = [*photographs, photographs[2]]
-    expected = caption(captioner, paths, processor, batch_size=3, **SHORT)
-    assert caption(captioner, paths, processor, batch_size=batch_size, **SHORT) == expected
+    expected = caption(captioner, photographs, processor, batch_size=3, **SHORT)
+    assert caption(captioner, photographs, processor, batch_size=batch_size, **SHORT) == expected
 
 
 def test_the_defaults_are_five_beams_and_forty_tokens(captioner, processor, photographs):
@@ -120,7 +114,7 @@ def test_sampling_gives_more_captions_than_beams(captioner, processor, photograp
     assert len(set(captions)) > 1
 
 
-def test_sampling_may_be_the_generation_configs_choice(captioner, processor, photographs):
+def test_the_generation_config_can_enable_sampling(captioner, processor, photographs):
     captioner.generation_config.do_sample = True
     assert len(caption(captioner, photographs[0], processor, num_captions=4, num_beams=1)) == 4
 
@@ -134,7 +128,9 @@ def test_a_caption_begins_with_its_prompt(captioner, processor, photographs, pro
         assert [text] == generate_and_decode(captioner, processor, path, own)
 
 
-def test_special_tokens_and_outer_whitespace_are_left_out(captioner, processor, photographs, monkeypatch):
+def test_captions_have_no_special_tokens_and_no_outer_whitespace(
+    captioner, processor, photographs, monkeypatch
+):
     end = processor.tokenizer.eos_token_id
     tokens = processor.tokenizer("  a dog  . ", add_special_tokens=False).input_ids
     ids = torch.tensor([[end, *tokens, end, end]])
@@ -142,7 +138,9 @@ def test_special_tokens_and_outer_whitespace_are_left_out(captioner, processor, 
     assert caption(captioner, photographs[0], processor) == "a dog  ."
 
 
-def test_an_unreadable_image_has_an_error_and_harms_no_other(captioner, processor, photographs, tmp_path):
+def test_an_unreadable_image_gives_an_error_and_does_not_affect_others(
+    captioner, processor, photographs, tmp_path
+):
     broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
     broken.write_bytes(photographs[0].read_bytes()[:300])
     sources = [broken, *photographs[:3], missing, photographs[3]]
@@ -152,7 +150,7 @@ def test_an_unreadable_image_has_an_error_and_harms_no_other(captioner, processo
     assert [bool(result.error) for result in results] == [True, False, False, False, True, False]
     assert results[0].captions == results[4].captions == []
     assert str(broken) in results[0].error
-    assert f"cannot read {missing}: there is no such file" in results[4].error
+    assert str(missing) in results[4].error
     good = [result.captions[0] for result in results if result.error is None]
     kept = [prompt for prompt, result in zip(prompts, results, strict=True) if result.error is None]
     assert good == caption(captioner, photographs[:4], processor, prompt=kept, **SHORT)
@@ -165,11 +163,11 @@ def test_a_batch_of_unreadable_images_alone(captioner, processor, photographs):
 
 
 def test_caption_raises_for_an_unreadable_image(captioner, processor, photographs):
-    with pytest.raises(UnreadableImageError, match=r"cannot read no/such\.png"):
+    with pytest.raises(UnreadableImageError, match=r"no/such\.png"):
         caption(captioner, [photographs[0], "no/such.png"], processor, **SHORT)
 
 
-def test_images_without_a_file_are_named_by_their_place(captioner, processor, photographs):
+def test_images_without_a_path_are_named_by_their_index(captioner, processor, photographs):
     image = Image.new("RGB", (40, 40), "red")
     with Image.open(photographs[0]) as opened:
         results = list(iter_captions(captioner, processor, [image, opened, image], **SHORT))
@@ -190,80 +188,59 @@ def test_images_are_loaded_one_batch_ahead_and_no_further(captioner, processor, 
     assert len(loaded) <= 4
 
 
-def upright(image: Image.Image, path: Path) -> None:
-    image.save(path)
-
-
-def lying_with_exif(image: Image.Image, path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "turn me a quarter to the right"
-    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-
-
-def animated(image: Image.Image, path: Path) -> None:
-    image.save(path, save_all=True, append_images=[Image.new("RGB", image.size, "blue")])
-
-
-def transparent_over_white(image: Image.Image, path: Path) -> None:
-    rgba = image.convert("RGBA")
-    rgba.paste((9, 9, 9, 0), (0, 0, 10, 10))
-    image.paste("white", (0, 0, 10, 10))  # how the expected image looks
-    rgba.save(path)
-
-
-@pytest.mark.parametrize("write", [upright, lying_with_exif, animated, transparent_over_white])
-def test_photographs_as_people_have_them(captioner, processor, photographs, tmp_path, write):
+def test_photographs_are_turned_upright_and_transparency_is_white(
+    captioner, processor, photographs, tmp_path
+):
     with Image.open(photographs[3]) as opened:
         image = opened.convert("RGB")
-    write(image, tmp_path / "photo.png")
-    seen = caption(captioner, tmp_path / "photo.png", processor, **SHORT)
-    assert seen == caption(captioner, image, processor, **SHORT)
-
-
-def test_palette_and_16_bit_images(captioner, processor, photographs, tmp_path):
-    with Image.open(photographs[2]) as opened:
-        palette = opened.quantize(5)
-        grey = opened.convert("L")
-    palette.save(tmp_path / "palette.png")
-    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    seen = caption(captioner, [tmp_path / "palette.png", tmp_path / "deep.png"], processor, **SHORT)
-    assert seen == caption(captioner, [palette.convert("RGB"), grey.convert("RGB")], processor, **SHORT)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    rgba = image.convert("RGBA")
+    rgba.paste((9, 9, 9, 0), (0, 0, 10, 10))
+    rgba.save(tmp_path / "transparent.png")
+    white = image.copy()
+    white.paste("white", (0, 0, 10, 10))
+    files = [tmp_path / "turned.png", tmp_path / "transparent.png"]
+    assert caption(captioner, files, processor, **SHORT) == caption(
+        captioner, [image, white], processor, **SHORT
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num_captions": 0}, "num_captions is 0, expected a positive integer"),
-        ({"batch_size": -1}, "batch_size is -1, expected a positive integer"),
-        ({"num_beams": True}, "num_beams is True, expected a positive integer"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5, expected a positive integer"),
-        ({"num_captions": 4, "num_beams": 3}, "num_captions is 4 and num_beams 3: .* raise num_beams"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"num_beams": True}, "num_beams is True"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        ({"num_captions": 4, "num_beams": 3}, "num_captions is 4 and num_beams 3: .* Raise num_beams"),
         ({"num_captions": 2, "num_beams": 1}, "num_captions is 2 and num_beams 1"),
         ({"num_captions": 4, "num_beams": 2, "do_sample": True}, "num_captions is 4 and num_beams 2"),
         ({"prompt": ["a", "b", "c"]}, "prompt has 3 texts for 2 images"),
     ],
 )
 def test_bad_options_are_refused_before_an_image_is_opened(captioner, processor, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         iter_captions(captioner, processor, ["no/a.png", "no/b.png"], **options)
 
 
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
-        (7, {}, "images has a int, expected a path, a file's bytes or a PIL image, or a list of them"),
-        (io.BytesIO(b""), {}, "images has a BytesIO, expected a path"),
-        (["a.png", None], {}, "images has a NoneType, expected a path"),
-        ("a.png", {"prompt": 3}, "prompt is 3, expected a text, or a list of one for each image"),
-        ("a.png", {"num_return_sequences": 3}, "num_return_sequences is called num_captions here"),
+        (7, {}, "images has a int, expected a path"),
+        (io.BytesIO(b""), {}, "images has a BytesIO"),
+        (["a.png", None], {}, "images has a NoneType"),
+        ("a.png", {"prompt": 3}, "prompt is 3, expected a text"),
+        ("a.png", {"num_return_sequences": 3}, "num_return_sequences is called num_captions"),
     ],
 )
-def test_arguments_of_another_kind_are_refused(captioner, processor, images, options, message):
+def test_arguments_of_another_type_are_refused(captioner, processor, images, options, message):
     with pytest.raises(TypeError, match=message):
         caption(captioner, images, processor, **options)
 
 
-def test_the_bytes_of_files_are_images_too(captioner, processor, photographs):
+def test_images_can_be_bytes_of_files(captioner, processor, photographs):
     files = [path.read_bytes() for path in photographs[:2]]
     expected = caption(captioner, photographs[:2], processor, **SHORT)
     assert caption(captioner, files, processor, **SHORT) == expected
@@ -275,7 +252,7 @@ def test_the_bytes_of_files_are_images_too(captioner, processor, photographs):
     ]
 
 
-def test_captioning_in_the_midst_of_training_is_without_dropout(backbones, processor, photographs):
+def test_captioning_during_training_has_no_dropout(backbones, processor, photographs):
     model = make_captioner(backbones, adapter_dropout=0.9)
     expected = caption(model, photographs, processor, **SHORT)
     model.train()
@@ -283,7 +260,7 @@ def test_captioning_in_the_midst_of_training_is_without_dropout(backbones, proce
     assert model.training
 
 
-def test_a_folder_is_enough(captioner, processor, photographs, saved):
+def test_the_model_can_be_a_folder(captioner, processor, photographs, saved):
     expected = caption(captioner, photographs[:2], processor, **SHORT)
     assert caption(saved, photographs[:2], **SHORT) == expected
     assert caption(str(saved), photographs[:2], processor, **SHORT) == expected
@@ -291,7 +268,9 @@ def test_a_folder_is_enough(captioner, processor, photographs, saved):
     assert caption(model, photographs[:2], **SHORT) == expected
 
 
-def test_a_model_of_the_remote_codes_class(captioner, processor, photographs, saved, tmp_path, monkeypatch):
+def test_the_model_can_be_of_the_remote_codes_class(
+    captioner, processor, photographs, saved, tmp_path, monkeypatch
+):
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
     remote_class = dynamic_module_utils.get_class_from_dynamic_module(
@@ -303,23 +282,13 @@ def test_a_model_of_the_remote_codes_class(captioner, processor, photographs, sa
     assert caption(model, photographs[:2], **SHORT) == expected
 
 
-def test_a_model_that_was_never_saved_has_no_processor(captioner, photographs):
-    message = r"no whole processor beside a captioner that was never saved .* caption\(model, images, proc"
-    with pytest.raises(ValueError, match=message):
+def test_a_missing_processor(captioner, saved, photographs, tmp_path):
+    with pytest.raises(UserError, match=r"never saved.*caption\(model, images, processor\)"):
         caption(captioner, photographs)
-
-
-@pytest.mark.parametrize(
-    ("lost", "message"),
-    [
-        ("processor_config.json", "no whole processor in '.*captioner'"),
-        ("tokenizer.json", r"'.*captioner' was changed after it was saved \(tokenizer\.json is missing\)"),
-    ],
-)
-def test_a_processor_that_is_not_whole(saved, photographs, tmp_path, lost, message):
     shutil.copytree(saved, tmp_path / "captioner")
-    (tmp_path / "captioner" / lost).unlink()
-    with pytest.raises(ValueError, match=message):
+    for name in ("processor_config.json", "tokenizer.json"):
+        (tmp_path / "captioner" / name).unlink()
+    with pytest.raises(UserError, match=r"no processor in '.*captioner'.*save_pretrained"):
         caption(tmp_path / "captioner", photographs)
 
 
@@ -338,30 +307,24 @@ def test_the_best_device_is_taken_unless_one_is_given(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_a_device_that_is_not_there(saved, device):
-    with pytest.raises(
-        ValueError, match=f"device '{device}' cannot be used .*: give one that this machine has"
-    ):
+def test_a_device_that_does_not_exist(saved, device):
+    with pytest.raises(UserError, match=f"device '{device}'"):
         load_captioner(saved, device=device)
 
 
-def test_backbones_that_have_moved(backbones, processor, saved, tmp_path):
-    places = {kind: tmp_path / f"old-{kind}" for kind in ("vision", "text")}
-    for kind, place in places.items():
-        shutil.copytree(backbones[kind], place)
-    make_captioner(places).save_pretrained(tmp_path / "captioner")
+def test_backbones_can_be_loaded_from_another_folder(backbones, processor, saved, tmp_path):
+    old = {part: shutil.copytree(backbones[part], tmp_path / f"old-{part}") for part in ("vision", "text")}
+    make_captioner(old).save_pretrained(tmp_path / "captioner")
     processor.save_pretrained(tmp_path / "captioner")
-    for kind, place in places.items():
-        place.rename(tmp_path / f"new-{kind}")
-    with pytest.raises(OSError, match="frozen vision model was not found"):
+    moved = {f"{part}_model": path.rename(tmp_path / f"new-{part}") for part, path in old.items()}
+    with pytest.raises(OSError, match="vision"):
         load_captioner(tmp_path / "captioner")
-    moved = {f"{kind}_model": tmp_path / f"new-{kind}" for kind in places}
     model, _ = load_captioner(tmp_path / "captioner", **moved)
     state, expected = model.state_dict(), load_captioner(saved)[0].state_dict()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-def test_a_revision_is_the_captioners_and_its_processors(saved, tmp_path, monkeypatch):
+def test_the_revision_selects_captioner_and_processor(saved, tmp_path, monkeypatch):
     repository = tmp_path / "models--org--captioner"
     shutil.copytree(saved, repository / "snapshots" / SAVED_COMMIT)
     (repository / "refs").mkdir()
@@ -369,18 +332,18 @@ def test_a_revision_is_the_captioners_and_its_processors(saved, tmp_path, monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model, processor = load_captioner("org/captioner", revision="v2")
     assert (model.name_or_path, len(processor.tokenizer)) == ("org/captioner", 300)
-    with pytest.raises(OSError, match="no captioner at 'org/captioner': there is no such folder, and as an"):
+    with pytest.raises(OSError, match="'org/captioner'"):
         load_captioner("org/captioner")
 
 
-def test_what_is_no_captioner_is_said_so(backbones, tmp_path):
-    with pytest.raises(ValueError, match="holds a model of type 'gpt2', expected 'ituning'"):
+def test_other_models_and_missing_folders_are_refused(backbones, tmp_path):
+    with pytest.raises(ValueError, match="'gpt2', expected 'ituning'"):
         caption(backbones["text"], "photo.png")
-    with pytest.raises(OSError, match=f"There is no captioner at '{tmp_path}{os.sep}none'"):
+    with pytest.raises(OSError, match="none"):
         caption(tmp_path / "none", "photo.png")
 
 
-def test_generation_settings_are_heard(captioner, processor, photographs, monkeypatch):
+def test_the_number_of_beams_follows_the_generation_settings(captioner, processor, photographs, monkeypatch):
     asked = []
     generate = captioner.generate
     monkeypatch.setattr(captioner, "generate", lambda **options: asked.append(options) or generate(**options))

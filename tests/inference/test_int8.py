@@ -1,6 +1,6 @@
 """The frozen language model in int8: what is computed, what stays as it was, and where it is refused."""
 
-import platform
+import os
 from pathlib import Path
 
 import pytest
@@ -64,25 +64,39 @@ def test_the_gradient_is_that_of_the_weights_as_they_are_held():
     assert not list(layer.parameters())
 
 
-OUTLIERS = """
+@pytest.mark.parametrize("size", [16, 64, 65, 768])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_integer_products_of_extreme_values_are_exact(rows: int, size: int):
+    signs = torch.tensor([[1] * size, [-1] * size, [1, -1] * (size // 2) + [1] * (size % 2)])
+    x, weights = 127 * signs.repeat(rows, 1), int8.largest_weight() * signs.repeat(5, 1)
+    found = torch._int_mm(x.to(torch.int8), weights.to(torch.int8).t())
+    assert torch.equal(found.long(), x @ weights.t())
+
+
+WITHOUT_VNNI = """
 import json
 import torch
-from torch import nn
-from ituning_hf.inference.int8 import Int8Linear, largest_weight
-
-torch.manual_seed(0)
-linear, x = nn.Linear(64, 9), torch.randn(5, 64)
-x[:, :4], linear.weight.data[:, :4] = 20, 1  # as GPT-2 has them, and all of one sign
-error = (Int8Linear(linear.weight, linear.bias)(x) / linear(x) - 1).abs().max()
-found = {"largest": largest_weight(), "error": float(error.detach())}
+from ituning_hf.inference.int8 import largest_weight
+x, weights = torch.full((3, 768), 127), torch.full((5, 768), largest_weight())
+product = torch._int_mm(x.to(torch.int8), weights.to(torch.int8).t())
+found = {"largest": largest_weight(), "exact": torch.equal(product.long(), x @ weights.t())}
 """
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's instruction sets are of x86")
-def test_without_vnni_weights_have_seven_bits_and_products_do_not_saturate(tmp_path: Path):
-    found = run_fresh(OUTLIERS, tmp_path, hide=False, environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})
-    assert found["largest"] == 64
-    assert found["error"] < 0.02
+def test_without_vnni_the_width_of_the_weights_keeps_products_exact(tmp_path: Path):
+    """oneDNN on x86 reads the variable once in a process. Other CPUs and libraries ignore it."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    found = run_fresh(WITHOUT_VNNI, tmp_path, hide=False, environment=environment)
+    assert found["exact"]
+    assert found["largest"] in (64, 127)
+
+
+def test_large_values_of_one_sign_do_not_saturate():
+    """GPT-2 has such outliers in a few columns."""
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 9), torch.randn(5, 64)
+    x[:, :4], linear.weight.data[:, :4] = 20, 1
+    torch.testing.assert_close(Int8Linear(linear.weight, linear.bias)(x), linear(x), rtol=0.02, atol=0)
 
 
 def test_every_frozen_matrix_and_nothing_else_is_quantised(captioner, processor):
@@ -154,7 +168,8 @@ def test_it_travels_to_peft_and_back(quantised, pixel_values):
     features = quantised.get_image_features(pixel_values)
     expected = quantised(visual_features=features, input_ids=ROWS).logits
     found = peft_model(input_ids=ROWS, encoder_hidden_states=features.repeat_interleave(2, 0)).logits
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    # Another order of summation can change to which integer an input is rounded.
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
     back = ITuningForCaptioning.from_peft(peft_model, quantised.vision_model)
     assert torch.equal(back(visual_features=features, input_ids=ROWS).logits, expected)
 
