@@ -1,20 +1,25 @@
-"""What every test may ask for."""
+"""Fixtures of all tests, and their isolation from each other."""
 
+import copy
+import logging
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch and transformers are imported, here and in the processes that tests start.
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the network
-os.environ["OMP_NUM_THREADS"] = "1"  # on models this small, two threads on busy cores take ten times longer
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network
+os.environ["OMP_NUM_THREADS"] = "1"  # several threads slow models of this size down
 
+import numpy as np
 import properties
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from small_models import ADAPTER, IMAGE_SIZE, randomize_adapters, save_backbones
+from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters, save_backbones
+from transformers.utils import logging as transformers_logging
 
-from ituning_hf import ITuningForCaptioning, ITuningProcessor
+from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,11 +35,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_accelerator_state() -> Iterator[None]:
-    """Accelerate keeps its state for the lifetime of the process."""
+def _isolated() -> Iterator[None]:
+    """Start each test with the same random state, and undo what commands set for the whole process."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (libraries use it)
+    torch.manual_seed(0)
     AcceleratorState._reset_state(reset_partial_state=True)
+    environment, verbosity = dict(os.environ), transformers_logging.get_verbosity()
+    progress_bar, hub_logger = (
+        transformers_logging.is_progress_bar_enabled(),
+        logging.getLogger("huggingface_hub"),
+    )
+    propagate = hub_logger.propagate
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.clear()
+    os.environ.update(environment)
+    transformers_logging.set_verbosity(verbosity)
+    if progress_bar:
+        transformers_logging.enable_progress_bar()
+    hub_logger.propagate = propagate
 
 
 @pytest.fixture(scope="session")
@@ -43,22 +63,37 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return save_backbones(tmp_path_factory.mktemp("backbones"))
 
 
-@pytest.fixture
-def new_captioner(backbones: dict[str, Path]) -> ITuningForCaptioning:
-    """A captioner whose adapters were never trained."""
+@pytest.fixture(scope="session")
+def _new_captioner(backbones: dict[str, Path]) -> ITuningForCaptioning:
     torch.manual_seed(11)
     return ITuningForCaptioning.from_vision_text_pretrained(backbones["vision"], backbones["text"], **ADAPTER)
 
 
 @pytest.fixture
+def new_captioner(_new_captioner: ITuningForCaptioning) -> ITuningForCaptioning:
+    """A captioner with untrained adapters."""
+    return copy.deepcopy(_new_captioner)
+
+
+@pytest.fixture
 def captioner(new_captioner: ITuningForCaptioning) -> ITuningForCaptioning:
-    """A captioner whose captions depend on the image, in evaluation mode."""
+    """A captioner in evaluation mode whose captions depend on the image."""
     return randomize_adapters(new_captioner)
 
 
 @pytest.fixture(scope="session")
 def processor(backbones: dict[str, Path]) -> ITuningProcessor:
     return ITuningProcessor.from_vision_text_pretrained(backbones["vision"], backbones["text"])
+
+
+@pytest.fixture(scope="session")
+def saved_captioner(
+    backbones: dict[str, Path], processor: ITuningProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a captioner whose captions depend on the image. Tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("captioner")
+    save_captioner(make_captioner(backbones), processor, folder)
+    return folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Pictures as they come from strangers: broken, enormous, odd, and no pictures at all."""
+"""Image files from strangers: valid, odd, broken, enormous, and files that are not images."""
 
 import io
 import os
@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-STRIPS = ("30000x1.png", "1x30000.png")
-# Names that command a terminal, break a line, turn letters about, are no UTF-8, are as long as can be.
+# Names with terminal escape codes, a line break, a change of direction, joiners, and the maximum length.
 NAMES = [
     "\x1b[2J\x1b]0;owned\x07.png",
     "line\nbreak\r.png",
@@ -26,7 +25,7 @@ ORIENTATION_TAG = 0x112
 
 
 def picture(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
-    """Smooth enough for JPEG, and no two seeds alike."""
+    """Make a picture that is smooth enough for JPEG, another one for each seed."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / (5 + seed % 7) + seed + c) + np.cos(y / (4 + seed % 5) + c) for c in range(3)]
     return Image.fromarray((np.stack(waves, -1) * 60 + 127).astype(np.uint8))
@@ -39,18 +38,18 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Make a chunk of a PNG file."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width: int, height: int, *chunks: bytes, rows: bytes = b"") -> bytes:
-    """A grey PNG of a size that it need not have, with chunks before its pixels."""
+    """Make a grey PNG whose header has any size, with chunks before its pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def zeros(count: int) -> bytes:
-    """So many zeros in a thousandth of the bytes; the check sum at the end is another one's."""
+    """Compress zeros to a thousandth of their bytes; the checksum at the end is wrong."""
     packer = zlib.compressobj(9)
     first, following = (packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
     return first + following * ((count >> 20) - 1) + packer.flush()
@@ -58,7 +57,7 @@ def zeros(count: int) -> bytes:
 
 @cache
 def valid_files() -> dict[str, bytes]:
-    """One small file of each format that photographs come in, and of its varieties."""
+    """Return a small file of each image format and its variants."""
     photo, moving = picture(), [picture(seed=seed) for seed in (1, 2)]
     rgba = photo.convert("RGBA")
     rgba.paste((9, 9, 9, 0), (0, 0, 10, 10))
@@ -91,9 +90,9 @@ def valid_files() -> dict[str, bytes]:
 
 @cache
 def odd_files() -> dict[str, bytes]:
-    """Files that can be read, and surprise."""
+    """Return files that can be read and have unusual properties."""
     exif = Image.Exif()
-    exif[0x10E] = "x" * 60_000  # as much as a JPEG can hold
+    exif[0x10E] = "x" * 60_000  # the maximum of a JPEG
     texts = PngImagePlugin.PngInfo()
     for number in range(40):
         texts.add_text(f"note {number}", "long " * 20_000)
@@ -106,8 +105,8 @@ def odd_files() -> dict[str, bytes]:
         "a png.jpg": encoded(picture(), "PNG"),
         "a jpeg.png": encoded(picture(), "JPEG"),
         "1x1.png": encoded(picture(1, 1), "PNG"),
-        STRIPS[0]: encoded(picture(30_000, 1), "PNG"),
-        STRIPS[1]: encoded(picture(1, 30_000), "PNG"),
+        "30000x1.png": encoded(picture(30_000, 1), "PNG"),
+        "1x30000.png": encoded(picture(1, 30_000), "PNG"),
         "much exif.jpg": encoded(picture(), "JPEG", exif=exif, comment=b"c" * 60_000),
         "much profile.jpg": encoded(picture(), "JPEG", icc_profile=bytes(3 << 20)),
         "many notes.png": encoded(picture(), "PNG", pnginfo=texts),
@@ -117,13 +116,13 @@ def odd_files() -> dict[str, bytes]:
 
 @cache
 def broken_files() -> dict[str, bytes]:
-    """Files that cannot be read: each has a small part of what a picture needs, or none."""
+    """Return files that cannot be read: truncated, of other formats, or much larger when decoded."""
     cut = {
         f"cut at {share:.0%} {name}": content[: int(len(content) * share)]
         for name, content in valid_files().items()
         if name.startswith("photo.") and not name.endswith(".gif")
         for share in (0.02, 0.3, 0.6, 0.9)
-        if (name, share) != ("photo.png", 0.9)  # all pixels are there
+        if (name, share) != ("photo.png", 0.9)  # has all pixels
     }
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\nshowpage\n%%EOF\n"
     bomb = b"k\0\0" + zeros(1 << 30)
@@ -152,7 +151,7 @@ def broken_files() -> dict[str, bytes]:
 
 
 def not_files(folder: Path) -> Iterator[Path]:
-    """Make what has a picture's name and is no file; on Windows there is less of it."""
+    """Make a folder, a pipe and a device with the names of images (on Windows only the folder)."""
     (folder / "folder.jpg").mkdir()
     yield folder / "folder.jpg"
     if hasattr(os, "mkfifo"):
@@ -170,6 +169,6 @@ def write(folder: Path, files: dict[str, bytes]) -> list[Path]:
 
 
 def named_files() -> dict[str, bytes]:
-    """Files that can be read, by names that surprise."""
-    names = NAMES + [NOT_UTF8] * (sys.platform == "linux")  # others let no file have such a name
+    """Return files that can be read and have unusual names."""
+    names = NAMES + [NOT_UTF8] * (sys.platform == "linux")  # other systems refuse the name
     return {name: encoded(picture(seed=9 + place), "PNG") for place, name in enumerate(names)}
