@@ -4,8 +4,10 @@ import copy
 import logging
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch and transformers are imported, here and in the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network
@@ -17,6 +19,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters, save_backbones
+from transformers import dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
@@ -94,6 +97,21 @@ def saved_captioner(
     folder = tmp_path_factory.mktemp("captioner")
     save_captioner(make_captioner(backbones), processor, folder)
     return folder
+
+
+@pytest.fixture
+def remote_class(saved_captioner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The class in a saved captioner's code, as `trust_remote_code=True` imports it without the package."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    modules = dict(sys.modules)
+    for name in [name for name in modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+    name = "modeling_ituning.ITuningForCaptioning"
+    yield dynamic_module_utils.get_class_from_dynamic_module(name, str(saved_captioner))
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+    sys.modules.update(modules)
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 import json
 import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -49,16 +47,6 @@ def own_backbones(backbones: dict[str, Path], tmp_path: Path) -> dict[str, Path]
 @pytest.fixture
 def folder(saved_captioner: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved_captioner, tmp_path / "captioner"))
-
-
-@pytest.fixture
-def remote_class(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The class in the captioner's own code, as `trust_remote_code=True` loads it without the package."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return dynamic_module_utils.get_class_from_dynamic_module(
-        "modeling_ituning.ITuningForCaptioning", str(folder)
-    )
 
 
 def request_code(folder: Path, base: str, name: str, mark: Path) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import shutil
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from small_models import make_captioner
-from transformers import GenerationConfig, dynamic_module_utils
+from transformers import GenerationConfig
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
 from ituning_hf.data.images import UnreadableImageError, load_image
@@ -259,13 +258,8 @@ def test_the_model_can_be_a_folder(captioner, processor, photographs, saved_capt
 
 
 def test_the_model_can_be_of_the_remote_codes_class(
-    captioner, processor, photographs, saved_captioner, tmp_path, monkeypatch
+    captioner, processor, photographs, saved_captioner, remote_class
 ):
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    remote_class = dynamic_module_utils.get_class_from_dynamic_module(
-        "modeling_ituning.ITuningForCaptioning", str(saved_captioner)
-    )
     model = remote_class.from_pretrained(saved_captioner)
     assert not isinstance(model, ITuningForCaptioning)
     expected = caption(captioner, photographs[:2], processor, **SHORT)
