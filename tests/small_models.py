@@ -22,8 +22,8 @@ from transformers import (
 
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.training.arguments import TrainArguments
-from ituning_hf.training.cli import train
 from ituning_hf.training.loop import CaptionTrainer
+from ituning_hf.training.run import train
 
 IMAGE_SIZE = 30
 VISION = {
@@ -173,7 +173,7 @@ def validation_scores(run: str | Path, name: str) -> dict[int, float]:
 
 def train_until(args: TrainArguments, step: int) -> None:
     """Run as if for all the steps, but stop after `step`, as a killed process does."""
-    record = CaptionTrainer._record
+    record = CaptionTrainer._log_step
 
     def stopping(self: CaptionTrainer, *arguments: Any) -> None:
         if self.state.step == step:
@@ -181,6 +181,6 @@ def train_until(args: TrainArguments, step: int) -> None:
         record(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CaptionTrainer, "_record", stopping)
+        patch.setattr(CaptionTrainer, "_log_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(args)

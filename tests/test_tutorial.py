@@ -12,12 +12,8 @@ import pytest
 from readme_commands import cache_as_downloaded, read_commands, run_command
 from small_models import SHARED_DATA
 
-from ituning_hf.data.loading import load_captioned_images
-from ituning_hf.training.small_backbones import make_small_backbones
-
 PHOTOS = SHARED_DATA / "flickr8k-mini"
 NUM_PHOTOS = int(os.environ.get("TUTORIAL_PHOTOS", "60"))
-BACKBONE_STEPS = 60
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,13 +39,8 @@ def workplace(tmp_path: Path) -> Path:
     (tmp_path / "new").mkdir()
     for photo in sorted((tmp_path / "photos").glob("*.jpg"))[:3]:
         shutil.copy(photo, tmp_path / "new")
-    vision, text = make_small_backbones(
-        tmp_path / "made",
-        load_captioned_images(tmp_path / "photos", "train"),
-        tokenizer=SHARED_DATA / "gpt2-tokenizer",
-        vision_steps=BACKBONE_STEPS,
-        text_steps=BACKBONE_STEPS,
-    )
+    vision = SHARED_DATA / "backbones" / "vit-tiny16-as-clip"
+    text = SHARED_DATA / "backbones" / "whisper-base-decoder-as-gpt2"
     cache_as_downloaded(tmp_path / "cache", "openai/clip-vit-base-patch16", vision)
     cache_as_downloaded(tmp_path / "cache", "gpt2", text)
     return tmp_path

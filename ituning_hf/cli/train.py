@@ -15,8 +15,7 @@ GPT-2. Only the adapters are trained and stored. Without any option it trains
 on rendered scenes."""
 _EXAMPLES = """\
 examples:
-  ituning train --dataset photos/ --vision_model openai/clip-vit-base-patch16 \\
-      --text_model gpt2 --output_dir outputs/mine --dry_run
+  ituning train --dataset photos/ --output_dir outputs/mine --dry_run
   ituning train --config run.yaml --learning_rate 1e-4
   ituning train --config run.yaml --resume_from_checkpoint latest
   accelerate launch -m ituning_hf.cli train --config run.yaml  # several GPUs
@@ -43,8 +42,8 @@ def run(argv: Sequence[str]) -> int:
     later; `accelerate launch` does not forward them, so the signal must go to the process group.
     """
     args = parse_arguments(argv)
-    from ..training.cli import train
     from ..training.errors import RunStopped
+    from ..training.run import train
     from ..utils.distributed import OtherProcessError, command_process
 
     try:

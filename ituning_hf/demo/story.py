@@ -20,10 +20,12 @@ from ..data.records import CaptionedImage
 from ..inference.captioning import iter_captions
 from ..inference.loading import load_captioner
 from ..training.arguments import TrainArguments
-from ..training.checkpoints import RUN_FILE, write_json
-from ..training.cli import train
+from ..training.data import TrainingData
 from ..training.memory import format_bytes, peak_resident_memory
-from ..training.setup import SCENE_BACKBONES, TrainingData
+from ..training.run import train
+from ..training.run_folder import RUN_FILE
+from ..training.setup import SCENE_BACKBONES
+from ..utils.files import write_json
 from .scenes import UNSEEN_PAIRS, Scores, compose_scenes, named_objects, score_captions
 
 FILES = Path(__file__).parent

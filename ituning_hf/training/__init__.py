@@ -1,12 +1,11 @@
 """Training of the adapters, on Accelerate."""
 
 from .arguments import TrainArguments
-from .cli import train
+from .checkpoints import TrainState
+from .data import TrainingData
 from .errors import NonFiniteLossError, RunStopped, TooManyUnreadableError, TrainingError
 from .loop import CaptionTrainer
-from .setup import TrainingData
-from .small_backbones import make_small_backbones
-from .state import TrainState
+from .run import train
 
 __all__ = [
     "CaptionTrainer",
@@ -17,6 +16,5 @@ __all__ = [
     "TrainState",
     "TrainingData",
     "TrainingError",
-    "make_small_backbones",
     "train",
 ]

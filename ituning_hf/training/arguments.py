@@ -1,4 +1,4 @@
-"""What a training run can be told, and what each of its settings may be."""
+"""The settings of a training run. Imports nothing heavy: `ituning train --help` reads this module."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..data.arguments import DatasetArguments
+from ..utils.errors import UserError
 from ..utils.rules import (
     AT_LEAST_ONE,
     BELOW_ONE,
@@ -21,6 +22,11 @@ from ..utils.rules import (
 )
 from ..utils.settings import Settings, option
 
+# What photographs are trained over by default; rendered scenes use the bundled miniatures.
+DEFAULT_VISION_MODEL = "openai/clip-vit-base-patch16"
+DEFAULT_TEXT_MODEL = "gpt2"
+SIZES = {"base": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large"}  # the paper's language models
+
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
 PRECISIONS = ("no", "bf16", "fp16")
 FROZEN_PRECISIONS = ("float32", "bfloat16", "int8")
@@ -28,7 +34,6 @@ SPLITS = ("val", "test", "none")
 AUGMENTATIONS = ("crop", "flip", "color")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 BEST_METRICS = ("loss", "bleu_4", "rouge_l", "cider")
-SIZES = {"base": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large"}  # the paper's
 
 
 @dataclass
@@ -39,17 +44,17 @@ class ModelArguments:
 
     vision_model: str | None = option(
         None,
-        "the frozen vision encoder: a CLIP's folder or Hub id; goes with --text_model",
+        "frozen vision encoder: a CLIP's folder or Hub id",
         NOT_EMPTY,
         "MODEL",
-        "a small one, trained on the training images first",
+        f"{DEFAULT_VISION_MODEL}, or a bundled miniature for the scenes",
     )
     text_model: str | None = option(
         None,
-        "the frozen language model: a GPT-2's folder or Hub id",
+        "frozen language model: a GPT-2's folder or Hub id",
         NOT_EMPTY,
         "MODEL",
-        "a small one, trained on the training captions first",
+        f"{DEFAULT_TEXT_MODEL}, or a bundled miniature for the scenes",
     )
     size: str | None = option(
         None,
@@ -68,14 +73,14 @@ class ModelArguments:
     )
     adapter_layers: list[int] | None = option(
         None,
-        "layers of the language model with an adapter, counted from 0; negative ones count from the top",
+        "language model layers that get an adapter, counted from 0; negative numbers count from the top",
         unset="all",
     )
     adapter_scale: float = option(1.0, "fixed factor on each adapter's output")
     adapter_dropout: float = option(0.0, "dropout probability on each adapter's output", BELOW_ONE)
     vision_feature_layer: int | None = option(
         None,
-        "which of the vision encoder's hidden states is read; -1 is the last layer's",
+        "hidden state of the vision encoder that the adapters read; -1 is the last layer's",
         unset="the last layer's, or that of --features",
     )
 
@@ -86,39 +91,41 @@ class DataArguments(DatasetArguments):
 
     features: str | None = option(
         None,
-        "what `ituning features build` wrote for the images: in place of opening them, and of the vision "
-        "encoder's weights; --vision_model need not be given then",
+        "folder that `ituning features build` wrote for the images: training then reads neither the images "
+        "nor the vision encoder's weights, and --vision_model can be omitted",
         NOT_EMPTY,
         "FOLDER",
-        "the images are opened, and encoded at each step",
+        "open the images and encode them at each step",
     )
     expected_train_images: int | None = option(
+        None, "refuse a data set with any other number of training images", AT_LEAST_ONE, unset="any number"
+    )
+    expected_eval_images: int | None = option(
         None,
-        "images that there must be to train on: a data set with more or fewer is refused at once",
+        "refuse a data set with any other number of images in --eval_split",
         AT_LEAST_ONE,
         unset="any number",
     )
-    expected_eval_images: int | None = option(
-        None, "images that there must be in --eval_split", AT_LEAST_ONE, unset="any number"
-    )
     captions_per_image: int = option(
-        5, "captions of each image in a batch; of more, each epoch draws so many", AT_LEAST_ONE
+        5, "captions of each image in a batch; of more, each epoch draws that many", AT_LEAST_ONE
     )
-    max_caption_tokens: int = option(64, "tokens a caption is cut at, begin and end included", CAPTION_LENGTH)
+    max_caption_tokens: int = option(
+        64, "longer captions are cut to this many tokens, begin and end token included", CAPTION_LENGTH
+    )
     augmentation: list[str] = option(
         [],
-        "random changes of the training images, a new draw in each epoch",
+        "random changes of the training images, drawn anew in each epoch",
         some_of(AUGMENTATIONS),
         "|".join(AUGMENTATIONS),
         "none",
     )
     max_unreadable_share: float = option(
-        0.05, "share of the images that may be unreadable before training gives up", SHARE
+        0.05, "training stops if more than this share of the images cannot be read", SHARE
     )
     dataloader_num_workers: int = option(
         2,
-        "processes that read images for each training process, at most as many as there are cores; 0 reads "
-        "in the training process",
+        "worker processes that read images, for each training process, at most one per core; 0 reads in the "
+        "training process",
         NOT_NEGATIVE,
     )
 
@@ -127,19 +134,19 @@ class DataArguments(DatasetArguments):
 class OptimizationArguments:
     """AdamW on the adapters' weights."""
 
-    title: ClassVar[str] = "optimisation"
+    title: ClassVar[str] = "optimization"
 
     num_train_epochs: float = option(10.0, "passes over the training images", POSITIVE)
     max_train_steps: int | None = option(
-        None, "optimizer steps in all, in place of --num_train_epochs", AT_LEAST_ONE, unset="by epochs"
+        None, "total optimizer steps; overrides --num_train_epochs", AT_LEAST_ONE, unset="by epochs"
     )
     per_device_train_batch_size: int = option(16, "images in a batch of one process", AT_LEAST_ONE)
     gradient_accumulation_steps: int = option(
-        1, "batches of each process that make one optimizer step", AT_LEAST_ONE
+        1, "batches of each process in one optimizer step", AT_LEAST_ONE
     )
     learning_rate: float = option(5e-4, "peak learning rate of AdamW", POSITIVE)
     lr_scheduler_type: str = option(
-        "cosine", "how the learning rate goes on after warm-up", one_of(SCHEDULERS), "|".join(SCHEDULERS)
+        "cosine", "learning rate schedule after warm-up", one_of(SCHEDULERS), "|".join(SCHEDULERS)
     )
     warmup_ratio: float = option(0.05, "share of the steps in which the learning rate rises from zero", SHARE)
     weight_decay: float = option(0.01, "AdamW's weight decay of matrices; biases have none", NOT_NEGATIVE)
@@ -147,42 +154,41 @@ class OptimizationArguments:
         0.0, "share of each target token's probability that is spread over the vocabulary", BELOW_ONE
     )
     max_grad_norm: float = option(
-        1.0, "largest gradient norm, longer gradients are scaled down to it; 0 for no limit", NOT_NEGATIVE
+        1.0, "gradients with a larger norm are scaled down to it; 0 for no limit", NOT_NEGATIVE
     )
     mixed_precision: str | None = option(
         None,
         "precision of the computation; the adapters' weights stay in fp32. fp16 is for GPUs: a step whose "
-        "gradients overflow is skipped, counts as a step, and leaves the schedule where it is",
+        "gradients overflow is skipped, counts as a step, and leaves the schedule unchanged",
         one_of(PRECISIONS),
         "|".join(PRECISIONS),
         "as `accelerate config` says",
     )
     frozen_precision: str | None = option(
         None,
-        "what the frozen models' weights are held in; int8 is for the language model, on a CPU. The "
-        "adapters' stay in fp32",
+        "precision of the frozen models' weights; int8 is for the language model, on a CPU. The adapters' "
+        "weights stay in fp32",
         one_of(FROZEN_PRECISIONS),
         "|".join(FROZEN_PRECISIONS),
         "that of their files",
     )
     gradient_checkpointing: bool = option(
-        False, "compute activations a second time in the backward pass: less memory, slower steps"
+        False, "recompute activations in the backward pass: less memory, slower steps"
     )
     full_determinism: bool = option(
-        False,
-        "compute by deterministic algorithms alone, so that two runs write the same bytes on a GPU too",
+        False, "use deterministic algorithms only, so that two runs write the same bytes on a GPU too"
     )
     seed: int = option(0, "seed of weights, order, caption choice, augmentation, dropout and splits", SEED)
 
 
 @dataclass
 class ValidationArguments:
-    """What is measured on held-out images, how often, and what follows from it."""
+    """What is measured on held-out images, how often, and what depends on it."""
 
     title: ClassVar[str] = "validation"
 
     eval_split: str = option(
-        "val", "split to validate on; none does not validate", one_of(SPLITS), "|".join(SPLITS)
+        "val", "split to validate on; none for no validation", one_of(SPLITS), "|".join(SPLITS)
     )
     eval_steps: str = option(
         "epoch",
@@ -200,24 +206,26 @@ class ValidationArguments:
     )
     metric_for_best_model: str = option(
         "loss",
-        "what decides which captioner is kept as best; all but loss need --eval_caption_images",
+        "metric that decides which captioner is kept as best; all but loss need --eval_caption_images",
         one_of(BEST_METRICS),
         "|".join(BEST_METRICS),
     )
     early_stopping_patience: int | None = option(
         None,
-        "validations in a row without a better one after which training stops",
+        "validations in a row without an improvement after which training stops",
         AT_LEAST_ONE,
         unset="never",
     )
     early_stopping_threshold: float = option(
-        0.0, "least gain, in units of the metric, that counts as better for early stopping", NOT_NEGATIVE
+        0.0,
+        "smallest change of the metric that early stopping counts as an improvement",
+        NOT_NEGATIVE,
     )
 
 
 @dataclass
 class RunArguments:
-    """Where a run is written, how it is resumed, and who is told."""
+    """Where a run is written, how it is resumed, and what it reports to."""
 
     title: ClassVar[str] = "run"
 
@@ -229,20 +237,20 @@ class RunArguments:
     )
     checkpointing_steps: str = option(
         "epoch",
-        "optimizer steps between checkpoints to resume from, or 'epoch' for one after each epoch",
+        "optimizer steps between checkpoints, or 'epoch' for one after each epoch",
         EVERY,
         "INT|epoch",
     )
-    max_checkpoints: int = option(2, "checkpoints that are kept, the newest ones", AT_LEAST_ONE)
+    max_checkpoints: int = option(2, "number of newest checkpoints to keep", AT_LEAST_ONE)
     resume_from_checkpoint: str | None = option(
         None,
-        "go on from a checkpoint: its folder, or 'latest' for the newest one in --output_dir",
+        "checkpoint to resume from: its folder, or 'latest' for the newest in --output_dir",
         NOT_EMPTY,
         "FOLDER|latest",
-        "start anew",
+        "start a new run",
     )
     report_to: list[str] = option(
-        [], "trackers to report to, beside log.jsonl", some_of(TRACKERS), "|".join(TRACKERS), "none"
+        [], "trackers to report to, besides log.jsonl", some_of(TRACKERS), "|".join(TRACKERS), "none"
     )
     dry_run: bool = option(
         False,
@@ -258,11 +266,11 @@ SECTIONS = (ModelArguments, DataArguments, OptimizationArguments, ValidationArgu
 class TrainArguments(
     RunArguments, ValidationArguments, OptimizationArguments, DataArguments, ModelArguments, Settings
 ):  # a dataclass takes its fields from the last base first
-    """The settings of a run, each of them checked; `ituning train --help` says what they mean.
+    """The checked settings of a run; `ituning train --help` describes them.
 
     Raises:
-        ValueError: for a value of the wrong type or out of its range, or two that contradict each other,
-            worded with the command line's flags.
+        UserError: for a value of the wrong type or out of its range, or two that contradict each other. The
+            message names the command line's flags.
     """
 
     paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {
@@ -274,39 +282,18 @@ class TrainArguments(
     }
 
     def __post_init__(self) -> None:
-        """Check every value, and those that depend on each other."""
+        """Check every value, and the combinations."""
         self.eval_steps, self.checkpointing_steps = str(self.eval_steps), str(self.checkpointing_steps)
         super().__post_init__()
-        self._check_features()
-        self._check_models()
-        self._check_validation()
-
-    def _check_features(self) -> None:
-        if self.features is None:
-            return
-        if self.augmentation:
-            raise ValueError(
-                f"--augmentation is {self.augmentation}, and --features holds what the vision encoder made "
-                "of the images as they are: leave one of them out."
+        if self.features is not None and self.augmentation:
+            raise UserError(
+                f"--augmentation {' '.join(self.augmentation)} cannot be used with --features, which were "
+                "computed from the unchanged images: omit one of them."
             )
-        if self.text_model is None and self.size is None and self.dataset != "scenes":
-            raise ValueError(
-                "--features is given and --text_model is not, and small backbones would be trained with an "
-                "encoder of their own, whose features those are not: give --text_model."
-            )
-
-    def _check_models(self) -> None:
-        if self.features is not None:  # they tell of their encoder
-            return
-        if (self.vision_model is None) != ((self.text_model or self.size) is None):
-            given = "--vision_model" if self.vision_model else "--text_model"
-            raise ValueError(f"only {given} is given: give both --vision_model and --text_model, or neither.")
-
-    def _check_validation(self) -> None:
         if self.metric_for_best_model != "loss" and self.eval_caption_images == 0:
-            raise ValueError(
-                f"--metric_for_best_model is {self.metric_for_best_model!r}, a score of captions, and "
-                "--eval_caption_images is 0: give a number of images to caption, for example 200."
+            raise UserError(
+                f"--metric_for_best_model {self.metric_for_best_model} needs captions to score: give "
+                "--eval_caption_images, for example 200."
             )
         needs_validation = {
             "--eval_caption_images": self.eval_caption_images > 0,
@@ -315,4 +302,4 @@ class TrainArguments(
         }
         for flag, is_given in needs_validation.items():
             if is_given and self.eval_split == "none":
-                raise ValueError(f"{flag} needs validation, and --eval_split is 'none': give val or test.")
+                raise UserError(f"{flag} needs validation, and --eval_split is 'none': give val or test.")

@@ -1,171 +1,182 @@
-"""A run's folders on disk: written whole and for good or not at all, and found again.
-
-A draft's name starts with a dot and ends in ".partial"; whatever a killed process left of one is rubbish.
-A folder that is replaced is called ".NAME.old" between two renames; without a NAME beside it, it is the
-whole old folder, and gets its name back.
-"""
+"""Checkpoints to resume from: what they hold, how they are written and read."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
-from safetensors import SafetensorError
+from accelerate import Accelerator
+from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, load
+from safetensors.torch import save_file
+from torch.optim.lr_scheduler import LRScheduler
 
-from ..utils.files import draft_of, give_ordinary_permissions, sync
-from ..utils.files import write_json as write_json
-from .errors import TrainingError
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..captioner.pretrained_ituning import read_adapter_file
+from ..utils.distributed import one_fate
+from ..utils.errors import UserError
+from ..utils.files import sync, write_json
+from .identity import check_same_run
+from .run_folder import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    LOG_FILE,
+    STATE_FILE,
+    checkpoint_folder,
+    list_checkpoints,
+    remove_folder,
+    shared_folder,
+    writing,
+)
 
-RUN_FILE = "run.json"
-LOG_FILE = "log.jsonl"
-STATE_FILE = "trainer_state.json"
-CHECKPOINTS = "checkpoints"
+logger = logging.getLogger(__name__)
 
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to write in that takes the target's place only when everything in it is on disk.
-
-    A crash, a full disk or an error leaves what was there before untouched.
-
-    Args:
-        target: The folder to write or to replace.
-    """
-    draft = open_draft(target)
-    try:
-        yield draft
-        put_in_place(target)
-    except BaseException:
-        discard_draft(target)
-        raise
-
-
-def open_draft(target: Path) -> Path:
-    """Make the folder to write in, an empty one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    discard_draft(target)
-    draft = draft_of(target)
-    draft.mkdir()
-    return draft
+ADAPTER_FILE = "adapter.safetensors"
 
 
-def put_in_place(target: Path) -> None:
-    """Give the draft the target's name, once all that is in it is on disk."""
-    draft, old = draft_of(target), _old_of(target)
-    for path in draft.rglob("*"):
-        if path.suffix == ".safetensors":
-            give_ordinary_permissions(path)
-        sync(path)
-    sync(draft)
-    if target.exists():
-        target.rename(old)
-    draft.rename(target)
-    sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def discard_draft(target: Path) -> None:
-    """Remove what an interrupted writing left, and give a folder that it had moved aside its name back."""
-    old = _old_of(target)
-    if old.exists() and not target.exists():  # the interruption fell between the two renames
-        old.rename(target)
-    for leftover in (draft_of(target), old):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def remove_folder(target: Path) -> None:
-    """Delete a folder so that no half of it is ever taken for a whole one."""
-    draft = draft_of(target)
-    target.rename(draft)
-    shutil.rmtree(draft)
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Say what could not be written and why, in place of the many errors that libraries have for it.
+@dataclass
+class TrainState:
+    """A run's progress, apart from the model, the optimizer and the random states.
 
     Args:
-        target: The file or folder; named if the error does not name a file itself.
-
-    Raises:
-        TrainingError: for a disk that is full, a folder that may not be written to, and the like.
+        step: Optimizer steps taken.
+        unreadable: Images of this epoch that could not be read.
+        best_metric: The best validation's `--metric_for_best_model`, None before the first validation.
+        best_step: The step of that validation.
+        validations_without_better: Validations since the last one that counted as an improvement.
+        validation: The last one after a step, as a `ValidationRecord` by name.
     """
-    try:
-        yield
-    except TrainingError:
-        raise
-    # PyTorch's writer knows only RuntimeError, and safetensors has an error of its own.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        place = getattr(error, "filename", None) or target
-        raise TrainingError(
-            f"{place} could not be written ({reason}). Make room or mend the folder's permissions; the same "
-            "command with --resume_from_checkpoint latest goes on from the newest whole checkpoint, or from "
-            "the beginning if there is none."
-        ) from error
+
+    step: int = 0
+    unreadable: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    validations_without_better: int = 0
+    validation: dict[str, Any] | None = None
+
+    def update_best(self, value: float, lower_is_better: bool, threshold: float) -> bool:
+        """Account for a validation after the current step.
+
+        Args:
+            value: Its metric.
+            lower_is_better: Whether that is a loss.
+            threshold: Smaller changes do not count as an improvement for early stopping.
+
+        Returns:
+            Whether it is the best so far, by any margin.
+        """
+        best = self.best_metric
+        gain = math.inf if best is None else best - value if lower_is_better else value - best
+        self.validations_without_better = 0 if gain > threshold else self.validations_without_better + 1
+        if gain > 0:
+            self.best_metric, self.best_step = value, self.step
+        return gain > 0
 
 
-def checkpoint_folder(output_dir: Path, step: int) -> Path:
-    """Return where the checkpoint after `step` optimizer steps lies."""
-    return output_dir / CHECKPOINTS / f"step_{step:08d}"
+class Checkpoints:
+    """Saves a run's checkpoints and restores them; every process must take part.
 
+    A checkpoint holds the adapter, the optimizer, the schedule, the gradient scaler, each process's random
+    states and the run's progress; of the frozen weights only the fingerprints.
 
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Return a run's whole checkpoints, oldest first."""
-    folders = (output_dir / CHECKPOINTS).glob("step_*")
-    return sorted(folder for folder in folders if (folder / STATE_FILE).is_file())
-
-
-def find_checkpoint(output_dir: Path, resume_from: str) -> Path:
-    """Return the checkpoint that `--resume_from_checkpoint` means.
-
-    Raises:
-        FileNotFoundError: if there is none.
+    Args:
+        output_dir: The run's folder.
+        model: The captioner.
+        accelerator: With the prepared optimizer.
+        schedule: The learning rate's. It is stored as JSON: Accelerate would store it as a pickle, which can
+            run code.
+        identity: What a checkpoint must agree with, from `run_identity`.
     """
-    if resume_from == "latest":
-        checkpoints = list_checkpoints(output_dir)
-        if not checkpoints:
-            raise FileNotFoundError(
-                f"--resume_from_checkpoint latest: there is no checkpoint in {output_dir / CHECKPOINTS}; "
-                "start anew without the flag."
-            )
-        return checkpoints[-1]
-    folder = Path(resume_from)
-    if not (folder / STATE_FILE).is_file():
-        raise FileNotFoundError(
-            f"--resume_from_checkpoint {folder} is no checkpoint: it has no {STATE_FILE}. Give a folder "
-            f"like {checkpoint_folder(output_dir, 100)}, or 'latest'."
-        )
-    return folder
 
+    def __init__(
+        self,
+        output_dir: Path,
+        model: ITuningForCaptioning,
+        accelerator: Accelerator,
+        schedule: LRScheduler,
+        identity: dict[str, Any],
+    ) -> None:
+        self.output_dir, self.captioner = output_dir, model
+        self.accelerator, self.schedule, self.identity = accelerator, schedule, identity
+        accelerator.register_save_state_pre_hook(self._save_adapter)
+        accelerator.register_load_state_pre_hook(self._load_adapter)
 
-def remove_old_checkpoints(output_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    for folder in list_checkpoints(output_dir)[:-keep]:
-        remove_folder(folder)
+    def save(self, state: TrainState, max_checkpoints: int) -> None:
+        """Write a checkpoint, then delete all but the newest.
 
+        Raises:
+            TrainingError: if it cannot be written; the earlier ones are complete.
+        """
+        main = self.accelerator.is_main_process
+        with shared_folder(self.accelerator, checkpoint_folder(self.output_dir, state.step)) as draft:
+            self.accelerator.save_state(str(draft))
+            if main:
+                sync(self.output_dir / LOG_FILE)  # a resumed run keeps its lines up to the checkpoint
+                progress = {"state": asdict(state), "schedule": self.schedule.state_dict()}
+                write_json(draft / STATE_FILE, progress | self.identity)
+        with one_fate(self.accelerator), writing(self.output_dir / CHECKPOINTS):
+            if main:
+                self._remove_old(max_checkpoints)
 
-def is_complete(output_dir: Path, checkpoint: Path) -> bool:
-    """Return whether a run that would go on from a checkpoint has nothing left to do."""
-    newest = list_checkpoints(output_dir)[-1]
-    return (output_dir / "last").exists() and checkpoint.resolve() == newest.resolve()
+    def restore(self, checkpoint: Path) -> TrainState:
+        """Load a checkpoint; changes nothing on disk.
 
+        Raises:
+            UserError: if it is damaged, or of other models, data or settings.
+        """
+        try:
+            saved = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+            check_same_run(saved, self.identity, checkpoint)
+            # Accelerate continues without random states that it cannot read, and logs nothing.
+            load(checkpoint / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl")
+            self.accelerator.load_state(str(checkpoint))
+            self.schedule.load_state_dict(saved["schedule"])
+            state = TrainState(**saved["state"])
+        except UserError:
+            raise
+        except (UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"{checkpoint} is damaged ({problem}): resume from another checkpoint."
+            ) from error
+        if not (self.output_dir / BEST).exists():  # deleted by the user: the next validation makes it again
+            state.best_metric = state.best_step = None
+        return state
 
-def rewind(output_dir: Path, checkpoint: Path) -> list[Path]:
-    """Delete what a run made after the checkpoint that it goes on from: it makes all of it again.
+    def rewind(self, checkpoint: Path, max_checkpoints: int) -> bool:
+        """Delete what a run wrote after a checkpoint, since the resumed run writes it again.
 
-    Returns:
-        The folders that were deleted.
-    """
-    later = [folder for folder in list_checkpoints(output_dir) if folder.name > checkpoint.name]
-    last = output_dir / "last"
-    folders = [*([last] if last.exists() else []), *reversed(later)]
-    for folder in folders:
-        remove_folder(folder)
-    return folders
+        Returns:
+            False, with nothing deleted, if the run is complete.
+        """
+        newest = list_checkpoints(self.output_dir)[-1].resolve()
+        complete = (self.output_dir / LAST).exists() and checkpoint.resolve() == newest
+        complete = broadcast_object_list([complete])[0]
+        with one_fate(self.accelerator), writing(self.output_dir):
+            if self.accelerator.is_main_process and not complete:
+                later = [f for f in list_checkpoints(self.output_dir) if f.name > checkpoint.name]
+                for folder in (self.output_dir / LAST, *reversed(later)):
+                    if folder.exists():
+                        remove_folder(folder)
+                        logger.warning("removed %s: the run resumes from %s", folder, checkpoint.name)
+                self._remove_old(max_checkpoints)  # a killed run may not have come to it
+        return not complete
 
+    def _remove_old(self, max_checkpoints: int) -> None:
+        for folder in list_checkpoints(self.output_dir)[:-max_checkpoints]:
+            remove_folder(folder)
 
-def _old_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
+    def _save_adapter(self, models: list[Any], weights: list[Any], folder: str) -> None:
+        weights.clear()  # they hold the frozen backbones
+        if self.accelerator.is_main_process:
+            save_file(self.captioner.adapter_state_dict(), Path(folder) / ADAPTER_FILE)
+
+    def _load_adapter(self, models: list[Any], folder: str) -> None:
+        models.clear()
+        file = Path(folder) / ADAPTER_FILE
+        self.captioner.load_adapter_state_dict(read_adapter_file(str(file)), str(file))

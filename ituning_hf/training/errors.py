@@ -1,4 +1,4 @@
-"""What ends a run that had begun; what was wrong before is a ValueError or an OSError."""
+"""Errors that end a run after it began; input that cannot be used is a UserError or an OSError."""
 
 import signal
 
@@ -6,26 +6,26 @@ from ..utils.errors import WorkError
 
 
 class TrainingError(WorkError):
-    """A run cannot go on; its checkpoints are whole."""
+    """A run cannot continue; its checkpoints are complete."""
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss or a gradient became NaN or infinite."""
+    """A loss, a gradient or a weight became NaN or infinite."""
 
 
 class TooManyUnreadableError(TrainingError):
-    """More of the images cannot be read than the run allows."""
+    """More images are unreadable than the run allows."""
 
 
 class RunStopped(KeyboardInterrupt):
-    """A signal ended the run; like any interruption, no `except Exception` of a library may swallow it.
+    """A signal ended the run. A KeyboardInterrupt, which no `except Exception` of a library catches.
 
     Args:
         signum: The signal.
-        when: Where the run stands, such as "after step 7".
+        when: How far the run came, such as "after step 7".
     """
 
     def __init__(self, signum: int, when: str) -> None:
         name = signal.Signals(signum).name
         super().__init__(f"stopped by {name} {when}")
-        self.exit_code = 128 + signum  # as the shell says it
+        self.exit_code = 128 + signum  # the shell's convention

@@ -8,32 +8,35 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
-from ..utils.distributed import one_fate
+from ..data.records import first_names
+from ..hub.saving import save_captioner
+from ..utils.distributed import one_fate, tell_once
+from ..utils.files import write_json
 from .arguments import TrainArguments
-from .batches import BatchMaker, SkippedImages
-from .checkpoints import LOG_FILE, RUN_FILE, find_checkpoint, write_json
-from .errors import RunStopped
-from .micro_batch import MicroBatch, random_state
-from .nonfinite import GRADIENT, NonFiniteStop
+from .checkpoints import Checkpoints, TrainState
+from .data import Batches, SkippedImages, TrainingData
+from .errors import NonFiniteLossError, RunStopped
+from .identity import run_description, run_identity, training_record
 from .optimization import create_optimizer, create_schedule
 from .progress import Progress
-from .record import training_record
-from .run_store import RunStore
-from .setup import TrainingData
+from .run_folder import BEST, LAST, LOG_FILE, RUN_FILE, shared_folder
 from .signals import StopRequest
-from .state import TrainState, run_identity, run_record
 from .tracking import Trackers
 from .validation import SCORE_NAMES, Validation, Validator
+
+# Thirty halvings of PyTorch's initial scale: a smaller one does not prevent the overflow either.
+LEAST_LOSS_SCALE = 2.0**-14
 
 
 class CaptionTrainer:
@@ -45,8 +48,8 @@ class CaptionTrainer:
     Args:
         args: The settings.
         model: The captioner.
-        processor: Its processor; saved beside every captioner.
-        data: What to train and validate on.
+        processor: Its processor; saved with every captioner.
+        data: The images.
         accelerator: Where and in what precision.
         stop: Whether a signal asked the run to end.
     """
@@ -66,7 +69,7 @@ class CaptionTrainer:
         self.state = TrainState()
         self.identity = run_identity(args, model, data, accelerator)
         self.skipped = SkippedImages(args.max_unreadable_share, accelerator)
-        self.batches = BatchMaker(args, processor, accelerator, data.features)
+        self.batches = Batches(args, processor, accelerator, data.features)
         self.sampler = self.batches.sampler(data.train, args.gradient_accumulation_steps)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
@@ -78,115 +81,112 @@ class CaptionTrainer:
             optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.nonfinite = NonFiniteStop(args, model, accelerator, self.batches, data.train)
         self.validator = Validator(
             args, self.model, processor, data.evaluation, self.batches, accelerator, self.skipped
         )
-        self.store = RunStore(self.output_dir, model, processor, accelerator, self.schedule, self.identity)
-        set_seed(args.seed + accelerator.process_index)  # dropout; everything else has seeds of its own
+        self.checkpoints = Checkpoints(self.output_dir, model, accelerator, self.schedule, self.identity)
+        set_seed(args.seed + accelerator.process_index)  # of dropout; everything else has its own seeds
 
-    def train(self) -> TrainState:
-        """Run to the end, from the start or from the checkpoint that the settings name.
+    def train(self, checkpoint: Path | None = None) -> TrainState:
+        """Train to the end, from the start or from a checkpoint.
 
         Returns:
-            How far it came and the best validation. The captioners are in `output_dir`: "best" and
-            "last".
+            The progress. The captioners are in `output_dir`: "best" and "last".
 
         Raises:
-            NonFiniteLossError: at a NaN or infinite loss or gradient; the last checkpoint is whole, and what
-                it was computed from is saved for `ituning replay`.
+            NonFiniteLossError: at a NaN or infinite loss or gradient, before the step changes the weights.
             TooManyUnreadableError: if more images are unreadable than allowed.
             TrainingError: if a checkpoint, a captioner or the log cannot be written.
             RunStopped: after a signal, when the checkpoint is saved.
-            ValueError: if the checkpoint is of other settings or other backbones.
+            UserError: if the checkpoint is damaged, or of other models, data or settings.
         """
-        if self.args.resume_from_checkpoint is not None:
-            checkpoint = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
-            self.restore(checkpoint)
-            if not self.store.rewind(checkpoint, self.args.max_checkpoints):
+        if checkpoint is not None:
+            self.state = self.checkpoints.restore(checkpoint)
+            if not self.checkpoints.rewind(checkpoint, self.args.max_checkpoints):
                 self.accelerator.print("This run is complete: there is nothing left to do.", flush=True)
                 return self.state
-        elif self.accelerator.is_main_process:
-            write_json(self.output_dir / RUN_FILE, run_record(self.args, self.identity))
+        main = self.accelerator.is_main_process
+        if main and checkpoint is None:
+            write_json(self.output_dir / RUN_FILE, run_description(self.args, self.identity))
         with one_fate(self.accelerator):
             self.trackers = Trackers(self.args, self.accelerator, self.state.step)
-        self.progress = Progress(
-            self.output_dir / LOG_FILE,
-            self.total_steps,
-            self.state.step,
-            self.accelerator.is_main_process,
-        )
+        self.progress = Progress(self.output_dir / LOG_FILE, self.total_steps, self.state.step, main)
         try:
-            with logging_redirect_tqdm():  # a warning goes above the bar, not into it
+            with logging_redirect_tqdm():  # prints warnings above the bar
                 if self.state.step == 0 and self.data.evaluation:
-                    self._report(self._run_validation(), "before training")
+                    self._report(self.validator.run(0), "before training")
                 self._train_steps()
-                if self._out_of_patience() and self.state.step < self.total_steps:
-                    self._say_why_early()
-            self._save_captioner("last")
+            self._save_captioner(LAST)
         finally:
             self.progress.close()
         return self.state
 
+    def next_step(self) -> list[dict[str, Any]]:
+        """Read this process's batches of the next optimizer step."""
+        return list(itertools.islice(self._micro_batches(), self.args.gradient_accumulation_steps))
+
     def _train_steps(self) -> None:
         self.captioner.train()
         self.stop.deferred, self.saved_step = True, self.state.step
-        steps = self._micro_batches()
+        micro_batches = self._micro_batches()
         while self.state.step < self.total_steps and not self._out_of_patience():
             if self.state.step % self.steps_per_epoch == 0:
                 self.state.unreadable = 0
             started = time.perf_counter()
-            # After a signal there is no next step: `_count` tells the other processes.
-            micro_batches = 0 if self.stop.signum else self.args.gradient_accumulation_steps
-            batches = list(itertools.islice(steps, micro_batches))
+            # After a signal there is no next step; `_count` informs the other processes.
+            count = 0 if self.stop.signum else self.args.gradient_accumulation_steps
+            batches = list(itertools.islice(micro_batches, count))
             rate = float(self.schedule.get_last_lr()[0])
-            loss = self._optimizer_step(batches)
-            self._record(loss, rate, time.perf_counter() - started)
+            loss = self.optimizer_step(batches)
+            self._log_step(loss, rate, time.perf_counter() - started)
             run_ends = self.state.step == self.total_steps
             if self.data.evaluation and (self._is_due(self.args.eval_steps) or run_ends):
                 self._validate()
             if self._is_due(self.args.checkpointing_steps) or run_ends or self._out_of_patience():
                 self._save_checkpoint()
+        if self.state.step < self.total_steps:
+            metric = SCORE_NAMES[self.args.metric_for_best_model]
+            validations = self.state.validations_without_better
+            self.progress.print(f"stopped early: no better {metric} in {validations} validations")
 
-    def _optimizer_step(self, batches: list[dict[str, Any]]) -> float:
+    def optimizer_step(self, batches: list[dict[str, Any]]) -> float:
         """Take one optimizer step over micro-batches; return the mean loss of its label tokens."""
         num_items = self._count(batches)
-        total = torch.zeros((), device=self.accelerator.device)
-        computed: list[MicroBatch] = []
+        losses = []
         for position, batch in enumerate(batches):
-            before = random_state(self.accelerator.device)
             is_last = position == len(batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 loss = self.model(
                     **batch, num_items_in_batch=num_items, label_smoothing=self.args.label_smoothing
                 ).loss
-                # The processes' gradients are averaged, and theirs is a sum.
+                # The processes' gradients are averaged, but the loss is a sum.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            computed.append(MicroBatch(batch, num_items, before, loss.detach()))
-            total += loss.detach()
-        mean = float(self.accelerator.reduce(total, "sum"))
+            losses.append(loss.detach())
+        mean = float(self.accelerator.reduce(torch.stack(losses).sum(), "sum"))
         if not math.isfinite(mean):
-            self.nonfinite.end_step("loss", mean, self.state.step, computed)
+            self._stop_nonfinite(f"loss is {mean}", losses)
         norm = self.accelerator.clip_grad_norm_(
             self.captioner.parameters(), self.args.max_grad_norm or math.inf
         )
-        if self.accelerator.scaler is None and not math.isfinite(norm):
-            self.nonfinite.end_step(GRADIENT, float(norm), self.state.step, computed)
+        scaler = self.accelerator.scaler
+        if scaler is None and not math.isfinite(norm):
+            self._stop_nonfinite(f"gradient norm is {norm}", losses)
         self.optimizer.step()
-        if self.accelerator.optimizer_step_was_skipped:  # by fp16's scaler, at an overflow
-            self.nonfinite.after_skipped_step(self.state.step, computed)
-        else:
+        if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
+        elif (scale := scaler.get_scale()) < LEAST_LOSS_SCALE:  # fp16's scaler skips a step that overflows
+            self._stop_nonfinite(f"gradient norm is infinite at a loss scale of {scale:g}", losses)
         self.optimizer.zero_grad()
         return mean
 
     def _count(self, batches: list[dict[str, Any]]) -> int:
-        """Count the step's label tokens over all processes, and keep account of unreadable images.
+        """Count the step's label tokens over all processes, and its unreadable images.
 
-        Whether a signal asked any of them to end goes the same way, so that all end at the same step.
+        The same reduction tells every process whether a signal reached any of them, so that all stop at the
+        same step.
         """
         problems = [text for batch in batches for text in batch.pop("unreadable")]
-        self.skipped.name(problems)
+        self.skipped.add(problems)
         items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
         counts = [items, len(problems), int(self.stop.signum is not None)]
         summed = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), "sum")
@@ -194,49 +194,40 @@ class CaptionTrainer:
         if stopped:
             self._stop_early()
         self.state.unreadable += unreadable
-        self.skipped.limit(self.state.unreadable, self.data.train)
+        self.skipped.check_limit(self.state.unreadable, self.data.train)
         return max(items, 1)
 
-    def _record(self, loss: float, rate: float, seconds: float) -> None:
+    def _log_step(self, loss: float, rate: float, seconds: float) -> None:
         self.state.step += 1
         speed = math.prod(self.sampler.step_shape) / seconds
         self.progress.step(loss, rate, speed)
-        record = {"step": self.state.step, "loss": loss, "learning_rate": rate}
-        skipped = {"skipped": True} if self.accelerator.optimizer_step_was_skipped else {}
-        self.progress.log(record | skipped)
+        entry: dict[str, Any] = {"step": self.state.step, "loss": loss, "learning_rate": rate}
+        if self.accelerator.optimizer_step_was_skipped:
+            entry["skipped"] = True
+            self.progress.print(f"step {self.state.step} is skipped: its gradients overflow fp16")
+        self.progress.log(entry)
         values = {"train/loss": loss, "train/learning_rate": rate, "train/images_per_second": speed}
         self.trackers.log(values, self.state.step)
 
-    def _run_validation(self) -> Validation:
-        loss = self.validator.loss()
-        if not math.isfinite(loss):
-            with one_fate(self.accelerator):
-                found = self.validator.first_nonfinite()
-            self.nonfinite.end_validation(loss, self.state.step, *found)
-        return self.validator.describe(loss)
-
     def _validate(self) -> None:
         """Validate after an optimizer step; keep the captioner if it is the best so far."""
-        validation = self._run_validation()
+        validation = self.validator.run(self.state.step)
         metric = self.args.metric_for_best_model
-        is_best = self.state.take_validation(
+        is_best = self.state.update_best(
             validation.scores[metric], metric == "loss", self.args.early_stopping_threshold
         )
-        self.state.validation = {
-            "step": self.state.step,
-            "scores": validation.scores,
-            "num_scored": validation.num_scored,
-        }
+        results = {name: value for name, value in asdict(validation).items() if name != "samples"}
+        self.state.validation = {"step": self.state.step} | results
         if is_best:
-            self._save_captioner("best")
+            self._save_captioner(BEST)
         epoch = self.state.step / self.steps_per_epoch
         self._report(validation, f"epoch {epoch:.4g}" + (", the best so far" if is_best else ""))
 
     def _report(self, validation: Validation, when: str) -> None:
         step, scores = self.state.step, validation.scores
-        self.progress.say("\n".join(validation.lines(f"step {step}, {when}")))
-        record = {"step": step} | {f"validation_{name}": value for name, value in scores.items()}
-        self.progress.log(record | ({"samples": validation.samples} if validation.samples else {}))
+        self.progress.print("\n".join(validation.lines(f"step {step}, {when}")))
+        entry = {"step": step} | {f"validation_{name}": value for name, value in scores.items()}
+        self.progress.log(entry | ({"samples": validation.samples} if validation.samples else {}))
         self.trackers.log({f"validation/{name}": value for name, value in scores.items()}, step)
         self.trackers.log_samples(validation.samples, step)
 
@@ -244,41 +235,75 @@ class CaptionTrainer:
         patience = self.args.early_stopping_patience
         return patience is not None and self.state.validations_without_better >= patience
 
-    def _say_why_early(self) -> None:
-        metric = SCORE_NAMES[self.args.metric_for_best_model]
-        self.progress.say(
-            f"stopped early: no better {metric} in {self.state.validations_without_better} validations"
-        )
+    def _sampler_from(self, step: int) -> Any:
+        return self.batches.sampler(self.data.train, self.args.gradient_accumulation_steps, start_step=step)
 
     def _micro_batches(self) -> Iterator[dict[str, Any]]:
         """Yield this process's batches from the current step on, endlessly."""
-        images, args = self.data.train, self.args
-        sampler = self.batches.sampler(images, args.gradient_accumulation_steps, True, self.state.step)
-        for batch in self.batches.loader(images, sampler, args.captions_per_image, args.augmentation):
+        sampler = self._sampler_from(self.state.step)
+        args = self.args
+        for batch in self.batches.loader(
+            self.data.train, sampler, args.captions_per_image, args.augmentation
+        ):
             yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
     def _is_due(self, every: str) -> bool:
-        """Tell whether what is done each epoch, or every so many steps, is to be done after this step."""
+        """Return whether something that is done each epoch, or every so many steps, is due now."""
         period = self.steps_per_epoch if every == "epoch" else int(every)
         return self.state.step % period == 0
+
+    def _stop_nonfinite(self, problem: str, losses: list[torch.Tensor]) -> NoReturn:
+        """End the run before the optimizer step; every process must call it.
+
+        Args:
+            problem: What is not finite.
+            losses: Of this process's micro-batches. If any of them is at fault, only its images are named.
+        """
+        keys = itertools.islice(self._sampler_from(self.state.step), len(losses))
+        finite = [bool(loss.isfinite()) for loss in losses]
+        at_fault = gather_object(
+            [
+                (is_finite, self.data.train[key.index].name)
+                for is_finite, batch in zip(finite, keys, strict=True)
+                for key in batch
+                if not key.padding
+            ]
+        )
+        names = [name for is_finite, name in at_fault if not is_finite] or [name for _, name in at_fault]
+        message = (
+            f"The {problem} at step {self.state.step + 1}, computed from {first_names(names, 8)}. Training "
+            "stops; the weights and the checkpoints are unchanged. Check these images, or start a new run "
+            "with a lower --learning_rate."
+        )
+        tell_once(self.accelerator, NonFiniteLossError(message))
 
     def _stop_early(self) -> NoReturn:
         if self.state.step > self.saved_step:
             self._save_checkpoint()
-        # Where the signal reached another process alone, it was no Ctrl-C, which a terminal sends to all.
+        # A signal to another process only was not Ctrl-C, which a terminal sends to all.
         when = f"after step {self.state.step} of {self.total_steps}"
         raise RunStopped(self.stop.signum or signal.SIGTERM, when)
 
-    def _save_captioner(self, name: str) -> None:
-        self.nonfinite.require_finite_weights(self.state.step)
-        record = training_record(self.identity, self.data, self.state, self.steps_per_epoch, self.accelerator)
-        self.store.save_captioner(name, record)
-
     def _save_checkpoint(self) -> None:
-        self.nonfinite.require_finite_weights(self.state.step)
-        self.store.save_checkpoint(self.state, self.args.max_checkpoints)
+        self._require_finite_weights()
+        self.checkpoints.save(self.state, self.args.max_checkpoints)
         self.saved_step = self.state.step
 
-    def restore(self, checkpoint: Path) -> None:
-        """Go back to a checkpoint, in memory alone; errors as `RunStore.restore`."""
-        self.state = self.store.restore(checkpoint)
+    def _save_captioner(self, name: str) -> None:
+        self._require_finite_weights()
+        step, epoch = self.state.step, self.state.step / self.steps_per_epoch
+        record = training_record(
+            self.identity, self.data, step, epoch, self.state.validation, self.accelerator
+        )
+        with shared_folder(self.accelerator, self.output_dir / name) as draft:
+            if self.accelerator.is_main_process:
+                save_captioner(self.captioner, self.processor, draft, training=record)
+
+    def _require_finite_weights(self) -> None:
+        """Refuse to save weights that the last step made infinite; they are the same on every process."""
+        if not all(tensor.isfinite().all() for tensor in self.captioner.adapter_state_dict().values()):
+            message = (
+                f"The weights are not finite after step {self.state.step}: training stops and does not save "
+                "them; the checkpoints are unchanged. Start a new run with a lower --learning_rate."
+            )
+            tell_once(self.accelerator, NonFiniteLossError(message))

@@ -12,14 +12,14 @@ from transformers import get_scheduler
 def create_optimizer(
     model: nn.Module, learning_rate: float, weight_decay: float, fused: bool = True
 ) -> torch.optim.AdamW:
-    """Optimise what is trainable; matrices decay, biases do not.
+    """Create AdamW over the trainable parameters; matrices decay, biases do not.
 
     Args:
-        model: Its parameters with `requires_grad` are taken.
+        model: Its parameters with `requires_grad` are optimized.
         learning_rate: The peak.
         weight_decay: For tensors of two or more axes.
-        fused: Step in one kernel for each tensor. Not under fp16's scaler: Accelerate learns that a step was
-            skipped from the optimizer's not being called, and a fused one is called and skips by itself.
+        fused: Step in one kernel for each tensor. False with fp16's gradient scaler: Accelerate detects a
+            skipped step by the optimizer not being called, but a fused one is called and skips internally.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -32,12 +32,12 @@ def create_optimizer(
 def create_schedule(
     optimizer: torch.optim.Optimizer, name: str, warmup_ratio: float, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Rise linearly over the first steps, then decay by a schedule of Transformers.
+    """Create a schedule that rises linearly over the first steps and then decays.
 
     Args:
-        optimizer: What it steers.
+        optimizer: Its learning rate is set.
         name: A name that `transformers.get_scheduler` knows.
-        warmup_ratio: Share of the steps that rise.
+        warmup_ratio: Share of the steps in which the rate rises.
         total_steps: Optimizer steps of the whole run.
     """
     return get_scheduler(

@@ -1,9 +1,8 @@
-"""What a run shows and writes down: one progress bar, and a log of one JSON object a line."""
+"""What a run prints and logs: one progress bar, and a file of one JSON object per line."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,19 +10,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..utils.json_files import parse_json
-from .checkpoints import writing
+from ..utils.files import write_text
+from .run_folder import writing
 
-LOG_FILE_SECONDS = 60  # between two lines of the bar where nobody watches it
+LOG_FILE_SECONDS = 60  # between two updates of the bar where the output is not a terminal
 
 
 class Progress:
-    """The main process's screen and log; the other processes' do nothing.
+    """The main process's bar and log; the other processes' do nothing.
 
     Args:
-        log_file: Gets a line for each logged record.
+        log_file: Gets one line for each logged entry.
         total_steps: Optimizer steps of the whole run.
-        first_step: Optimizer steps taken before; later lines of an earlier try are removed from the log.
+        first_step: Optimizer steps taken before; later lines of an interrupted run are removed from the log.
         enabled: False on all processes but the main one.
     """
 
@@ -31,8 +30,8 @@ class Progress:
         self.enabled = enabled
         if not enabled:
             return
-        _keep_up_to(log_file, first_step)
         self._log_file = log_file
+        _remove_later_lines(log_file, first_step)
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -50,38 +49,34 @@ class Progress:
             )
             self._bar.update()
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line above the bar."""
         if self.enabled:
-            with suppress(OSError):  # whoever read it has gone; the run goes on
+            with suppress(OSError):  # the reader of a pipe has gone; the run continues
                 self._bar.write(text, file=sys.stdout)
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Add a record to the log, at once on disk for whoever follows it."""
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append an entry to the log."""
         if self.enabled:
-            # Opened for each line: of a full disk, a file that stays open would complain again when closed.
+            # Opened for each line: on a full disk, a file that stays open would raise again when closed.
             with writing(self._log_file), self._log_file.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(record) + "\n")
+                log.write(json.dumps(entry) + "\n")
 
     def close(self) -> None:
-        """End the bar."""
+        """Close the bar."""
         if self.enabled:
             self._bar.close()
 
 
-def _keep_up_to(log_file: Path, step: int) -> None:
-    """Drop the lines after `step`: what an interrupted run did beyond its checkpoint is done again."""
+def _remove_later_lines(log_file: Path, step: int) -> None:
+    """Keep the lines up to `step`: a resumed run repeats what came after its checkpoint."""
     if step == 0:
         log_file.unlink(missing_ok=True)
     if not log_file.exists():
         return
     kept = []
     for line in log_file.read_text(encoding="utf-8").splitlines():
-        try:
-            if parse_json(line)["step"] <= step:
+        with suppress(json.JSONDecodeError):  # a killed run was writing this line
+            if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):  # the line that was being written when it was killed
-            continue
-    draft = log_file.with_name(f".{log_file.name}.partial")
-    draft.write_text("".join(kept), encoding="utf-8")
-    os.replace(draft, log_file)
+    write_text(log_file, "".join(kept))

@@ -1,111 +1,202 @@
-"""A run's own folder: one run in it at a time, and none over what another has to show."""
+"""A run's folder: its lock, its checkpoints, and folders that are written completely or not at all.
+
+A draft's name starts with a dot and ends in ".partial". A folder that is being replaced is called ".NAME.old"
+between two renames: without a NAME, it is the complete old folder and gets its name back.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from ..utils.distributed import one_fate
+from ..utils.errors import UserError
+from ..utils.files import draft_of, give_ordinary_permissions, sync
 from ..utils.output_folders import held, writing_to
-from .checkpoints import (
-    CHECKPOINTS,
-    LOG_FILE,
-    RUN_FILE,
-    discard_draft,
-    draft_of,
-    find_checkpoint,
-    list_checkpoints,
-    write_json,
-)
+from .errors import TrainingError
+
+RUN_FILE = "run.json"
+LOG_FILE = "log.jsonl"
+STATE_FILE = "trainer_state.json"
+CHECKPOINTS = "checkpoints"
+BEST, LAST = "best", "last"  # the captioners
 
 
 @contextmanager
-def claim_output_dir(
-    output_dir: Path, resume_from: str | None, settings: dict[str, Any]
-) -> Iterator[Path | None]:
-    """Hold a run's folder for a run's life; make it first, and clear away what a killed run left half done.
-
-    A folder without a checkpoint or a captioner is free, whatever else an earlier run left in it. A run that
-    fails before it has either leaves it free.
+def claim_output_dir(output_dir: Path, resume_from: str | None) -> Iterator[Path | None]:
+    """Lock a run's folder, creating it first, and remove what a killed run left unfinished.
 
     Args:
         output_dir: The folder.
         resume_from: A checkpoint in it, or "latest", or None for a new run.
-        settings: Written down for the reader.
 
     Yields:
-        The checkpoint to go on from. None for a new run; also for "latest" before there is a checkpoint, so
-        that one and the same command starts a run and goes on with it.
+        The checkpoint to resume from, as `find_starting_point` returns it.
 
     Raises:
-        FileExistsError: if a run is at work there, or one is there already and is not to be resumed.
-        FileNotFoundError, ValueError: if the checkpoint to resume from is not there, or another run's.
-        PermissionError: if nothing can be written there.
+        FileExistsError: if another process is running there, or if the folder holds another run.
+        FileNotFoundError, UserError: if the checkpoint does not exist, or belongs to another folder.
+        PermissionError: if the folder cannot be written to.
     """
-    if resume_from not in (None, "latest"):
-        _require_inside(output_dir, find_checkpoint(output_dir, resume_from))
+    find_starting_point(output_dir, resume_from)  # before anything is created
     name = f"--output_dir {output_dir}"
     with held(output_dir, name, "run"):
-        checkpoint = find_starting_point(output_dir, resume_from)
         with writing_to(name):
-            _clear_leftovers(output_dir)
-            if checkpoint is None:
-                write_json(output_dir / RUN_FILE, {"settings": settings})
-        try:
-            yield checkpoint
-        except BaseException:
-            if not _shows_something(output_dir):
-                (output_dir / RUN_FILE).unlink(missing_ok=True)
-            raise
+            _remove_leftovers(output_dir)
+        yield find_starting_point(output_dir, resume_from)
 
 
 def find_starting_point(output_dir: Path, resume_from: str | None) -> Path | None:
-    """Return the checkpoint that a run begins with, None for its beginning; nothing is written.
+    """Return the checkpoint that a run resumes from; writes nothing.
+
+    A folder without a checkpoint or a captioner is free, whatever else an earlier run left in it. "latest"
+    without a checkpoint starts a new run, so that one command starts a run and resumes it.
+
+    Returns:
+        None for a new run.
 
     Raises:
-        FileExistsError, FileNotFoundError: as `claim_output_dir`.
+        FileExistsError, FileNotFoundError, UserError: as `claim_output_dir`.
     """
-    if resume_from is None and _shows_something(output_dir):
+    checkpoints = list_checkpoints(output_dir)
+    if resume_from is None and (checkpoints or any((output_dir / name).exists() for name in (BEST, LAST))):
         raise FileExistsError(
-            f"--output_dir {output_dir} holds another run: give another folder, remove that one, or go on "
-            "with the run by --resume_from_checkpoint latest."
+            f"--output_dir {output_dir} holds another run: give another folder, remove it, or resume the run "
+            "with --resume_from_checkpoint latest."
         )
     if resume_from is None:
         return None
-    if resume_from == "latest" and not list_checkpoints(output_dir):
-        if (output_dir / "last").exists():
+    if resume_from == "latest":
+        if not checkpoints and (output_dir / LAST).exists():
             raise FileExistsError(
                 f"--output_dir {output_dir} holds a finished run without checkpoints: there is nothing to "
-                "resume. Give another folder, or remove that one."
+                "resume. Give another folder, or remove it."
             )
-        return None
-    return find_checkpoint(output_dir, resume_from)
-
-
-def _require_inside(output_dir: Path, checkpoint: Path) -> None:
-    if output_dir.resolve() not in checkpoint.resolve().parents:
-        raise ValueError(
-            f"--resume_from_checkpoint {checkpoint} lies outside --output_dir {output_dir}: give the "
-            "folder of the run that the checkpoint belongs to."
+        return checkpoints[-1] if checkpoints else None
+    folder = Path(resume_from)
+    if not (folder / STATE_FILE).is_file():
+        raise FileNotFoundError(
+            f"--resume_from_checkpoint {folder} is not a checkpoint: it has no {STATE_FILE}. Give a folder "
+            f"like {checkpoint_folder(output_dir, 100)}, or 'latest'."
         )
+    if output_dir.resolve() not in folder.resolve().parents:
+        raise UserError(
+            f"--resume_from_checkpoint {folder} is outside --output_dir {output_dir}: give the folder of the "
+            "run that the checkpoint belongs to."
+        )
+    return folder
 
 
-def _shows_something(output_dir: Path) -> bool:
-    captioners = (output_dir / "best", output_dir / "last")
-    return bool(list_checkpoints(output_dir)) or any(folder.exists() for folder in captioners)
+def checkpoint_folder(output_dir: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after `step` optimizer steps."""
+    return output_dir / CHECKPOINTS / f"step_{step:08d}"
 
 
-def _clear_leftovers(output_dir: Path) -> None:
-    """Remove the drafts of a killed run, and undo what it did by half; only names that runs give."""
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Return a run's complete checkpoints, oldest first."""
+    folders = (output_dir / CHECKPOINTS).glob("step_*")
+    return sorted(folder for folder in folders if (folder / STATE_FILE).is_file())
+
+
+def remove_folder(target: Path) -> None:
+    """Delete a folder; it loses its name before its contents."""
+    draft = draft_of(target)
+    target.rename(draft)
+    shutil.rmtree(draft)
+
+
+@contextmanager
+def shared_folder(accelerator: Accelerator, target: Path) -> Iterator[Path]:
+    """Let all processes write into a draft that replaces the target when everything in it is on disk.
+
+    Args:
+        accelerator: Of the run.
+        target: The folder to write or to replace.
+
+    Raises:
+        TrainingError: on the process that could not write; OtherProcessError on the others. The target is
+            then unchanged.
+    """
+    main = accelerator.is_main_process
+    draft = draft_of(target)
+    try:
+        with one_fate(accelerator), writing(target):
+            if main:
+                _recover(target)
+                draft.mkdir(parents=True)
+        with one_fate(accelerator), writing(target):
+            yield draft
+        with one_fate(accelerator), writing(target):
+            if main:
+                _replace(target)
+    except BaseException:
+        if main:
+            _recover(target)
+        raise
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn the errors that libraries raise when they cannot write into one.
+
+    Args:
+        target: The file or folder; named if the error does not name a file itself.
+
+    Raises:
+        TrainingError: for a full disk, missing permissions, and the like.
+    """
+    try:
+        yield
+    except TrainingError:
+        raise
+    # PyTorch's writer raises RuntimeError, safetensors an error of its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        path = getattr(error, "filename", None) or target
+        raise TrainingError(
+            f"{path} could not be written ({reason}). Free some space or correct the folder's permissions, "
+            "then rerun the command with --resume_from_checkpoint latest."
+        ) from error
+
+
+def _replace(target: Path) -> None:
+    """Rename the draft to the target, once everything in it is on disk."""
+    draft, old = draft_of(target), _old_of(target)
+    for path in draft.rglob("*"):
+        if path.suffix == ".safetensors":
+            give_ordinary_permissions(path)
+        sync(path)
+    sync(draft)
+    if target.exists():
+        target.rename(old)
+    draft.rename(target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(target: Path) -> None:
+    """Remove the target's draft; undo a replacement that ended between its two renames."""
+    old = _old_of(target)
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for leftover in (draft_of(target), old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _old_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    """Remove the drafts of a killed run; files of other names are not touched."""
     for name in (RUN_FILE, LOG_FILE):
         draft_of(output_dir / name).unlink(missing_ok=True)
-    names = {output_dir / name for name in ("best", "last")}
-    names |= {
-        output_dir / leftover.stem.removeprefix(".") for leftover in output_dir.glob(".nonfinite-*.partial")
-    }
-    for folder in (output_dir / CHECKPOINTS, output_dir / "backbones"):
-        for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
-            names.add(folder / leftover.stem.removeprefix("."))
-    for target in names:
-        discard_draft(target)
+    for name in (BEST, LAST):
+        _recover(output_dir / name)
+    for leftover in (output_dir / CHECKPOINTS).glob(".step_*"):  # ".partial" or ".old"
+        _recover(leftover.with_name(leftover.stem.removeprefix(".")))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first one ends a run in good order, a second Ctrl-C at once."""
+"""SIGTERM and Ctrl-C: the first ends a run with a checkpoint, a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from types import FrameType
 from ..data.workers import STOP_SIGNALS
 from .errors import RunStopped
 
-# A terminal sends Ctrl-C to every process, and torchrun passes its own on to its workers: one press is two
-# signals to them, a moment apart.
+# A terminal sends Ctrl-C to every process, and torchrun passes its own on to its workers: they receive one
+# key press as two signals, a moment apart.
 SAME_PRESS_SECONDS = 1.0
 _NOTICE = b"\nituning: finishing the step and saving a checkpoint; Ctrl-C once more ends at once\n"
 
@@ -24,8 +24,8 @@ class StopRequest:
 
     Attributes:
         signum: The first signal, None before it.
-        deferred: False while there is nothing to save: the signal then raises `RunStopped` where it finds
-            the program. When True it is only noted, and the loop asks between its steps.
+        deferred: False while there is nothing to save: a signal then raises `RunStopped` immediately. True
+            only records it; the training loop checks between steps.
     """
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class StopRequest:
         self._since = 0.0
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Note a signal, as a handler of the main thread.
+        """Handle a signal in the main thread.
 
         Raises:
-            RunStopped: at the first one, unless it is deferred.
+            RunStopped: at the first signal, unless deferred.
             KeyboardInterrupt: at a second Ctrl-C.
         """
-        if os.getpid() != self._pid:  # a process forked from this one, which tells it when to end
+        if os.getpid() != self._pid:  # a forked data loader worker, which its parent ends
             return
         if self.signum is None:
             self.signum, self._since = signum, time.monotonic()
@@ -54,14 +54,14 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and Ctrl-C into a request, until the block ends; only in the main thread."""
+    """Turn SIGTERM and Ctrl-C into a request until the block ends; in the main thread only."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
         yield request
         return
-    # What is ignored already stays so: nohup, and Ctrl-C in a script that runs this in the background.
-    heard = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
-    previous = {signum: signal.signal(signum, request.handle) for signum in heard}
+    # A signal that is already ignored stays ignored: nohup, or a script's background job.
+    handled = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+    previous = {signum: signal.signal(signum, request.handle) for signum in handled}
     try:
         yield request
     finally:

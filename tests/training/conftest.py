@@ -38,7 +38,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def backbones(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The small backbones, with a language model that can be moved: a fresh one's logits are all alike."""
+    """The small backbones, with larger embeddings: the logits of a new language model are almost equal."""
     folder = tmp_path_factory.mktemp("training") / "text"
     shutil.copytree(backbones["text"], folder)
     model = GPT2LMHeadModel.from_pretrained(folder)
@@ -50,7 +50,7 @@ def backbones(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def settings(photos: Path, backbones: dict[str, Path], tmp_path: Path) -> Callable[..., TrainArguments]:
-    """Return a function that makes settings for a short run, with changes by keyword."""
+    """Return a function that makes the settings of a short run, with changes by keyword."""
 
     def make(**changes: Any) -> TrainArguments:
         defaults = {

@@ -1,401 +1,210 @@
-"""Folders of a run: whole or not there, and nobody else's."""
+"""Checkpoints: which are refused, what a resumed run may change, and failures to write."""
 
 import errno
 import json
-import multiprocessing
-import os
-import re
 import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from runner import Run, contents
-from small_models import LeavesAMark
+from accelerate import Accelerator
+from runs import adapter, contents, differences
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from small_models import LeavesAMark, train_until
+from transformers import GPT2LMHeadModel
 
+from ituning_hf.training import loop
 from ituning_hf.training.arguments import TrainArguments
-from ituning_hf.training.checkpoints import (
-    STATE_FILE,
-    atomic_folder,
-    checkpoint_folder,
-    find_checkpoint,
-    list_checkpoints,
-    remove_old_checkpoints,
-    write_json,
-    writing,
-)
-from ituning_hf.training.cli import train
+from ituning_hf.training.checkpoints import TrainState
 from ituning_hf.training.errors import TrainingError
-from ituning_hf.training.run_folder import claim_output_dir
+from ituning_hf.training.run import train
+from ituning_hf.training.run_folder import list_checkpoints
 
 Settings = Callable[..., TrainArguments]
 
 
-def write(folder: Path, text: str) -> None:
-    with atomic_folder(folder) as draft:
-        (draft / "file").write_text(text)
+def test_best_validation_and_patience_by_hand():
+    state = TrainState()
+    seen = []
+    for step, value in enumerate([0.5, 0.6, 0.55, 0.61, 0.75], start=1):
+        state.step = step
+        is_best = state.update_best(value, lower_is_better=False, threshold=0.1)
+        seen.append((is_best, state.best_metric, state.best_step, state.validations_without_better))
+    assert seen == [
+        (True, 0.5, 1, 0),
+        (True, 0.6, 2, 1),
+        (False, 0.6, 2, 2),
+        (True, 0.61, 4, 3),
+        (True, 0.75, 5, 0),
+    ]
+    state = TrainState()
+    found = [state.update_best(v, lower_is_better=True, threshold=0.0) for v in (2.0, 1.0, 1.0, 1.5)]
+    assert found == [True, True, False, False]
+    assert state.validations_without_better == 2
 
 
-def write_half(folder: Path) -> None:
-    with atomic_folder(folder) as draft:
-        (draft / "file").write_text("half")
-        raise OSError("disk full")
+# --- Refused checkpoints
 
 
-def claim(run: Path, resume_from: str | None = None) -> Path | None:
-    """Claim a folder and let it go again."""
-    with claim_output_dir(run, resume_from, {"seed": 7}) as start:
-        return start
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
 
 
-def checkpoint(run: Path, step: int) -> Path:
-    folder = checkpoint_folder(run, step)
-    folder.mkdir(parents=True)
-    (folder / STATE_FILE).write_text("{}")
-    return folder
+def drop_a_tensor(path: Path) -> None:
+    tensors = load_file(path)
+    save_file({name: tensors[name] for name in list(tensors)[:-1]}, path)
 
 
-def test_a_folder_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path):
-    write(tmp_path / "best", "old")
-    write(tmp_path / "best", "new")
-    assert (tmp_path / "best" / "file").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
-
-
-def test_an_error_while_writing_leaves_the_old_folder(tmp_path: Path):
-    write(tmp_path / "best", "old")
-    with pytest.raises(OSError, match="disk full"):
-        write_half(tmp_path / "best")
-    assert (tmp_path / "best" / "file").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
-
-
-def test_a_crash_between_the_renames_loses_nothing(tmp_path: Path):
-    write(tmp_path / "best", "old")
-    (tmp_path / "best").rename(tmp_path / ".best.old")  # as the crash left it
-    with pytest.raises(OSError, match="disk full"):
-        write_half(tmp_path / "best")
-    assert (tmp_path / "best" / "file").read_text() == "old"
-
-
-def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    happened: list[str] = []
-    fsync, rename = os.fsync, os.rename
-
-    def sync(descriptor: int) -> None:
-        happened.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
-        fsync(descriptor)
-
-    def move(source: Path, target: Path, **options: None) -> None:
-        happened.append(f"{Path(source).name} -> {Path(target).name}")
-        rename(source, target, **options)
-
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(os, "rename", move)
-    (tmp_path / "run").mkdir()
-    write(tmp_path / "run" / "best", "new")
-    assert happened == ["file", ".best.partial", ".best.partial -> best", "run"]
-    happened.clear()
-    write_json(tmp_path / "run" / "run.json", {})
-    assert happened == [".run.json.partial", "run"]
-
-
-def test_half_written_checkpoints_are_not_seen(tmp_path: Path):
-    whole = checkpoint(tmp_path, 7)
-    checkpoint_folder(tmp_path, 9).mkdir()
-    (tmp_path / "checkpoints" / ".step_00000011.partial").mkdir()
-    assert list_checkpoints(tmp_path) == [whole]
-    assert find_checkpoint(tmp_path, "latest") == whole
-
-
-def test_the_newest_checkpoints_are_kept(tmp_path: Path):
-    folders = [checkpoint(tmp_path, step) for step in (90, 100, 1000)]
-    remove_old_checkpoints(tmp_path, keep=2)
-    assert list_checkpoints(tmp_path) == folders[1:]
-
-
-def test_a_removed_checkpoint_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    old, new = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
-
-    def killed(path: Path) -> None:
-        assert list_checkpoints(tmp_path) == [new]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            remove_old_checkpoints(tmp_path, keep=1)
-    assert list_checkpoints(tmp_path) == [new]
-    assert claim(tmp_path, "latest") == new
-    assert list((tmp_path / "checkpoints").iterdir()) == [new]
-    assert not old.exists()
-
-
-def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="latest: there is no checkpoint in"):
-        find_checkpoint(tmp_path, "latest")
-    with pytest.raises(FileNotFoundError, match=r"elsewhere is no checkpoint: it has no trainer_state\.json"):
-        find_checkpoint(tmp_path, str(tmp_path / "elsewhere"))
-    with pytest.raises(FileNotFoundError, match="is no checkpoint"):
-        claim(tmp_path / "run", str(tmp_path / "run" / "checkpoints" / "step_00000001"))
-    assert not (tmp_path / "run").exists()
-
-
-def test_another_runs_folder_is_refused_unless_it_is_resumed(tmp_path: Path):
-    run, other = tmp_path / "run", checkpoint(tmp_path / "other", 5)
-    claim(run)
-    assert json.loads((run / "run.json").read_text()) == {"settings": {"seed": 7}}
-    folder = checkpoint(run, 5)
-    with pytest.raises(FileExistsError, match="holds another run: give another folder"):
-        claim(run)
-    with pytest.raises(ValueError, match="lies outside --output_dir"):
-        claim(run, str(other))
-    assert claim(run, "latest") == claim(run, str(folder)) == folder
-
-
-@pytest.mark.parametrize("shown", ["best", "last"])
-def test_a_captioner_is_not_written_over_by_a_new_run(tmp_path: Path, shown: str):
-    claim(tmp_path)
-    (tmp_path / shown).mkdir()
-    with pytest.raises(FileExistsError, match="holds another run"):
-        claim(tmp_path)
-
-
-def test_a_run_without_a_checkpoint_begins_again(tmp_path: Path):
-    """Killed before the first one, it has nothing to lose, and one command starts it and goes on with it."""
-    assert claim(tmp_path / "run", "latest") is None
-    for name in ("best", "checkpoints"):
-        (tmp_path / "run" / name).mkdir()
-    assert claim(tmp_path / "run", "latest") is None
-    (tmp_path / "run" / "best").rmdir()
-    assert claim(tmp_path / "run") is None
-
-
-def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path: Path):
-    claim(tmp_path)
-    (tmp_path / "last").mkdir()
-    with pytest.raises(
-        FileExistsError, match="holds a finished run without checkpoints: there is nothing to"
-    ):
-        claim(tmp_path, "latest")
-
-
-def test_a_run_that_failed_at_once_leaves_its_folder_free(tmp_path: Path):
-    with pytest.raises(ValueError, match="bad data"), claim_output_dir(tmp_path, None, {}):
-        raise ValueError("bad data")
-    assert sorted(contents(tmp_path)) == [".lock"]
-
-
-def test_what_a_killed_run_left_half_done_is_cleared_away(tmp_path: Path):
-    whole = checkpoint(tmp_path, 3)
-    for folder in (
-        ".best.old",
-        ".last.partial",
-        "checkpoints/.step_00000004.partial",
-        "backbones/.text.partial",
-    ):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "file").touch()
-    for file in (".run.json.partial", ".log.jsonl.partial", "mine.old", ".mine.partial"):
-        (tmp_path / file).touch()
-    assert claim(tmp_path, "latest") == whole
-    kept = [".lock", ".mine.partial", "best/file", "checkpoints/step_00000003/trainer_state.json", "mine.old"]
-    assert sorted(contents(tmp_path)) == kept
-
-
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(PermissionError, match=r"cannot be written to .*: give a folder that can"):
-        claim(tmp_path / "file" / "run")
-
-
-def hold(run: Path, ready: multiprocessing.Event) -> None:
-    with claim_output_dir(run, None, {}):
-        # What it forks, as the data loader does, must not keep the folder after it.
-        multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True).start()
-        ready.set()
-        time.sleep(60)
-
-
-def claim_soon(run: Path) -> Path | None:
-    """Claim a folder whose holder was killed: its files may be closed a moment after it counts as dead."""
-    for _ in range(100):
-        try:
-            return claim(run)
-        except FileExistsError:
-            time.sleep(0.05)
-    return claim(run)
-
-
-def test_a_folder_is_held_as_long_as_its_run_lives(tmp_path: Path):
-    context = multiprocessing.get_context("forkserver")
-    ready = context.Event()
-    process = context.Process(target=hold, args=(tmp_path, ready))
-    process.start()
-    assert ready.wait(300)
-    for resume_from in (None, "latest"):
-        with pytest.raises(FileExistsError, match="another run is at work in --output_dir"):
-            claim(tmp_path, resume_from)
-    process.kill()
-    process.join()
-    assert claim_soon(tmp_path) is None
-
-
-def test_a_second_run_is_refused_while_the_first_is_at_work(settings: Settings):
-    args = settings(max_train_steps=100_000, eval_split="none")
-    first = Run(args)
-    first.wait_for_step(1)
-    second = Run(args)
-    assert second.end() == 2, second.printed
-    message = f"ituning: error: another run is at work in --output_dir {args.output_dir}: give another folder"
-    assert message in second.printed
-    first.signal(signal.SIGKILL)
-    first.end()
+def drop_the_schedule(path: Path) -> None:
+    state = json.loads(path.read_text())
+    del state["schedule"]
+    path.write_text(json.dumps(state))
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("file", "damage"),
     [
-        (
-            OSError(errno.ENOSPC, "No space left on device", "run/best/file"),
-            "run/best/file could not be written ",
-        ),
-        (OSError(errno.ENOSPC, "No space left on device"), r"run/best could not be written \(No space left"),
-        (
-            RuntimeError("PytorchStreamWriter failed"),
-            r"run/best could not be written \(PytorchStreamWriter fai",
-        ),
+        ("adapter.safetensors", drop_a_tensor),
+        ("adapter.safetensors", cut_short),
+        ("random_states_0.pkl", cut_short),
+        ("random_states_0.pkl", Path.unlink),
+        ("trainer_state.json", cut_short),
+        ("trainer_state.json", drop_the_schedule),
     ],
 )
-def test_what_cannot_be_written_is_named_with_the_reason(error: Exception, message: str):
-    with pytest.raises(TrainingError, match=message) as caught, writing(Path("run/best")):
-        raise error
-    assert str(caught.value).endswith(
-        "latest goes on from the newest whole checkpoint, or from the beginning if there is none."
-    )
+def test_a_damaged_checkpoint_is_refused(settings: Settings, file: str, damage: Callable[[Path], Any]):
+    args = settings(max_train_steps=1, resume_from_checkpoint="latest")
+    train(args)
+    damage(list_checkpoints(Path(args.output_dir))[0] / file)
+    with pytest.raises(ValueError, match=r"step_00000001 is damaged \(.*: resume from another checkpoint"):
+        train(args)
 
 
-FEW = {"max_train_steps": 4, "checkpointing_steps": "2", "eval_split": "none"}
-MANY = {"max_train_steps": 60, "checkpointing_steps": "30", "eval_split": "none"}
+@pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"])
+def test_a_pickle_in_a_checkpoint_runs_no_code(settings: Settings, tmp_path: Path, name: str):
+    args = settings(max_train_steps=1, resume_from_checkpoint="latest")
+    train(args)
+    mark = tmp_path / "mark"
+    torch.save(LeavesAMark(mark), list_checkpoints(tmp_path / "run")[0] / name)
+    with pytest.raises(ValueError, match=r"step_00000001 is damaged \(.*: resume from another checkpoint"):
+        train(args)
+    assert not mark.exists()
 
 
-def run_to_half(args: TrainArguments) -> dict[str, bytes]:
-    """Leave a run as one killed after its first checkpoint leaves it; return what it is when complete."""
-    run = Run(args)
-    assert run.end() == 0, run.printed
+def test_a_checkpoint_of_other_models_data_or_settings_is_refused(
+    settings: Settings, photos: Path, backbones: dict[str, Path], tmp_path: Path
+):
+    train(settings(max_train_steps=1))
+    other = shutil.copytree(backbones["text"], tmp_path / "other")
+    model = GPT2LMHeadModel.from_pretrained(other)
+    torch.nn.init.constant_(model.transformer.ln_f.weight, 1.25)
+    model.save_pretrained(other)
+    with (photos / "train" / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "0.png", "caption": "one caption more"}')
+    changes = {"text_model": str(other), "learning_rate": 0.5}
+    with pytest.raises(ValueError, match="step_00000001 belongs to a run with other models, data") as refused:
+        train(settings(max_train_steps=1, resume_from_checkpoint="latest", **changes))
+    for change in ("text model (fingerprint)", "images and captions (fingerprint)"):
+        assert change in str(refused.value)
+    assert "--learning_rate 0.01, now 0.5. Resume with" in str(refused.value)
+    assert "vision" not in str(refused.value)
+
+
+def test_a_resumed_run_may_change_settings_that_do_not_change_its_results(settings: Settings):
+    train(settings(max_train_steps=1))
+    changes = {"expected_train_images": 11, "expected_eval_images": 3, "max_checkpoints": 7}
+    changes |= {"dataloader_num_workers": 1, "checkpointing_steps": "9"}
+    assert train(settings(max_train_steps=1, resume_from_checkpoint="latest", **changes)).step == 1
+
+
+# --- Where a run resumes
+
+
+def test_a_run_resumed_from_an_older_checkpoint_repeats_what_came_after(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+):
+    common = {"max_train_steps": 6, "checkpointing_steps": "2", "max_checkpoints": 9}
+    args = settings(**common)
+    train(args)
     complete = contents(args.output_dir)
-    shutil.rmtree(Path(args.output_dir) / "last")
-    shutil.rmtree(list_checkpoints(Path(args.output_dir))[-1])
-    return complete
-
-
-def assert_fails(args: TrainArguments, named: str, file_limit: int | None = None) -> None:
-    checkpoint = list_checkpoints(Path(args.output_dir))[-1]
-    before = contents(checkpoint)
-    run = Run(args, file_limit=file_limit)
-    assert run.end() == 1, run.printed
-    message = run.printed.splitlines()[-2]  # the last line is the runner's own
-    assert re.search(rf"ituning: error: .*{named}.* could not be written \(.+\)\. Make room", message)
-    assert "Traceback" not in run.printed
-    assert contents(checkpoint) == before
-
-
-def assert_goes_on(args: TrainArguments, complete: dict[str, bytes]) -> None:
-    run = Run(args)
-    assert run.end() == 0, run.printed
+    older = list_checkpoints(Path(args.output_dir))[0]
+    train(settings(**common, resume_from_checkpoint=str(older)))
+    removed = [r.args[0] for r in caplog.records if r.getMessage().startswith("removed ")]
+    assert [path.name for path in removed] == ["last", "step_00000006", "step_00000004"]
     assert contents(args.output_dir) == complete
 
 
-@pytest.mark.parametrize(
-    ("limit", "common", "named"),
-    [
-        (20_000, FEW, "step_00000004"),  # safetensors' error
-        (40_000, FEW, "step_00000004"),  # PyTorch's
-        (20_000, FEW | {"eval_split": "val"}, "best"),
-        (3_000, MANY, "log.jsonl"),
-    ],
-)
-def test_a_file_that_cannot_grow_ends_the_run_and_keeps_the_checkpoint(
-    settings: Settings, limit: int, common: dict, named: str
-):
-    args = settings(**common, resume_from_checkpoint="latest")
-    complete = run_to_half(args)
-    assert_fails(args, named, file_limit=limit)
-    assert_goes_on(args, complete)
+def test_a_complete_run_is_left_unchanged(settings: Settings, capsys: pytest.CaptureFixture):
+    args = settings(max_train_steps=2, resume_from_checkpoint="latest")
+    train(args)
+    assert "There is no checkpoint to resume from yet" in capsys.readouterr().out
+    complete = contents(args.output_dir)
+    assert train(args).step == 2
+    assert "This run is complete: there is nothing left to do." in capsys.readouterr().out
+    assert contents(args.output_dir) == complete
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(settings: Settings, small_disk: Path):
-    args = settings(**FEW, resume_from_checkpoint="latest", output_dir=str(small_disk / "run"))
-    complete = run_to_half(args)
-    room = shutil.disk_usage(small_disk).free
-    (small_disk / "others").write_bytes(bytes(room - 50_000))
-    assert_fails(args, "step_00000004")
-    (small_disk / "others").unlink()
-    assert_goes_on(args, complete)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_ends_the_run_and_keeps_the_checkpoint(settings: Settings):
-    args = settings(**FEW, resume_from_checkpoint="latest")
-    complete = run_to_half(args)
-    folder = Path(args.output_dir) / "checkpoints"
-    folder.chmod(0o500)
-    assert_fails(args, "step_00000004")
-    folder.chmod(0o700)
-    assert_goes_on(args, complete)
-
-
-def test_a_run_that_ended_before_it_deleted_old_checkpoints_deletes_them(settings: Settings):
-    options = {"max_train_steps": 3, "checkpointing_steps": "1", "max_checkpoints": 2}
-    args = settings(**options)
-    assert Run(args).end() == 0
+def test_old_checkpoints_that_a_killed_run_did_not_remove_are_removed(settings: Settings):
+    args = settings(max_train_steps=3, checkpointing_steps="1", resume_from_checkpoint="latest")
+    train(args)
     complete = contents(args.output_dir)
     run = Path(args.output_dir)
     shutil.copytree(list_checkpoints(run)[0], run / "checkpoints" / "step_00000001")
     shutil.rmtree(run / "last")
-    assert Run(settings(**options, resume_from_checkpoint="latest")).end() == 0
+    train(args)
     assert contents(args.output_dir) == complete
 
 
-def test_a_run_that_goes_back_makes_what_came_after_again(settings: Settings):
-    args = settings(max_train_steps=4, checkpointing_steps="1", max_checkpoints=3)
-    assert Run(args).end() == 0
-    complete = contents(args.output_dir)
-    older = list_checkpoints(Path(args.output_dir))[0]
-    again = settings(
-        max_train_steps=4, checkpointing_steps="1", max_checkpoints=3, resume_from_checkpoint=str(older)
-    )
-    run = Run(again)
-    run.wait_for("validation loss")
-    assert run.end() == 0
-    assert "complete" not in run.printed
-    assert contents(args.output_dir) == complete
+def test_a_deleted_best_captioner_is_made_again(settings: Settings):
+    args = settings(max_train_steps=6, checkpointing_steps="3", resume_from_checkpoint="latest")
+    train(args)
+    for name in ("best", "last", "checkpoints/step_00000006"):
+        shutil.rmtree(Path(args.output_dir) / name)
+    train(args)
+    assert (Path(args.output_dir) / "best" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"])
-def test_a_checkpoint_from_a_stranger_runs_no_code(settings: Settings, tmp_path: Path, name: str):
-    train(settings(max_train_steps=1))
-    mark = tmp_path / "mark"
-    torch.save(LeavesAMark(mark), list_checkpoints(tmp_path / "run")[0] / name)
-    again = settings(max_train_steps=1, resume_from_checkpoint="latest")
-    with pytest.raises(ValueError, match=r"step_00000001 is damaged \(.*: resume from another checkpoint"):
-        train(again)
-    assert not mark.exists()
+# --- Failures to write
+
+
+def fail(error: Exception) -> Callable[..., None]:
+    def failing(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "error", "named"),
+    [
+        (Accelerator, "save_state", RuntimeError("PytorchStreamWriter failed"), "step_00000004"),
+        (loop, "save_captioner", SafetensorError("I/O error: File too large"), "last"),
+        (loop, "save_captioner", OSError(errno.ENOSPC, "No space left on device", "last/x.json"), "x.json"),
+    ],
+    ids=["checkpoint", "captioner", "disk"],
+)
+def test_a_run_that_cannot_write_names_the_file_and_can_be_resumed(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    owner: Any,
+    function: str,
+    error: Exception,
+    named: str,
+):
+    common = {"max_train_steps": 4, "checkpointing_steps": "2", "eval_split": "none"}
+    whole = settings(**common, output_dir=str(tmp_path / "whole"))
+    train(whole)
+    args = settings(**common, resume_from_checkpoint="latest")
+    train_until(args, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, fail(error))
+        with pytest.raises(TrainingError, match=rf"{named}.* could not be written \(.+\)\. Free some space"):
+            train(args)
+    assert sorted(p.name for p in Path(args.output_dir, "checkpoints").iterdir())[0] == "step_00000002"
+    train(args)
+    assert differences(args.output_dir, whole.output_dir) == []
+    assert adapter(args.output_dir).keys() == adapter(whole.output_dir).keys()

@@ -1,22 +1,27 @@
-"""A run that is killed at any point, and goes on by the same command, is the run that was never killed."""
+"""A run that is killed at any point and resumed by the same command writes the bytes of an unkilled run."""
 
+import os
 import random
-import signal
-import subprocess
+import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import psutil
 import pytest
-from runner import Run, contents, flags, start, torchrun
+from runs import Run, contents, count_log_lines, differences
+from torchrun import torchrun
 
 from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.run import train
 
 Settings = Callable[..., TrainArguments]
-SIGKILL = -signal.SIGKILL
 
-KILLED_RUNS = 8  # of each setup; each is killed once to three times
+KILLED_RUNS = 6  # of each setup in the long form
 
 # 11 images: an epoch is 3 steps of 4 images. Checkpoints fall between validations as well as upon them.
 COMMON = {
@@ -33,142 +38,124 @@ SETUPS = {
         "gradient_accumulation_steps": 2,
     },
     "bf16": {"mixed_precision": "bf16"},
-    "2 processes": {"per_device_train_batch_size": 2},
 }
 
-
-def make(settings: Settings, tmp_path: Path, setup: str, name: str) -> TrainArguments:
-    return settings(**COMMON, **SETUPS[setup], output_dir=str(tmp_path / name))
-
-
-def finish(args: TrainArguments) -> Run:
-    run = Run(args)
-    assert run.end() == 0, run.printed
-    return run
+_FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+_watchers: list[Callable[[str], None]] = []
 
 
-def differences(ours: TrainArguments, theirs: TrainArguments) -> list[str]:
-    """Return the files that two runs have not in common, byte for byte."""
-    one, two = contents(ours.output_dir), contents(theirs.output_dir)
-    return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+@cache
+def install_audit_hook() -> None:
+    """Let the last of the watchers see each path that Python is about to change; a hook cannot be removed."""
+
+    def audit(event: str, arguments: tuple) -> None:
+        if _watchers and event in _FILE_EVENTS:
+            _watchers[-1](str(arguments[0]))
+
+    sys.addaudithook(audit)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_run_killed_between_operations_on_its_files_is_the_same_run(
-    settings: Settings, tmp_path: Path, seed: int
+@contextmanager
+def snapshots(run: str, every: int, folder: Path) -> Iterator[list[Path]]:
+    """Copy a run's folder before every so many operations on its files: the states a kill could leave.
+
+    Yields:
+        The copies so far.
+    """
+    install_audit_hook()
+    copies: list[Path] = []
+    count, process = 0, os.getpid()
+
+    def watch(path: str) -> None:
+        nonlocal count
+        if os.getpid() == process and path.startswith(run + os.sep):
+            count += 1
+            if count % every == 0:
+                _watchers.append(lambda path: None)  # not of the copying itself
+                copies.append(shutil.copytree(run, folder / f"killed at {count}"))
+                _watchers.pop()
+
+    _watchers.append(watch)
+    try:
+        yield copies
+    finally:
+        _watchers.pop()
+
+
+@pytest.mark.parametrize(
+    ("setup", "every"),
+    [("bf16", 67), *(pytest.param(setup, 5, marks=pytest.mark.stress) for setup in SETUPS)],
+)
+def test_a_run_resumes_from_what_a_kill_between_two_file_operations_leaves(
+    settings: Settings, tmp_path: Path, setup: str, every: int
 ):
-    setup = ["one process", "bf16"][seed % 2]
-    whole, cut = (make(settings, tmp_path, setup, name) for name in ("whole", "cut"))
-    operations = finish(whole).file_operations
-    for kill_at in random.Random(seed).sample(range(1, operations), 2):
-        code = Run(cut, kill_at=kill_at).end()
-        assert code in (SIGKILL, 0)  # the second time it has less to do, and may end before it is killed
-    finish(cut)
-    assert differences(cut, whole) == []
+    args = settings(**COMMON, **SETUPS[setup], output_dir=str(tmp_path / "whole"))
+    with snapshots(args.output_dir, every, tmp_path) as copies:
+        train(args)
+    assert len(copies) >= 3
+    for copy in copies:
+        train(replace(args, output_dir=str(copy)))
+        assert differences(copy, args.output_dir) == [], copy.name
+        shutil.rmtree(copy)
 
 
-def test_the_command_killed_at_a_step_goes_on(settings: Settings, tmp_path: Path):
-    setup = "2 workers, 2 batches a step"
-    whole, cut = (make(settings, tmp_path, setup, name) for name in ("whole", "cut"))
-    finish(whole)
-    killed = start(["ituning", "train", *flags(cut)])
-    wait_for_lines(killed, cut, 4)
-    kill(killed)
-    complete(start(["ituning", "train", *flags(cut)]))
-    assert differences(cut, whole) == []
-
-    finished = contents(cut.output_dir)
-    assert "This run is complete: there is nothing left to do." in finish(cut).printed
-    assert contents(cut.output_dir) == finished
+def test_a_run_killed_with_its_workers_resumes(settings: Settings, tmp_path: Path):
+    whole, cut = (
+        settings(**COMMON, **SETUPS["2 workers, 2 batches a step"], output_dir=str(tmp_path / name))
+        for name in ("whole", "cut")
+    )
+    train(whole)
+    run = Run(cut, tmp_path / "output")
+    run.wait_until(lambda: count_log_lines(cut) >= 4)
+    run.kill()
+    train(cut)
+    assert differences(cut.output_dir, whole.output_dir) == []
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("setup", [name for name in SETUPS if name != "2 processes"])
-def test_random_kill_points(settings: Settings, tmp_path: Path, setup: str):
-    """Half of the kills fall between operations on files, half at any time of the run's life."""
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_run_killed_at_any_time_resumes(settings: Settings, tmp_path: Path, setup: str):
     rng = random.Random(setup)
-    finish(make(settings, tmp_path, setup, "first"))  # what all runs import is imported by the first
-    whole = make(settings, tmp_path, setup, "whole")
+    whole = settings(**COMMON, **SETUPS[setup], output_dir=str(tmp_path / "whole"))
+    train(whole)
     started = time.monotonic()
-    operations = finish(whole).file_operations
+    assert Run(replace(whole, output_dir=str(tmp_path / "timed")), tmp_path / "output").end() == 0
     seconds = time.monotonic() - started
     for point in range(KILLED_RUNS):
-        cut = make(settings, tmp_path, setup, f"cut{point}")
+        cut = replace(whole, output_dir=str(tmp_path / f"cut{point}"))
         for _ in range(rng.randint(1, 3)):
-            if point % 2:
-                Run(cut, kill_at=rng.randint(1, operations)).end()
-            else:
-                run = Run(cut)
-                time.sleep(rng.uniform(0, seconds))
-                run.signal(signal.SIGKILL, group=True)
-                run.end()
-        finish(cut)
-        assert differences(cut, whole) == []
-
-
-@pytest.mark.stress
-def test_small_backbones_left_half_made_are_made_again(photos: Path, tmp_path: Path):
-    def args(name: str) -> TrainArguments:
-        common = {"dataset": str(photos), "max_train_steps": 2, "resume_from_checkpoint": "latest"}
-        return TrainArguments(**common, output_dir=str(tmp_path / name))
-
-    finish(args("whole"))
-    killed = Run(args("cut"))
-    killed.wait_until(lambda: (tmp_path / "cut" / "backbones" / ".vision.partial").exists())
-    killed.signal(signal.SIGKILL, group=True)
-    assert killed.end() == SIGKILL
-    finish(args("cut"))
-    ours, theirs = (contents(tmp_path / name / "backbones") for name in ("cut", "whole"))
-    assert ours == theirs
-    assert adapters(args("cut")) == adapters(args("whole"))
+            run = Run(cut, tmp_path / "output")
+            time.sleep(rng.uniform(0, seconds))
+            if run.process.is_alive() and os.getpgid(run.process.pid) == run.process.pid:
+                run.kill()
+        train(cut)
+        assert differences(cut.output_dir, whole.output_dir) == []
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("victim", ["all", "rank 0", "rank 1"])
-def test_random_kill_points_of_two_processes(settings: Settings, tmp_path: Path, victim: str):
-    whole, cut = (make(settings, tmp_path, "2 processes", name) for name in ("whole", "cut"))
-    complete(torchrun(whole))
-    killed = torchrun(cut)
-    wait_for_lines(killed, cut, random.randint(1, 9))
-    time.sleep(random.uniform(0, 0.3))
-    if victim == "all":
-        kill(killed)
-    else:
-        kill_rank(killed, victim[-1])
-        killed.communicate(timeout=300)
-        assert killed.returncode == 1  # torchrun ended the other one
-    complete(torchrun(cut))
-    assert differences(cut, whole) == []
-
-
-def adapters(args: TrainArguments) -> dict[str, bytes]:
-    """Return the saved adapters; beside them stands the place of the backbones."""
-    return {n: b for n, b in contents(args.output_dir).items() if n.endswith("model.safetensors")}
-
-
-def complete(process: subprocess.Popen[str]) -> None:
-    printed = process.communicate(timeout=900)
-    assert process.returncode == 0, printed
-
-
-def wait_for_lines(process: subprocess.Popen[str], args: TrainArguments, lines: int) -> None:
-    log = Path(args.output_dir) / "log.jsonl"
-    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
-        assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(0.005)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a command with all its processes; torchrun's are in sessions of their own."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.suspend()  # none may see another one's end and act on it
-    for member in family:
-        member.kill()
-    process.communicate(timeout=60)
-    assert process.returncode == SIGKILL
-
-
-def kill_rank(process: subprocess.Popen[str], rank: str) -> None:
-    workers = psutil.Process(process.pid).children()
-    next(worker for worker in workers if worker.environ().get("RANK") == rank).kill()
+def test_two_processes_killed_at_any_time_resume(settings: Settings, tmp_path: Path, victim: str):
+    whole, cut = (
+        settings(**COMMON, per_device_train_batch_size=2, output_dir=str(tmp_path / name))
+        for name in ("whole", "cut")
+    )
+    with torchrun(whole, tmp_path / "whole output") as process:
+        assert process.wait(900) == 0
+    with torchrun(cut, tmp_path / "output") as process:
+        lines = random.randint(1, 9)
+        while count_log_lines(cut) < lines:
+            assert process.poll() is None, "the run ended before it was killed"
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.3))
+        launcher = psutil.Process(process.pid)
+        ranks = {child.environ().get("RANK"): child for child in launcher.children()}
+        killed = [launcher, *launcher.children(recursive=True)] if victim == "all" else [ranks[victim[-1]]]
+        for member in killed:
+            member.suspend()  # none may react to the end of another
+        for member in killed:
+            member.kill()
+        assert process.wait(300) == (-9 if victim == "all" else 1)  # torchrun ended the other one
+    with torchrun(cut, tmp_path / "output again") as process:
+        assert process.wait(900) == 0
+    assert differences(cut.output_dir, whole.output_dir) == []
+    assert contents(cut.output_dir)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run in good order, with a checkpoint; and leave nothing behind in the process."""
+"""SIGTERM and Ctrl-C end a run with a checkpoint, and leave no handler behind."""
 
 import os
 import re
@@ -10,21 +10,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runner import Run, contents, torchrun
+from runs import contents, count_log_lines, flags
+from torchrun import outputs, torchrun
 
-from ituning_hf.training import signals
+from ituning_hf.cli import main
+from ituning_hf.training import run, signals
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.errors import RunStopped
 from ituning_hf.training.signals import stop_on_signals
 
 Settings = Callable[..., TrainArguments]
 LONG = {"max_train_steps": 100_000, "eval_split": "none", "checkpointing_steps": "100000"}
-AGAIN = "go on by the same command with --resume_from_checkpoint latest"
 
 
 @pytest.fixture(autouse=True)
-def _signals_are_heard() -> Iterator[None]:
-    """Whoever runs the tests in the background may have them start with Ctrl-C ignored."""
+def _default_handlers() -> Iterator[None]:
+    """Python's own handlers: tests that run in the background start with Ctrl-C ignored."""
     handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     yield
@@ -32,8 +33,13 @@ def _signals_are_heard() -> Iterator[None]:
         signal.signal(signum, handler)
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
-    """As nohup and a script's background jobs have it."""
+def send(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+    time.sleep(0)  # a bytecode at which the handler can run
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As with nohup, and in a script's background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with stop_on_signals() as request:
         send(signal.SIGINT)
@@ -41,12 +47,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
-def send(signum: int) -> None:
-    os.kill(os.getpid(), signum)
-    time.sleep(0)  # a bytecode at which the handler can run
-
-
-def test_a_signal_before_the_first_step_ends_the_run_where_it_is():
+def test_a_signal_before_the_first_step_raises_at_once():
     for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         before = signal.getsignal(signum)
         message = f"stopped by {signum.name} before the first step"
@@ -56,13 +57,14 @@ def test_a_signal_before_the_first_step_ends_the_run_where_it_is():
         assert signal.getsignal(signum) == before
 
 
-def test_a_deferred_signal_is_noted_and_a_second_ctrl_c_ends_at_once(
+def test_a_deferred_signal_is_recorded_and_a_second_ctrl_c_ends_at_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
+    monkeypatch.setattr(signals, "SAME_PRESS_SECONDS", 60.0)
     with stop_on_signals() as stop:
         stop.deferred = True
         send(signal.SIGINT)
-        send(signal.SIGINT)  # the same press of the keys, passed on by a launcher
+        send(signal.SIGINT)  # the same key press, passed on by a launcher
         send(signal.SIGTERM)
         assert stop.signum == signal.SIGINT
         assert capfd.readouterr().err.count("finishing the step and saving a checkpoint") == 1
@@ -86,80 +88,66 @@ def test_other_threads_get_no_handlers():
 
 
 @pytest.mark.parametrize(
-    ("signum", "code", "workers", "group"),
-    [(signal.SIGTERM, 143, 0, False), (signal.SIGINT, 130, 1, True)],
+    ("signum", "code", "workers"), [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 1)], ids=["term", "int"]
 )
-def test_a_signal_saves_a_checkpoint_that_the_run_goes_on_from(
-    settings: Settings, signum: signal.Signals, code: int, workers: int, group: bool
+def test_a_signal_saves_a_checkpoint_to_resume_from(
+    settings: Settings, capsys: pytest.CaptureFixture, signum: signal.Signals, code: int, workers: int
 ):
-    """To the whole group, as a terminal sends it, the signal reaches the data loader's workers too."""
+    """A terminal sends Ctrl-C to the whole group, so to the data loader's workers too."""
     args = settings(**LONG, dataloader_num_workers=workers)
-    run = Run(args)
-    run.wait_for_step(3)
-    run.signal(signum, group)
-    assert run.end() == code, run.printed
-    step = int(run.printed.rsplit("after step ", 1)[1].split()[0])
-    assert step >= 3
-    message = f"ituning: stopped by {signum.name} after step {step} of 100000: {AGAIN}"
-    assert message in run.printed.splitlines()
-    assert "Traceback" not in run.printed
-    files = contents(Path(args.output_dir))
-    assert {name.split("/")[1] for name in files if name.startswith("checkpoints/")} == {f"step_{step:08d}"}
-    assert files["log.jsonl"].count(b"\n") == step
+
+    def interrupt() -> None:
+        while count_log_lines(args) < 3:
+            time.sleep(0.005)
+        for worker in psutil.Process().children() if workers else []:
+            worker.send_signal(signum)
+        os.kill(os.getpid(), signum)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert main(["train", *flags(args)]) == code
+    thread.join()
+    printed = capsys.readouterr().err
+    [step] = re.findall(rf"^ituning: stopped by {signum.name} after step (\d+) of 100000: ", printed, re.M)
+    assert "--resume_from_checkpoint latest" in printed
+    files = contents(args.output_dir)
+    checkpoints = {name.split("/")[1] for name in files if name.startswith("checkpoints/")}
+    assert checkpoints == {f"step_{int(step):08d}"}
+    assert files["log.jsonl"].count(b"\n") == int(step) >= 3
 
 
-def test_a_signal_while_the_data_is_made_ready_ends_the_run(photos: Path, tmp_path: Path):
-    """Making small backbones takes minutes, and there is nothing to save."""
-    args = TrainArguments(dataset=str(photos), output_dir=str(tmp_path / "run"))
-    run = Run(args)
-    run.wait_for("a GPT-2 on ")
-    started = time.monotonic()
-    run.signal(signal.SIGTERM)
-    assert run.end() == 143, run.printed
-    assert time.monotonic() - started < 20
-    assert f"ituning: stopped by SIGTERM before the first step: {AGAIN}" in run.printed.splitlines()
-    assert "Traceback" not in run.printed
-    assert sorted(contents(args.output_dir)) == [
-        ".lock",
-        "backbones/tokenizer/merges.txt",
-        "backbones/tokenizer/vocab.json",
-    ]
+def test_a_signal_while_the_model_is_loaded_ends_the_run(
+    settings: Settings, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    load_model = run.load_model
+
+    def interrupted(*arguments: object) -> object:
+        send(signal.SIGTERM)
+        return load_model(*arguments)
+
+    monkeypatch.setattr(run, "load_model", interrupted)
+    args = settings()
+    assert main(["train", *flags(args)]) == 143
+    assert "ituning: stopped by SIGTERM before the first step: " in capsys.readouterr().err
+    assert sorted(contents(args.output_dir)) == [".lock"]
 
 
-def stop_two_processes(args: TrainArguments, rank: str | None) -> None:
-    """Send SIGTERM to torchrun, or to one of its processes alone; both must have saved the same step."""
-    log = Path(args.output_dir) / "log.jsonl"
-    running = torchrun(args)
-    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.05)
-    family = psutil.Process(running.pid)
-    chosen = (
-        [child for child in family.children() if child.environ().get("RANK") == rank] if rank else [family]
-    )
-    chosen[0].terminate()
-    printed = running.communicate(timeout=300)[1]
-    stopped = re.findall(rf"^ituning: stopped by SIGTERM after step (\d+) of 100000: {AGAIN}$", printed, re.M)
-    assert len(stopped) == 1, printed
-    folder = Path(args.output_dir) / "checkpoints" / f"step_{int(stopped[0]):08d}"
-    assert {f"random_states_{rank}.pkl" for rank in (0, 1)} <= set(contents(folder))
-
-
-@pytest.mark.stress
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_signal_to_one_process_alone_stops_both(settings: Settings, rank: str):
-    stop_two_processes(settings(**LONG, per_device_train_batch_size=2), rank)
-
-
-def test_two_processes_stop_at_one_step_and_fail_with_one_message(settings: Settings):
-    """torchrun passes SIGTERM on; and a folder that is refused, by one process, ends both."""
+@pytest.mark.parametrize(
+    "rank", [None, *(pytest.param(rank, marks=pytest.mark.stress) for rank in ("0", "1"))]
+)
+def test_two_processes_stop_at_the_same_step(settings: Settings, tmp_path: Path, rank: str | None):
+    """SIGTERM to torchrun, which passes it on, or to one of its processes alone."""
     args = settings(**LONG, per_device_train_batch_size=2)
-    stop_two_processes(args, None)
-    refused = torchrun(args)
-    printed = refused.communicate(timeout=300)[1]
-    assert refused.returncode == 1  # torchrun's own, whatever its processes ended with
-    assert printed.count("ituning: error: --output_dir") == 1, printed
-    assert "holds another run" in printed
-    codes = re.findall(r"exitcode *: (-?\d+) ", printed)
-    # On a busy machine torchrun sends SIGTERM to the second before it has ended by itself.
-    assert set(codes) - {"-15", "143"} == {"2"}, printed
+    with torchrun(args, tmp_path / "output") as process:
+        while count_log_lines(args) < 3:
+            assert process.poll() is None, outputs(tmp_path / "output", "stderr")
+            time.sleep(0.05)
+        launcher = psutil.Process(process.pid)
+        ranks = {child.environ().get("RANK"): child for child in launcher.children()}
+        (launcher if rank is None else ranks[rank]).terminate()
+        process.wait(300)
+    first, second = outputs(tmp_path / "output", "stderr")
+    [step] = re.findall(r"^ituning: stopped by SIGTERM after step (\d+) of 100000: ", first, re.M)
+    assert "ituning: stopped" not in second
+    saved = {Path(name).name for name in contents(tmp_path / "run" / "checkpoints" / f"step_{int(step):08d}")}
+    assert {"random_states_0.pkl", "random_states_1.pkl"} <= saved

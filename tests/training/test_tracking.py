@@ -9,7 +9,7 @@ import pytest
 from small_models import read_log, train_until
 
 from ituning_hf.training.arguments import TrainArguments
-from ituning_hf.training.cli import train
+from ituning_hf.training.run import train
 
 Settings = Callable[..., TrainArguments]
 

@@ -13,8 +13,7 @@ from small_models import read_log, train_until, validation_scores
 import ituning_hf
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.training.arguments import TrainArguments
-from ituning_hf.training.cli import train
-from ituning_hf.training.state import TrainState
+from ituning_hf.training.run import train
 from ituning_hf.training.validation import SCORE_NAMES, Validation
 
 Settings = Callable[..., TrainArguments]
@@ -205,30 +204,6 @@ def test_patience_outlasts_an_interruption(settings: Settings):
     train_until(settings(**common), 6)
     state = train(settings(**common, resume_from_checkpoint="latest"))
     assert (state.step, state.validations_without_better) == (8, 3)
-
-
-def test_an_account_of_validations_by_hand():
-    state = TrainState()
-    seen = []
-    for step, value in enumerate([0.5, 0.6, 0.55, 0.61, 0.75], start=1):
-        state.step = step
-        is_best = state.take_validation(value, lower_is_better=False, threshold=0.1)
-        seen.append((is_best, state.best_metric, state.best_step, state.validations_without_better))
-    assert seen == [
-        (True, 0.5, 1, 0),
-        (True, 0.6, 2, 1),
-        (False, 0.6, 2, 2),
-        (True, 0.61, 4, 3),
-        (True, 0.75, 5, 0),
-    ]
-    state = TrainState()
-    assert [state.take_validation(v, lower_is_better=True, threshold=0.0) for v in (2.0, 1.0, 1.0, 1.5)] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert state.validations_without_better == 2
 
 
 def test_what_is_printed():

@@ -1,8 +1,9 @@
-"""What a run tells of itself beside its captioners: true, and nothing of the machine's folders or of time."""
+"""What a run records with its captioners: correct, and without paths, times or traces of an interruption."""
 
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,15 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from runs import contents
 from small_models import read_log, validation_scores
 
 import ituning_hf
-from ituning_hf.hub.training_record import TrainingRecord, ValidationRecord, read_training_record
-from ituning_hf.hub.writing import render_card
+from ituning_hf.hub.records import TrainingRecord, ValidationRecord, read_training_record
 from ituning_hf.training.arguments import TrainArguments
-from ituning_hf.training.cli import train
-from ituning_hf.training.record import training_record
-from ituning_hf.training.setup import TrainingData, load_data
-from ituning_hf.training.state import TrainState
+from ituning_hf.training.data import TrainingData, load_data
+from ituning_hf.training.identity import training_record
+from ituning_hf.training.run import train
 
 Settings = Callable[..., TrainArguments]
 
@@ -32,25 +32,22 @@ def record_of(args: TrainArguments, name: str = "last") -> TrainingRecord:
     return record
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_the_record_of_a_run(settings: Settings):
-    args = settings(max_train_steps=5, eval_steps="2", learning_rate=0.25)
+def test_record_of_a_run(settings: Settings):
+    args = settings(max_train_steps=5, eval_steps="2", eval_caption_images=2, learning_rate=0.25)
     state = train(args)
     best, last = (record_of(args, name) for name in ("best", "last"))
     losses = validation_scores(args.output_dir, "loss")
-    assert last.validation == ValidationRecord(step=5, scores={"loss": losses[5]}, num_scored=0)
-    assert best.validation == ValidationRecord(
-        step=state.best_step, scores={"loss": state.best_metric}, num_scored=0
-    )
-    assert (best.step, last.step, last.epoch) == (state.best_step, 5, 5 / 3)
+    assert isinstance(last.validation, ValidationRecord)
+    assert (last.validation.step, last.validation.num_scored) == (5, 2)
+    assert last.validation.scores["loss"] == losses[5]
+    assert last.validation.scores.keys() > {"bleu_4", "cider"}
+    assert (best.step, best.validation.scores["loss"]) == (state.best_step, state.best_metric)
+    assert (last.step, last.epoch) == (5, 5 / 3)
     assert (last.dataset, last.dataset_on_hub) == ("photos", False)
     assert (last.num_train_images, last.eval_split, last.num_eval_images) == (11, "val", 3)
     assert (last.num_processes, last.device[:4]) == (1, "CPU ")
     assert last.versions == {
-        "python": ".".join(map(str, os.sys.version_info[:3])),
+        "python": ".".join(map(str, sys.version_info[:3])),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
@@ -75,38 +72,28 @@ def test_the_record_of_a_run(settings: Settings):
         "text_model",
         "vision_model",
     }
+    card = (Path(args.output_dir) / "last" / "README.md").read_text()
+    assert "`photos`" in card
+    assert f"{read_log(args.output_dir)[-1]['validation_loss']:.4f}" in card
 
 
-def test_the_card_is_that_of_the_folder(settings: Settings):
-    args = settings(max_train_steps=3, eval_caption_images=2)
-    train(args)
-    for name in ("best", "last"):
-        folder = Path(args.output_dir) / name
-        text = (folder / "README.md").read_text()
-        assert text == str(render_card(folder))
-        assert "Data: `photos`." in text
-        assert (
-            f"{read_log(args.output_dir)[-1]['validation_loss']:.4f} per token. Greedy captions of 2" in text
-        )
-
-
-def test_no_place_on_this_machine_gets_out(settings: Settings, tmp_path: Path, photos: Path):
+def test_no_path_of_this_machine_is_recorded(settings: Settings, tmp_path: Path, photos: Path):
     train(settings(max_train_steps=1))
     for name in ("README.md", "training.json"):
         text = (tmp_path / "run" / "last" / name).read_text()
-        for place in (tmp_path, Path.home(), Path.cwd(), photos.parent):
-            assert str(place) + os.sep not in text
+        for path in (tmp_path, Path.home(), Path.cwd(), photos.parent):
+            assert str(path) + os.sep not in text
 
 
-def test_the_last_captioner_is_the_same_when_it_is_made_from_the_last_checkpoint(settings: Settings):
-    """As after a kill between them: its validation is not run again."""
-    args = settings(max_train_steps=4, eval_steps="3")
+def test_the_last_captioner_is_the_same_when_made_from_the_last_checkpoint(settings: Settings):
+    """As after a kill between them: the validation is not repeated."""
+    args = settings(max_train_steps=4, eval_steps="3", resume_from_checkpoint="latest")
     train(args)
     last = Path(args.output_dir) / "last"
     before = contents(last)
     assert {"README.md", "training.json"} < before.keys()
     shutil.rmtree(last)
-    train(settings(max_train_steps=4, eval_steps="3", resume_from_checkpoint="latest"))
+    train(args)
     assert contents(last) == before
 
 
@@ -116,6 +103,7 @@ def test_the_last_captioner_is_the_same_when_it_is_made_from_the_last_checkpoint
         ({"dataset": "scenes", "num_scenes": 20}, "scenes that ituning_hf draws", "val_share"),
         ({}, None, "num_scenes"),
     ],
+    ids=["scenes", "Python"],
 )
 def test_data_without_a_path(settings: Settings, changes: dict[str, Any], dataset: str | None, gone: str):
     args = settings(max_train_steps=1, eval_split="none", **changes)
@@ -125,8 +113,6 @@ def test_data_without_a_path(settings: Settings, changes: dict[str, Any], datase
     assert (record.dataset, record.dataset_on_hub, record.validation) == (dataset, False, None)
     assert (record.eval_split, record.num_eval_images) == (None, 0)
     assert gone not in record.settings
-    text = (Path(args.output_dir) / "last" / "README.md").read_text()
-    assert f"Data: {dataset or 'images given in Python'}." in text
 
 
 @pytest.mark.parametrize(
@@ -138,8 +124,8 @@ def test_data_without_a_path(settings: Settings, changes: dict[str, Any], datase
         ("/data/ann/dataset_coco.json", "dataset_coco.json", False),
     ],
 )
-def test_what_the_data_set_is_called(settings: Settings, dataset: str, name: str, on_hub: bool):
+def test_name_of_the_data_set(settings: Settings, dataset: str, name: str, on_hub: bool):
     identity = {"settings": settings(dataset=dataset).to_dict()}
-    record = training_record(identity, TrainingData([], []), TrainState(step=3), 2, Accelerator(cpu=True))
+    record = training_record(identity, TrainingData([], []), 3, 1.5, None, Accelerator(cpu=True))
     assert (record.dataset, record.dataset_on_hub) == (name, on_hub)
     assert "/data" not in json.dumps(record.settings | {"dataset": record.dataset})

@@ -1,0 +1,208 @@
+"""What a run reads: its images, batches of them, and a count of those that cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from ..captioner.processing_ituning import ITuningProcessor
+from ..data.dataset import CaptionDataset, Collator
+from ..data.inputs import FeatureInputs, ImageInputs, PixelInputs
+from ..data.records import CaptionedImage
+from ..data.sampler import ImageBatchSampler, SampleKey
+from ..data.workers import ignore_stop_signals, usable_workers
+from ..features.store import FeatureStore
+from ..utils.distributed import tell_once
+from ..utils.errors import UserError
+from .arguments import TrainArguments
+from .errors import TooManyUnreadableError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingData:
+    """The images of a run.
+
+    Args:
+        train: The images to train on.
+        evaluation: The images to validate on; empty for no validation.
+        features: Their stored features; None to open the images.
+    """
+
+    train: list[CaptionedImage]
+    evaluation: list[CaptionedImage]
+    features: FeatureStore | None = None
+
+    def fingerprint(self) -> str:
+        """Return a digest of the images' names and captions; pixels are not read."""
+        digest = hashlib.sha256()
+        for images in (self.train, self.evaluation):
+            digest.update(json.dumps([(image.name, image.captions) for image in images]).encode())
+        return digest.hexdigest()[:16]
+
+    def describe_features(self) -> str | None:
+        """Return the storage and the fingerprint of the features, None if the images are opened."""
+        if self.features is None:
+            return None
+        fingerprint = self.features.fingerprint([*self.train, *self.evaluation])
+        return f"{self.features.spec.storage} {fingerprint}"
+
+
+def load_data(args: TrainArguments) -> TrainingData:
+    """Read the splits that the settings name.
+
+    Raises:
+        UserError: for a data set that cannot be read, or that has not as many images as the settings say.
+        FileNotFoundError: if the data set or one of its images does not exist; with stored features, the
+            images need not.
+    """
+    require_images = args.features is None
+    train = args.load_split("train", args.seed, require_images=require_images)
+    args.check_count("expected_train_images", args.expected_train_images, train, args.seed)
+    evaluation: list[CaptionedImage] = []
+    if args.eval_split != "none":
+        num_scenes = max(1, args.num_scenes // 10)
+        try:
+            evaluation = args.load_split(
+                args.eval_split, args.seed, num_scenes, require_images=require_images
+            )
+        except ValueError as error:
+            raise UserError(f"{error}. To train without validation, give --eval_split none.") from error
+        args.check_count("expected_eval_images", args.expected_eval_images, evaluation, args.seed)
+    return TrainingData(train, evaluation)
+
+
+def with_features(data: TrainingData, folder: str | None) -> TrainingData:
+    """Open the stored features in a folder, and check that they cover all the images; None opens nothing."""
+    if folder is None:
+        return data
+    store = FeatureStore(folder)
+    for images in (data.train, data.evaluation):
+        store.require(images)
+    return replace(data, features=store)
+
+
+class Batches:
+    """Creates a run's samplers and data loaders, for training and for validation.
+
+    Args:
+        args: The settings.
+        processor: The captioner's processor.
+        accelerator: Knows how many processes share the images.
+        features: The stored features; None to open the images.
+    """
+
+    def __init__(
+        self,
+        args: TrainArguments,
+        processor: ITuningProcessor,
+        accelerator: Accelerator,
+        features: FeatureStore | None,
+    ) -> None:
+        self.args, self.processor, self.accelerator = args, processor, accelerator
+        self.features = features
+
+    def inputs(self, augmentation: Sequence[str] = ()) -> ImageInputs:
+        """Return the reader of images: of their pixels, or of their stored features."""
+        if self.features is not None:
+            return FeatureInputs(self.features)
+        return PixelInputs(self.processor.image_processor, augmentation, self.args.seed)
+
+    def sampler(
+        self, images: Sequence[CaptionedImage], accumulation_steps: int = 1, **options: Any
+    ) -> ImageBatchSampler:
+        """Return the sampler that divides images among the processes; `options` are for the sampler."""
+        return ImageBatchSampler(
+            num_images=len(images),
+            per_device_batch_size=self.args.per_device_train_batch_size,
+            gradient_accumulation_steps=accumulation_steps,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+            seed=self.args.seed,
+            **options,
+        )
+
+    def loader(
+        self,
+        images: Sequence[CaptionedImage],
+        batches: Iterable[list[SampleKey]],
+        captions_per_image: int,
+        augmentation: Sequence[str] = (),
+        collate: Any = None,
+        num_workers: int | None = None,
+    ) -> DataLoader:
+        """Return a data loader over batches of images.
+
+        Args:
+            images: The images that the keys index.
+            batches: The keys of each batch.
+            captions_per_image: The most captions taken of an image.
+            augmentation: Random changes of the images, in training.
+            collate: Makes a batch of items; by default the tensors that the captioner takes.
+            num_workers: Worker processes, at most one per core; by default as the settings say.
+        """
+        inputs = self.inputs(augmentation)
+        workers = self.args.dataloader_num_workers if num_workers is None else num_workers
+        max_tokens, seed = self.args.max_caption_tokens, self.args.seed
+        return DataLoader(
+            CaptionDataset(images, inputs, self.processor, captions_per_image, max_tokens, seed),
+            batch_sampler=batches,
+            collate_fn=collate or Collator(inputs, self.processor, captions_per_image),
+            num_workers=usable_workers(workers),
+            pin_memory=self.accelerator.device.type == "cuda",
+            worker_init_fn=ignore_stop_signals,
+            # Its own: a resumed run creates one loader more, which must not draw from dropout's generator.
+            generator=torch.Generator(),
+        )
+
+
+class SkippedImages:
+    """The images that this process could not read; each is logged once.
+
+    Args:
+        max_share: Of a split's images that may be unreadable.
+        accelerator: Of the run.
+    """
+
+    def __init__(self, max_share: float, accelerator: Accelerator) -> None:
+        self.max_share, self.accelerator = max_share, accelerator
+        self.problems: set[str] = set()
+
+    def add(self, problems: Iterable[str]) -> None:
+        """Log a warning for each image that was not reported before."""
+        for text in problems:
+            if text not in self.problems:
+                self.problems.add(text)
+                logger.warning("skipped: %s", text)
+
+    def check_limit(self, unreadable: int, images: Sequence[CaptionedImage]) -> None:
+        """End the run if too many images of a split are unreadable.
+
+        Args:
+            unreadable: How many of them could not be read, on all processes together.
+            images: All of the split.
+
+        Raises:
+            TooManyUnreadableError: if that is more than allowed, or all of them; on the main process.
+            OtherProcessError: then, on the others.
+        """
+        allowed = math.floor(round(self.max_share * len(images), 6))  # 0.29 of 100 is 28.999999999999996
+        if unreadable <= allowed and unreadable < len(images):
+            return
+        example = min(self.problems, default="see the warnings above")
+        message = (
+            f"{unreadable} of {len(images)} images could not be read, and --max_unreadable_share "
+            f"{self.max_share} allows {min(allowed, len(images) - 1)} (for example: {example}). Repair the "
+            "images or allow more."
+        )
+        tell_once(self.accelerator, TooManyUnreadableError(message))

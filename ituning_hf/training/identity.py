@@ -1,0 +1,145 @@
+"""What defines a run: a checkpoint must agree with it, and the saved captioners record it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from .._version import __version__
+from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..data.tables import is_hub_name
+from ..hub.records import TrainingRecord, ValidationRecord
+from ..utils.environment import device_name, library_versions
+from ..utils.errors import UserError
+from .arguments import TrainArguments
+from .data import TrainingData
+
+GIVEN_DATA = "(given in Python)"  # `run.json`'s name for data that no setting names
+
+# Settings that a resumed run may change. Backbones and features are identified by their fingerprints.
+_FREE_SETTINGS = frozenset(
+    {
+        "output_dir",
+        "resume_from_checkpoint",
+        "dataloader_num_workers",
+        "checkpointing_steps",
+        "vision_model",
+        "text_model",
+        "features",
+        "max_checkpoints",
+        "report_to",
+        "dry_run",
+        "expected_train_images",
+        "expected_eval_images",
+        "max_unreadable_share",
+    }
+)
+# In the identity by name; in messages by these words.
+_PARTS = {
+    "vision_model_fingerprint": "vision model (fingerprint)",
+    "text_model_fingerprint": "text model (fingerprint)",
+    "num_images": "training images",
+    "data_fingerprint": "images and captions (fingerprint)",
+    "image_features": "stored features",
+    "num_processes": "processes",
+}
+
+
+def run_identity(
+    args: TrainArguments, model: ITuningForCaptioning, data: TrainingData, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Return what a checkpoint must have in common with a run that resumes from it."""
+    settings = {name: value for name, value in args.to_dict().items() if name not in _FREE_SETTINGS}
+    settings["vision_feature_layer"] = model.config.vision_feature_layer  # features may have chosen it
+    settings["mixed_precision"] = accelerator.mixed_precision  # `accelerate config` may have chosen it
+    return {
+        "settings": _with_absolute_paths(settings, "dataset", "image_root"),
+        "num_processes": accelerator.num_processes,
+        "num_images": len(data.train),
+        "data_fingerprint": data.fingerprint(),
+        "image_features": data.describe_features(),
+        "vision_model_fingerprint": model.config.vision_model_fingerprint,
+        "text_model_fingerprint": model.config.text_model_fingerprint,
+        "ituning_hf": __version__,
+    }
+
+
+def run_description(args: TrainArguments, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of `run.json`: the identity, with all settings from which to repeat the run."""
+    excluded = ("output_dir", "resume_from_checkpoint", "dry_run")
+    settings = {name: value for name, value in args.to_dict().items() if name not in excluded}
+    settings = _with_absolute_paths(settings, "vision_model", "text_model", "features")
+    return identity | {"settings": settings | identity["settings"]}
+
+
+def check_same_run(saved: dict[str, Any], identity: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse a checkpoint of other models, data or settings.
+
+    Args:
+        saved: The checkpoint's identity.
+        identity: This run's identity.
+        checkpoint: The checkpoint's folder, for the message.
+
+    Raises:
+        UserError: with everything that differs.
+    """
+    pairs = {text: (saved.get(name), identity[name]) for name, text in _PARTS.items()}
+    for name, value in identity["settings"].items():
+        pairs[f"--{name}"] = (saved["settings"].get(name), value)
+    changed = [f"{name} {was!r}, now {now!r}" for name, (was, now) in pairs.items() if was != now]
+    if changed:
+        raise UserError(
+            f"{checkpoint} belongs to a run with other models, data or settings: it had "
+            f"{'; '.join(changed)}. Resume with the same, or start a new run in another --output_dir."
+        )
+
+
+def training_record(
+    identity: dict[str, Any],
+    data: TrainingData,
+    step: int,
+    epoch: float,
+    validation: dict[str, Any] | None,
+    accelerator: Accelerator,
+) -> TrainingRecord:
+    """Return what `training.json` says about a captioner; an interruption of the run does not change it.
+
+    Args:
+        identity: From `run_identity`.
+        data: The images.
+        step: Optimizer steps taken.
+        epoch: The same in passes over the training images.
+        validation: The last validation, as a `ValidationRecord` by name.
+        accelerator: Where it runs.
+    """
+    settings = dict(identity["settings"])
+    dataset = settings.pop("dataset")
+    for name in ("image_root", "val_share" if dataset == "scenes" else "num_scenes"):  # paths, unused
+        settings.pop(name)
+    # A path on this machine means nothing elsewhere: its last part is enough.
+    names: dict[str, str | None] = {GIVEN_DATA: None, "scenes": "scenes that ituning_hf draws"}
+    shown = names.get(dataset, os.path.basename(dataset) if os.path.isabs(dataset) else dataset)
+    return TrainingRecord(
+        dataset=shown,
+        dataset_on_hub=shown == dataset and is_hub_name(dataset),
+        num_train_images=len(data.train),
+        eval_split=settings["eval_split"] if data.evaluation else None,
+        num_eval_images=len(data.evaluation),
+        step=step,
+        epoch=epoch,
+        settings=settings,
+        features=None if data.features is None else data.features.spec.storage,
+        validation=None if validation is None else ValidationRecord(**validation),
+        versions=library_versions(),
+        device=device_name(accelerator.device),
+        num_processes=accelerator.num_processes,
+    )
+
+
+def _with_absolute_paths(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return settings in which those that name something on this disk do so from any folder."""
+    paths = {name: settings[name] for name in names if settings[name] and os.path.exists(settings[name])}
+    return settings | {name: os.path.abspath(path) for name, path in paths.items()}

@@ -1,0 +1,154 @@
+"""A training run, from its settings to the captioner on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+
+from ..data.dataset import count_over_long
+from ..hub.inspection import describe_config
+from ..utils.determinism import full_determinism
+from ..utils.distributed import create_accelerator, leave_group, one_fate
+from ..utils.output_folders import require_writable
+from .arguments import TrainArguments
+from .checkpoints import TrainState
+from .data import TrainingData, load_data, with_features
+from .dry_run import dry_run
+from .identity import GIVEN_DATA
+from .loop import CaptionTrainer
+from .run_folder import BEST, LAST, claim_output_dir, find_starting_point
+from .setup import load_model, with_backbones
+from .signals import StopRequest, stop_on_signals
+from .tracking import require_trackers
+from .validation import SCORE_NAMES, require_scorers
+
+FEW_STEPS = 100  # captions of 30 photographs did not end after 76 optimizer steps, but did after 120
+
+
+def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
+    """Train a captioner as the settings say.
+
+    A run can be ended at any time and resumed with `resume_from_checkpoint="latest"`, to the same bytes.
+    That setting may be there from the start: the same command then starts a run, resumes it, and does
+    nothing once it is complete. After SIGTERM or Ctrl-C a run finishes its step and saves a checkpoint.
+    `torchrun` passes signals to its processes, `accelerate launch` does not.
+
+    Args:
+        args: The settings.
+        data: The images; by default those that the settings name.
+
+    Returns:
+        The progress and the best validation; the captioners are in `args.output_dir`, "best" and "last".
+
+    Raises:
+        UserError, OSError: for settings, data or backbones that cannot be used, before long work starts.
+        NonFiniteLossError: at a NaN or infinite loss or gradient.
+        TooManyUnreadableError: if too many images cannot be read.
+        TrainingError: if a checkpoint, a captioner or the log cannot be written.
+        RunStopped: after SIGTERM or Ctrl-C; a KeyboardInterrupt.
+    """
+    require_trackers(args.report_to)
+    if args.eval_caption_images:
+        require_scorers(args.metric_for_best_model)
+    args = with_backbones(args)
+    if data is not None:
+        args = replace(args, dataset=GIVEN_DATA)
+    with full_determinism(args.full_determinism, args.seed), stop_on_signals() as stop:
+        accelerator = create_accelerator(
+            args.mixed_precision,
+            log_with=args.report_to or None,
+            project_dir=os.path.join(args.output_dir, "tensorboard"),
+        )
+        with one_fate(accelerator):
+            data = with_features(data or load_data(args), args.features)
+        state = _run(args, data, accelerator, stop)
+    leave_group()
+    accelerator.end_training()
+    return state
+
+
+def _run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, stop: StopRequest) -> TrainState:
+    def report(text: str) -> None:
+        with suppress(OSError):  # the reader of a pipe has gone; the run continues
+            accelerator.print(text, flush=True)
+
+    with _claimed(args, accelerator) as checkpoint:
+        if args.dry_run:
+            report("Dry run: one optimizer step; nothing is written.")
+        elif args.resume_from_checkpoint is not None and checkpoint is None:
+            report("There is no checkpoint to resume from yet: the run starts from the beginning.")
+        set_seed(args.seed)  # the adapters' initial weights are the same on every process
+        model, processor = load_model(args, data.features, accelerator.device)
+        trainer = CaptionTrainer(args, model, processor, data, accelerator, stop)
+        if accelerator.is_main_process:
+            for line in describe_run(trainer):
+                report(line)
+        if args.dry_run:
+            dry_run(trainer, checkpoint, report)
+            return trainer.state
+        state = trainer.train(checkpoint)
+    for line in _describe_result(trainer):
+        report(line)
+    return state
+
+
+@contextmanager
+def _claimed(args: TrainArguments, accelerator: Accelerator) -> Iterator[Path | None]:
+    """Claim the run's folder on the main process; give all processes the checkpoint to resume from."""
+    output_dir, checkpoint = Path(args.output_dir), None
+    with ExitStack() as claimed:
+        with one_fate(accelerator):
+            if accelerator.is_main_process and args.dry_run:
+                checkpoint = find_starting_point(output_dir, args.resume_from_checkpoint)
+                require_writable(output_dir)
+            elif accelerator.is_main_process:
+                claim = claim_output_dir(output_dir, args.resume_from_checkpoint)
+                checkpoint = claimed.enter_context(claim)
+        yield broadcast_object_list([checkpoint])[0]
+
+
+def describe_run(trainer: CaptionTrainer) -> list[str]:
+    """Return what a run trains on what, one line each."""
+    model, data, args, config = trainer.captioner, trainer.data, trainer.args, trainer.captioner.config
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = describe_config(config)["parameters"]["total"]  # the encoder may not be loaded
+    lines = [
+        f"Backbones  {config.vision_model_name_or_path} + {config.text_model_name_or_path} (frozen)",
+        f"Adapter    r = {config.adapter_hidden_size}, {config.adapter_num_heads} heads, in "
+        f"{len(config.adapter_layers)} of {config.text_config.num_hidden_layers} layers",
+        f"Trainable  {trainable:,} of {total:,} parameters ({trainable / total:.2%})",
+        f"Images     {len(data.train):,} to train on, {len(data.evaluation):,} for validation",
+    ]
+    if data.features is not None:
+        spec = data.features.spec
+        lines.append(
+            f"Features   {spec.storage}, {spec.num_tokens} x {spec.hidden_size} for each image, in "
+            f"{args.features}; neither images nor vision encoder are loaded"
+        )
+    if over_long := count_over_long(data.train, trainer.processor, args.max_caption_tokens):
+        lines.append(f"Captions   {over_long:,} are cut at {args.max_caption_tokens} tokens")
+    if trainer.total_steps < FEW_STEPS:
+        lines.append(
+            f"Few steps  {trainer.total_steps:,} in all: the captioner may not learn where captions end; "
+            "train more epochs, or use smaller batches"
+        )
+    return lines
+
+
+def _describe_result(trainer: CaptionTrainer) -> list[str]:
+    """Return what a run produced, one line each; every process must call it."""
+    state, output_dir, lines = trainer.state, trainer.output_dir, []
+    unreadable = len(set(gather_object(sorted(trainer.skipped.problems))))
+    if unreadable:
+        lines.append(f"Skipped    {unreadable:,} images that could not be read")
+    if state.best_metric is not None:
+        metric = SCORE_NAMES[trainer.args.metric_for_best_model]
+        reached = f"validation {metric} {state.best_metric:.4f}, step {state.best_step}"
+        lines.append(f"Best       {output_dir / BEST}  ({reached})")
+    return [*lines, f"Last       {output_dir / LAST}  (step {state.step})"]

@@ -1,0 +1,165 @@
+"""Folders of a run: complete or absent, and one run in each."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from runs import contents
+
+from ituning_hf.training.errors import TrainingError
+from ituning_hf.training.run_folder import (
+    STATE_FILE,
+    checkpoint_folder,
+    claim_output_dir,
+    list_checkpoints,
+    remove_folder,
+    shared_folder,
+)
+
+
+def write(folder: Path, text: str, error: Exception | None = None) -> None:
+    with shared_folder(Accelerator(cpu=True), folder) as draft:
+        (draft / "file").write_text(text)
+        if error is not None:
+            raise error
+
+
+def claim(run: Path, resume_from: str | None = None) -> Path | None:
+    """Claim a folder and release it."""
+    with claim_output_dir(run, resume_from) as start:
+        return start
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    folder = checkpoint_folder(run, step)
+    folder.mkdir(parents=True)
+    (folder / STATE_FILE).write_text("{}")
+    return folder
+
+
+# --- Written completely or not at all
+
+
+def test_a_folder_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path):
+    write(tmp_path / "best", "old")
+    write(tmp_path / "best", "new")
+    assert contents(tmp_path) == {"best/file": b"new"}
+
+
+def test_an_error_while_writing_leaves_the_old_folder(tmp_path: Path):
+    write(tmp_path / "best", "old")
+    with pytest.raises(TrainingError, match="best could not be written"):
+        write(tmp_path / "best", "half", OSError("disk full"))
+    assert contents(tmp_path) == {"best/file": b"old"}
+    # As a kill between the two renames leaves it.
+    (tmp_path / "best").rename(tmp_path / ".best.old")
+    with pytest.raises(KeyError):
+        write(tmp_path / "best", "half", KeyError("a bug"))
+    assert contents(tmp_path) == {"best/file": b"old"}
+
+
+def test_everything_is_on_disk_before_the_folder_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    happened: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def sync(descriptor: int) -> None:
+        happened.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def move(source: Path, target: Path, **options: None) -> None:
+        happened.append(f"{Path(source).name} -> {Path(target).name}")
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", move)
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "best", "new")
+    assert happened == ["file", ".best.partial", ".best.partial -> best", "run"]
+
+
+def test_a_folder_that_is_being_removed_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    old, new = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
+
+    def killed(path: Path) -> None:
+        assert list_checkpoints(tmp_path) == [new]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_folder(old)
+    assert list_checkpoints(tmp_path) == [new]
+    assert claim(tmp_path, "latest") == new
+    assert list((tmp_path / "checkpoints").iterdir()) == [new]
+
+
+# --- One run in each folder
+
+
+def test_another_runs_folder_is_refused_unless_it_is_resumed(tmp_path: Path):
+    run, other = tmp_path / "run", checkpoint(tmp_path / "other", 5)
+    assert claim(run) is None
+    folder = checkpoint(run, 5)
+    checkpoint_folder(run, 9).mkdir()  # not complete
+    with pytest.raises(FileExistsError, match="holds another run: give another folder"):
+        claim(run)
+    with pytest.raises(ValueError, match="is outside --output_dir"):
+        claim(run, str(other))
+    assert claim(run, "latest") == claim(run, str(folder)) == folder
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_captioner_is_not_overwritten_by_a_new_run(tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileExistsError, match="holds another run"):
+        claim(tmp_path)
+
+
+def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path):
+    """As one that was killed before its first checkpoint: one command starts a run and resumes it."""
+    assert claim(tmp_path / "run", "latest") is None
+    for name in ("best", "checkpoints"):
+        (tmp_path / "run" / name).mkdir()
+    assert claim(tmp_path / "run", "latest") is None
+    (tmp_path / "run" / "best").rmdir()
+    (tmp_path / "run" / "run.json").touch()
+    assert claim(tmp_path / "run") is None
+    (tmp_path / "run" / "last").mkdir()
+    with pytest.raises(FileExistsError, match="holds a finished run without checkpoints: there is nothing"):
+        claim(tmp_path / "run", "latest")
+
+
+def test_a_missing_checkpoint_is_named_and_nothing_is_created(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"step_1 is not a checkpoint: it has no trainer_state\.json"):
+        claim(tmp_path / "run", str(tmp_path / "run" / "checkpoints" / "step_1"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_runs_drafts_are_removed_and_other_files_are_not(tmp_path: Path):
+    whole = checkpoint(tmp_path, 3)
+    for folder in (".best.old", ".last.partial", "checkpoints/.step_00000004.partial"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "file").touch()
+    for file in (".run.json.partial", ".log.jsonl.partial", "mine.old", ".mine.partial"):
+        (tmp_path / file).touch()
+    assert claim(tmp_path, "latest") == whole
+    kept = [".lock", ".mine.partial", "best/file", "checkpoints/step_00000003/trainer_state.json", "mine.old"]
+    assert sorted(contents(tmp_path)) == kept
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(PermissionError, match=r"cannot be written to"):
+        claim(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("resume_from", [None, "latest"])
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, resume_from: str | None):
+    refused = pytest.raises(FileExistsError, match=r"another run .*--output_dir")
+    with claim_output_dir(tmp_path, None), refused:
+        claim(tmp_path, resume_from)
+    assert claim(tmp_path, resume_from) is None

@@ -1,0 +1,63 @@
+"""The models that a run starts from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_models import read_log
+
+from ituning_hf.training import setup
+from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.run import train
+from ituning_hf.training.setup import SCENE_BACKBONES, with_backbones
+
+Settings = Callable[..., TrainArguments]
+
+
+@pytest.mark.parametrize(
+    ("given", "vision", "text"),
+    [
+        ({"dataset": "photos"}, "openai/clip-vit-base-patch16", "gpt2"),
+        ({"dataset": "photos", "text_model": "mine"}, "openai/clip-vit-base-patch16", "mine"),
+        ({"dataset": "photos", "vision_model": "mine"}, "mine", "gpt2"),
+        ({"dataset": "photos", "size": "large"}, "openai/clip-vit-base-patch16", "gpt2-large"),
+        ({"dataset": "photos", "features": "stored"}, None, "gpt2"),
+        ({}, str(SCENE_BACKBONES / "vision"), str(SCENE_BACKBONES / "text")),
+        ({"features": "stored"}, None, str(SCENE_BACKBONES / "text")),
+    ],
+)
+def test_default_backbones(given: dict, vision: str | None, text: str):
+    args = with_backbones(TrainArguments(**given))
+    assert (args.vision_model, args.text_model) == (vision, text)
+
+
+def test_default_backbones_that_cannot_be_reached_are_one_clear_error(photos: Path, tmp_path: Path):
+    """Tests are offline, and the cache has no such models."""
+    args = TrainArguments(dataset=str(photos), output_dir=str(tmp_path / "run"))
+    advice = r"openai/clip-vit-base-patch16.*give --vision_model FOLDER .* and --text_model FOLDER"
+    with pytest.raises(OSError, match=advice):
+        train(args)
+
+
+def test_default_backbones_are_loaded_by_name(
+    settings: Settings, backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(setup, "DEFAULT_VISION_MODEL", str(backbones["clip"]))
+    monkeypatch.setattr(setup, "DEFAULT_TEXT_MODEL", str(backbones["text"]))
+    given, default = (
+        settings(max_train_steps=1, output_dir=f"{settings().output_dir} {name}", **models)
+        for name, models in (("given", {}), ("default", {"vision_model": None, "text_model": None}))
+    )
+    train(given)
+    train(default)
+    assert read_log(default.output_dir) == read_log(given.output_dir)
+
+
+def test_captions_longer_than_the_language_model_are_refused(settings: Settings):
+    with pytest.raises(ValueError, match="--max_caption_tokens is 64, and the language model has only 48"):
+        train(settings(max_caption_tokens=64))
+
+
+def test_a_data_set_without_the_validation_split_says_what_to_do(settings: Settings):
+    with pytest.raises(ValueError, match="To train without validation, give --eval_split none"):
+        train(settings(eval_split="test"))
