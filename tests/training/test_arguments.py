@@ -13,7 +13,7 @@ from ituning_hf.training.arguments import SECTIONS, TrainArguments
 REFUSED: dict[str, list[Any]] = {
     "adapter_hidden_size": [0],
     "adapter_num_heads": [0],
-    "adapter_layers": [3],
+    "adapter_layers": [[0.5]],
     "adapter_dropout": [1.0],
     "dataset": [" "],
     "image_column": [""],
