@@ -176,11 +176,7 @@ class ITuningAdapter(nn.Module):
 
 
 def check_rows(rows: int, images: int) -> None:
-    """Refuse text rows that cannot be divided evenly among the images.
-
-    Raises:
-        ValueError: with both numbers.
-    """
+    """Raise `ValueError` if the text rows cannot be divided evenly among the images."""
     if rows == 0 or images == 0 or rows % images:
         raise ValueError(
             f"input_ids has {rows} rows for {images} images: the rows must be a multiple of the images, "
@@ -189,17 +185,7 @@ def check_rows(rows: int, images: int) -> None:
 
 
 def check_visual_features(features: torch.Tensor, width: int, name: str = "visual_features") -> None:
-    """Refuse a visual memory of another shape than (num_images, N, d_v).
-
-    Args:
-        features: The visual memory.
-        width: The vision encoder's width d_v.
-        name: The caller's name for it.
-
-    Raises:
-        TypeError: if it is not a tensor.
-        ValueError: with both shapes.
-    """
+    """Raise an error if the visual memory has another shape than (num_images, N, d_v)."""
     if not isinstance(features, torch.Tensor):
         raise TypeError(
             f"{name} is a {type(features).__name__}, expected a tensor: give the encoder's last_hidden_state."

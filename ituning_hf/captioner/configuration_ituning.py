@@ -184,13 +184,8 @@ def _without_attn_implementation(stored: dict[str, Any]) -> dict[str, Any]:
 def resolve_adapter(options: Any, decoder: Any) -> None:
     """Replace the adapter options that are `None` by the decoder's sizes, and check all of them.
 
-    Args:
-        options: Has `adapter_hidden_size`, `adapter_num_heads`, `adapter_layers`, `adapter_scale` and
-            `adapter_dropout`; the first three are resolved in place.
-        decoder: The language model's configuration.
-
-    Raises:
-        CaptionerError: if a value is out of its range.
+    `options` has the fields `adapter_...` of [`ITuningConfig`]; `decoder` is the language model's
+    configuration.
     """
     if options.adapter_hidden_size is None:
         options.adapter_hidden_size = decoder.hidden_size // 2

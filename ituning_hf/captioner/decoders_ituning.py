@@ -26,35 +26,20 @@ VisualKeyValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 class DecoderFamily:
-    """What the captioner needs to know of one decoder architecture.
+    """What the captioner needs to know of one decoder architecture."""
 
-    Attributes:
-        model_type: The architecture's name in Transformers' configurations.
-        model_class: Transformers' class of the language model with its output layer.
-        decoder_class: The language model without its output layer.
-        layer_class: One decoder layer.
-        adapted_layer_class: The subclass of `layer_class` that holds an adapter.
-        layers_path: Where the list of layers is inside the language model.
-        attention_name: The name of a layer's self-attention, which holds `config` and `layer_idx`.
-        ffn_norm_name: The name of the norm whose output the feed-forward network reads.
-        architecture: The configuration fields that must agree for equal weights to be an equal model.
-        weight_prefix: What precedes the names of the decoder's weights on disk in some checkpoints.
-        first_weight: The name, without that prefix, of a weight that every checkpoint has.
-        not_weights: Matches the names of buffers and tied copies, which only some checkpoints contain.
-    """
-
-    model_type: str
-    model_class: type[PreTrainedModel]
-    decoder_class: type[PreTrainedModel]
+    model_type: str  # as in Transformers' configurations
+    model_class: type[PreTrainedModel]  # the language model with its output layer
+    decoder_class: type[PreTrainedModel]  # the language model without its output layer
     layer_class: type[GradientCheckpointingLayer]
-    adapted_layer_class: type[AdaptedLayer]
-    layers_path: str
-    attention_name: str
-    ffn_norm_name: str
-    architecture: tuple[str, ...]
-    weight_prefix: str
-    first_weight: str
-    not_weights: re.Pattern[str]
+    adapted_layer_class: type[AdaptedLayer]  # the subclass of `layer_class` that has an adapter
+    layers_path: str  # of the list of layers, inside the language model
+    attention_name: str  # of a layer's self-attention, which has `config` and `layer_idx`
+    ffn_norm_name: str  # of the norm whose output the feed-forward network reads
+    architecture: tuple[str, ...]  # fields that must agree for equal weights to be an equal model
+    weight_prefix: str  # precedes the names of the decoder's weights in some checkpoints
+    first_weight: str  # a weight that every checkpoint has, without the prefix
+    not_weights: re.Pattern[str]  # buffers and tied copies, which only some checkpoints have
 
     def load(self, name: str, **kwargs: Any) -> Any:
         """Call the model class's own `from_pretrained`."""
@@ -64,14 +49,14 @@ class DecoderFamily:
         """Compute a frozen layer, and also return what its feed-forward network reads.
 
         Args:
-            layer: The layer, adapted or not.
+            layer: The layer, with or without an adapter.
             hidden_states: The layer's input, of shape (rows, T, d).
-            *args: The other positional arguments with which the decoder calls its layers.
-            **kwargs: The keyword arguments with which the decoder calls its layers.
+            *args: Other arguments with which the decoder calls its layers.
+            **kwargs: Other keyword arguments with which the decoder calls its layers.
 
         Returns:
-            X, the normed input of the feed-forward network, and the layer's output, both of shape
-            (rows, T, d). dX is added to the output.
+            X, the normed input of the feed-forward network, and the layer's output, to which dX is added.
+            Both have shape (rows, T, d).
         """
         raise NotImplementedError
 
@@ -137,10 +122,6 @@ class AdaptedLayer(nn.Module):
 
     The keys and values of the images come with every call, as a keyword argument that the decoder passes to
     all its layers. No module keeps them, so threads can share one model.
-
-    Args:
-        layer: The frozen layer.
-        adapter: Its adapter.
     """
 
     family: DecoderFamily
@@ -162,11 +143,11 @@ class AdaptedLayer(nn.Module):
         visual_attentions: dict[int, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Compute the layer.
+        """Compute the layer; the arguments not listed here are the frozen layer's own.
 
         Args:
             hidden_states: The layer's input, of shape (rows, T, d), rows image-major.
-            *args: Positional arguments of the frozen layer.
+            *args: Arguments of the frozen layer.
             visual_key_values: For each adapted layer, the keys and values of the images, each of shape
                 (num_images, h, N, r / h). Without them the layer is the frozen one.
             visual_attentions: If given, receives this layer's attention over the image, of shape
@@ -263,11 +244,7 @@ _FAMILIES = {family.model_type: family for family in (GPT2Family(),)}
 
 
 def decoder_family(config: Any) -> DecoderFamily:
-    """Return the family of a language model's configuration.
-
-    Raises:
-        CaptionerError: if the architecture is not supported.
-    """
+    """Return the family of a language model's configuration, or raise `CaptionerError`."""
     if (family := _FAMILIES.get(config.model_type)) is None:
         raise CaptionerError(
             f"The language model's model_type is {config.model_type!r}, expected one of {sorted(_FAMILIES)}."

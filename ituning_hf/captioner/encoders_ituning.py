@@ -18,28 +18,18 @@ from .configuration_ituning import CaptionerError
 
 
 class EncoderFamily:
-    """What the captioner needs to know of one vision encoder architecture.
+    """What the captioner needs to know of one vision encoder architecture."""
 
-    Attributes:
-        model_type: The architecture's name in Transformers' configurations.
-        model_class: Transformers' class of the vision encoder.
-        image_processor_class: The image processor. Always the one over PIL: torchvision's resizing gives
-            slightly different pixels, and a captioner must not depend on what else is installed.
-        has_class_token: Whether the first token stands for the whole image.
-        architecture: The configuration fields that must agree for equal weights to be an equal model.
-        weight_prefix: What precedes the names of the encoder's weights on disk in some checkpoints.
-        first_weight: The name, without that prefix, of a weight that every checkpoint has.
-        not_weights: Matches the names of buffers, which only some checkpoints contain.
-    """
-
-    model_type: str
+    model_type: str  # as in Transformers' configurations
     model_class: type[PreTrainedModel]
+    # Always the one over PIL: torchvision's resizing gives slightly different pixels, and a captioner must
+    # not depend on what else is installed.
     image_processor_class: Any
-    has_class_token: bool
-    architecture: tuple[str, ...]
-    weight_prefix: str
-    first_weight: str
-    not_weights: re.Pattern[str]
+    has_class_token: bool  # whether the first token is not of a patch
+    architecture: tuple[str, ...]  # fields that must agree for equal weights to be an equal model
+    weight_prefix: str  # precedes the names of the encoder's weights in some checkpoints
+    first_weight: str  # a weight that every checkpoint has, without the prefix
+    not_weights: re.Pattern[str]  # buffers, which only some checkpoints have
 
     def load(self, name: str, **kwargs: Any) -> Any:
         """Call the model class's own `from_pretrained`."""
@@ -66,9 +56,6 @@ class EncoderFamily:
 
         Returns:
             The hidden state, of shape (num_images, N, d_v).
-
-        Raises:
-            ValueError: if `pixel_values` has another shape.
         """
         config = model.config
         image_shape = (config.num_channels, config.image_size, config.image_size)
@@ -110,11 +97,7 @@ _FAMILIES = {family.model_type: family for family in (CLIPFamily(),)}
 
 
 def encoder_family(config: Any) -> EncoderFamily:
-    """Return the family of a vision encoder's configuration.
-
-    Raises:
-        CaptionerError: if the architecture is not supported.
-    """
+    """Return the family of a vision encoder's configuration, or raise `CaptionerError`."""
     if (family := _FAMILIES.get(config.model_type)) is None:
         raise CaptionerError(
             f"The vision encoder's model_type is {config.model_type!r}, expected one of {sorted(_FAMILIES)}."
@@ -131,22 +114,14 @@ def pil_image_processor(image_processor: Any) -> Any:
 
 
 class UnloadedVisionModel(nn.Module):
-    """Replaces a vision encoder that is not loaded; it has a configuration and no weights.
-
-    Args:
-        config: The encoder's configuration.
-    """
+    """Replaces a vision encoder that is not loaded; it has a configuration and no weights."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to encode images.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refuse to encode images."""
         raise ValueError(
             "This captioner's vision encoder is not loaded: give visual_features instead of pixel_values, or "
             "load the captioner without load_vision_model=False."

@@ -95,11 +95,7 @@ class ITuningGenerationMixin(GenerationMixin):
         return begin, own.pad_token_id if given.pad_token_id is None else given.pad_token_id
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse continuous batching.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Refuse continuous batching."""
         raise NotImplementedError(
             "Continuous batching (generate_batch, cache_implementation='paged') is not supported: it passes "
             "no images to the model. Use generate with a batch."
@@ -153,11 +149,7 @@ def default_generation_config(config: ITuningConfig) -> GenerationConfig:
 
 
 def check_guidance(guidance_scale: float | None) -> None:
-    """Refuse classifier-free guidance.
-
-    Raises:
-        NotImplementedError: for any scale but 1.
-    """
+    """Refuse classifier-free guidance."""
     if guidance_scale not in (None, 1):
         raise NotImplementedError(
             f"guidance_scale={guidance_scale} is not supported: Transformers computes the unguided branch by "
@@ -166,17 +158,9 @@ def check_guidance(guidance_scale: float | None) -> None:
 
 
 def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: int) -> torch.Tensor:
-    """Treat the padding tokens at the start of a prompt as padding.
+    """Return a mask, of shape (rows, T), in which padding tokens at the start of a prompt are padding.
 
     If one token serves as padding and begin token, as in GPT-2, the last of them is the begin token.
-
-    Args:
-        input_ids: Left-padded prompts, of shape (rows, T).
-        bos_token_id: The begin token.
-        pad_token_id: The padding token.
-
-    Returns:
-        1 at tokens and 0 at padding, of shape (rows, T).
     """
     is_padding = (input_ids == pad_token_id).long().cumprod(dim=1)  # (rows, T)
     if pad_token_id == bos_token_id:
@@ -188,18 +172,15 @@ def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: in
 def with_begin_token(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, bos_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the begin token to each prompt that has none.
+    """Add the begin token to each left-padded prompt that has none.
 
     Args:
-        input_ids: Left-padded prompts, of shape (rows, T); T may be 0.
+        input_ids: Shape (rows, T); T may be 0.
         attention_mask: 1 at tokens and 0 at padding, of the same shape.
         bos_token_id: The begin token.
 
     Returns:
         Ids and mask, of shape (rows, T) if every prompt has a begin token, and (rows, T + 1) otherwise.
-
-    Raises:
-        ValueError: if a prompt is padded on the right.
     """
     rows, length = input_ids.shape
     if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():

@@ -12,7 +12,6 @@ few hundred positions at a time, together with the gradient of the hidden states
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,18 +31,11 @@ POSITIONS_PER_CHUNK = 512
 def pad_lm_head_rows(
     lm_head: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor
 ) -> torch.Tensor:
-    """Apply a linear output layer; on a CPU, pad a few rows to 16.
+    """Compute logits, (..., d) to (..., vocab_size), with a few rows padded to 16 on a CPU.
 
     MKL, PyTorch's library on x86 CPUs, multiplies fewer than 16 rows three at a time and reads the matrix
     again for every three. GPT-2's output matrix has 154 MB: ten rows (five beams of two images) took 25 ms on
     two cores, 16 rows took 13 ms. Logits differ by rounding.
-
-    Args:
-        lm_head: The output layer.
-        hidden_states: Shape (..., d).
-
-    Returns:
-        Logits, of shape (..., vocab_size).
     """
     rows = hidden_states.shape[:-1].numel()
     is_fp32_on_cpu = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.float32
@@ -59,100 +51,56 @@ def compute_logits(lm_head: nn.Module, hidden_states: torch.Tensor) -> torch.Ten
     return pad_lm_head_rows(lm_head, hidden_states) if is_linear else lm_head(hidden_states)
 
 
-@dataclass(frozen=True)
-class TextRows:
-    """Rows of text for the decoder.
-
-    Args:
-        input_ids: Shape (rows, T), image-major.
-        attention_mask: 1 at tokens, 0 at padding, of shape (rows, T); None if the rows are packed.
-        position_ids: Shape (rows, T); None if they follow from the mask.
-        targets: The token that each position is scored against, of shape (rows, T), -100 if there is
-            none; None if nothing is scored.
-        are_packed: Whether a row contains all rows of an image.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor | None
-    position_ids: torch.Tensor | None
-    targets: torch.Tensor | None
-    are_packed: bool = False
-
-    def decoder_inputs(self, embedding: nn.Module) -> dict[str, Any]:
-        """Return the decoder's arguments.
-
-        Args:
-            embedding: Its token embedding.
-        """
-        if self.are_packed:
-            # Embedded here: given ids without a mask, Transformers warns that begin tokens may be padding.
-            embeds, position_ids = embedding(self.input_ids), self.position_ids
-            if position_ids is not None:  # the mask made from them must be on the embeddings' device
-                position_ids = position_ids.to(embeds.device)
-            return {"inputs_embeds": embeds, "position_ids": position_ids}
-        position_ids = self.position_ids
-        if position_ids is None and self.attention_mask is not None and self.attention_mask.ndim == 2:
-            position_ids = positions_from_mask(self.attention_mask, self.input_ids.shape[1])
-        return {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "position_ids": position_ids,
-        }
-
-
 def next_tokens(labels: torch.Tensor) -> torch.Tensor:
     """Return the token that each position is scored against: the label of the next position."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (rows, T)
 
 
 def positions_from_mask(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Count positions from each row's first token, so that padding on the left does not shift them.
+    """Return the last `length` positions, counted from each row's first token: (rows, length).
 
-    Args:
-        attention_mask: Shape (rows, past length + length).
-        length: The number of positions to return, from the end.
-
-    Returns:
-        Shape (rows, length).
+    Padding on the left does not shift them. The mask has shape (rows, past length + length).
     """
     positions = attention_mask.long().cumsum(dim=-1) - 1  # (rows, past length + length)
     return positions.clamp(min=0)[:, -length:]
 
 
-def pack_rows(rows: TextRows, num_images: int, hidden_size: int) -> TextRows:
-    """Pack the rows of each image into one, if that is less work.
+def pack_rows(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    targets: torch.Tensor,
+    num_images: int,
+    hidden_size: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Pack the rows of each image into one.
 
     Args:
-        rows: Shape (num_images * k, T), with targets.
+        input_ids: Shape (num_images * k, T), image-major.
+        attention_mask: 1 at tokens, 0 at padding, of the same shape.
+        targets: The token that each position is scored against, of the same shape, -100 if there is none.
         num_images: The number of images.
         hidden_size: The decoder's width.
 
     Returns:
-        Rows of shape (num_images, L), where L is the largest number of tokens of an image. The given rows
-        are returned unchanged if packing saves nothing, if they have their own positions, or if a label is
-        on padding.
+        Token ids, position ids and targets, each of shape (num_images, L), where L is the largest number of
+        tokens of an image; or None if packing saves nothing or is not possible.
     """
-    given = rows.attention_mask
-    mask = torch.ones_like(rows.input_ids) if given is None else given.to(rows.input_ids.device)
-    has_own_positions = rows.position_ids is not None or mask.shape != rows.input_ids.shape
-    if (
-        rows.targets is None or has_own_positions or torch.compiler.is_compiling()
-    ):  # compiled shapes are static
-        return rows
-    targets = rows.targets.to(mask.device)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+    if mask.shape != input_ids.shape or torch.compiler.is_compiling():  # compiled graphs have static shapes
+        return None
+    targets = targets.to(mask.device)
     is_labelled, is_token = targets != IGNORE_INDEX, mask.bool()  # (num_images * k, T)
     is_needed = is_labelled.flip(1).cumsum(1).flip(1) > 0  # this position or a later one has a target
     is_kept = is_needed & is_token
     counts = [*is_kept.view(num_images, -1).sum(1), (is_labelled & ~is_token).sum()]
     *sizes, labels_on_padding = torch.stack(counts).tolist()  # one transfer from the device
     if labels_on_padding or not _is_less_work(num_images, max(sizes), is_kept.shape, hidden_size):
-        return rows
+        return None
 
     def pack(values: torch.Tensor, padding: int = 0) -> torch.Tensor:
         return pad_sequence(values[is_kept].split(sizes), batch_first=True, padding_value=padding)
 
-    position_ids = pack(positions_from_mask(mask, mask.shape[1]))  # (num_images, L)
-    return TextRows(pack(rows.input_ids), None, position_ids, pack(targets, IGNORE_INDEX), are_packed=True)
+    return pack(input_ids), pack(positions_from_mask(mask, mask.shape[1])), pack(targets, IGNORE_INDEX)
 
 
 def _is_less_work(num_images: int, longest: int, shape: torch.Size, hidden_size: int) -> bool:
@@ -245,7 +193,6 @@ class _ChunkedSum(torch.autograd.Function):
 
 __all__ = [
     "IGNORE_INDEX",
-    "TextRows",
     "caption_loss",
     "compute_logits",
     "next_tokens",

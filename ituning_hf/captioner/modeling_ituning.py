@@ -22,7 +22,7 @@ from .configuration_ituning import ITuningConfig
 from .decoders_ituning import VisualKeyValues, decoder_family
 from .encoders_ituning import UnloadedVisionModel, encoder_family
 from .generation_ituning import ITuningGenerationMixin, default_generation_config
-from .loss_ituning import TextRows, caption_loss, compute_logits, next_tokens, pack_rows
+from .loss_ituning import caption_loss, compute_logits, next_tokens, pack_rows, positions_from_mask
 from .pretrained_ituning import MODEL_INIT_LOCK, ITuningPreTrainedModel
 
 
@@ -114,9 +114,6 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
 
         Returns:
             The captioner, in evaluation mode.
-
-        Raises:
-            ImportError: if the package `ituning_hf` is not installed.
         """
         try:
             from ituning_hf.tuner.from_peft import captioner_from_peft
@@ -195,8 +192,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     ) -> None:
         """Recompute the decoder's activations in the backward pass instead of keeping them.
 
-        Raises:
-            ValueError: for `use_reentrant=True`, with which the lowest adapter would get no gradient.
+        `use_reentrant=True` is refused: the lowest adapter would get no gradient.
         """
         if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError(
@@ -206,16 +202,13 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode images, without building a graph.
+        """Encode images without building a graph.
 
         Args:
             pixel_values: Shape (num_images, 3, image_size, image_size), from the processor.
 
         Returns:
             The visual memory, of shape (num_images, N, d_v), the class token first.
-
-        Raises:
-            ValueError: if `pixel_values` has another shape.
         """
         family = encoder_family(self.config.vision_config)
         return family.encode(self.vision_model, pixel_values, self.config.vision_feature_layer)
@@ -298,28 +291,34 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             use_cache = False if labels is not None else self.config.text_config.use_cache
 
         needs_logits = labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)
-        targets = None if labels is None else next_tokens(labels)
-        text = TextRows(input_ids, attention_mask, position_ids, targets)
         # Outputs other than the loss have the shape of the given rows, so those cannot be packed.
         returns_rows = needs_logits or use_cache or past_key_values is not None or self._records_states()
-        if not (returns_rows or kwargs):
-            text = pack_rows(text, num_images, self.config.text_config.hidden_size)
+        targets = None if labels is None else next_tokens(labels)
+        packed = None
+        if targets is not None and not (returns_rows or kwargs or position_ids is not None):
+            width = self.config.text_config.hidden_size
+            packed = pack_rows(input_ids, attention_mask, targets, num_images, width)
+        if packed is not None:
+            input_ids, position_ids, targets = packed
+            embeds = self.get_input_embeddings()(input_ids)  # Transformers warns of ids without a mask
+            inputs = {"inputs_embeds": embeds, "position_ids": position_ids.to(embeds.device)}
+        else:
+            if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+                position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         outputs = self.text_model.base_model(
-            **text.decoder_inputs(self.get_input_embeddings()),
+            **inputs,
             past_key_values=past_key_values,
             use_cache=use_cache,
             visual_key_values=visual_key_values,
             **kwargs,
         )
-        output_layer = self.text_model.get_output_embeddings()
-        loss, logits = None, None
-        if text.targets is not None:
-            loss = caption_loss(
-                output_layer, outputs.last_hidden_state, text.targets, num_items_in_batch, label_smoothing
-            )
+        lm_head = self.text_model.get_output_embeddings()
+        hidden_states, loss, logits = outputs.last_hidden_state, None, None  # (rows, T, d)
+        if targets is not None:
+            loss = caption_loss(lm_head, hidden_states, targets, num_items_in_batch, label_smoothing)
         if needs_logits:
-            kept = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-            logits = compute_logits(output_layer, kept)  # (num_images * k, positions, vocab_size)
+            logits = compute_logits(lm_head, slice_logits_to_keep(hidden_states, logits_to_keep))
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -393,9 +392,6 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Returns:
             Shape (num_images * k, adapted layers, h, T, N), the lowest layer first. Each row over N sums
             to one; token 0 of N is the class token.
-
-        Raises:
-            ValueError: for inputs that do not fit one another or the backbones.
         """
         attentions: dict[int, torch.Tensor] = {}
         self(

@@ -67,13 +67,9 @@ _Reader = Callable[[], tuple[list[int], torch.Tensor]]
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Where a frozen backbone comes from, and its configuration.
+    """Where a frozen backbone comes from, the fingerprint of its weights, and its configuration.
 
-    Args:
-        name_or_path: A Hub id, or the absolute path of a local folder.
-        revision: Its revision on the Hub, as a commit hash if it is known.
-        fingerprint: The fingerprint of its weights.
-        config: Its configuration, as `to_dict` returns it.
+    `name_or_path` is a Hub id or an absolute path, `revision` a commit hash if it is known.
     """
 
     name_or_path: str
@@ -328,11 +324,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
 
 
 def check_conflicts(name: str, model: PreTrainedModel | None, options: dict[str, Any]) -> None:
-    """Refuse loading options for a backbone that is already in memory.
-
-    Raises:
-        ValueError: naming both arguments.
-    """
+    """Refuse loading options for a backbone that is already in memory."""
     given = [option for option, value in options.items() if value is not None]
     if model is not None and given:
         raise ValueError(f"Got both {name} and {given[0]}: a backbone in memory is used as it is. Give one.")
@@ -342,11 +334,7 @@ def check_conflicts(name: str, model: PreTrainedModel | None, options: dict[str,
 
 
 def read_adapter_file(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read an adapter's safetensors file.
-
-    Raises:
-        CaptionerError: if it is damaged.
-    """
+    """Read an adapter's safetensors file; a damaged one raises `CaptionerError`."""
     with _open_safetensors(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
 
@@ -361,11 +349,7 @@ def _open_safetensors(path: str | os.PathLike[str]) -> Any:
 def check_adapter_tensors(
     found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], name: str
 ) -> None:
-    """Refuse adapter weights that are not exactly the expected ones.
-
-    Raises:
-        CaptionerError: with the first keys that are missing, unexpected, not finite, or of another shape.
-    """
+    """Raise `CaptionerError` unless the weights have exactly the expected names and shapes and are finite."""
     problems = {
         "missing": [key for key in expected if key not in found],
         "unexpected": [key for key in found if key not in expected],
@@ -416,12 +400,7 @@ def backbone_family(backbone: str, config: Any) -> EncoderFamily | DecoderFamily
 
 
 def load_backbone_config(backbone: str, name: str, **hub: Any) -> Any:
-    """Load a backbone's configuration; of a full CLIP, that of its vision part.
-
-    Raises:
-        CaptionerError: if the architecture is not supported.
-        OSError: if it is not found.
-    """
+    """Load a backbone's configuration; of a full CLIP, that of its vision part."""
     config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     if backbone == "vision":
         config = getattr(config, "vision_config", config)
@@ -432,17 +411,9 @@ def load_backbone_config(backbone: str, name: str, **hub: Any) -> Any:
 def resolve_backbone(
     backbone: str, name_or_path: str | os.PathLike[str], revision: str | None = None, **hub: Any
 ) -> BackboneSource:
-    """Find a backbone and read its configuration and fingerprint, without loading its weights.
+    """Find a backbone on the Hub or on disk; of its weights only a small part is read.
 
-    Args:
-        backbone: "vision" or "text".
-        name_or_path: A local folder or a Hub id. Of a full CLIP the vision part is used.
-        revision: Its revision on the Hub.
-        **hub: `token`, `cache_dir`, `local_files_only`.
-
-    Raises:
-        CaptionerError: if the architecture is not supported.
-        OSError: if the backbone is not found.
+    `backbone` is "vision" or "text"; `hub` may contain `token`, `cache_dir` and `local_files_only`.
     """
     name = absolute_if_local(name_or_path)
     resolved = resolve_revision(name, revision, **hub)
@@ -458,18 +429,8 @@ def resolve_backbone(
 def load_backbone(backbone: str, config: ITuningConfig, **kwargs: Any) -> PreTrainedModel:
     """Load a backbone from where the configuration says it is, and check that it is the right one.
 
-    Args:
-        backbone: "vision" or "text".
-        config: The captioner's configuration.
-        **kwargs: For the backbone's own `from_pretrained`.
-
-    Returns:
-        The backbone, in evaluation mode.
-
-    Raises:
-        CaptionerError: if the configuration does not name it, or its weights or architecture are not those
-            that the adapter was trained on.
-        OSError: if the backbone is not found.
+    `kwargs` are for the backbone's own `from_pretrained`. Raises `CaptionerError` if its weights or its
+    architecture are not those that the adapter was trained on, and `OSError` if it is not found.
     """
     hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
     name, revision = _check_fingerprint(backbone, config, **hub)
@@ -479,18 +440,10 @@ def load_backbone(backbone: str, config: ITuningConfig, **kwargs: Any) -> PreTra
 
 
 def load_pretrained_backbone(backbone: str, name: str, **kwargs: Any) -> PreTrainedModel:
-    """Load a backbone by its own class, and refuse one that is incomplete.
+    """Load a backbone by its own class; of a full CLIP, the vision part.
 
-    Args:
-        backbone: "vision" or "text".
-        name: A local folder or a Hub id. Of a full CLIP the vision part is loaded.
-        **kwargs: For the backbone's own `from_pretrained`. The default for attention is "sdpa" and not what
-            the stored configuration says: it could name a remote kernel.
-
-    Raises:
-        CaptionerError: if weights are missing from the checkpoint or have other shapes than its
-            configuration says. Transformers would initialize them randomly.
-        OSError: if the backbone is not found.
+    Attention is "sdpa" unless `kwargs` say otherwise: the stored configuration could name a remote kernel.
+    Raises `CaptionerError` for missing or misshapen weights; Transformers would initialize them randomly.
     """
     hub = {option: kwargs[option] for option in (*_HUB_OPTIONS, "revision") if option in kwargs}
     family = backbone_family(backbone, load_backbone_config(backbone, name, **hub))
@@ -511,17 +464,6 @@ def check_in_memory(backbone: str, model: PreTrainedModel, config: ITuningConfig
 
     If its precision is that of its file, its weights have the stored fingerprint. Otherwise they are compared
     with the file.
-
-    Args:
-        backbone: "vision" or "text".
-        model: The backbone in memory.
-        config: The captioner's configuration.
-        **hub: `token`, `cache_dir`, `local_files_only`, `force_download`.
-
-    Raises:
-        TypeError: if it is of another class.
-        CaptionerError: with the first weight or field that differs.
-        OSError: if it has another precision, and its file is not found.
     """
     family = backbone_family(backbone, getattr(config, f"{backbone}_config"))
     if not isinstance(model, family.model_class):
@@ -583,11 +525,7 @@ def is_local(name: str) -> bool:
 
 
 def check_backbones_are_public(config: ITuningConfig) -> None:
-    """Refuse to upload a captioner whose backbones only exist on this machine.
-
-    Raises:
-        CaptionerError: naming them.
-    """
+    """Raise `CaptionerError` if a backbone exists only on this machine."""
     names = {
         f"{part}_model_name_or_path": getattr(config, f"{part}_model_name_or_path") for part in _BACKBONES
     }
@@ -600,32 +538,20 @@ def check_backbones_are_public(config: ITuningConfig) -> None:
 
 
 def split_device_map(device_map: Any, backbones: Sequence[str] = _BACKBONES) -> dict[str, Any]:
-    """Split a device map of the captioner into one for each backbone.
+    """Split a device map of the captioner into one for each backbone that is loaded.
 
-    Args:
-        device_map: As in `from_pretrained`: None, a device, a strategy such as "auto", or a dictionary
-            from module names of the captioner to devices.
-        backbones: The backbones that are loaded.
-
-    Raises:
-        ValueError: if a dictionary has no device for a backbone.
+    A device or a strategy such as "auto" applies to each; of a dictionary, each gets its own modules.
     """
     if not isinstance(device_map, Mapping):
         return dict.fromkeys(backbones, device_map)
     maps: dict[str, Any] = {}
     for backbone in backbones:
         module = f"{backbone}_model"
-        part = {
-            key.removeprefix(module).removeprefix("."): device
-            for key, device in device_map.items()
-            if key == module or key.startswith(f"{module}.")
-        }
-        if not part and "" not in device_map:
-            raise ValueError(
-                f"device_map has no device for {module!r}: it names {sorted(device_map)}; give '{module}', "
-                "modules inside it, or '' for everything."
-            )
-        maps[backbone] = part or {"": device_map[""]}
+        own = {key: device for key, device in device_map.items() if f"{key}.".startswith(f"{module}.")}
+        if not own and "" not in device_map:
+            raise ValueError(f"device_map has no device for {module!r}, only for {sorted(device_map)}.")
+        names = {key.removeprefix(module).removeprefix("."): device for key, device in own.items()}
+        maps[backbone] = names or {"": device_map[""]}
     return maps
 
 
@@ -633,7 +559,7 @@ def split_device_map(device_map: Any, backbones: Sequence[str] = _BACKBONES) -> 
 
 
 def fingerprint(backbone: str, name: str, **hub: Any) -> str:
-    """Hash the first rows of every weight of a backbone, as stored on disk.
+    """Hash the first rows of every weight of a backbone, as stored on disk, to 32 hexadecimal digits.
 
     Only a small part of the file is read. The result does not depend on the precision or quantization in
     which the backbone is loaded, and is the same for a full CLIP and for its vision part.
@@ -642,13 +568,6 @@ def fingerprint(backbone: str, name: str, **hub: Any) -> str:
         backbone: "vision" or "text".
         name: A local folder or a Hub id.
         **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
-
-    Returns:
-        32 hexadecimal digits.
-
-    Raises:
-        CaptionerError: if the architecture is not supported, or the weights are of another one.
-        OSError: if there are no weights.
     """
     return _digest(_weights_on_disk(backbone, name, hub))
 
@@ -657,16 +576,6 @@ def check_weights_unchanged(backbone: str, model: PreTrainedModel, name: str, **
     """Refuse a backbone in memory whose weights are not those of the checkpoint that it was loaded from.
 
     The first rows of each weight are compared in the precision in memory; quantized weights are not compared.
-
-    Args:
-        backbone: "vision" or "text".
-        model: The backbone in memory.
-        name: The checkpoint's local folder or Hub id.
-        **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
-
-    Raises:
-        CaptionerError: with the first weight that differs or that the checkpoint does not have.
-        OSError: if there are no weights.
     """
     in_memory = _weights_in_memory(backbone_family(backbone, model.config), model)
     on_disk = _weights_on_disk(backbone, name, hub)

@@ -156,9 +156,6 @@ class ITuningProcessor(ProcessorMixin):
 
         Returns:
             A list of token ids for each caption.
-
-        Raises:
-            ValueError: for an empty caption, or a `max_length` below 3.
         """
         if max_length is not None and max_length < 3:
             raise ValueError(
@@ -225,16 +222,12 @@ class ITuningProcessor(ProcessorMixin):
         """Combine the image processor of a vision encoder with the tokenizer of a language model.
 
         Args:
-            vision: A CLIP's folder or Hub id.
+            vision: A CLIP's folder or Hub id. If it was saved without an image processor, the default of its
+                family is used, with a warning.
             text: A GPT-2's folder or Hub id.
-            vision_revision: The CLIP's revision on the Hub. With `vision_model_revision` of a captioner's
-                configuration, encoder and image processor are from the same commit.
+            vision_revision: The CLIP's revision on the Hub, such as a captioner's `vision_model_revision`.
             text_revision: The GPT-2's revision on the Hub.
             **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
-
-        Returns:
-            The processor. An encoder saved without an image processor gets its family's default at the
-            encoder's image size, with a warning.
         """
         image_processor = load_image_processor(vision, vision_revision, **hub_kwargs)
         tokenizer = AutoTokenizer.from_pretrained(text, revision=text_revision or "main", **hub_kwargs)
@@ -252,14 +245,7 @@ def load_image_processor(
 ) -> Any:
     """Load the image processor of a vision encoder.
 
-    Args:
-        vision: A CLIP's folder or Hub id.
-        revision: Its revision on the Hub.
-        **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
-
-    Returns:
-        The image processor. An encoder saved without one gets its family's default at the encoder's image
-        size, with a warning.
+    An encoder saved without one gets its family's default at the encoder's image size, with a warning.
     """
     hub_kwargs["revision"] = revision or "main"
     config = AutoConfig.from_pretrained(vision, trust_remote_code=False, **hub_kwargs)
@@ -278,11 +264,8 @@ def load_image_processor(
 def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFeature:
     """Call an image processor; first crop the parts of extremely long images that it would discard.
 
-    Args:
-        image_processor: An image processor. If it does not keep only the square in the middle, by its own
-            settings or by these keyword arguments, images are not cropped.
-        images: The images.
-        **kwargs: For the image processor.
+    Images are not cropped if the image processor, by its own settings or by these keyword arguments, does not
+    keep only the square in the middle.
     """
     is_changed = kwargs.keys() & {"do_resize", "size", "do_center_crop"}
     keeps_square = image_processor.do_resize and image_processor.do_center_crop and not is_changed
@@ -292,18 +275,12 @@ def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFea
 
 
 def crop_extreme_aspect(images: Any) -> Any:
-    """Crop the ends of images that are more than 32 times as long as wide.
+    """Crop the ends of PIL images that are more than 32 times as long as wide.
 
     CLIP resizes an image's short side to the encoder's size and keeps the square in the middle. An image of
     30,000 x 1 pixels would become 6,720,000 x 224 in between, 4.5 GB. Both ends lose the same whole number of
     short sides, so resizing computes the middle from the same pixels: exactly if the resized length is a
     whole number, else within three levels of grey.
-
-    Args:
-        images: One or a list of them; only PIL images are cropped.
-
-    Returns:
-        The same, none more than 32 times as long as wide.
     """
     if isinstance(images, (list, tuple)):
         return [crop_extreme_aspect(image) for image in images]
