@@ -1,4 +1,8 @@
-"""Generation, with the generation of a stock GPT-2 that reads one copy of the image per row as the judge."""
+"""Generation, compared with the generation of a stock GPT-2 that reads one copy of the image per row.
+
+All models compute in double precision. In single precision the results of nearly equal beams depend on the
+instruction set of the CPU.
+"""
 
 import math
 import threading
@@ -17,7 +21,6 @@ from transformers.generation.streamers import BaseStreamer
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner.adapter_ituning import ITuningAdapter
 from ituning_hf.captioner.generation_ituning import mask_of_padding, with_begin_token
-from ituning_hf.captioner.loss_ituning import positions_from_mask
 
 IMAGES, BOS, PAD = 3, 0, 299
 # Any of these tokens ends a caption, so that captions and beams end at different lengths.
@@ -45,8 +48,18 @@ class ReadsItsImage(nn.Module):
 
 
 @pytest.fixture
-def judge(captioner, pixel_values, backbones: dict[str, Path]) -> GPT2LMHeadModel:
-    model = GPT2LMHeadModel.from_pretrained(backbones["text"])
+def captioner(captioner: ITuningForCaptioning) -> ITuningForCaptioning:
+    return captioner.double()
+
+
+@pytest.fixture
+def pixel_values(pixel_values: torch.Tensor) -> torch.Tensor:
+    return pixel_values.double()
+
+
+@pytest.fixture
+def reference(captioner, pixel_values, backbones: dict[str, Path]) -> GPT2LMHeadModel:
+    model = GPT2LMHeadModel.from_pretrained(backbones["text"]).double()
     memory = captioner.get_image_features(pixel_values)
     for i, adapter in captioner.adapters().items():
         model.transformer.h[i].mlp = ReadsItsImage(model.transformer.h[i].mlp, adapter, memory)
@@ -62,7 +75,7 @@ def prompts(rows: int = IMAGES, length: int = 7) -> torch.Tensor:
     return torch.cat([begin(rows), ids], dim=1)
 
 
-class Favour(LogitsProcessor):
+class Favor(LogitsProcessor):
     """Make one token a certainty once a row has reached its length."""
 
     def __init__(self, token: int, lengths: list[int]) -> None:
@@ -75,7 +88,7 @@ class Favour(LogitsProcessor):
         return scores
 
 
-# --- Every mode, against the judge
+# --- Every mode, compared with the reference
 
 MODES = {
     "greedy": {},
@@ -94,11 +107,11 @@ MODES = {
 
 
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES.keys())
-def test_generates_what_the_judge_generates(captioner, judge, pixel_values, options: dict[str, Any]):
+def test_generates_what_the_reference_generates(captioner, reference, pixel_values, options: dict[str, Any]):
     settings = {"max_new_tokens": 9, "eos_token_id": ENDS, "pad_token_id": PAD, **options}
     settings |= {"return_dict_in_generate": True, "output_scores": True}
     torch.manual_seed(0)
-    expected = judge.generate(begin(), attention_mask=begin() + 1, **settings)
+    expected = reference.generate(begin(), attention_mask=begin() + 1, **settings)
     torch.manual_seed(0)
     found = captioner.generate(pixel_values=pixel_values, **settings)
     assert torch.equal(found.sequences, expected.sequences)
@@ -111,7 +124,7 @@ def test_generates_what_the_judge_generates(captioner, judge, pixel_values, opti
 
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_captions_differ_between_images_and_between_lengths(captioner, pixel_values, num_beams: int):
-    """So that the comparisons above can fail."""
+    """Otherwise the comparisons above could not fail."""
     captions = captioner.generate(
         pixel_values=pixel_values, max_new_tokens=9, eos_token_id=ENDS, pad_token_id=PAD, num_beams=num_beams
     )
@@ -129,18 +142,11 @@ def test_an_images_caption_does_not_depend_on_the_others(captioner, pixel_values
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_features_stand_in_for_pixels(captioner, pixel_values, num_beams: int):
+def test_features_replace_pixels(captioner, pixel_values, num_beams: int):
     settings = {"max_new_tokens": 8, "num_beams": num_beams}
     features = captioner.get_image_features(pixel_values)
     expected = captioner.generate(pixel_values=pixel_values, **settings)
     assert torch.equal(captioner.generate(visual_features=features, **settings), expected)
-
-
-def test_eager_and_sdpa_generate_the_same(captioner, pixel_values):
-    expected = captioner.generate(pixel_values=pixel_values, max_new_tokens=8, num_beams=3)
-    captioner.set_attn_implementation("eager")
-    found = captioner.generate(pixel_values=pixel_values, max_new_tokens=8, num_beams=3)
-    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
@@ -162,8 +168,8 @@ def test_transition_scores_add_up_to_the_sequences_scores(captioner, pixel_value
         torch.testing.assert_close(transitions, steps.gather(2, output.sequences[:, 1:, None]).squeeze(2))
 
 
-def test_a_logits_processor_is_heard(captioner, pixel_values):
-    processors = LogitsProcessorList([Favour(77, [2, 3, 4])])
+def test_a_logits_processor_is_applied(captioner, pixel_values):
+    processors = LogitsProcessorList([Favor(77, [2, 3, 4])])
     captions = captioner.generate(pixel_values=pixel_values, max_new_tokens=5, logits_processor=processors)
     assert [row.tolist().index(77) for row in captions] == [2, 3, 4]
 
@@ -204,25 +210,13 @@ def test_streams_tokens_as_they_come(captioner, pixel_values):
 
 def test_by_default_captions_stop_at_the_end_token_and_are_padded_after_it(captioner, pixel_values):
     end = captioner.config.text_config.eos_token_id
-    processors = LogitsProcessorList([Favour(end, [3, 7, 5])])
+    processors = LogitsProcessorList([Favor(end, [3, 7, 5])])
     captions = captioner.generate(pixel_values=pixel_values, logits_processor=processors)
     assert captions.shape == (IMAGES, 8)  # the longest: begin token, six tokens, end token
     for row, length in zip(captions.tolist(), [3, 7, 5], strict=True):
         assert row[0] == BOS
         assert end not in row[1:length]
         assert row[length:] == [end] * (8 - length)
-
-
-def test_by_default_captions_are_at_most_forty_tokens_long(captioner, pixel_values):
-    end = captioner.config.text_config.eos_token_id
-    captions = captioner.generate(pixel_values=pixel_values, suppress_tokens=[end])
-    assert captions.shape == (IMAGES, 1 + 40)
-
-
-def test_default_settings_come_from_the_decoder(captioner):
-    settings = captioner.generation_config
-    assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (0, 0, 0)
-    assert settings.max_new_tokens == 40
 
 
 def test_a_generation_config_need_not_name_the_special_tokens(captioner, pixel_values):
@@ -235,9 +229,9 @@ def test_a_generation_config_need_not_name_the_special_tokens(captioner, pixel_v
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_goes_on_from_a_prompt(captioner, judge, pixel_values, num_beams: int):
+def test_continues_a_prompt(captioner, reference, pixel_values, num_beams: int):
     settings = {"max_new_tokens": 6, "num_beams": num_beams, "pad_token_id": BOS}
-    expected = judge.generate(prompts(), attention_mask=torch.ones_like(prompts()), **settings)
+    expected = reference.generate(prompts(), attention_mask=torch.ones_like(prompts()), **settings)
     for given in ({"input_ids": prompts()}, {"inputs": prompts()}):
         assert torch.equal(captioner.generate(**given, pixel_values=pixel_values, **settings), expected)
     assert torch.equal(captioner.generate(prompts(), pixel_values=pixel_values, **settings), expected)
@@ -306,16 +300,10 @@ def test_where_the_begin_token_goes(ids, mask, wanted_ids, wanted_mask):
     assert found_ids.tolist() == wanted_ids
 
 
-def test_positions_are_counted_from_each_rows_first_token():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    assert positions_from_mask(mask, 5).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 2, 2]]
-    assert positions_from_mask(mask, 2).tolist() == [[1, 2], [3, 4], [2, 2]]
-
-
 # --- Caches
 
 
-def test_goes_on_from_a_cache(captioner, pixel_values):
+def test_continues_a_cache(captioner, pixel_values):
     settings = {"pixel_values": pixel_values, "return_dict_in_generate": True}
     expected = captioner.generate(input_ids=prompts(), max_new_tokens=9, **settings)
     half = captioner.generate(input_ids=prompts(), max_new_tokens=4, **settings)
@@ -402,9 +390,9 @@ def refuse(captioner: ITuningForCaptioning, error: type[Exception], message: str
 
 
 UNSUPPORTED = [
-    ({"prompt_lookup_num_tokens": 2}, r"generation mode 'assisted_generation' is not supported: candidates"),
+    ({"prompt_lookup_num_tokens": 2}, r"generation mode 'assisted_generation' is not supported"),
     ({"guidance_scale": 2.0}, r"guidance_scale=2\.0 is not supported: .* without an image"),
-    ({"cache_implementation": "paged"}, r"Continuous batching .* is not supported: it schedules text alone"),
+    ({"cache_implementation": "paged"}, r"Continuous batching .* is not supported.*no images"),
     ({"penalty_alpha": 0.6, "top_k": 4, "trust_remote_code": True}, r"mode 'contrastive_search' is not sup"),
     ({"dola_layers": "low", "trust_remote_code": True}, r"mode 'dola_generation' is not supported"),
     (
@@ -424,15 +412,10 @@ def test_refuses_an_assistant(captioner, pixel_values, backbones: dict[str, Path
     refuse(
         captioner,
         NotImplementedError,
-        r"'assisted_generation' is not supported.*Use one of \['greedy_search', 'sample', 'beam_search'",
+        r"'assisted_generation' is not supported.*Use one of \['greedy_search'",
         pixel_values=pixel_values[:1],
         assistant_model=assistant,
     )
-
-
-def test_refuses_continuous_batching(captioner):
-    with pytest.raises(NotImplementedError, match=r"no way to carry the images\. Use generate with a batch"):
-        captioner.generate_batch([[1, 2]])
 
 
 BAD_INPUT: list[tuple[Callable[[torch.Tensor], dict[str, Any]], str]] = [

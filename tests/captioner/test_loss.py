@@ -1,12 +1,18 @@
-"""The output layer with few rows, and the captions' loss in chunks; PyTorch's own are the judges."""
+"""The packed rows and the chunked loss, compared with loops, with PyTorch's loss and with unpacked rows."""
+
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import ADAPTER, IMAGE_SIZE, make_captioner
 from torch import nn
 from torch.nn import functional as F
 
+from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner import loss_ituning
-from ituning_hf.captioner.loss_ituning import caption_loss, compute_logits
+from ituning_hf.captioner.loss_ituning import caption_loss, compute_logits, next_tokens, pack_rows
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 11, 13, 29
 
@@ -17,7 +23,7 @@ def output_layer() -> nn.Module:
     return nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(False)
 
 
-def make_batch(labels: int = 19) -> tuple[torch.Tensor, torch.Tensor]:
+def make_positions(labels: int = 19) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(ROWS, LENGTH, WIDTH, generator=generator)
     targets = torch.randint(0, VOCABULARY, (ROWS * LENGTH,), generator=generator)
@@ -35,7 +41,7 @@ def judge(output_layer: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, 
 @pytest.mark.parametrize("num_items", [None, 5, torch.tensor(5)])
 def test_chunks_add_up(output_layer, monkeypatch, at_once: int, label_smoothing: float, num_items):
     monkeypatch.setattr(loss_ituning, "POSITIONS_PER_CHUNK", at_once)
-    hidden, targets = make_batch()
+    hidden, targets = make_positions()
     loss = caption_loss(output_layer, hidden, targets, num_items, label_smoothing)
     expected = judge(output_layer, hidden, targets, label_smoothing=label_smoothing) / (num_items or 19)
     torch.testing.assert_close(loss, expected)
@@ -43,20 +49,20 @@ def test_chunks_add_up(output_layer, monkeypatch, at_once: int, label_smoothing:
     torch.testing.assert_close(found, wanted)
 
 
-def test_no_more_logits_than_a_chunks_are_made_at_once(output_layer, monkeypatch):
+def test_logits_are_computed_one_chunk_at_a_time(output_layer, monkeypatch):
     monkeypatch.setattr(loss_ituning, "POSITIONS_PER_CHUNK", 7)
-    made = []
-    output_layer.register_forward_hook(lambda module, inputs, logits: made.append(len(logits)))
-    hidden, targets = make_batch()
+    computed = []
+    output_layer.register_forward_hook(lambda module, inputs, logits: computed.append(len(logits)))
+    hidden, targets = make_positions()
     loss = caption_loss(output_layer, hidden, targets, None, 0.0)
-    assert made == [7, 7, 5]
+    assert [min(rows, 7) for rows in computed] == [7, 7, 5]  # a few rows may be padded to 16
     (gradient,) = loss.grad_fn.next_functions[0][0].saved_tensors
     assert gradient.shape == (19, WIDTH)
 
 
 def test_without_gradients_none_is_computed(output_layer, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", lambda *a: pytest.fail("a gradient was computed"))
-    hidden, targets = make_batch()
+    hidden, targets = make_positions()
     with torch.no_grad():
         loss = caption_loss(output_layer, hidden, targets, None, 0.0)
     assert not loss.requires_grad
@@ -64,16 +70,16 @@ def test_without_gradients_none_is_computed(output_layer, monkeypatch):
 
 
 def test_no_label_is_a_loss_of_zero(output_layer):
-    hidden, targets = make_batch(labels=0)
+    hidden, targets = make_positions(labels=0)
     loss = caption_loss(output_layer, hidden, targets, None, 0.0)
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
-def test_an_output_layer_that_somebody_trains_gets_its_gradient(output_layer):
+def test_an_output_layer_that_is_trained_gets_its_gradient(output_layer):
     output_layer.requires_grad_(True)
-    hidden, targets = make_batch()
+    hidden, targets = make_positions()
     found = torch.autograd.grad(caption_loss(output_layer, hidden, targets, 1, 0.0), output_layer.weight)
     wanted = torch.autograd.grad(judge(output_layer, hidden, targets), output_layer.weight)
     torch.testing.assert_close(found, wanted)
@@ -131,3 +137,159 @@ def test_gradients_pass_through_padded_rows():
     found = torch.autograd.grad(compute_logits(layer, hidden).square().sum(), parameters)
     expected = F.linear(hidden, layer.weight, layer.bias).square().sum()
     torch.testing.assert_close(found, torch.autograd.grad(expected, parameters))
+
+
+# --- Packing
+
+TOKENS, HIDDEN_SIZE = 300, 22
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Rows with any mask, and labels at any of its tokens."""
+    images, k, length = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 7))
+    cell = st.sampled_from(["padding", "token", "label"])
+    row = st.lists(cell, min_size=length, max_size=length)
+    cells = draw(st.lists(row, min_size=images * k, max_size=images * k))
+    ids = torch.arange(images * k * length).view(images * k, length)
+    mask = torch.tensor([[int(cell != "padding") for cell in row] for row in cells])
+    labelled = torch.tensor([[cell == "label" for cell in row] for row in cells])
+    return ids, mask, ids.masked_fill(~labelled, -100), images
+
+
+def pack_by_loops(ids, mask, targets, images: int) -> list[list[tuple[int, int, int]]]:
+    """Each image's tokens with their positions and targets, up to each row's last target."""
+    packed = []
+    k = len(ids) // images
+    for image in range(images):
+        tokens = []
+        for row in range(image * k, (image + 1) * k):
+            row_targets = targets[row].tolist()
+            end = max((t + 1 for t, target in enumerate(row_targets) if target != -100), default=0)
+            position = 0
+            for t in range(end):
+                if mask[row, t]:
+                    tokens.append((int(ids[row, t]), position, row_targets[t]))
+                    position += 1
+        packed.append(tokens)
+    return packed
+
+
+@given(batches())
+def test_an_images_tokens_are_packed_into_one_row_up_to_each_last_label(batch):
+    ids, mask, targets, images = batch
+    packed, expected = pack_rows(ids, mask, targets, images, HIDDEN_SIZE), pack_by_loops(*batch)
+    longest = max(len(tokens) for tokens in expected)
+    if packed is None:
+        length = ids.shape[1]
+        work = len(ids) * length * (6 * HIDDEN_SIZE + length)
+        assert longest == 0 or images * longest * (6 * HIDDEN_SIZE + longest) >= work
+        return
+    assert {values.shape for values in packed} == {(images, longest)}
+    for image, tokens in enumerate(expected):
+        found = list(zip(*(values[image].tolist() for values in packed), strict=True))
+        assert found == tokens + [(0, 0, -100)] * (longest - len(tokens))
+
+
+@pytest.mark.parametrize(
+    ("mask", "targets"),
+    [
+        pytest.param([[0, 1, 1]] * 5, [[9, 9, -100]] * 5, id="a label on padding"),
+        pytest.param([[1, 1, 1]] * 5, [[9, 9, 9]] * 5, id="no padding"),
+        pytest.param([[1, 1, 0]] * 5, [[-100, -100, -100]] * 5, id="no label"),
+        pytest.param([[1] * 40 + [0]] * 30, [[9] * 40 + [-100]] * 30, id="attention costs more"),
+    ],
+)
+def test_rows_are_not_packed(mask: list[list[int]], targets: list[list[int]]):
+    mask, targets = torch.tensor(mask), torch.tensor(targets)
+    assert pack_rows(torch.ones_like(mask), mask, targets, 1, HIDDEN_SIZE) is None
+
+
+@pytest.fixture
+def captioner(backbones) -> ITuningForCaptioning:
+    return make_captioner(backbones, **ADAPTER)
+
+
+def make_batch(images: int = 3, k: int = 5, length: int = 8, side: str = "right") -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    rows = images * k
+    input_ids = torch.randint(1, TOKENS, (rows, length), generator=generator)
+    lengths = (3 + torch.arange(rows) * 3 % (length - 2))[:, None]
+    places = torch.arange(length) if side == "right" else torch.arange(length).flip(0)
+    attention_mask = (places < lengths).long()
+    labels = input_ids.masked_fill(attention_mask == 0, -100)
+    if side == "left":  # the first token is scored by none, so that no label hangs on padding
+        labels[torch.arange(rows), length - lengths[:, 0]] = -100
+    pixels = torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    text = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    return {"pixel_values": pixels, **text}
+
+
+def run(model: ITuningForCaptioning, **batch: Any) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the shape of the rows that the decoder saw, the loss, and its gradients."""
+    seen = []
+    hook = model.text_model.transformer.h[0].register_forward_hook(
+        lambda module, inputs, output: seen.append(output.shape[:2])
+    )
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    hook.remove()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return seen[0], loss.detach(), gradients
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("images", "k", "implementation"), [(3, 5, "sdpa"), (1, 5, "eager"), (4, 1, "sdpa")])
+def test_packed_rows_give_the_loss_and_gradients_of_the_rows_as_given(
+    captioner, side: str, training: bool, images: int, k: int, implementation: str
+):
+    captioner.set_attn_implementation(implementation)
+    captioner = captioner.double().train(training)
+    batch = make_batch(images, k, side=side)
+    batch["pixel_values"] = batch["pixel_values"].double()
+    shape, loss, gradients = run(captioner, **batch)
+    as_given, given_loss, given_gradients = run(captioner, **batch, output_hidden_states=True)
+    assert as_given == (images * k, 8)
+    lengths = batch["attention_mask"].sum(1) - 1
+    assert shape == (images, lengths.view(images, k).sum(1).max())
+    # The loss is in single precision in any case.
+    torch.testing.assert_close(loss, given_loss)
+    assert gradients.keys() == given_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, given_gradients[name], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"logits_to_keep": 1},
+        {"output_attentions": True},
+        {"use_cache": True},
+        {"position_ids": torch.arange(8).expand(15, -1)},
+    ],
+)
+def test_rows_stay_as_given_for_all_that_shows_them(captioner, wish: dict[str, Any]):
+    captioner.set_attn_implementation("eager")
+    shape, _, _ = run(captioner, **make_batch(), **wish)
+    assert shape == (15, 8)
+
+
+def test_a_configuration_that_asks_for_hidden_states_gets_them_as_given(captioner):
+    captioner.config.text_config.output_hidden_states = True
+    assert captioner(**make_batch()).hidden_states[0].shape == (15, 8, HIDDEN_SIZE)
+
+
+def test_a_padding_token_of_the_decoder_brings_no_warning(captioner, caplog):
+    captioner.config.text_config.pad_token_id = captioner.config.text_config.bos_token_id
+    batch = make_batch()
+    batch["input_ids"][:, 0] = captioner.config.text_config.bos_token_id
+    shape, _, _ = run(captioner, **batch)
+    assert shape[0] == 3
+    assert not caplog.records
+
+
+def test_the_last_label_needs_only_what_is_before_it():
+    labels = torch.tensor([[5, 6, 7], [8, -100, -100]])
+    assert next_tokens(labels).tolist() == [[6, 7, -100], [-100, -100, -100]]

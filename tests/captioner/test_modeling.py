@@ -1,4 +1,4 @@
-"""The captioner's forward and backward pass, with stock GPT-2 as the judge; see also `test_reference.py`."""
+"""The captioner's forward and backward pass, compared with stock GPT-2; see also `test_reference.py`."""
 
 import itertools
 import math
@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 from reference import Reference, linear
-from small_models import ADAPTER, IMAGE_SIZE, TEXT, VISION, make_captioner
+from small_models import ADAPTER, IMAGE_SIZE, TEXT, make_captioner
 from torch.nn import functional as F
 from transformers import CLIPVisionModel, GPT2LMHeadModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.captioner.decoders_ituning import ITuningGPT2Block
 
 IMAGES, ROWS, LENGTH = 3, 5, 8
 VOCABULARY = 300
@@ -174,12 +173,6 @@ def test_adapter_dropout_is_on_while_training_and_off_afterwards(backbones: dict
     assert torch.equal(model(**batch).loss, model(**batch).loss)
 
 
-def test_the_encoder_builds_no_graph_even_if_unfrozen(captioner):
-    captioner.train()
-    captioner.vision_model.requires_grad_(True)
-    assert not captioner.get_image_features(make_batch()["pixel_values"]).requires_grad
-
-
 def test_backpropagation_stops_below_the_lowest_adapted_layer(backbones: dict[str, Path]):
     model = make_captioner(backbones, adapter_layers=[2, 3]).train()
     needs_gradient = []
@@ -200,12 +193,6 @@ def test_loss_is_transformers_causal_loss(captioner, num_items_in_batch):
         output.logits, batch["labels"], VOCABULARY, num_items_in_batch=num_items_in_batch
     )
     torch.testing.assert_close(output.loss, expected)
-
-
-def test_loss_of_a_new_captioner_is_the_language_models(new_captioner, language_model):
-    batch = make_batch()
-    text = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-    torch.testing.assert_close(new_captioner(**batch).loss, language_model(**text).loss)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
@@ -254,33 +241,7 @@ def test_a_batch_without_any_label_has_a_loss_of_zero(captioner):
 # --- Images and rows
 
 
-def test_rows_that_share_an_image_are_as_if_it_were_repeated(captioner):
-    batch = make_batch()
-    repeated = batch | {"pixel_values": batch["pixel_values"].repeat_interleave(ROWS, dim=0)}
-    assert_all_close(gradients(captioner, **batch), gradients(captioner, **repeated), rtol=1e-4, atol=1e-5)
-    for each in (batch, repeated):
-        del each["labels"]
-    torch.testing.assert_close(captioner(**batch).logits, captioner(**repeated).logits, rtol=1e-4, atol=1e-5)
-
-
-def test_an_images_logits_do_not_depend_on_the_others(captioner):
-    batch = make_batch()
-    together = captioner(batch["pixel_values"], batch["input_ids"]).logits
-    for image in range(IMAGES):
-        rows = slice(image * ROWS, (image + 1) * ROWS)
-        alone = captioner(batch["pixel_values"][[image]], batch["input_ids"][rows]).logits
-        torch.testing.assert_close(together[rows], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_padding_changes_no_logits(captioner):
-    batch = make_batch(k=1)
-    padded = captioner(batch["pixel_values"], batch["input_ids"], batch["attention_mask"]).logits
-    for row, length in enumerate(batch["attention_mask"].sum(1)):
-        alone = captioner(batch["pixel_values"][[row]], batch["input_ids"][[row], :length]).logits
-        torch.testing.assert_close(padded[[row], :length], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_features_stand_in_for_pixels(captioner, backbones: dict[str, Path]):
+def test_features_replace_pixels(captioner, backbones: dict[str, Path]):
     batch = make_batch()
     pixels = batch.pop("pixel_values")
     encoder = CLIPVisionModel.from_pretrained(backbones["vision"])
@@ -290,24 +251,6 @@ def test_features_stand_in_for_pixels(captioner, backbones: dict[str, Path]):
     assert torch.equal(captioner(visual_features=features, **batch).loss, expected)
     projected = captioner.project_visual(features)
     assert torch.equal(captioner(visual_key_values=projected, **batch).loss, expected)
-
-
-@pytest.mark.parametrize("layer", [-3, -2, -1, 0, 1, 2])
-def test_the_visual_memory_is_the_chosen_hidden_state(backbones: dict[str, Path], layer: int):
-    model = make_captioner(backbones, vision_feature_layer=layer)
-    pixels = make_batch()["pixel_values"]
-    encoder = CLIPVisionModel.from_pretrained(backbones["vision"])
-    expected = encoder(pixels, output_hidden_states=True).hidden_states[layer]
-    assert torch.equal(model.get_image_features(pixels), expected)
-
-
-def test_other_tokens_than_the_encoders_own_are_welcome_as_features(captioner):
-    features = torch.randn(IMAGES, 4, VISION["hidden_size"])
-    assert captioner(visual_features=features, **_text(make_batch())).loss.isfinite()
-
-
-def _text(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: x for name, x in batch.items() if name != "pixel_values"}
 
 
 # --- Precision, attention implementations, compilation
@@ -483,12 +426,6 @@ def test_visual_attention_is_what_the_adapters_read(backbones: dict[str, Path]):
     torch.testing.assert_close(attention[row, 0], scores.softmax(-1).float(), rtol=1e-4, atol=1e-5)
 
 
-def test_adapted_layers_are_blocks_in_their_own_right(captioner):
-    blocks = captioner.text_model.transformer.h
-    assert all(isinstance(block, ITuningGPT2Block) for block in blocks)
-    assert [block.layer_idx for block in blocks] == [0, 1, 2, 3]
-
-
 # --- Bad input
 
 BAD_INPUT = [
@@ -499,27 +436,21 @@ BAD_INPUT = [
         r"visual_features has shape \(3, 10, 16\), expected \(num_images, tokens, 15\)",
     ),
     ({"pixel_values": None, "visual_features": torch.zeros(10, 15)}, r"visual_features has shape \(10, 15\)"),
-    (
-        {"pixel_values": torch.zeros(3, 3, 32, 32)},
-        r"pixel_values has shape \(3, 3, 32, 32\), expected \(num_images, 3, 30, 30\)",
-    ),
-    ({"pixel_values": torch.zeros(3, 30, 30)}, r"pixel_values has shape \(3, 30, 30\)"),
+    ({"pixel_values": torch.zeros(3, 3, 32, 32)}, r"pixel_values has shape \(3, 3, 32, 32\)"),
     (
         {"pixel_values": torch.zeros(2, 3, 30, 30)},
         "input_ids has 15 rows for 2 images: the rows must be a mul",
     ),
-    ({"pixel_values": torch.zeros(0, 3, 30, 30)}, r"pixel_values has shape \(0, 3, 30, 30\)"),
     (
         {"pixel_values": None, "visual_features": torch.zeros(0, 10, 15)},
         "input_ids has 15 rows for 0 images",
     ),
     ({"input_ids": None}, r"input_ids is None: give the text rows to score"),
-    (
-        {"input_ids": torch.ones(15, 49)},
-        "input_ids has 49 tokens in a row, and .* only 48 positions: cut the",
-    ),
-    ({"labels": torch.zeros(15, 7)}, r"labels has shape \(15, 7\) and input_ids \(15, 8\)"),
-    ({"visual_key_values": {}}, "visual_key_values stands in for pixel_values and visual_features"),
+    ({"input_ids": torch.ones(15)}, r"input_ids has shape \(15,\), expected \(rows, tokens\)"),
+    ({"input_ids": torch.ones(15, 49)}, "input_ids has 49 tokens in a row, .* only 48 positions: shorten"),
+    ({"attention_mask": torch.ones(1, 8)}, "attention_mask has 1 rows, expected 15"),
+    ({"labels": torch.zeros(15, 7)}, r"labels has shape \(15, 7\), expected .* \(15, 8\)"),
+    ({"visual_key_values": {}}, "visual_key_values replaces pixel_values and visual_features"),
 ]
 
 
@@ -601,27 +532,9 @@ def test_transformers_trainer_evaluates_and_saves_the_adapter_alone(captioner, t
     assert (tmp_path / "model.safetensors").stat().st_size < 40_000
 
 
-def test_a_cache_is_not_dropped_in_silence_while_training(captioner, pixel_values):
+def test_a_cache_is_refused_in_training_mode(captioner, pixel_values):
     ids = torch.tensor([[1, 2, 3]] * 3)
     past = captioner(pixel_values=pixel_values, input_ids=ids, use_cache=True).past_key_values
     captioner.train()
-    with pytest.raises(ValueError, match="A cache cannot be gone on from in training"):
+    with pytest.raises(ValueError, match="A cache cannot be continued in training mode"):
         captioner(pixel_values=pixel_values, input_ids=ids, past_key_values=past)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"input_ids": torch.tensor([1, 2, 3])}, r"input_ids has shape \(3,\), expected \(rows, tokens\)"),
-        ({"attention_mask": torch.ones(1, 2).long()}, "attention_mask has 1 rows and input_ids 3"),
-    ],
-)
-def test_refuses_text_of_another_shape(captioner, pixel_values, changes: dict, message: str):
-    inputs = {"input_ids": torch.tensor([[1, 2]] * 3), "attention_mask": None} | changes
-    with pytest.raises(ValueError, match=message):
-        captioner(pixel_values=pixel_values, **inputs)
-
-
-def test_a_device_map_does_not_split_an_adapted_block(captioner):
-    blocks = captioner.text_model.transformer.h
-    assert {type(block).__name__ for block in blocks} <= set(captioner._no_split_modules)
