@@ -401,6 +401,11 @@ def backbone_family(backbone: str, config: Any) -> EncoderFamily | DecoderFamily
 
 def load_backbone_config(backbone: str, name: str, **hub: Any) -> Any:
     """Load a backbone's configuration; of a full CLIP, that of its vision part."""
+    if is_local(name) and not os.path.isdir(name):
+        raise FileNotFoundError(
+            f"The frozen {backbone} model is not in {name!r}. If it has moved, give its new path, "
+            f"{backbone}_model_name_or_path=..., to from_pretrained."
+        )
     config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     if backbone == "vision":
         config = getattr(config, "vision_config", config)
@@ -490,17 +495,13 @@ def _check_fingerprint(backbone: str, config: ITuningConfig, **hub: Any) -> tupl
             f"{backbone}_model_fingerprint={expected!r}, so the frozen {backbone} model cannot be loaded: "
             "create captioners with ITuningForCaptioning.from_vision_text_pretrained(vision, text)."
         )
-    override = f"from_pretrained(..., {backbone}_model_name_or_path=...)"
-    if os.path.isabs(name) and not os.path.isdir(name):
-        raise FileNotFoundError(
-            f"The frozen {backbone} model is not in {name!r}. If it has moved, give its new path: {override}."
-        )
     found = fingerprint(backbone, name, revision=revision, **hub)
     if found != expected:
         where = f"{name!r}" + (f" (revision {revision})" if revision else "")
         raise CaptionerError(
             f"The {backbone} model at {where} is not the one this adapter was trained on: the fingerprint of "
-            f"its weights is {found}, expected {expected}. Give the right model: {override}."
+            f"its weights is {found}, expected {expected}. Give the right model's name or path, "
+            f"{backbone}_model_name_or_path=..., to from_pretrained."
         )
     return name, revision
 

@@ -41,7 +41,7 @@ def storages(model: torch.nn.Module) -> set[int]:
 
 
 @pytest.mark.parametrize("auto_class", [ITuningForCaptioning, AutoModel])
-def test_it_is_the_captioner_that_is_loaded_whole(saved: Path, in_memory: dict[str, Any], auto_class: type):
+def test_shared_backbones_give_the_same_captioner(saved: Path, in_memory: dict[str, Any], auto_class: type):
     before = in_memory["text_model"](torch.arange(1, 8)[None]).logits
     model = auto_class.from_pretrained(saved, **in_memory)
     assert torch.equal(logits(model), logits(ITuningForCaptioning.from_pretrained(saved)))
@@ -92,12 +92,12 @@ def test_another_backbone_is_refused(saved: Path, in_memory: dict[str, Any], kin
 
 def test_a_model_of_another_class_is_refused(saved: Path, backbones: dict[str, Path]):
     text = GPT2Model.from_pretrained(backbones["text"])
-    with pytest.raises(TypeError, match="text_model is a GPT2Model, expected the GPT2LMHeadModel"):
+    with pytest.raises(TypeError, match="text_model is a GPT2Model, expected a GPT2LMHeadModel"):
         ITuningForCaptioning.from_pretrained(saved, text_model=text)
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("options", "message"),
     [
         ({"load_vision_model": False}, "both vision_model and load_vision_model=False"),
         ({"device_map": "cpu"}, "both vision_model and device_map"),
@@ -106,9 +106,9 @@ def test_a_model_of_another_class_is_refused(saved: Path, backbones: dict[str, P
         ({"quantization_config": object()}, "both text_model and quantization_config"),
     ],
 )
-def test_two_wishes_for_one_backbone_are_refused(saved: Path, in_memory, wish: dict[str, Any], message: str):
+def test_conflicting_options_are_refused(saved: Path, in_memory, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        ITuningForCaptioning.from_pretrained(saved, **in_memory, **wish)
+        ITuningForCaptioning.from_pretrained(saved, **in_memory, **options)
 
 
 def test_the_adapters_come_from_the_file_and_nothing_is_drawn(saved: Path, in_memory: dict[str, Any]):
@@ -119,14 +119,14 @@ def test_the_adapters_come_from_the_file_and_nothing_is_drawn(saved: Path, in_me
 
 def test_a_backbone_of_another_architecture_is_refused(saved: Path, backbones: dict[str, Path]):
     text = GPT2LMHeadModel.from_pretrained(backbones["text"], n_head=11)
-    with pytest.raises(ValueError, match="text model in memory has num_attention_heads=11, wanted 2"):
+    with pytest.raises(ValueError, match="text model in memory has num_attention_heads=11, expected 2"):
         ITuningForCaptioning.from_pretrained(saved, text_model=text)
 
 
 def test_a_backbone_with_something_added_is_refused(saved: Path, in_memory: dict[str, Any]):
     lora = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
     inject_adapter_in_model(lora, in_memory["text_model"], "style")
-    with pytest.raises(ValueError, match=r"it has \d+ weights more \(first: .*lora.*such as a LoRA"):
+    with pytest.raises(ValueError, match=r"it has \d+ more weights \(first: .*lora.*such as a LoRA"):
         ITuningForCaptioning.from_pretrained(saved, **in_memory)
 
 
