@@ -401,12 +401,15 @@ def backbone_family(backbone: str, config: Any) -> EncoderFamily | DecoderFamily
 
 def load_backbone_config(backbone: str, name: str, **hub: Any) -> Any:
     """Load a backbone's configuration; of a full CLIP, that of its vision part."""
-    if is_local(name) and not os.path.isdir(name):
-        raise FileNotFoundError(
-            f"The frozen {backbone} model is not in {name!r}. If it has moved, give its new path, "
-            f"{backbone}_model_name_or_path=..., to from_pretrained."
-        )
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+    try:
+        if is_local(name) and not os.path.isdir(name):
+            raise FileNotFoundError("there is no such folder")
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+    except OSError as error:  # Transformers' message does not always name the model
+        raise OSError(
+            f"The frozen {backbone} model was not found at {name!r}: {error}. If it has moved, give its new "
+            f"name or path, {backbone}_model_name_or_path=..., to from_pretrained."
+        ) from error
     if backbone == "vision":
         config = getattr(config, "vision_config", config)
     backbone_family(backbone, config)

@@ -255,9 +255,7 @@ def load_image_processor(
         return family.image_processor_class.from_pretrained(vision, **hub_kwargs)
     except OSError:
         size = config.image_size
-        logger.warning(
-            f"{vision} has no image processor; using {family.model_type}'s default at {size} pixels."
-        )
+        logger.warning(f"{vision} has no image processor; using the default for {size} pixels.")
         return family.image_processor(size)
 
 

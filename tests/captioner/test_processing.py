@@ -1,5 +1,6 @@
 """The processor: exact ids, shapes and padding, and the same pixels everywhere."""
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,8 @@ from small_models import IMAGE_SIZE, SHARED_DATA, edit_json
 from transformers import AutoProcessor, CLIPImageProcessorPil, GPT2Tokenizer
 
 from ituning_hf import ITuningProcessor
-from ituning_hf.captioner.processing_ituning import caption_rows
+from ituning_hf.captioner.configuration_ituning import CaptionerError
+from ituning_hf.captioner.processing_ituning import caption_rows, crop_extreme_aspect, prepare_images
 
 # Of the small tokenizer that conftest.py makes; its begin, end and padding token is 0.
 DOG = [65, 284, 71, 293]  # "a dog runs"
@@ -48,12 +50,6 @@ def test_pixels_are_those_of_clips_own_preparation(processor):
     mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
     expected = torch.tensor((np.array([255, 128, 0]) / 255 - mean) / std, dtype=torch.float32)
     torch.testing.assert_close(pixels, expected[:, None, None].expand_as(pixels))
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
-def test_images_of_every_mode_become_rgb(processor, mode: str):
-    pixels = processor(images=images(1)[0].convert(mode))["pixel_values"]
-    assert pixels.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
 
 
 def test_the_torchvision_image_processor_is_replaced_by_the_pil_one(processor):
@@ -99,7 +95,7 @@ def test_images_with_unequal_numbers_of_captions_get_rows_without_labels(process
 
 
 @pytest.mark.parametrize("captions", ["a man", ["a man"], [["a man"]], ("a man",), [("  a man\n",)]])
-def test_the_forms_that_one_caption_may_take(processor, captions: Any):
+def test_one_caption_may_be_given_in_several_forms(processor, captions: Any):
     expected = [[0, *MAN, 0]]
     assert processor(images=images(1), captions=captions)["input_ids"].tolist() == expected
     assert processor(captions=captions)["labels"].tolist() == expected
@@ -111,7 +107,7 @@ def test_a_long_caption_is_cut_and_keeps_its_end_token(processor):
     assert batch["labels"].tolist() == [[0, *DOG[:3], 0], [0, *MAN, 0, -100]]
 
 
-def test_special_tokens_written_out_are_read_as_text(processor):
+def test_special_tokens_in_a_caption_are_plain_text(processor):
     encoded = processor.encode_captions(["a dog<|endoftext|> runs", "<|endoftext|>"])
     assert all(0 not in ids[1:-1] for ids in encoded)
     decoded = processor.batch_decode([ids[1:-1] for ids in encoded])
@@ -201,11 +197,6 @@ def test_refuses_what_does_not_fit(processor, inputs: dict[str, Any], message: s
         processor(**inputs)
 
 
-def test_refuses_an_empty_tokenizer(processor):
-    with pytest.raises(ValueError, match="The tokenizer is empty: its files"):
-        ITuningProcessor(processor.image_processor, GPT2Tokenizer())
-
-
 # --- Saving and loading
 
 
@@ -226,18 +217,17 @@ def test_comes_back_with_equal_pixels_and_ids(processor, captioner, tmp_path: Pa
 def test_writes_its_own_files_and_no_weights(processor, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "json_ituning.py",
+        "configuration_ituning.py",
+        "encoders_ituning.py",
+        "loss_ituning.py",
         "processing_ituning.py",
-        "processor_files_ituning.py",
-        "seal_ituning.py",
         "processor_config.json",
-        "requirements_ituning.py",
         "tokenizer.json",
         "tokenizer_config.json",
     }
 
 
-def test_takes_image_preparation_and_tokenizer_of_the_revisions_that_are_asked_for(backbones, tmp_path: Path):
+def test_image_processor_and_tokenizer_come_from_the_given_revisions(backbones, tmp_path: Path):
     places = {}
     for kind, file, change in (
         ("vision", "preprocessor_config.json", {"image_mean": [0.25, 0.25, 0.25]}),
@@ -260,23 +250,56 @@ def test_takes_image_preparation_and_tokenizer_of_the_revisions_that_are_asked_f
 
 
 @pytest.mark.parametrize("kind", ["vision", "clip"])
-def test_takes_image_preparation_and_tokenizer_from_the_backbones(backbones: dict[str, Path], kind: str):
-    built = ITuningProcessor.from_vision_text_pretrained(backbones[kind], backbones["text"])
-    batch = built(images=images(1), captions="a dog runs")
-    assert batch["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert batch["input_ids"].tolist() == [[0, *DOG, 0]]
-
-
-@pytest.mark.parametrize("kind", ["vision", "clip"])
-def test_an_encoder_without_image_preparation_gets_clips_at_its_own_size(
+def test_an_encoder_without_an_image_processor_gets_the_default_at_its_size(
     backbones: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ):
     (tmp_path / "config.json").write_bytes((backbones[kind] / "config.json").read_bytes())
     built = ITuningProcessor.from_vision_text_pretrained(tmp_path, backbones["text"])
-    assert "says nothing of image preparation; using CLIP's, at 30 pixels" in caplog.text
+    assert "has no image processor; using " in caplog.text
     usual = ITuningProcessor.from_vision_text_pretrained(backbones[kind], backbones["text"])
     found, expected = (p(images=images())["pixel_values"] for p in (built, usual))
     assert torch.equal(found, expected)
+
+
+# --- Extremely long images
+
+
+@pytest.mark.parametrize("size", [(400, 3), (1001, 13), (7, 1000), (33, 1), (1, 34), (5011, 107)])
+def test_a_cut_strip_gives_the_same_pixels(size: tuple[int, int]) -> None:
+    """Up to rounding: CLIP's resizing truncates the length of the strip to whole pixels."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    prepare = CLIPImageProcessorPil(do_normalize=False, do_rescale=False)
+    whole, cut = (
+        prepare(i, return_tensors="np")["pixel_values"] for i in (image, crop_extreme_aspect(image))
+    )
+    assert max(crop_extreme_aspect(image).size) <= 32 * min(size) < max(size)
+    assert np.abs(whole.astype(int) - cut.astype(int)).max() <= 3
+    assert (whole != cut).mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"height": 24, "width": 24}, "do_center_crop": False},
+        {"size": {"height": 24, "width": 24}},
+        {"do_resize": False},
+    ],
+)
+def test_nothing_is_cut_if_the_processor_uses_more_than_the_middle(settings: dict) -> None:
+    row = np.linspace(0, 255, 4000, dtype=np.uint8)[:, None]
+    strip = Image.fromarray(np.tile(row, (20, 1, 1, 3))[:, :, 0])
+    plain = CLIPImageProcessorPil()
+    own = CLIPImageProcessorPil(**settings)
+    expected = own(images=[strip], return_tensors="np")["pixel_values"]
+    for processor, options in ((own, {}), (plain, settings)):
+        found = prepare_images(processor, [strip], return_tensors="np", **options)["pixel_values"]
+        assert np.array_equal(found, expected)
+
+
+def test_only_strips_are_cut() -> None:
+    images = [Image.new("RGB", (32, 1)), Image.new("RGB", (3, 96)), np.zeros((1, 400, 3), np.uint8)]
+    assert all(a is b for a, b in zip(crop_extreme_aspect(images), images, strict=True))
 
 
 # --- GPT-2's real tokenizer
@@ -309,7 +332,33 @@ def test_the_end_token_written_out_is_text_to_gpt2s_tokenizer(real_processor):
 
 
 def test_refuses_options_for_what_is_not_there(processor):
-    with pytest.raises(ValueError, match="max_length=4 is for captions, of which none are given"):
+    with pytest.raises(ValueError, match="max_length=4 applies to captions, but no captions"):
         processor(text="a big red dog", max_length=4)
-    with pytest.raises(TypeError, match=r"\['truncatoin'\] are for images, of which none are given"):
+    with pytest.raises(TypeError, match=r"\['truncatoin'\] apply to images, but no images are given"):
         processor(text="a dog", truncatoin=3)
+
+
+@pytest.mark.parametrize("setting", ["fast_tokenizer_files", "vocab", "merges"])
+def test_a_setting_that_names_files_elsewhere_is_refused(processor, tmp_path: Path, setting: str):
+    processor.save_pretrained(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", **{setting: "../other.json"})
+    with pytest.raises(CaptionerError, match=rf"config\.json has \['{setting}'\], which name files"):
+        ITuningProcessor.from_pretrained(tmp_path)
+
+
+def test_missing_tokenizer_files_are_reported(processor, tmp_path: Path):
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(CaptionerError, match=r"tokenizer is empty: tokenizer\.json, .* are missing"):
+        ITuningProcessor.from_pretrained(tmp_path)
+
+
+def test_edited_settings_take_effect(processor, tmp_path: Path):
+    processor.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "processor_config.json").read_text())
+    content["image_processor"]["image_mean"] = [0.0, 0.0, 0.0]
+    (tmp_path / "processor_config.json").write_text(json.dumps(content))
+    edit_json(tmp_path / "tokenizer_config.json", pad_token="dog")
+    loaded = ITuningProcessor.from_pretrained(tmp_path)
+    assert list(loaded.image_processor.image_mean) == [0.0, 0.0, 0.0]
+    assert loaded.tokenizer.pad_token == "dog"

@@ -4,7 +4,6 @@ import ast
 import shutil
 import sys
 from functools import partial
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +274,7 @@ HUB = {
 THIRD_PARTY = {"torch", "transformers", "safetensors", "huggingface_hub", "PIL", "numpy"}
 
 
-def test_all_files_of_the_hub_kind_are_known():
+def test_the_folder_has_exactly_the_nine_files():
     assert {path.stem for path in (PACKAGE / "captioner").glob("*_ituning.py")} == HUB
 
 
@@ -295,124 +294,3 @@ def test_transformers_copies_every_file_that_the_model_needs(folders):
     }
     assert needed | {"modeling_ituning", "processing_ituning"} == HUB
     assert {path.stem for path in folders["captioner"].glob("*.py")} == HUB
-
-
-# Each module imports only from its own line and those above it; what is not named stands in the library's.
-LAYERS = [
-    (
-        "_version",
-        "hub_errors",
-        "atomic_files",
-        "errors",
-        "output_folders",
-        "devices",
-        "requirements",
-        "requirements_ituning",
-        "printable",
-        "json_ituning",
-        "seal_ituning",
-        "processor_files_ituning",
-        "adapter_ituning",
-        "configuration_ituning",
-        "processing_ituning",
-        "inputs_ituning",
-    ),
-    (
-        "adapter_file_ituning",
-        "gpt2_ituning",
-        "fingerprint_ituning",
-        "backbones_ituning",
-        "recorded_ituning",
-        "generation_file_ituning",
-        "checkpoint_ituning",
-        "generation_ituning",
-        "output_ituning",
-        "packing_ituning",
-        "peft_ituning",
-    ),
-    ("modeling_ituning",),
-    ("data",),
-    ("launching", "processes", "settings"),
-    ("features",),
-    ("training", "evaluation", "tuner", "visualization", "captioning", "inspection"),
-    ("benchmark", "demo"),
-    ("__init__",),
-    ("cli",),
-]
-LIBRARY = 6
-
-
-def is_for_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def imports_of(path: Path) -> set[str]:
-    """The package's modules that a file imports at any time, by their dotted names within the package."""
-    package = ["ituning_hf", *path.relative_to(PACKAGE).parts[:-1]]
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    found: set[str] = set()
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *filter(None, [node.module])])
-            names = [f"{module}.{alias.name}" for alias in node.names]
-            found |= {name if importable(name) else module for name in names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif not is_for_type_checking(node):
-            pending += ast.iter_child_nodes(node)
-    return {
-        name.removeprefix("ituning_hf").removeprefix(".")
-        for name in found
-        if name.split(".")[0] == "ituning_hf"
-    }
-
-
-def importable(name: str) -> bool:
-    path = PACKAGE.parent.joinpath(*name.split("."))
-    return path.is_dir() or path.with_suffix(".py").is_file()
-
-
-def module_name(path: Path) -> str:
-    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    return name.removesuffix(".__init__").removesuffix("__init__")
-
-
-def graph() -> dict[str, set[str]]:
-    return {module_name(path): imports_of(path) for path in PACKAGE.rglob("*.py")}
-
-
-def layer_of(module: str) -> int:
-    top = module.split(".")[0] or "__init__"
-    return next((i for i, names in enumerate(LAYERS) if top in names), LIBRARY)
-
-
-def test_imports_run_one_way():
-    for module, imported in graph().items():
-        above = {name for name in imported if layer_of(name) > layer_of(module)}
-        assert not above, f"{module} imports {above}"
-
-
-def test_imports_run_in_no_circle():
-    # A package's own submodules are its parts, so what imports a package imports what that imports.
-    assert list(TopologicalSorter(graph()).static_order())
-
-
-def test_the_graph_of_imports_is_read_right():
-    found = graph()
-    assert found["modeling_ituning"] == {
-        "adapter_ituning",
-        "backbones_ituning",
-        "checkpoint_ituning",
-        "configuration_ituning",
-        "generation_ituning",
-        "gpt2_ituning",
-        "inputs_ituning",
-        "output_ituning",
-        "packing_ituning",
-        "peft_ituning",
-        "recorded_ituning",
-    }
-    assert found[""] >= {"_version", "modeling_ituning"}
-    assert "data.images" in found["data"]

@@ -146,7 +146,7 @@ def test_two_adapters_of_one_name_are_refused(with_lora):
     message = r"adapter 'style' of another method already \(LoraConfig\): give .* another name"
     with pytest.raises(ValueError, match=message):
         get_peft_model(with_lora, ITUNING.config(), "style")
-    with pytest.raises(ValueError, match="adapter_layers holds"):
+    with pytest.raises(ValueError, match="adapter_layers contains"):
         get_peft_model(with_lora, ITUNING.config(layers=[9]))
     assert with_lora.peft_config == before
     assert torch.equal(with_lora(ROWS).logits, expected)
