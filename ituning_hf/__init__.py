@@ -1,47 +1,88 @@
 """I-Tuning: a small trainable captioner between a frozen CLIP and a frozen GPT-2.
 
-Importing the package makes the Auto classes of Transformers know `model_type` "ituning", and PEFT the method
-"ituning".
+After `import ituning_hf` the Auto classes of Transformers know `model_type` "ituning", and PEFT knows the
+method "ituning". The package imports neither library: it registers each class as soon as the library's module
+that holds the registry has been imported.
 """
 
 import warnings
+from typing import TYPE_CHECKING
 
-from .utils.requirements import check_requirements
+from ._version import __version__ as __version__
+from .utils.imports import ImportHook, lazy_names
 
-check_requirements()
+if TYPE_CHECKING:
+    from .captioner.configuration_ituning import ITuningConfig as ITuningConfig
+    from .captioner.modeling_ituning import ITuningForCaptioning as ITuningForCaptioning
+    from .captioner.processing_ituning import ITuningProcessor as ITuningProcessor
+    from .hub.push import push_captioner as push_captioner
+    from .hub.saving import save_captioner as save_captioner
+    from .inference.captioning import CaptionResult as CaptionResult
+    from .inference.captioning import caption as caption
+    from .inference.captioning import iter_captions as iter_captions
+    from .inference.int8 import quantize_frozen_weights as quantize_frozen_weights
+    from .inference.loading import load_captioner as load_captioner
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "_version": ["__version__"],
+        "captioner.configuration_ituning": ["ITuningConfig"],
+        "captioner.modeling_ituning": ["ITuningForCaptioning"],
+        "captioner.processing_ituning": ["ITuningProcessor"],
+        "hub.push": ["push_captioner"],
+        "hub.saving": ["save_captioner"],
+        "inference.captioning": ["CaptionResult", "caption", "iter_captions"],
+        "inference.int8": ["quantize_frozen_weights"],
+        "inference.loading": ["load_captioner"],
+    },
+)
 
-from ._version import __version__
-from .captioner.configuration_ituning import ITuningConfig
-from .captioner.modeling_ituning import ITuningForCaptioning
-from .captioner.processing_ituning import ITuningProcessor
-from .hub.push import push_captioner
-from .hub.saving import save_captioner
-from .inference.captioning import CaptionResult, caption, iter_captions
-from .inference.int8 import quantize_frozen_weights
-from .inference.loading import load_captioner
 
-AutoConfig.register(ITuningConfig.model_type, ITuningConfig, exist_ok=True)
-AutoModel.register(ITuningConfig, ITuningForCaptioning, exist_ok=True)
-AutoModelForImageTextToText.register(ITuningConfig, ITuningForCaptioning, exist_ok=True)
-AutoProcessor.register(ITuningConfig, ITuningProcessor, exist_ok=True)
+def _register_config() -> None:
+    from transformers import AutoConfig
 
-try:
-    from . import tuner  # noqa: F401 (registers itself)
-except ImportError as error:  # the captioner needs no PEFT
-    warnings.warn(f"The PEFT method 'ituning' is not available: {error}", stacklevel=2)
+    from .captioner.configuration_ituning import ITuningConfig
 
-__all__ = [
-    "CaptionResult",
-    "ITuningConfig",
-    "ITuningForCaptioning",
-    "ITuningProcessor",
-    "__version__",
-    "caption",
-    "iter_captions",
-    "load_captioner",
-    "push_captioner",
-    "quantize_frozen_weights",
-    "save_captioner",
-]
+    AutoConfig.register(ITuningConfig.model_type, ITuningConfig, exist_ok=True)
+
+
+def _register_model() -> None:
+    from transformers import AutoModel, AutoModelForImageTextToText
+
+    from .captioner.modeling_ituning import ITuningConfig, ITuningForCaptioning
+
+    AutoModel.register(ITuningConfig, ITuningForCaptioning, exist_ok=True)
+    AutoModelForImageTextToText.register(ITuningConfig, ITuningForCaptioning, exist_ok=True)
+
+
+def _register_processor() -> None:
+    from transformers import AutoProcessor
+
+    from .captioner.configuration_ituning import ITuningConfig
+    from .captioner.processing_ituning import ITuningProcessor
+
+    AutoProcessor.register(ITuningConfig, ITuningProcessor, exist_ok=True)
+
+
+def _register_tuner() -> None:
+    try:
+        from .tuner.config import ITuningTunerConfig
+        from .tuner.model import ITuningTuner
+        from .tuner.registration import register
+
+        register(ITuningTunerConfig, ITuningTuner)
+    except ImportError as error:  # the captioner does not need PEFT, and PEFT must stay importable
+        warnings.warn(f"The PEFT method 'ituning' is not available: {error}", stacklevel=2)
+
+
+# One action for each module: registering everything at once would make `import peft` circular.
+ImportHook(
+    {
+        "transformers.models.auto.configuration_auto": _register_config,
+        "transformers.models.auto.modeling_auto": _register_model,
+        "transformers.models.auto.processing_auto": _register_processor,
+        "peft": _register_tuner,
+    },
+    ours=[f"{__name__}.captioner", f"{__name__}.tuner"],
+).install()

@@ -1,24 +1,26 @@
 """Captioned images: reading, drawing, ordering and batching them."""
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_MODULES = {
-    "augmentation": ("AUGMENTATIONS", "augment"),
-    "dataset": ("CaptionDataset", "CaptionItem", "Collator", "count_over_long"),
-    "images": ("IMAGE_SUFFIXES", "UnreadableImageError", "find_images", "load_image"),
-    "inputs": ("FeatureInputs", "FeatureSource", "ImageInputs", "PixelInputs"),
-    "loading": ("load_captioned_images",),
-    "records": ("CaptionedImage", "ImageSource", "MissingSplitError", "clean_caption"),
-    "sampler": ("ImageBatchSampler", "SampleKey"),
-    "scenes": ("Scene", "SceneObject", "make_scene", "read_scenes"),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+from ..utils.imports import lazy_names
 
-__all__ = list(_MODULE_OF)
+if TYPE_CHECKING:
+    from .dataset import CaptionDataset as CaptionDataset
+    from .dataset import Collator as Collator
+    from .images import UnreadableImageError as UnreadableImageError
+    from .images import find_images as find_images
+    from .images import load_image as load_image
+    from .loading import load_captioned_images as load_captioned_images
+    from .records import CaptionedImage as CaptionedImage
+    from .scenes import read_scenes as read_scenes
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "dataset": ["CaptionDataset", "Collator"],
+        "images": ["UnreadableImageError", "find_images", "load_image"],
+        "loading": ["load_captioned_images"],
+        "records": ["CaptionedImage"],
+        "scenes": ["read_scenes"],
+    },
+)

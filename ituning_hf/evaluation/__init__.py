@@ -1,15 +1,17 @@
-"""Scores of captions against what people wrote."""
+"""Scores of captions against human captions."""
 
-from .metrics import compute_caption_metrics, score_captions
-from .modules import metric_path
-from .scores import CaptionScores
-from .tokenizer import tokenize_caption, tokenize_captions
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CaptionScores",
-    "compute_caption_metrics",
-    "metric_path",
-    "score_captions",
-    "tokenize_caption",
-    "tokenize_captions",
-]
+from ..utils.imports import lazy_names
+
+if TYPE_CHECKING:
+    from .metrics import compute_caption_metrics as compute_caption_metrics
+    from .modules import metric_path as metric_path
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "metrics": ["compute_caption_metrics"],
+        "modules": ["metric_path"],
+    },
+)

@@ -1,19 +1,17 @@
 """Features of the frozen vision encoder, computed once for each image and stored."""
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_MODULES = {
-    "build": ("BuildPlan", "BuildResult", "build_features", "plan_build"),
-    "spec": ("FeatureSpec", "describe_encoder", "feature_bytes"),
-    "store": ("FeatureStore",),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+from ..utils.imports import lazy_names
 
-__all__ = list(_MODULE_OF)
+if TYPE_CHECKING:
+    from .build import build_features as build_features
+    from .store import FeatureStore as FeatureStore
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "build": ["build_features"],
+        "store": ["FeatureStore"],
+    },
+)

@@ -1,20 +1,22 @@
 """Training of the adapters, on Accelerate."""
 
-from .arguments import TrainArguments
-from .checkpoints import TrainState
-from .data import TrainingData
-from .errors import NonFiniteLossError, RunStopped, TooManyUnreadableError, TrainingError
-from .loop import CaptionTrainer
-from .run import train
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CaptionTrainer",
-    "NonFiniteLossError",
-    "RunStopped",
-    "TooManyUnreadableError",
-    "TrainArguments",
-    "TrainState",
-    "TrainingData",
-    "TrainingError",
-    "train",
-]
+from ..utils.imports import lazy_names
+
+if TYPE_CHECKING:
+    from .arguments import TrainArguments as TrainArguments
+    from .data import TrainingData as TrainingData
+    from .errors import RunStopped as RunStopped
+    from .errors import TrainingError as TrainingError
+    from .run import train as train
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "arguments": ["TrainArguments"],
+        "data": ["TrainingData"],
+        "errors": ["RunStopped", "TrainingError"],
+        "run": ["train"],
+    },
+)

@@ -8,20 +8,25 @@ model = get_peft_model(gpt2, ITuningTunerConfig(vision_hidden_size=768))
 model(input_ids, encoder_hidden_states=visual_features)
 ```
 
-A process that loads an adapter imports `ituning_hf` first: a PEFT that has not heard of the method says no
-more than `KeyError: 'ITUNING'`.
+Import `ituning_hf` before loading an adapter: without it PEFT raises `KeyError: 'ITUNING'`.
 """
 
-from ..utils.requirements import check_requirements
+from typing import TYPE_CHECKING
 
-check_requirements(optional=True)
+from ..utils.imports import lazy_names
 
-from .config import ITuningTunerConfig
-from .conversion import to_peft
-from .layer import ITuningLayer
-from .model import ITuningTuner
-from .registration import register
+if TYPE_CHECKING:
+    from .config import ITuningTunerConfig as ITuningTunerConfig
+    from .conversion import to_peft as to_peft
+    from .layer import ITuningLayer as ITuningLayer
+    from .model import ITuningTuner as ITuningTuner
 
-register(ITuningTunerConfig, ITuningTuner)
-
-__all__ = ["ITuningLayer", "ITuningTuner", "ITuningTunerConfig", "to_peft"]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "config": ["ITuningTunerConfig"],
+        "conversion": ["to_peft"],
+        "layer": ["ITuningLayer"],
+        "model": ["ITuningTuner"],
+    },
+)

@@ -1,0 +1,88 @@
+"""Public names that are imported when they are first used, and actions that follow an import."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+
+def lazy_names(
+    package: str, modules: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return the `__getattr__`, `__dir__` and `__all__` of a package (PEP 562).
+
+    Args:
+        package: The package's `__name__`.
+        modules: The public names in each of its modules.
+    """
+    origins = {name: module for module, names in modules.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in origins:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{package}.{origins[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *origins})
+
+    return get, names, sorted(origins)
+
+
+class ImportHook:
+    """A finder that runs actions after modules were imported, but not in the middle of importing others.
+
+    An action usually imports modules of ours. One of them may just have caused the import that the action
+    follows, and be incomplete: the action then waits until the outermost module of ours is complete.
+
+    Args:
+        actions: For each module's name, what follows its import. It runs at once if the import was earlier.
+        ours: Packages whose modules the actions import.
+    """
+
+    def __init__(self, actions: Mapping[str, Callable[[], None]], ours: Sequence[str]) -> None:
+        self.actions = dict(actions)
+        self.ours = tuple(f"{package}." for package in ours)
+        self.depth = 0  # modules of ours that are being imported
+        self.due: list[Callable[[], None]] = []
+
+    def install(self) -> None:
+        """Watch imports from here on."""
+        sys.meta_path.insert(0, self)
+        self.due += [self.actions.pop(name) for name in list(self.actions) if name in sys.modules]
+        self._run()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find a watched module as Python would, and make its loader report the end of the import."""
+        is_ours = name.startswith(self.ours)
+        if not is_ours and name not in self.actions:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            self.depth += is_ours
+            try:
+                execute(module)
+            finally:
+                self.depth -= is_ours
+            if name in self.actions:
+                self.due.append(self.actions.pop(name))
+            self._run()
+
+        # The loader belongs to this module alone. A wrapper class would have to imitate all its methods.
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+    def _run(self) -> None:
+        while self.due and self.depth == 0:
+            self.due.pop(0)()
