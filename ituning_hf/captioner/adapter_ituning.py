@@ -195,6 +195,3 @@ def check_visual_features(features: torch.Tensor, width: int, name: str = "visua
             f"{name} has shape {tuple(features.shape)}, expected (num_images, tokens, {width}): give the "
             "hidden states of the vision encoder that the adapter was trained on."
         )
-
-
-__all__ = ["ITuningAdapter", "check_rows", "check_visual_features"]

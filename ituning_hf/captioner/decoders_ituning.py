@@ -282,15 +282,3 @@ def _take_modules(source: Any, target: Any) -> None:
     for name, module in source.named_children():
         if name != "adapter":
             target.add_module(name, module)
-
-
-__all__ = [
-    "AdaptedLayer",
-    "DecoderFamily",
-    "GPT2Family",
-    "ITuningGPT2Block",
-    "VisualKeyValues",
-    "copy_block_state",
-    "copy_sharing_weights",
-    "decoder_family",
-]

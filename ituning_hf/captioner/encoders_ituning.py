@@ -126,12 +126,3 @@ class UnloadedVisionModel(nn.Module):
             "This captioner's vision encoder is not loaded: give visual_features instead of pixel_values, or "
             "load the captioner without load_vision_model=False."
         )
-
-
-__all__ = [
-    "CLIPFamily",
-    "EncoderFamily",
-    "UnloadedVisionModel",
-    "encoder_family",
-    "pil_image_processor",
-]

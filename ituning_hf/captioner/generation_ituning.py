@@ -202,6 +202,3 @@ def with_begin_token(
     ids[row, start[is_lacking]] = bos_token_id
     mask[row, start[is_lacking]] = 1
     return ids, mask
-
-
-__all__ = ["ITuningGenerationMixin", "check_guidance", "default_generation_config", "with_begin_token"]

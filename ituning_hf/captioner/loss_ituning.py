@@ -189,14 +189,3 @@ class _ChunkedSum(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[None, torch.Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return None, gradient * grad_output, None
-
-
-__all__ = [
-    "IGNORE_INDEX",
-    "caption_loss",
-    "compute_logits",
-    "next_tokens",
-    "pack_rows",
-    "pad_lm_head_rows",
-    "positions_from_mask",
-]

@@ -664,21 +664,3 @@ def _first_rows(tensor: Any) -> tuple[list[int], torch.Tensor]:
     """Read the shape and a few rows of a tensor in memory or on disk; a scalar has no rows."""
     shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else tensor.get_shape()
     return shape, tensor[:_FINGERPRINT_ROWS] if shape else tensor[...]
-
-
-__all__ = [
-    "AUTO_MAP",
-    "MODEL_INIT_LOCK",
-    "BackboneSource",
-    "ITuningPreTrainedModel",
-    "backbone_family",
-    "check_adapter_tensors",
-    "check_weights_unchanged",
-    "fingerprint",
-    "is_local",
-    "load_backbone",
-    "load_backbone_config",
-    "load_pretrained_backbone",
-    "read_adapter_file",
-    "resolve_backbone",
-]

@@ -261,25 +261,6 @@ def test_offloaded_backbones_leave_the_adapter_in_memory(
     assert (tmp_path / "again/model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
 
 
-def test_inputs_of_an_adapted_block_go_through_the_hook_of_its_device_map(
-    captioner, backbones: dict[str, Path]
-):
-    hooks = pytest.importorskip("accelerate.hooks")
-    seen = []
-
-    class Record(hooks.AlignDevicesHook):
-        def pre_forward(self, module, *args, **kwargs):
-            seen.append(type(module).__name__)
-            return super().pre_forward(module, *args, **kwargs)
-
-    language_model = GPT2LMHeadModel.from_pretrained(backbones["text"])
-    hooks.add_hook_to_module(language_model.transformer.h[2], Record(execution_device="cpu"))
-    model = ITuningForCaptioning(captioner.config, captioner.vision_model, language_model).eval()
-    model.load_state_dict(captioner.adapter_state_dict(), strict=False)
-    assert torch.equal(logits_of(model), logits_of(captioner))
-    assert seen == ["ITuningGPT2Block"]
-
-
 def test_a_device_map_that_leaves_a_backbone_out_is_refused(saved: Path):
     with pytest.raises(ValueError, match=r"no device for 'text_model', only for \['vision_model'\]"):
         ITuningForCaptioning.from_pretrained(saved, device_map={"vision_model": "cpu"})
@@ -341,19 +322,6 @@ def test_saved_without_its_encoder_it_is_saved_complete(captioner, without_encod
     ITuningForCaptioning.from_pretrained(tmp_path / "again", load_vision_model=False)
     with pytest.raises(ValueError, match=r"vision model at .* is not the one this adapter was"):
         ITuningForCaptioning.from_pretrained(tmp_path / "again")
-
-
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_without_an_encoder_are_whole(captioner, without_encoder, again: Callable):
-    features = features_of(captioner)
-    other = again(without_encoder)
-    assert torch.equal(other(input_ids=text_rows(), visual_features=features).logits, logits_of(captioner))
-    assert other.vision_model.config is other.config.vision_config
-    other.to(torch.bfloat16).train()
-    assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
-    loss = other(input_ids=text_rows(), visual_features=features, labels=text_rows()).loss
-    loss.backward()
-    assert {name for name, p in other.named_parameters() if p.grad is not None} == KEYS
 
 
 def test_a_new_captioner_over_a_recorded_encoder(own_backbones: dict[str, Path], tmp_path: Path):
@@ -520,13 +488,6 @@ def test_the_fingerprint_does_not_depend_on_the_files_form(
     assert fingerprint("text", str(tmp_path / "other")) == fingerprint("text", str(backbones["text"]))
     loaded = ITuningForCaptioning.from_pretrained(saved, text_model_name_or_path=tmp_path / "other")
     assert torch.equal(logits_of(loaded), logits_of(captioner))
-
-
-def test_the_fingerprint_does_not_depend_on_the_precision_of_loading(backbones: dict[str, Path]):
-    full, half = make_captioner(backbones), make_captioner(backbones, dtype=torch.bfloat16)
-    for part in ("vision", "text"):
-        recorded = getattr(half.config, f"{part}_model_fingerprint")
-        assert recorded == getattr(full.config, f"{part}_model_fingerprint")
 
 
 # --- The adapter's files
