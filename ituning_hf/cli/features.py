@@ -158,9 +158,7 @@ def _print_plan(plan: BuildPlan) -> None:
 def _print_result(result: BuildResult, store: Any) -> None:
     from ..utils.terminal import format_bytes
 
-    if result.num_encoded:
-        speed = result.num_encoded / result.seconds
-        print(f"encoded         {result.num_encoded:,} images, {speed:.1f} a second")
+    print(f"encoded         {result.num_encoded:,} images")
     if result.unreadable:
         print(f"unreadable      {len(result.unreadable):,} images, named above")
     print(f"store           {store.folder}: {len(store.names):,} images, {format_bytes(store.num_bytes)}")

@@ -105,7 +105,7 @@ class DatasetArguments:
         splits = count_splits(self.dataset, **self._settings(seed))
         counts = ", ".join(f"{split} {count:,}" for split, count in splits.items())
         raise UserError(
-            f"--{setting} is {expected:,}, but {self.dataset} has {len(images):,} images (in all: {counts}): "
+            f"--{setting} is {expected:,}, and {self.dataset} has {len(images):,} images (in all: {counts}): "
             "complete the data set, or correct or remove the setting"
         )
 

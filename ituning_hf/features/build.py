@@ -6,10 +6,9 @@ import logging
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +69,12 @@ class BuildResult:
     Args:
         num_present: The number of images that were skipped: the store has them, or they are unreadable.
         num_encoded: The number of images whose features were computed.
-        seconds: The duration, without loading the encoder.
         unreadable: The images that could not be read, and why.
     """
 
     num_present: int
-    num_encoded: int = 0
-    seconds: float = 0.0
-    unreadable: dict[str, str] = field(default_factory=dict)
+    num_encoded: int
+    unreadable: dict[str, str]
 
 
 def plan_build(
@@ -198,72 +195,66 @@ def build_features(
         plan = plan_build(records, folder, spec)  # another build may have ended meanwhile
         if not (folder / STORE_FILE).exists():
             write_spec(folder, spec)
-        result = BuildResult(plan.num_present, unreadable=dict(plan.unreadable))
         for reason in plan.unreadable.values():
             logger.warning("skipped: %s", reason)
+        result = BuildResult(plan.num_present, 0, dict(plan.unreadable))
         if plan.records:
-            _build(plan, target, batch_size, shard_size, num_workers, progress, result)
+            # Batches do not cross shards: the batch of an image depends only on its shard, also after a restart.
+            shards = [list(_cut(shard, batch_size)) for shard in _cut(plan.records, shard_size)]
+            for index in _write_shards(shards, plan, target, num_workers, progress):
+                result.num_encoded += len(index.images)
+                result.unreadable |= index.unreadable
     return result
-
-
-def _build(
-    plan: BuildPlan,
-    device: torch.device,
-    batch_size: int,
-    shard_size: int,
-    num_workers: int,
-    progress: bool,
-    result: BuildResult,
-) -> None:
-    spec, encoder = plan.spec, plan.spec.vision_model
-    model: Any = load_pretrained_backbone("vision", encoder.name_or_path, revision=encoder.revision).to(
-        device
-    )
-    # Batches do not cross shards: the batch of an image depends only on its shard, also after a restart.
-    shards = [list(_cut(shard, batch_size)) for shard in _cut(plan.records, shard_size)]
-    start = time.monotonic()
-    loader = iter(_make_loader([batch for shard in shards for batch in shard], spec, num_workers))
-    bar = tqdm(total=len(plan.records), unit="image", disable=not progress)
-    with bar, logging_redirect_tqdm() if progress else nullcontext():
-        for shard in shards:
-            index, parts = ShardIndex(), []
-            for batch in shard:
-                loaded = next(loader)
-                readable = [row for row, reason in enumerate(loaded.reasons) if reason is None]
-                features = _encode(model, loaded.pixel_values.to(device), spec)
-                if not features[readable].isfinite().all():
-                    raise WorkError(
-                        f"the features of {batch[0].name} or the images after it are not finite: choose "
-                        "another --mixed_precision, or check the encoder's weights"
-                    )
-                parts.append(
-                    {key: tensor.cpu() for key, tensor in pack(features[readable], spec.storage).items()}
-                )
-                _add_to_index(index, batch, loaded)
-                bar.update(len(batch))
-            _write(plan.folder, index, parts)
-            result.num_encoded += len(index.images)
-            result.unreadable |= index.unreadable
-    result.seconds = time.monotonic() - start
 
 
 def _cut(records: Sequence[CaptionedImage], size: int) -> Iterator[_Batch]:
     return (records[start : start + size] for start in range(0, len(records), size))
 
 
+def _write_shards(
+    shards: list[list[_Batch]], plan: BuildPlan, device: torch.device, num_workers: int, progress: bool
+) -> Iterator[ShardIndex]:
+    """Encode and write each shard, given as batches; yield what it contains."""
+    spec, encoder = plan.spec, plan.spec.vision_model
+    model: Any = load_pretrained_backbone("vision", encoder.name_or_path, revision=encoder.revision)
+    model = model.to(device)
+    loader = DataLoader(
+        _BatchDataset([batch for shard in shards for batch in shard], spec),
+        batch_size=None,
+        num_workers=usable_workers(num_workers),
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # its own: the caller's random state does not change
+    )
+    loaded = iter(loader)
+    bar = tqdm(total=len(plan.records), unit="image", disable=not progress)
+    with bar, logging_redirect_tqdm() if progress else nullcontext():
+        for shard in shards:
+            index, parts = ShardIndex(), []
+            for batch in shard:
+                pixel_values, outcomes = next(loaded)
+                for record, outcome in zip(batch, outcomes, strict=True):
+                    if isinstance(outcome, str):
+                        index.unreadable[record.name] = outcome
+                        logger.warning("skipped: %s", outcome)
+                    else:
+                        index.images[record.name] = outcome
+                readable = [row for row, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+                features = _encode(model, pixel_values.to(device), spec)[readable]
+                if not features.isfinite().all():
+                    raise WorkError(
+                        f"the features of {batch[0].name} or the images after it are not finite: choose "
+                        "another --mixed_precision, or check the encoder's weights"
+                    )
+                parts.append({key: tensor.cpu() for key, tensor in pack(features, spec.storage).items()})
+                bar.update(len(batch))
+            _write(plan.folder, index, parts)
+            yield index
+
+
 def _encode(model: Any, pixel_values: torch.Tensor, spec: FeatureSpec) -> torch.Tensor:
     dtype = _DTYPES.get(spec.mixed_precision)
     with nullcontext() if dtype is None else torch.autocast(pixel_values.device.type, dtype=dtype):
         return encoder_family(model.config).encode(model, pixel_values, spec.vision_feature_layer)
-
-
-def _add_to_index(index: ShardIndex, batch: _Batch, loaded: _LoadedBatch) -> None:
-    for record, version, reason in zip(batch, loaded.versions, loaded.reasons, strict=True):
-        if version is not None:
-            index.images[record.name] = version
-        if reason is not None:
-            index.unreadable[record.name] = reason
-            logger.warning("skipped: %s", reason)
 
 
 def _write(folder: Path, index: ShardIndex, parts: list[dict[str, torch.Tensor]]) -> None:
@@ -278,23 +269,12 @@ def _write(folder: Path, index: ShardIndex, parts: list[dict[str, torch.Tensor]]
         ) from error
 
 
-@dataclass(frozen=True)
-class _LoadedBatch:
-    """A batch of images for the encoder.
+class _BatchDataset(Dataset[tuple[torch.Tensor, list[ImageVersion | str]]]):
+    """Prepared batches of images, with the version of each image or the reason why it is unreadable.
 
-    Args:
-        pixel_values: Shape (num_images, 3, image_size, image_size); zeros for unreadable images, so that the
-            other images have the same batch whether or not one is unreadable.
-        versions: The version of each image; None if it is unreadable.
-        reasons: Why it is unreadable, or None.
+    Zeros replace an unreadable image, so that the other images have the same batch with and without it.
     """
 
-    pixel_values: torch.Tensor
-    versions: list[ImageVersion | None]
-    reasons: list[str | None]
-
-
-class _BatchDataset(Dataset[_LoadedBatch]):
     def __init__(self, batches: Sequence[_Batch], spec: FeatureSpec) -> None:
         self.batches = batches
         self.inputs = PixelInputs(spec.make_image_processor())
@@ -303,25 +283,15 @@ class _BatchDataset(Dataset[_LoadedBatch]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> _LoadedBatch:
-        pixels, versions, reasons = zip(*map(self._load, self.batches[index]), strict=True)
-        return _LoadedBatch(torch.stack(pixels), list(versions), list(reasons))
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, list[ImageVersion | str]]:
+        pixels, outcomes = zip(*map(self._load, self.batches[index]), strict=True)
+        return torch.stack(pixels), list(outcomes)
 
-    def _load(self, record: CaptionedImage) -> tuple[torch.Tensor, ImageVersion | None, str | None]:
+    def _load(self, record: CaptionedImage) -> tuple[torch.Tensor, ImageVersion | str]:
         try:
-            return self.inputs.read(record, epoch=0, index=0), image_version(record), None
+            return self.inputs.read(record, epoch=0, index=0), image_version(record)
         except (UnreadableImageError, OSError) as error:
-            return self.blank, None, str(error)
-
-
-def _make_loader(batches: Sequence[_Batch], spec: FeatureSpec, num_workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        _BatchDataset(batches, spec),
-        batch_size=None,
-        num_workers=usable_workers(num_workers),
-        worker_init_fn=_init_worker,
-        generator=torch.Generator(),  # its own: the caller's random state does not change
-    )
+            return self.blank, str(error)
 
 
 def _init_worker(worker_id: int) -> None:

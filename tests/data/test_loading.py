@@ -212,7 +212,7 @@ def test_another_number_of_images_is_refused_with_the_splits(tmp_path: Path, wri
     arguments.check_count("expected_train_images", None, images, seed=0)
     with pytest.raises(UserError) as caught:
         arguments.check_count("expected_train_images", 113_287, images, seed=0)
-    assert str(caught.value).startswith("--expected_train_images is 113,287, but ")
+    assert str(caught.value).startswith("--expected_train_images is 113,287, and ")
     assert "has 4 images (in all: restval 3, train 1, val 1)" in str(caught.value)
 
 
