@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..data.arguments import DatasetArguments
 from ..utils.rules import AT_LEAST_ONE, NOT_EMPTY, NOT_NEGATIVE, SEED, one_of, some_of
-from ..utils.settings import Settings, option
+from ..utils.settings import REQUIRED, Settings, option
 
 SPLITS = ("train", "val", "test")
 STORAGES = ("bfloat16", "int8", "float32")
@@ -26,18 +26,14 @@ class PicturesArguments(DatasetArguments):
     seed: int = option(0, "seed of drawn scenes, and of the splits if the data set has none", SEED)
 
 
-@dataclass
+@dataclass(kw_only=True)  # a required field may then follow those with defaults
 class EncoderArguments:
     """The frozen encoder and its precision."""
 
     title: ClassVar[str] = "encoder"
 
-    vision_model: str | None = option(
-        None,
-        "the frozen vision encoder: a folder or Hub id of a CLIP; required",
-        NOT_EMPTY,
-        "MODEL",
-        "none",
+    vision_model: str = option(
+        REQUIRED, "the frozen vision encoder: a folder or Hub id of a CLIP", NOT_EMPTY, "MODEL"
     )
     vision_revision: str | None = option(None, "its revision on the Hub", NOT_EMPTY, unset="its newest")
     vision_feature_layer: int = option(
@@ -79,10 +75,6 @@ class StoreArguments:
     dry_run: bool = option(False, "print the number of images and their size on disk, and write nothing")
 
 
-# The order in which the help shows them.
-SECTIONS = (PicturesArguments, EncoderArguments, StoreArguments)
-
-
 @dataclass
 class BuildArguments(
     StoreArguments, EncoderArguments, PicturesArguments, Settings
@@ -90,15 +82,7 @@ class BuildArguments(
     """The settings of a build; `ituning features build --help` describes them.
 
     Raises:
-        UserError: A value has the wrong type or is out of range, or no encoder is given.
+        UserError: A value has the wrong type or is out of range.
     """
 
     paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {"vision_model", "output_dir"}
-
-    def __post_init__(self) -> None:
-        """Check every value, and that there is an encoder."""
-        super().__post_init__()
-        if self.vision_model is None:
-            raise ValueError(
-                "--vision_model is not given: name the encoder that is going to be trained over."
-            )

@@ -199,7 +199,7 @@ def build_features(
             logger.warning("skipped: %s", reason)
         result = BuildResult(plan.num_present, 0, dict(plan.unreadable))
         if plan.records:
-            # Batches do not cross shards: the batch of an image depends only on its shard, also after a restart.
+            # Batches do not cross shards: an image's batch depends only on its shard, also after a restart.
             shards = [list(_cut(shard, batch_size)) for shard in _cut(plan.records, shard_size)]
             for index in _write_shards(shards, plan, target, num_workers, progress):
                 result.num_encoded += len(index.images)

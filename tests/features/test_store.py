@@ -54,7 +54,7 @@ def test_bytes_of_an_image():
     ("text", "problem"), [("", "is not JSON"), ("[]", "is damaged"), ('{"storage": "int8"}', "is damaged")]
 )
 def test_a_damaged_spec_is_refused(tmp_path: Path, text: str, problem: str):
-    with pytest.raises(FileNotFoundError, match=r"is not a store of features: it has no store\.json"):
+    with pytest.raises(FileNotFoundError, match=r"is no store of features: it has no store\.json"):
         FeatureStore(tmp_path)
     (tmp_path / "store.json").write_text(text)
     with pytest.raises(UserError, match=rf"store\.json {problem}"):
@@ -228,7 +228,7 @@ def test_missing_features_are_named(
 ):
     store.require(train)
     with pytest.raises(
-        UserError, match=r"no features of 3 of the 14 images \(val/0.bmp, val/1.bmp, val/2.bmp"
+        UserError, match=r"no features of 3 of the 14 images \('val/0.bmp', 'val/1.bmp', 'val"
     ):
         store.require([*train, *val])
     with pytest.raises(UserError, match=r"has no features of 'val/0.bmp'"):
