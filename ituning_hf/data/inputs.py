@@ -13,20 +13,6 @@ from .augmentation import augment
 from .records import CaptionedImage
 
 
-class FeatureSource(Protocol):
-    """A source of the vision encoder's features of images. It can be pickled."""
-
-    def read(self, name: str) -> torch.Tensor:
-        """Return the features of an image, (N, d_v), always of the same shape and dtype.
-
-        Raises:
-            UnreadableImageError: The image could not be read when the features were computed.
-        """
-
-    def blank(self) -> torch.Tensor:
-        """Return zeros of the shape and dtype of the features."""
-
-
 class ImageInputs(Protocol):
     """Makes the captioner's input for an image.
 
@@ -83,12 +69,12 @@ class FeatureInputs:
     """Images as the vision encoder's features. No image file is opened.
 
     Args:
-        features: The source of the features.
+        features: A `FeatureStore`, or another object with its methods `read` and `blank`.
     """
 
     name = "visual_features"
 
-    def __init__(self, features: FeatureSource) -> None:
+    def __init__(self, features: Any) -> None:
         self.features = features
 
     def read(self, image: CaptionedImage, epoch: int, index: int) -> torch.Tensor:
