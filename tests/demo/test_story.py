@@ -12,14 +12,16 @@ from ituning_hf.demo import story
 from ituning_hf.demo.story import run_demo
 from ituning_hf.training.setup import SCENE_BACKBONES
 
-SHORT = {"seed": 5, "num_train": 64, "num_test": 30, "train_steps": 8}
+SHORT = {"seed": 5, "num_train": 64, "num_test": 24, "train_steps": 4}
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("demo") / "out"
     lines: list[str] = []
-    result = run_demo(folder, **SHORT, report=lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(story, "NUM_VALIDATION", 10)
+        result = run_demo(folder, **SHORT, report=lines.append)
     return result, folder, "\n".join(lines)
 
 
@@ -81,6 +83,7 @@ def test_interrupted_demo_resumes_and_finished_demo_is_kept(demo, tmp_path: Path
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "last")
     (folder / "demo.json").unlink()
+    monkeypatch.setattr(story, "NUM_VALIDATION", 10)
     monkeypatch.setattr(story, "_captions_in_new_process", lambda folder, scenes: True)
     resumed = run_demo(folder, **SHORT, report=lambda line: None)
     assert (resumed.held_out, resumed.unseen_pairs) == (result.held_out, result.unseen_pairs)

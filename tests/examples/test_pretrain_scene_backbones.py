@@ -11,7 +11,7 @@ from ituning_hf import ITuningForCaptioning, ITuningProcessor
 from ituning_hf.data.scenes import make_scene
 from ituning_hf.training.setup import SCENE_BACKBONES
 
-SMALL = {"num_scenes": 120, "vision_steps": 2, "text_steps": 2, "report": lambda line: None}
+SMALL = {"num_scenes": 100, "vision_steps": 1, "text_steps": 1, "report": lambda line: None}
 
 
 def test_contrast_equals_a_plain_loop():
@@ -31,7 +31,7 @@ def test_contrast_equals_a_plain_loop():
 def test_true_phrases_appear_in_the_captions_of_their_scene():
     phrases = {phrase for group in all_phrases() for phrase in group}
     assert len(phrases) == 48 + 96 + 5 * 48
-    for index in range(200):
+    for index in range(100):
         scene = make_scene(SERIES, index)
         true = true_phrases(scene)
         assert true <= phrases
