@@ -84,7 +84,7 @@ def snapshots(run: str, every: int, folder: Path) -> Iterator[list[Path]]:
 
 @pytest.mark.parametrize(
     ("setup", "every"),
-    [("bf16", 67), *(pytest.param(setup, 5, marks=pytest.mark.stress) for setup in SETUPS)],
+    [("bf16", 97), *(pytest.param(setup, 5, marks=pytest.mark.stress) for setup in SETUPS)],
 )
 def test_a_run_resumes_from_what_a_kill_between_two_file_operations_leaves(
     settings: Settings, tmp_path: Path, setup: str, every: int
@@ -92,7 +92,7 @@ def test_a_run_resumes_from_what_a_kill_between_two_file_operations_leaves(
     args = settings(**COMMON, **SETUPS[setup], output_dir=str(tmp_path / "whole"))
     with snapshots(args.output_dir, every, tmp_path) as copies:
         train(args)
-    assert len(copies) >= 3
+    assert len(copies) >= 2
     for copy in copies:
         train(replace(args, output_dir=str(copy)))
         assert differences(copy, args.output_dir) == [], copy.name

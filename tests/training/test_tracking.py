@@ -1,4 +1,4 @@
-"""Trackers: what they are told, read back from their own files, and that a resumed run goes on in them."""
+"""What trackers receive, read back from their own files, and that a resumed run continues in them."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ Settings = Callable[..., TrainArguments]
 
 
 def read_events(args: TrainArguments) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, str]]]:
-    """Return TensorBoard's scalars and texts, each by tag and step, as its own reader has them."""
+    """Return TensorBoard's scalars and texts, each by tag and step, as its own reader returns them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(Path(args.output_dir) / "tensorboard" / "ituning"))
@@ -38,7 +38,7 @@ def test_nothing_is_reported_unless_asked_for(settings: Settings):
     assert "id" not in json.loads((Path(args.output_dir) / "run.json").read_text())
 
 
-def test_tensorboard_gets_what_the_log_has_and_the_sample_captions(settings: Settings):
+def test_tensorboard_gets_the_logs_values_and_the_sample_captions(settings: Settings):
     args = settings(max_train_steps=4, eval_steps="2", num_sample_captions=2, report_to=["tensorboard"])
     train(args)
     scalars, texts = read_events(args)
@@ -69,7 +69,7 @@ def test_tensorboard_gets_the_settings_once(settings: Settings):
     assert "adapter_layers: '[0, -1]'" in lines
 
 
-def test_a_resumed_run_goes_on_in_the_same_events(settings: Settings, tmp_path: Path):
+def test_a_resumed_run_continues_in_the_same_events(settings: Settings, tmp_path: Path):
     common = {"max_train_steps": 5, "eval_steps": "1", "checkpointing_steps": "2"}
     whole = settings(**common, report_to=["tensorboard"], output_dir=str(tmp_path / "whole"))
     train(whole)
@@ -116,7 +116,7 @@ def test_a_tracker_that_is_not_installed_is_refused_at_once(
     assert not Path(args.output_dir).exists()
 
 
-def test_trackio_goes_on_in_the_same_run(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_trackio_continues_the_same_run(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     trackio = pytest.importorskip("trackio")
     common = {"max_train_steps": 3, "checkpointing_steps": "1", "report_to": ["trackio"]}
@@ -128,7 +128,7 @@ def test_trackio_goes_on_in_the_same_run(settings: Settings, tmp_path: Path, mon
     assert (run.name, run.config["learning_rate"]) == (f"run-{run_id}", 0.01)
 
 
-def test_wandb_goes_on_in_the_same_run(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+def test_wandb_continues_the_same_run(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     common = {"max_train_steps": 3, "checkpointing_steps": "1", "report_to": ["wandb"]}
