@@ -21,11 +21,12 @@ from ..inference.captioning import iter_captions
 from ..inference.loading import load_captioner
 from ..training.arguments import TrainArguments
 from ..training.data import TrainingData
-from ..training.memory import format_bytes, peak_resident_memory
+from ..training.dry_run import peak_resident_memory
 from ..training.run import train
 from ..training.run_folder import RUN_FILE
 from ..training.setup import SCENE_BACKBONES
 from ..utils.files import write_json
+from ..utils.terminal import format_bytes
 from .scenes import UNSEEN_PAIRS, Scores, compose_scenes, named_objects, score_captions
 
 FILES = Path(__file__).parent

@@ -84,13 +84,7 @@ class Checkpoints:
     A checkpoint holds the adapter, the optimizer, the schedule, the gradient scaler, each process's random
     states and the run's progress; of the frozen weights only the fingerprints.
 
-    Args:
-        output_dir: The run's folder.
-        model: The captioner.
-        accelerator: With the prepared optimizer.
-        schedule: The learning rate's. It is stored as JSON: Accelerate would store it as a pickle, which can
-            run code.
-        identity: What a checkpoint must agree with, from `run_identity`.
+    The schedule is stored as JSON: Accelerate would store it as a pickle, which can run code.
     """
 
     def __init__(

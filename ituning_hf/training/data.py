@@ -93,14 +93,7 @@ def with_features(data: TrainingData, folder: str | None) -> TrainingData:
 
 
 class Batches:
-    """Creates a run's samplers and data loaders, for training and for validation.
-
-    Args:
-        args: The settings.
-        processor: The captioner's processor.
-        accelerator: Knows how many processes share the images.
-        features: The stored features; None to open the images.
-    """
+    """Creates a run's samplers and data loaders; with stored features, the images are not opened."""
 
     def __init__(
         self,
@@ -141,16 +134,7 @@ class Batches:
         collate: Any = None,
         num_workers: int | None = None,
     ) -> DataLoader:
-        """Return a data loader over batches of images.
-
-        Args:
-            images: The images that the keys index.
-            batches: The keys of each batch.
-            captions_per_image: The most captions taken of an image.
-            augmentation: Random changes of the images, in training.
-            collate: Makes a batch of items; by default the tensors that the captioner takes.
-            num_workers: Worker processes, at most one per core; by default as the settings say.
-        """
+        """Return a data loader over batches of keys of `images`, by default collated for the captioner."""
         inputs = self.inputs(augmentation)
         workers = self.args.dataloader_num_workers if num_workers is None else num_workers
         max_tokens, seed = self.args.max_caption_tokens, self.args.seed
@@ -186,15 +170,14 @@ class SkippedImages:
                 logger.warning("skipped: %s", text)
 
     def check_limit(self, unreadable: int, images: Sequence[CaptionedImage]) -> None:
-        """End the run if too many images of a split are unreadable.
+        """End the run if more images of a split are unreadable than allowed, or all of them.
 
         Args:
-            unreadable: How many of them could not be read, on all processes together.
+            unreadable: How many could not be read, on all processes together.
             images: All of the split.
 
         Raises:
-            TooManyUnreadableError: if that is more than allowed, or all of them; on the main process.
-            OtherProcessError: then, on the others.
+            TooManyUnreadableError: on the main process; OtherProcessError on the others.
         """
         allowed = math.floor(round(self.max_share * len(images), 6))  # 0.29 of 100 is 28.999999999999996
         if unreadable <= allowed and unreadable < len(images):

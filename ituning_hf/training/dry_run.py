@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 from accelerate.utils import gather_object
 
 from ..captioner.processing_ituning import IGNORE_INDEX
+from ..utils.terminal import format_bytes
 from .loop import CaptionTrainer
-from .memory import format_bytes, peak_resident_memory
 
 
 def dry_run(trainer: CaptionTrainer, checkpoint: Path | None, report: Callable[[str], None]) -> None:
@@ -48,6 +49,18 @@ def dry_run(trainer: CaptionTrainer, checkpoint: Path | None, report: Callable[[
     report(f"Memory     {_peak_memory(trainer.accelerator)}")
     for line in _plan(trainer):
         report(line)
+
+
+def peak_resident_memory() -> int:
+    """Return the peak resident memory of this process, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _peak_memory(accelerator: Any) -> str:

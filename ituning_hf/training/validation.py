@@ -58,17 +58,7 @@ class Validation:
 
 
 class Validator:
-    """Validates a captioner during its training; every process must take part.
-
-    Args:
-        args: The settings.
-        model: The captioner as Accelerate prepared it.
-        processor: Its processor.
-        images: The validation split.
-        batches: Reads them.
-        accelerator: Where and in what precision.
-        skipped: Gets the images that cannot be read.
-    """
+    """Validates a captioner, as Accelerate prepared it, during training; every process must take part."""
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ def test_shapes_memory_and_plan(settings: Settings, capsys: pytest.CaptureFixtur
     assert "\nPlan       2 steps per epoch, 6 in all (3 epochs)\n" in text
     assert "\nValidate   3 times on 3 images\n" in text
     # 6,556 weights and two moments of each, 4 bytes each
-    assert "\nCheckpoint 3 times, each about 76.8" in text
+    assert "\nCheckpoint 3 times, each about 78.7 kB; the newest 2 are kept\n" in text
     assert re.search(r"^Time +\d+\.\d\d s for this first step; ", text, flags=re.MULTILINE)
     size, unit = re.search(r"^Memory +([\d.]+) ([MG])i?B resident", text, flags=re.MULTILINE).groups()
     assert 100 < float(size) * {"M": 1, "G": 1024}[unit] < 20_000
