@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..evaluation.arguments import EvaluateArguments
 from ..utils.settings import read_settings
+
+if TYPE_CHECKING:
+    from ..evaluation.report import Evaluation
 
 _DESCRIPTION = """\
 Caption a split of a data set and score the captions against the human captions
@@ -35,14 +40,47 @@ def parse_arguments(argv: Sequence[str]) -> EvaluateArguments:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Evaluate, and return the exit code."""
+    """Evaluate, print the scores, show them on the captioner's model card, and return the exit code."""
     args = parse_arguments(argv)
+    from ..evaluation.report import describe
     from ..evaluation.run import evaluate_captioner
     from ..utils.distributed import OtherProcessError, command_process
 
     try:
         with command_process():
-            evaluate_captioner(args)
+            evaluation = evaluate_captioner(args)
     except OtherProcessError as error:
         return error.exit_code
+    if evaluation is None:  # another process than the main one
+        return 0
+    print(describe(evaluation))
+    if args.dry_run:
+        print("Dry run: one batch, no scores; nothing is written.")
+        return 0
+    print(f"Report in {args.output_dir}")
+    if evaluation.parts and args.model is not None and Path(args.model).is_dir() and not args.no_card:
+        print(_add_to_card(args, evaluation))
     return 0
+
+
+def _add_to_card(args: EvaluateArguments, evaluation: Evaluation) -> str:
+    from ..hub.card import add_evaluation
+    from ..hub.records import EvaluationRecord
+
+    assert args.model is not None
+    records = [
+        EvaluationRecord(
+            dataset=evaluation.dataset,
+            split=evaluation.split,
+            num_images=part.num_images,
+            subset=part.domain,
+            metrics=part.scores.metrics,
+            command=args.command(),
+            tokenizer=part.scores.tokenizer,
+            num_unreadable=sum(part.domain in (None, image.domain) for image in evaluation.unreadable),
+        )
+        for part in evaluation.parts
+    ]
+    if add_evaluation(args.model, records):
+        return f"The model card in {args.model} shows the scores."
+    return f"The model card in {args.model} was edited and is unchanged; evaluation.json has the scores."

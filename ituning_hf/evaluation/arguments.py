@@ -1,55 +1,57 @@
-"""What an evaluation can be told, and what each of its settings may be."""
+"""The settings of `ituning evaluate`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ..data.arguments import DatasetArguments
+from ..utils.errors import UserError
 from ..utils.rules import AT_LEAST_ONE, NOT_EMPTY, NOT_NEGATIVE, SEED, SHARE, one_of
 from ..utils.settings import Settings, option
 
 SPLITS = ("train", "val", "test")
 DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZATIONS = ("int8",)
+_WITHOUT_EFFECT_ON_SCORES = {
+    *("vision_model", "text_model", "features", "expected_images", "max_unreadable_share", "batch_size"),
+    *("dataloader_num_workers", "output_dir", "overwrite", "no_card", "dry_run"),
+}
 
 
 @dataclass
 class CaptionerArguments:
-    """What makes the captions."""
+    """The source of the captions."""
 
     title: ClassVar[str] = "captions"
 
     model: str | None = option(
-        None, "the captioner: its folder or Hub id", NOT_EMPTY, "MODEL", "none; --predictions in its place"
+        None, "the captioner: its folder or Hub id", NOT_EMPTY, "MODEL", "none, with --predictions"
     )
-    revision: str | None = option(None, "the captioner's revision on the Hub", NOT_EMPTY, unset="its newest")
+    revision: str | None = option(None, "the captioner's revision on the Hub", NOT_EMPTY, unset="the newest")
     vision_model: str | None = option(
-        None, "where its frozen vision encoder has moved to", NOT_EMPTY, "MODEL", "where the captioner says"
+        None, "the frozen vision encoder, if it moved", NOT_EMPTY, "MODEL", "as the captioner says"
     )
     text_model: str | None = option(
-        None, "where its frozen language model has moved to", NOT_EMPTY, "MODEL", "where the captioner says"
+        None, "the frozen language model, if it moved", NOT_EMPTY, "MODEL", "as the captioner says"
     )
     num_beams: int | None = option(
-        None, "beams of the search; 1 is greedy", AT_LEAST_ONE, unset="the captioner's own, or 5"
+        None, "number of beams; 1 is greedy search", AT_LEAST_ONE, unset="the captioner's, or 5"
     )
     max_new_tokens: int | None = option(
-        None, "the longest caption, in tokens", AT_LEAST_ONE, unset="the captioner's own"
+        None, "length limit of a caption, in tokens", AT_LEAST_ONE, unset="the captioner's"
     )
-    batch_size: int = option(16, "images that a process captions at a time", AT_LEAST_ONE)
+    batch_size: int = option(16, "images in a batch", AT_LEAST_ONE)
     dtype: str | None = option(
-        None, "precision of everything", one_of(DTYPES), "|".join(DTYPES), "that of the files"
+        None, "precision of all weights", one_of(DTYPES), "|".join(DTYPES), "as in the files"
     )
     quantization: str | None = option(
-        None,
-        "hold the frozen language model's weights so; for a CPU",
-        one_of(QUANTIZATIONS),
-        "|".join(QUANTIZATIONS),
-        "as they are",
+        None, "quantization of the frozen language model, on a CPU", one_of(["int8"]), "int8", "none"
     )
     predictions: str | None = option(
         None,
-        "score captions made elsewhere, without a captioner: COCO results, the lines of `ituning caption "
+        "captions to score instead of a captioner's: COCO results, the lines of `ituning caption "
         "--output`, or a JSON object of captions by file name",
         NOT_EMPTY,
         "FILE",
@@ -59,41 +61,37 @@ class CaptionerArguments:
 
 @dataclass
 class ImagesArguments(DatasetArguments):
-    """The images, and what people wrote about them."""
+    """The images and their human captions."""
 
     title: ClassVar[str] = "data"
 
     split: str = option("test", "split to caption", one_of(SPLITS), "|".join(SPLITS))
     expected_images: int | None = option(
         None,
-        "images that the split must have, all of them readable; another number is refused",
+        "number of images that the split must have, all of them readable",
         AT_LEAST_ONE,
         unset="any number",
     )
     dataset_name: str | None = option(
         None,
-        "what the report and the model card call the data set",
+        "name of the data set in the report and on the model card",
         NOT_EMPTY,
         "NAME",
         "the last part of --dataset",
     )
-    seed: int = option(0, "of drawn scenes, and of the lot where the data set has no splits", SEED)
+    seed: int = option(0, "seed of rendered scenes, and of the split of a data set without splits", SEED)
     features: str | None = option(
         None,
-        "stored features of the images, made by `ituning features build`: no picture is decoded, no vision "
-        "encoder loaded",
+        "stored features of the images (`ituning features build`), which replace images and vision encoder",
         NOT_EMPTY,
         "FOLDER",
-        "none; the pictures are read",
+        "none",
     )
     max_unreadable_share: float = option(
-        0.05, "share of the images that may be unreadable, and are left out, before it gives up", SHARE
+        0.05, "share of the images that may be unreadable and are left out", SHARE
     )
     dataloader_num_workers: int = option(
-        2,
-        "processes that read images for each captioning process, at most as many as there are cores; 0 reads "
-        "in that process",
-        NOT_NEGATIVE,
+        2, "processes that read images, for each captioning process; 0 reads in that process", NOT_NEGATIVE
     )
 
 
@@ -105,53 +103,40 @@ class ScoringArguments:
 
     java: bool | None = option(
         None,
-        "true demands Java for the official tokenizer and METEOR; false does without both",
+        "true requires Java, for the official tokenizer, METEOR and SPICE; false does not use it",
         metavar="true|false",
-        unset="taken where it is found",
+        unset="used if installed",
     )
     clip_model: str | None = option(
         None,
-        "a full CLIP, for CLIPScore and RefCLIPScore; reads the pictures",
+        "a full CLIP, for CLIPScore and RefCLIPScore, which read the images",
         NOT_EMPTY,
         "MODEL",
-        "without them",
+        "none",
     )
 
 
 @dataclass
 class ReportArguments:
-    """Where the report goes."""
+    """Where the report is written."""
 
     title: ClassVar[str] = "report"
 
-    output_dir: str = option(
-        "outputs/evaluation",
-        "folder that the report is written to; must not hold another evaluation's",
-        NOT_EMPTY,
-        "FOLDER",
-    )
-    overwrite: bool = option(False, "replace the evaluation that --output_dir holds")
-    no_card: bool = option(
-        False, "do not put the scores on the model card (and into evaluation.json) of a captioner's folder"
-    )
-    dry_run: bool = option(
-        False, "load and check everything, caption one batch, say what would be done, and write nothing"
-    )
-
-
-# The order in which the help shows them.
-SECTIONS = (CaptionerArguments, ImagesArguments, ScoringArguments, ReportArguments)
+    output_dir: str = option("outputs/evaluation", "folder of the report, new or empty", NOT_EMPTY, "FOLDER")
+    overwrite: bool = option(False, "write into a folder that is not empty, and replace the report in it")
+    no_card: bool = option(False, "do not put the scores on the model card of a captioner's folder")
+    dry_run: bool = option(False, "check everything, caption one batch, and write nothing")
 
 
 @dataclass
 class EvaluateArguments(
     ReportArguments, ScoringArguments, ImagesArguments, CaptionerArguments, Settings
-):  # a dataclass takes its fields from the last base first
-    """The settings of an evaluation, each of them checked; `ituning evaluate --help` says what they mean.
+):  # a dataclass has the fields of its last base first
+    """The settings of an evaluation; `ituning evaluate --help` describes them.
 
     Raises:
-        ValueError: for a value of the wrong type or out of its range, or two that contradict each other,
-            worded with the command line's flags.
+        UserError: A value has the wrong type or is out of range, or not exactly one of `model` and
+            `predictions` is given.
     """
 
     paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {
@@ -164,16 +149,27 @@ class EvaluateArguments(
         "output_dir",
     }
 
-    @property
-    def reads_pictures(self) -> bool:
-        """Whether the pictures are opened, for captions or for CLIPScore."""
-        return self.clip_model is not None or (self.features is None and self.predictions is None)
-
     def __post_init__(self) -> None:
-        """Check every value, and those that depend on each other."""
+        """Check every value."""
         super().__post_init__()
         if (self.model is None) == (self.predictions is None):
-            given = "neither is" if self.model is None else "both are"
-            raise ValueError(
-                f"--model makes the captions, --predictions holds them, and {given} given: give one of them."
+            raise UserError(
+                "give either --model, which makes the captions, or --predictions, which has them."
             )
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether image files are opened, for captions or for CLIPScore."""
+        return self.clip_model is not None or (self.features is None and self.predictions is None)
+
+    def command(self) -> str:
+        """Return a command line that computes the same scores, without the folders of this machine."""
+        words = ["ituning", "evaluate"]
+        for declared in fields(self):
+            value: Any = getattr(self, declared.name)
+            if value == declared.default or declared.name in _WITHOUT_EFFECT_ON_SCORES:
+                continue
+            if declared.name in self.paths and Path(value).is_absolute():
+                value = Path(value).name
+            words += [f"--{declared.name}", str(value).lower() if isinstance(value, bool) else str(value)]
+        return shlex.join(words)

@@ -1,10 +1,8 @@
-"""Captioning a split on one process or several, each image once.
+"""Caption the images of a split on one process or several.
 
-Batches are cut from the whole split first, and then divided among the processes. So a batch holds the same
-images whatever the number of processes, every number in it comes from the same computation (in other
-batches it could differ in its last digits, and a beam search that wavers between two words would tell), and
-captions and scores are the same, given the same kind of device and the same `batch_size`. Images that cannot
-be read leave their batch smaller and move no other.
+The whole split is cut into batches before the processes share them. So a batch holds the same images for
+any number of processes, and captions and scores are the same on the same kind of device. (In batches of other
+images the last digits differ, which can decide between two nearly equal beams.)
 """
 
 from __future__ import annotations
@@ -12,7 +10,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,29 +23,144 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioner.processing_ituning import ITuningProcessor
 from ..data.images import UnreadableImageError
-from ..data.inputs import ImageInputs
+from ..data.inputs import FeatureInputs, ImageInputs, PixelInputs
 from ..data.records import CaptionedImage
 from ..data.workers import ignore_stop_signals, usable_workers
-from ..inference.captioning import generate_captions
+from ..features.store import FeatureStore
+from ..inference.captioning import generate_captions, search_options
+from ..inference.loading import load_model, load_processor
 from ..utils.distributed import one_fate
-from .drafts import CaptionedBatch, Drafts
-from .errors import EvaluationError
+from ..utils.errors import WorkError
+from .arguments import EvaluateArguments
 
 logger = logging.getLogger(__name__)
 
-LOG_FILE_SECONDS = 60  # between two lines of the bar where nobody watches it
+LOG_FILE_SECONDS = 60  # between two updates of the progress bar in a log file
 Item = tuple[int, torch.Tensor | None, str]
 
 
-class PreparedImages(Dataset[Item]):
-    """The images of a split as the captioner takes them, read when asked for.
+@dataclass(frozen=True)
+class Captioner:
+    """A captioner with the inputs and options of its captions."""
 
-    An item is an image's place, its tensor or None, and why it could not be read.
+    model: Any
+    processor: ITuningProcessor
+    inputs: ImageInputs
+    options: dict[str, Any]
 
-    Args:
-        images: The split.
-        inputs: Pixels, or features in their place.
+    @classmethod
+    def load(
+        cls, args: EvaluateArguments, images: Sequence[CaptionedImage], device: torch.device
+    ) -> Captioner:
+        """Load the captioner of the settings, and its features of the images if they are stored.
+
+        Raises:
+            UserError, OSError: The captioner or the features cannot be used.
+        """
+        assert args.model is not None
+        store = None if args.features is None else FeatureStore(args.features)
+        options: dict[str, Any] = {
+            "revision": args.revision,
+            "dtype": args.dtype,
+            "quantization": args.quantization,
+            "vision_model_name_or_path": args.vision_model,
+            "text_model_name_or_path": args.text_model,
+            "load_vision_model": None if store is None else False,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        model = load_model(args.model, device, **given)
+        processor = load_processor(args.model, args.revision)
+        inputs: ImageInputs = PixelInputs(processor.image_processor)
+        if store is not None:
+            store.require(images)
+            store.require_fits(model.config, processor.image_processor.to_dict())
+            inputs = FeatureInputs(store)
+        search = search_options(model, 1, args.num_beams, args.max_new_tokens, {})
+        return cls(model, processor, inputs, search)
+
+
+@dataclass
+class Captions:
+    """The captions of a split.
+
+    Attributes:
+        by_index: The captions by index of the image in the split.
+        unreadable: The reasons why other images have none, likewise.
+        seconds: The time that captioning took, without reading images; over all processes.
     """
+
+    by_index: dict[int, str]
+    unreadable: dict[int, str]
+    seconds: float
+
+
+def caption_images(
+    captioner: Captioner,
+    images: Sequence[CaptionedImage],
+    args: EvaluateArguments,
+    accelerator: Accelerator,
+) -> Captions:
+    """Caption images; every process must call it.
+
+    Returns:
+        The captions of all images, on every process.
+
+    Raises:
+        WorkError: More images are unreadable than the settings allow.
+    """
+    indices, size = list(range(len(images))), args.batch_size
+    batches = [indices[start : start + size] for start in indices[::size]]
+    own = batches[accelerator.process_index :: accelerator.num_processes]
+    loader = DataLoader(
+        _Inputs(images, captioner.inputs),
+        batch_sampler=own,
+        collate_fn=list,
+        num_workers=usable_workers(min(args.dataloader_num_workers, len(own))),
+        worker_init_fn=ignore_stop_signals,
+    )
+    found = Captions({}, {}, 0.0)
+    with one_fate(accelerator), logging_redirect_tqdm(), _progress_bar(own, accelerator) as bar:
+        for items in loader:
+            _caption_batch(captioner, items, found)
+            _check_unreadable(found.unreadable, images, args)
+            bar.update(len(items))
+    parts: list[Captions] = gather_object([found])
+    by_index = {index: text for part in parts for index, text in part.by_index.items()}
+    unreadable = {index: error for part in parts for index, error in part.unreadable.items()}
+    with one_fate(accelerator):
+        _check_unreadable(unreadable, images, args)
+    seconds = sum(part.seconds for part in parts)
+    return Captions(dict(sorted(by_index.items())), dict(sorted(unreadable.items())), seconds)
+
+
+def _caption_batch(captioner: Captioner, items: Sequence[Item], found: Captions) -> None:
+    for index, tensor, error in items:
+        if tensor is None:
+            logger.warning("left out: %s", error)
+            found.unreadable[index] = error
+    readable = {index: tensor for index, tensor, _ in items if tensor is not None}
+    if readable:
+        started = time.perf_counter()
+        inputs = {captioner.inputs.name: torch.stack(list(readable.values()))}
+        texts = generate_captions(captioner.model, captioner.processor, inputs, captioner.options)
+        found.seconds += time.perf_counter() - started
+        found.by_index.update(zip(readable, (first for first, *_ in texts), strict=True))
+
+
+def _check_unreadable(
+    unreadable: dict[int, str], images: Sequence[CaptionedImage], args: EvaluateArguments
+) -> None:
+    allowed = 0 if args.expected_images is not None else int(args.max_unreadable_share * len(images))
+    if len(unreadable) > allowed or len(unreadable) == len(images):
+        setting = "--max_unreadable_share" if args.expected_images is None else "--expected_images"
+        raise WorkError(
+            f"{len(unreadable)} of {len(images)} images could not be read, and {setting} allows {allowed} "
+            f"(one of them: {next(iter(unreadable.values()))}). Repair or remove them, or change the setting."
+        )
+
+
+class _Inputs(Dataset[Item]):
+    """The captioner's inputs: each image's index, its tensor or None, and why it could not be read."""
 
     def __init__(self, images: Sequence[CaptionedImage], inputs: ImageInputs) -> None:
         self.images, self.inputs = images, inputs
@@ -57,117 +171,14 @@ class PreparedImages(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         try:
             return index, self.inputs.read(self.images[index], 0, index), ""
-        except UnreadableImageError as error:  # one broken file must not end a long evaluation
+        except UnreadableImageError as error:
             return index, None, str(error)
 
 
-class SplitCaptioner:
-    """Captions a split; every process has one.
-
-    Args:
-        model: The captioner, on its device.
-        processor: Its processor.
-        images: The split, as the captioner takes it.
-        options: Of the search, for `generate`.
-        batch_size: Images at a time.
-        num_workers: Processes that read images; 0 reads in this one.
-        max_unreadable: Images that may be unreadable.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        processor: ITuningProcessor,
-        images: PreparedImages,
-        options: dict[str, Any],
-        batch_size: int,
-        num_workers: int,
-        max_unreadable: int,
-    ) -> None:
-        self.model, self.processor, self.images = model, processor, images
-        self.options, self.num_workers, self.max_unreadable = options, num_workers, max_unreadable
-        places = list(range(len(images)))
-        self.batches = [places[start : start + batch_size] for start in places[::batch_size]]
-
-    def run(self, accelerator: Accelerator, drafts: Drafts) -> list[CaptionedBatch]:
-        """Caption what is left; every process must call it.
-
-        Args:
-            accelerator: Says how many processes share the batches.
-            drafts: What was captioned before, and where more is kept.
-
-        Returns:
-            All batches in their order, on every process.
-
-        Raises:
-            EvaluationError: Too many images cannot be read.
-        """
-        done = {batch.number: batch for batch in gather_object(list(drafts.read().values()))}
-        left = [number for number in range(len(self.batches)) if number not in done]
-        own = left[accelerator.process_index :: accelerator.num_processes]
-        new: list[CaptionedBatch] = []
-        with one_fate(accelerator), drafts.open() as keep:
-            self._caption(own, new, keep, accelerator)
-        done |= {batch.number: batch for batch in gather_object(new)}
-        with one_fate(accelerator):  # all know it, and one tells
-            self._limit([problem for batch in done.values() for problem in batch.unreadable])
-        return [done[number] for number in range(len(self.batches))]
-
-    def caption_first_batch(self) -> CaptionedBatch:
-        """Caption the first batch alone, reading in this process."""
-        return self._caption_batch(0, [self.images[index] for index in self.batches[0]])
-
-    def _caption(
-        self,
-        numbers: Sequence[int],
-        new: list[CaptionedBatch],
-        keep: Callable[[CaptionedBatch], None],
-        accelerator: Accelerator,
-    ) -> None:
-        loader = DataLoader(
-            self.images,
-            batch_sampler=[self.batches[number] for number in numbers],
-            collate_fn=list,
-            num_workers=usable_workers(min(self.num_workers, len(numbers))),
-            worker_init_fn=ignore_stop_signals,
-            generator=torch.Generator(),  # its own: nothing is drawn from anybody else's
-        )
-        with logging_redirect_tqdm(), _bar(sum(len(self.batches[n]) for n in numbers), accelerator) as bar:
-            for number, items in zip(numbers, loader, strict=True):
-                batch = self._caption_batch(number, items)
-                keep(batch)
-                new.append(batch)
-                self._limit([problem for done in new for problem in done.unreadable])
-                bar.update(len(items))
-
-    def _caption_batch(self, number: int, items: Sequence[Item]) -> CaptionedBatch:
-        unreadable = [(index, error) for index, tensor, error in items if tensor is None]
-        for _, error in unreadable:
-            logger.warning("left out: %s", error)
-        readable = [(index, tensor) for index, tensor, _ in items if tensor is not None]
-        if not readable:
-            return CaptionedBatch(number, [], unreadable, 0.0)
-        started = time.perf_counter()
-        inputs = {self.images.inputs.name: torch.stack([tensor for _, tensor in readable])}
-        # Their texts are at hand only when a GPU has finished.
-        found = generate_captions(self.model, self.processor, inputs, self.options)
-        seconds = time.perf_counter() - started
-        captions = [(index, texts[0]) for (index, _), texts in zip(readable, found, strict=True)]
-        return CaptionedBatch(number, captions, unreadable, seconds)
-
-    def _limit(self, unreadable: Sequence[tuple[int, str]]) -> None:
-        if len(unreadable) > self.max_unreadable or len(unreadable) == len(self.images):
-            raise EvaluationError(
-                f"{len(unreadable)} of {len(self.images)} images could not be read, and "
-                f"--max_unreadable_share allows {self.max_unreadable} (one of them: {unreadable[0][1]}). "
-                "Mend them, or raise it."
-            )
-
-
-def _bar(total: int, accelerator: Accelerator) -> tqdm:
+def _progress_bar(batches: Sequence[list[int]], accelerator: Accelerator) -> tqdm:
     several = f" (process 1 of {accelerator.num_processes})" if accelerator.num_processes > 1 else ""
     return tqdm(
-        total=total,
+        total=sum(map(len, batches)),
         unit="image",
         desc=f"captioning{several}",
         dynamic_ncols=True,

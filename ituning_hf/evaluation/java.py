@@ -1,8 +1,8 @@
 """The parts of the official caption metrics that run in Java: PTB tokenizer, METEOR, SPICE.
 
-Their Python wrappers start Java with whatever locale and encoding the process has (METEOR dies of a
-decimal comma), print, write into the installed package and leave pipes open. Here the same jars run
-with settings of their own.
+pycocoevalcap's wrappers start Java with the locale and encoding of the process (METEOR fails with a decimal
+comma), print, write into the installed package and leave pipes open. Here the same jars run with fixed
+settings.
 """
 
 import json
@@ -17,21 +17,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .corpus_formulas import read_meteor_counts
+from ..utils.errors import WorkError
+from .scores import read_meteor_counts
 from .tokenizer import PUNCTUATION
 
 # Java 18 and later read file.encoding but write in stdout.encoding.
 _SETTINGS = ["-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]
-_METEOR_JAR = "meteor-1.5.jar"
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-_SPICE_JAVA = range(8, 12)  # SPICE's own store of parses opens with no later Java
+_SPICE_JAVA = range(8, 12)  # SPICE's cache of parses does not open with later versions
 _SPICE_PROGRAM = """
 import json, sys
 from pycocoevalcap.spice import spice
-spice.get_stanford_models = lambda: None  # else Spice() would download what it does not find
+spice.get_stanford_models = lambda: None  # Spice() would download missing models
 predictions, references = (
     {int(image): captions for image, captions in given.items()} for given in json.load(sys.stdin)
-)  # the scorer sorts the images, and "10" comes before "2"
+)  # the scorer sorts the images; as text, "10" would come before "2"
 _, scores = spice.Spice().compute_score(references, predictions)
 print("\\n" + json.dumps([score["All"]["f"] for score in scores]))
 """
@@ -45,37 +45,31 @@ class Java(NamedTuple):
 
 
 def find_java() -> Java | None:
-    """Find the `java` of the PATH; None if there is none that starts."""
+    """Return the `java` on the PATH; None if there is none that starts."""
     program = shutil.which("java")
     if program is None:
         return None
     try:
         answer = subprocess.run([program, "-version"], capture_output=True, check=False)
-    except OSError:  # of another kind of machine, or no program at all
+    except OSError:  # not a program of this machine
         return None
     version = re.search(rb'version "(?:1\.)?(\d+)', answer.stderr)
     return Java(program, int(version[1])) if version and answer.returncode == 0 else None
 
 
 def tokenize_with_java(captions: Sequence[str], java: Java) -> list[str]:
-    """Tokenize captions with the official PTB tokenizer; see `tokenize_caption`.
+    """Tokenize captions with the official PTB tokenizer; see `tokenize_captions`.
 
     Raises:
-        RuntimeError: The tokenizer failed.
+        WorkError: The tokenizer failed.
     """
     jar = _package_folder("tokenizer") / "stanford-corenlp-3.4.1.jar"
-    command = [java.program, *_SETTINGS, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     text = "\n".join(" ".join(caption.splitlines()) for caption in captions)
-    answer = subprocess.run(
-        [*command, "-preserveLines", "-lowerCase"],
-        input=text.encode(errors="ignore"),
-        capture_output=True,
-        check=False,
-    )
-    lines = answer.stdout.decode().split("\n")
-    lines += [""] * (len(captions) - len(lines))  # it prints no line for empty ones at the end
-    if answer.returncode != 0 or any(lines[len(captions) :]):
-        raise RuntimeError(_failure("the PTB tokenizer", answer.stderr))
+    arguments = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    lines = _run("the PTB tokenizer", [java.program, *_SETTINGS, *arguments], text).split("\n")
+    lines += [""] * (len(captions) - len(lines))  # it prints no line for empty captions at the end
+    if any(lines[len(captions) :]):
+        raise _failure("the PTB tokenizer", "it returned more lines than captions")
     return [
         " ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATION)
         for line in lines[: len(captions)]
@@ -88,29 +82,25 @@ def meteor_counts(
     """Align tokenized captions with METEOR 1.5, which needs 2 GB and several seconds to start.
 
     Returns:
-        Array of shape `(images, 23)`, the counts that `meteor_from_counts` makes a score of; with
-        several references, those of the reference that scores best.
+        Array of shape `(images, 23)`, the counts from which `meteor_from_counts` computes the score; of
+        several references, those of the reference with the highest score.
 
     Raises:
-        RuntimeError: METEOR's program failed.
+        WorkError: METEOR failed.
     """
-    # One call with all the lines: a dialogue, as the wrapper holds it, waits for ever on a dead partner.
+    # One call with all lines: the wrapper's dialogue would wait forever for a process that died.
     lines = [" ||| ".join(["SCORE", *references[image], predictions[image][0]]) for image in references]
-    answer = subprocess.run(
-        [java.program, *_SETTINGS, "-Xmx2G", "-jar", _METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"],
-        cwd=_package_folder("meteor"),
-        input="".join(line + "\n" for line in lines).encode(errors="ignore"),
-        capture_output=True,
-        check=False,
-    )
-    said = answer.stdout.decode().splitlines()
-    if answer.returncode != 0 or len(said) != len(lines):
-        raise RuntimeError(_failure("METEOR", answer.stderr))
-    return read_meteor_counts(said)
+    arguments = ["-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+    command = [java.program, *_SETTINGS, *arguments]
+    text = "".join(f"{line}\n" for line in lines)
+    answers = _run("METEOR", command, text, _package_folder("meteor")).splitlines()
+    if len(answers) != len(lines):
+        raise _failure("METEOR", f"it returned {len(answers)} lines for {len(lines)} images")
+    return read_meteor_counts(answers)
 
 
 def why_no_spice(java: Java) -> str | None:
-    """Tell why SPICE cannot run: its models, or a Java that it runs on, are missing; None if it can.
+    """Return why SPICE cannot run: its models or a suitable Java are missing; None if it can.
 
     The models are never downloaded here.
     """
@@ -118,30 +108,35 @@ def why_no_spice(java: Java) -> str | None:
         return f"it needs Java 8 to 11, and this is Java {java.version}"
     library = _package_folder("spice") / "lib"
     if not all((library / name).is_file() for name in _SPICE_MODELS):
-        return "its models are not installed; python -m pycocoevalcap.spice.get_stanford_models does it"
+        return "its models are missing; python -m pycocoevalcap.spice.get_stanford_models installs them"
     return None
 
 
-def spice(references: dict[int, list[str]], predictions: dict[int, list[str]]) -> list[float]:
-    """Score tokenized captions with SPICE, which needs up to 8 GB.
-
-    It runs in a process of its own, since it prints.
+def spice_scores(references: dict[int, list[str]], predictions: dict[int, list[str]]) -> list[float]:
+    """Score tokenized captions with SPICE, which needs up to 8 GB, in a process of its own since it prints.
 
     Returns:
         The score of each image, in the order of their numbers.
 
     Raises:
-        RuntimeError: SPICE's program failed.
+        WorkError: SPICE failed.
     """
+    output = _run("SPICE", [sys.executable, "-c", _SPICE_PROGRAM], json.dumps([predictions, references]))
+    return [float(score) for score in json.loads(output.splitlines()[-1])]
+
+
+def _run(name: str, command: list[str], text: str, cwd: Path | None = None) -> str:
     answer = subprocess.run(
-        [sys.executable, "-c", _SPICE_PROGRAM],
-        input=json.dumps([predictions, references]).encode(),
-        capture_output=True,
-        check=False,
+        command, input=text.encode(errors="ignore"), cwd=cwd, capture_output=True, check=False
     )
     if answer.returncode != 0:
-        raise RuntimeError(_failure("SPICE", answer.stderr))
-    return [float(score) for score in json.loads(answer.stdout.splitlines()[-1])]
+        raise _failure(name, answer.stderr.decode(errors="replace").strip()[-500:])
+    return answer.stdout.decode()
+
+
+def _failure(name: str, reason: str) -> WorkError:
+    advice = "the metrics that need no Java can be computed with java=False, --java false"
+    return WorkError(f"{name} failed; {advice}. The cause: {reason!r}")
 
 
 def _package_folder(name: str) -> Path:
@@ -149,9 +144,3 @@ def _package_folder(name: str) -> Path:
     assert specification is not None
     assert specification.submodule_search_locations is not None
     return Path(next(iter(specification.submodule_search_locations)))
-
-
-def _failure(program: str, complaints: bytes) -> str:
-    last_words = complaints.decode(errors="replace").strip()[-500:]
-    way_out = "without Java (java=False, --java false) the metrics that need none can be had"
-    return f"{program} failed; {way_out}. It said: {last_words!r}"

@@ -1,209 +1,208 @@
-"""What an evaluation found, and the files and the lines that tell it."""
+"""The results of an evaluation, as files and as text."""
 
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from ..data.records import CaptionedImage
 from ..utils.environment import library_versions
 from ..utils.files import write_json, write_text
-from ..utils.output_folders import require_writable
+from ..utils.terminal import printable
 from .arguments import EvaluateArguments
-from .command import public_settings
-from .drafts import CaptionedBatch, all_drafts
-from .images import BenchmarkImages
-from .scores import CaptionScores
-from .scoring import CONFIDENCE, NUM_RESAMPLES, Part
+from .scores import METRIC_NAMES, CaptionScores
 
 RESULTS_FILE = "results.json"
 METRICS_FILE = "metrics.json"
 IMAGES_FILE = "per_image.jsonl"
-OUTPUT_FILES = (RESULTS_FILE, METRICS_FILE, IMAGES_FILE)
-FORMAT_VERSION = 1
+ENTIRE = "entire"  # the name that NoCaps gives to all its domains together
+NUM_SAMPLES = 3  # of the captions with the highest scores, and with the lowest
+MAX_REFERENCES = 5
+SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
-class Speed:
-    """How quickly the captions were made; the time that reading images took is left out.
+class Part:
+    """The scores of a domain of the images, or of all.
 
     Args:
-        captions_per_second: Of all processes together.
-        seconds_of_median_batch: What the median batch took a process; the first ones warm up.
-        batch_size: Images in a whole batch.
-        num_processes: Processes that captioned.
-        device: What each of them ran on.
-        num_batches: Batches captioned.
+        domain: The domain; None for all images.
+        scores: The scores.
+        intervals: The 95% confidence interval (low, high) of each metric.
     """
 
-    captions_per_second: float
-    seconds_of_median_batch: float
-    batch_size: int
-    num_processes: int
-    device: str
-    num_batches: int
+    domain: str | None
+    scores: CaptionScores
+    intervals: dict[str, tuple[float, float]]
 
-    @classmethod
-    def of(cls, batches: Sequence[CaptionedBatch], batch_size: int, num_processes: int, device: str) -> Speed:
-        """Sum up batches, of which each process had its share."""
-        seconds = [batch.seconds for batch in batches if batch.captions]
-        rate = sum(len(batch.captions) for batch in batches) / sum(seconds) * num_processes
-        return cls(rate, statistics.median(seconds), batch_size, num_processes, device, len(seconds))
+    @property
+    def num_images(self) -> int:
+        """The number of images."""
+        return self.scores.num_images
+
+    @property
+    def name(self) -> str:
+        """The domain, or "entire"."""
+        return self.domain or ENTIRE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return each metric's value and interval."""
+        return {
+            name: {"value": value, "interval": list(self.intervals[name])}
+            for name, value in self.scores.metrics.items()
+        }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What came of captioning and scoring a benchmark.
+    """The captions of a split and their scores.
 
     Args:
-        benchmark: The images.
-        places: Of the images that have a caption, in the benchmark's order.
+        dataset: The name of the data set.
+        split: The split.
+        images: The images that have a caption.
+        image_ids: Their ids in result files.
         captions: Their captions.
-        speed: How quickly they were made; None for those made elsewhere.
-        scores: What they score; None without references.
-        parts: The scores of each domain, and of all images last; none without references.
+        unreadable: The images that could not be read.
+        speed: Captions per second, the device and the number of processes; None for captions from a file.
+        parts: The scores of each domain, and of all images last; empty if the images have no human captions.
     """
 
-    benchmark: BenchmarkImages
-    places: list[int]
+    dataset: str
+    split: str
+    images: list[CaptionedImage]
+    image_ids: list[int]
     captions: list[str]
-    speed: Speed | None
-    scores: CaptionScores | None
+    unreadable: list[CaptionedImage]
+    speed: dict[str, Any] | None
     parts: list[Part]
 
     @property
-    def images(self) -> list[CaptionedImage]:
-        """The images that have a caption."""
-        return [self.benchmark.images[place] for place in self.places]
-
-    @property
-    def unreadable(self) -> list[str]:
-        """The names of the others, whose picture could not be read."""
-        captioned = set(self.places)
-        return [image.name for i, image in enumerate(self.benchmark.images) if i not in captioned]
+    def scores(self) -> CaptionScores | None:
+        """The scores of all images."""
+        return self.parts[-1].scores if self.parts else None
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The scores of all images, as `compute_caption_metrics` gives them; empty without references."""
-        return {} if self.scores is None else self.scores.metrics
+        """The metrics of all images; empty if they have no human captions."""
+        return self.parts[-1].scores.metrics if self.parts else {}
 
 
-def check_output_dir(folder: Path, overwrite: bool, goes_on: bool) -> None:
-    """Refuse a folder that cannot be written to, or that holds another evaluation.
-
-    Args:
-        folder: The folder of the report; need not be there.
-        overwrite: Whether what it holds may be replaced.
-        goes_on: Whether it holds the very same evaluation, finished or not.
-
-    Raises:
-        FileExistsError, PermissionError: saying what to do.
-    """
-    require_writable(folder)
-    found = [name for name in OUTPUT_FILES if (folder / name).exists()] + [d.name for d in all_drafts(folder)]
-    if found and not (overwrite or goes_on):
-        raise FileExistsError(
-            f"--output_dir {folder} holds another evaluation ({found[0]}): give another folder, or "
-            "--overwrite."
-        )
-
-
-def write_results(folder: Path, benchmark: BenchmarkImages, captions: dict[int, str]) -> None:
-    """Write captions in the COCO result format, in place of what an earlier evaluation left.
-
-    Args:
-        folder: The report's.
-        benchmark: The images.
-        captions: By the image's place.
-    """
+def write_results(folder: Path, evaluation: Evaluation) -> None:
+    """Write the captions in the COCO result format; remove the other files of an earlier report."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in OUTPUT_FILES:  # never two evaluations' files side by side
+    for name in (METRICS_FILE, IMAGES_FILE):
         (folder / name).unlink(missing_ok=True)
-    results = [
-        {"image_id": benchmark.ids[place], "caption": caption} for place, caption in sorted(captions.items())
-    ]
-    _write(folder / RESULTS_FILE, json.dumps(results) + "\n")
+    pairs = zip(evaluation.image_ids, evaluation.captions, strict=True)
+    results = [{"image_id": image_id, "caption": caption} for image_id, caption in pairs]
+    write_text(folder / RESULTS_FILE, json.dumps(results) + "\n")
 
 
-def write_scores(folder: Path, evaluation: Evaluation, args: EvaluateArguments, identity: str) -> list[str]:
-    """Write `per_image.jsonl` if there are scores, and `metrics.json` last: where that is, all is.
-
-    Args:
-        folder: The report's.
-        evaluation: What is told.
-        args: Its settings.
-        identity: By which it is known again, as `identify_report` gives it.
-
-    Returns:
-        The names of all files of the report.
-    """
-    if evaluation.scores is not None:
-        entries = _image_entries(evaluation, evaluation.scores.per_image)
-        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-        _write(folder / IMAGES_FILE, "".join(lines))
-    write_json(folder / METRICS_FILE, _metrics(evaluation, args, identity))
-    return [name for name in OUTPUT_FILES if (folder / name).exists()]
-
-
-def _image_entries(evaluation: Evaluation, per_image: dict[str, list[float]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "image_id": evaluation.benchmark.ids[place],
-            "name": image.name,
-            **({} if image.domain is None else {"domain": image.domain}),
-            "caption": caption,
-            "references": image.captions,
-            "metrics": {name: values[i] for name, values in per_image.items()},
-        }
-        for i, (place, image, caption) in enumerate(
-            zip(evaluation.places, evaluation.images, evaluation.captions, strict=True)
-        )
-    ]
-
-
-def _metrics(evaluation: Evaluation, args: EvaluateArguments, identity: str) -> dict[str, Any]:
-    parts = evaluation.parts
-    return {
-        "format_version": FORMAT_VERSION,
-        "identity": identity,
-        "benchmark": {
-            "dataset": evaluation.benchmark.dataset,
-            "split": evaluation.benchmark.split,
-            "num_images": len(evaluation.places),
-            "unreadable": evaluation.unreadable,
-        },
-        "metrics": _part(parts[-1]) if parts else {},
+def write_scores(folder: Path, evaluation: Evaluation, args: EvaluateArguments) -> None:
+    """Write `per_image.jsonl`, if there are scores, and `metrics.json`."""
+    scores, parts = evaluation.scores, evaluation.parts
+    if scores is not None:
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in _image_entries(evaluation))
+        # A file name may contain a lone surrogate, which UTF-8 cannot encode.
+        write_text(folder / IMAGES_FILE, "".join(lines), errors="backslashreplace")
+    content = {
+        "dataset": evaluation.dataset,
+        "split": evaluation.split,
+        "num_images": len(evaluation.images),
+        "unreadable": [image.name for image in evaluation.unreadable],
+        "metrics": parts[-1].to_dict() if parts else {},
         "domains": {
-            part.name: {"num_images": part.num_images, "metrics": _part(part)} for part in parts[:-1]
+            part.name: {"num_images": part.num_images, "metrics": part.to_dict()} for part in parts[:-1]
         },
-        "scoring": None if evaluation.scores is None else scoring_of(evaluation.scores),
-        "speed": None if evaluation.speed is None else asdict(evaluation.speed),
-        "settings": public_settings(args),
+        "tokenizer": scores and scores.tokenizer,
+        "java_version": scores and scores.java_version,
+        "left_out": scores and scores.left_out,
+        "speed": evaluation.speed,
+        "settings": args.to_dict(),
         "versions": library_versions(),
     }
+    write_json(folder / METRICS_FILE, content)
 
 
-def scoring_of(scores: CaptionScores) -> dict[str, Any]:
-    """Return how captions were scored, as `metrics.json` has it."""
-    return {
-        "tokenizer": scores.tokenizer,
-        "java_version": scores.java_version,
-        "left_out": scores.left_out,
-        "confidence": CONFIDENCE,
-        "num_resamples": NUM_RESAMPLES,
-    }
+def _image_entries(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    assert evaluation.scores is not None
+    for i, (image, caption) in enumerate(zip(evaluation.images, evaluation.captions, strict=True)):
+        yield {
+            "image_id": evaluation.image_ids[i],
+            "name": image.name,
+            "domain": image.domain,
+            "caption": caption,
+            "references": image.captions,
+            "metrics": {name: values[i] for name, values in evaluation.scores.per_image.items()},
+        }
 
 
-def _part(part: Part) -> dict[str, Any]:
-    return {
-        name: {"value": value, "interval": list(part.intervals[name])} for name, value in part.metrics.items()
-    }
+def describe(evaluation: Evaluation) -> str:
+    """Return the text that `ituning evaluate` prints: scores, sample captions and speed."""
+    num_images = len(evaluation.images)
+    lines = [f"{num_images:,} images of {evaluation.dataset}, {evaluation.split}"]
+    if evaluation.unreadable:
+        lines.append(f"Unreadable images, left out of the scores: {len(evaluation.unreadable):,}")
+    scores = evaluation.scores
+    if scores is None:
+        lines += ["", "Captions:", *map(_caption_line, evaluation.images[:4], evaluation.captions)]
+    else:
+        java = "" if scores.java_version is None else f", Java {scores.java_version}"
+        lines += [
+            "",
+            *_score_table(evaluation.parts),
+            f"Scores x 100, as papers print them. Tokenizer: {scores.tokenizer}{java}.",
+            *scores.left_out.values(),
+            "",
+            *_ranked_captions(evaluation, scores),
+        ]
+    if evaluation.speed is not None:
+        speed = evaluation.speed
+        lines += [
+            "",
+            "{captions_per_second:.3g} captions/s on {device}, {num_processes} process(es)".format(**speed),
+        ]
+    return "\n".join(lines)
 
 
-def _write(path: Path, text: str) -> None:
-    # Half a surrogate pair, which a file's name can hold, has no place in UTF-8.
-    write_text(path, text, errors="backslashreplace")
+def _score_table(parts: Sequence[Part]) -> list[str]:
+    """Lay out scores x 100: a row for each metric, a column for each domain, the interval of all images."""
+    rows = [["", *(part.name for part in parts), "95% interval"]]
+    rows.append(["images", *(f"{part.num_images:,}" for part in parts), ""])
+    for name, title in METRIC_NAMES.items():
+        if name in parts[-1].intervals:
+            low, high = parts[-1].intervals[name]
+            values = [f"{100 * part.scores.metrics[name]:.1f}" for part in parts]
+            rows.append([title, *values, f"{100 * low:.1f} to {100 * high:.1f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([title.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip()
+        for title, *cells in rows
+    ]
+
+
+def _ranked_captions(evaluation: Evaluation, scores: CaptionScores) -> Iterator[str]:
+    """Show the captions with the highest and the lowest CIDEr, each once, with human captions."""
+    cider = scores.per_image["cider"]
+    ranked = sorted(range(len(cider)), key=lambda i: -cider[i])
+    best = ranked[: min(NUM_SAMPLES, (len(ranked) + 1) // 2)]
+    worst = ranked[max(len(best), len(ranked) - NUM_SAMPLES) :][::-1]
+    for title, chosen in (("highest", best), ("lowest", worst)):
+        if chosen:
+            yield f"Captions with the {title} CIDEr, and human captions:"
+        for i in chosen:
+            image = evaluation.images[i]
+            yield f"{100 * cider[i]:8.1f}" + _caption_line(image, evaluation.captions[i])
+            yield from (f"{'':10}- {_shorten(text)}" for text in image.captions[:MAX_REFERENCES])
+
+
+def _caption_line(image: CaptionedImage, caption: str) -> str:
+    return f"  {printable(image.name)}: {_shorten(caption) or '(empty)'}"
+
+
+def _shorten(text: str) -> str:
+    return printable(shorten(text, SHOWN_CHARACTERS, placeholder=" ..."))

@@ -1,26 +1,51 @@
-"""What a set of captions scores: as a whole, image by image, in parts, and how sure that is."""
+"""Caption scores of a set of images, of each image, and of parts and resamples of the set.
+
+BLEU and METEOR are not means over the images: the official formulas use counts summed over the images. With
+each image's counts stored, the official value of any part or resample of the images costs one sum.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .corpus_formulas import bleu_from_counts, meteor_from_counts
+METRIC_NAMES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "spice": "SPICE",
+    "clip_score": "CLIPScore",
+    "ref_clip_score": "RefCLIPScore",
+}
+"""Titles of the metrics, in the order in which tables show them."""
+
+# BLEU: the official scorer's constants, which avoid a division by zero for an empty caption.
+_TINY, _SMALL = 1e-15, 1e-9
+
+# METEOR: its 23 counts of an image include the number of chunks at this index.
+_CHUNKS = 20
+# METEOR 1.5's parameters for English (Denkowski and Lavie 2014, https://aclanthology.org/W14-3348).
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionScores:
-    """The scores of captions, computed once.
+    """The scores of the captions of a set of images.
 
     Args:
         metrics: The official values, as `compute_caption_metrics` returns them.
-        per_image: Each metric's values image by image, as the official scorers give them. CIDEr,
-            ROUGE-L and SPICE are the means of theirs; BLEU and METEOR add up counts first.
+        per_image: Each metric's value for each image, as the official scorers compute it. CIDEr, ROUGE-L and
+            SPICE of the set are the means of these; BLEU and METEOR are computed from summed counts.
         tokenizer: "PTB (Java)", the official one, or "Python".
-        java_version: The major version of the Java that ran; None without.
-        left_out: Why METEOR or SPICE are not in `metrics`, a sentence each, by the metric's name.
-        counts: What each image contributes where the metric is no mean: of "bleu" an array of shape
-            `(images, 10)`, see `bleu_from_counts`, and of "meteor" one of shape `(images, 23)`.
+        java_version: The major version of the Java runtime; None without Java.
+        left_out: For METEOR or SPICE, if not computed, a sentence that says why.
+        counts: The counts of each image: for "bleu" of shape `(images, 10)`, see `bleu_from_counts`; for
+            "meteor" of shape `(images, 23)`, see `read_meteor_counts`.
     """
 
     metrics: dict[str, float]
@@ -32,89 +57,59 @@ class CaptionScores:
 
     @property
     def num_images(self) -> int:
-        """How many images were scored."""
+        """The number of images."""
         return len(next(iter(self.per_image.values())))
 
-    def with_means(self, per_image: Mapping[str, Sequence[float]]) -> "CaptionScores":
+    def with_means(self, per_image: Mapping[str, list[float]]) -> "CaptionScores":
         """Add metrics that are means over the images, such as CLIPScore.
 
         Args:
             per_image: The value of each image, by the metric's name.
-
-        Raises:
-            ValueError: Not one value for each image.
         """
-        values = {name: [float(value) for value in given] for name, given in per_image.items()}
-        for name, given in values.items():
-            if len(given) != self.num_images:
-                raise ValueError(f"{name} has {len(given)} values for {self.num_images} images")
-        means = {name: float(np.mean(given)) for name, given in values.items()}
-        return replace(self, metrics=self.metrics | means, per_image=self.per_image | values)
-
-    def subset(self, indices: Sequence[int]) -> dict[str, float]:
-        """Score some of the images, as the NoCaps server does a domain.
-
-        CIDEr's document frequencies stay those of all the images, so that a domain's CIDEr is the mean
-        of its images' values. The server's code is not public; its published values show it. In the three
-        rows of https://github.com/nocaps-org/updown-baseline (validation: 648, 2,938 and 914 images) the
-        means of the domains' CIDEr, weighted by images, are 55.28, 73.28 and 55.45 where "overall" says
-        55.3, 73.3 and 55.4: the same within the rounding of the four numbers, as for SPICE. Frequencies
-        counted in each domain alone would part them by points: on 1,000 Flickr8k images by 3.2 where
-        topics are the domains, and by 2.1 where chance is. BLEU and METEOR are computed from the counts of
-        the part.
-
-        Args:
-            indices: Places of images among the predictions.
-
-        Returns:
-            The values of the part, by the names of `metrics`.
-
-        Raises:
-            ValueError: No image.
-            IndexError: There is no such image.
-        """
-        if len(indices) == 0:
-            raise ValueError("there is no image in this part to score; leave it out")
-        weights = np.zeros(self.num_images)
-        np.add.at(weights, np.asarray(indices), 1)
-        return self._weighted(weights)
+        means = {name: float(np.mean(values)) for name, values in per_image.items()}
+        return replace(self, metrics=self.metrics | means, per_image=self.per_image | dict(per_image))
 
     def part(self, indices: Sequence[int]) -> "CaptionScores":
-        """Return the scores of some of the images by themselves, scored as `subset` scores them.
+        """Score some of the images, as the NoCaps server scores a domain.
+
+        CIDEr's document frequencies stay those of the whole set, so a domain's CIDEr is the mean over its
+        images. The server's code is not public; its published values show this: in
+        https://github.com/nocaps-org/updown-baseline the image-weighted means of the domains' CIDEr (55.28,
+        73.28, 55.45) are the "overall" values (55.3, 73.3, 55.4) within rounding.
 
         Args:
-            indices: As for `subset`, like the errors.
+            indices: Indices of images; at least one.
         """
-        chosen = list(indices)
+        weights = np.bincount(indices, minlength=self.num_images)
         return replace(
             self,
-            metrics=self.subset(chosen),
-            per_image={name: [values[i] for i in chosen] for name, values in self.per_image.items()},
-            counts={name: counts[chosen] for name, counts in self.counts.items()},
+            metrics=self._weighted(weights),
+            per_image={name: [values[i] for i in indices] for name, values in self.per_image.items()},
+            counts={name: counts[list(indices)] for name, counts in self.counts.items()},
         )
 
     def confidence_intervals(
         self, confidence: float = 0.95, num_resamples: int = 1000, seed: int = 0
     ) -> dict[str, tuple[float, float]]:
-        """Estimate how much the metrics depend on which images happened to be there.
+        """Estimate how much the metrics depend on the choice of images.
 
-        The percentile bootstrap (Efron 1979, https://doi.org/10.1214/aos/1176344552) over images.
-        Each resample is scored as `subset` scores it, BLEU and METEOR by the official formulas from
-        the summed counts, so that CIDEr's document frequencies stay as they are.
+        The percentile bootstrap (Efron 1979, https://doi.org/10.1214/aos/1176344552) over the images. BLEU
+        and METEOR of a resample follow from its summed counts; CIDEr's document frequencies stay those of the
+        whole set.
 
         Args:
             confidence: The share of resamples inside each interval.
-            num_resamples: How often the images are drawn anew, with replacement.
-            seed: Of the draws.
+            num_resamples: How often images are drawn, with replacement.
+            seed: Seed of the draws.
 
         Returns:
             (low, high) for each of `metrics`.
 
         Raises:
-            ValueError: `confidence` is not between 0 and 1, or `num_resamples` not at least 1.
+            ValueError: `confidence` is not between 0 and 1, or `num_resamples` is less than 1.
         """
         if not 0 < confidence < 1:
-            raise ValueError(f"confidence is {confidence}, expected a share between 0 and 1, such as 0.95")
+            raise ValueError(f"confidence is {confidence}, expected a number between 0 and 1, such as 0.95")
         if num_resamples < 1:
             raise ValueError(f"num_resamples is {num_resamples}, expected at least 1")
         generator = np.random.default_rng(seed)
@@ -127,7 +122,7 @@ class CaptionScores:
         return {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.metrics)}
 
     def _weighted(self, weights: np.ndarray) -> dict[str, float]:
-        """Score the images as if each were there as often as its weight says."""
+        """Score a set in which each image occurs as often as its weight says."""
         found = {name: weights @ values / weights.sum() for name, values in self.per_image.items()}
         if "bleu" in self.counts:
             bleu = bleu_from_counts(weights @ self.counts["bleu"])
@@ -135,3 +130,69 @@ class CaptionScores:
         if "meteor" in self.counts:
             found["meteor"] = meteor_from_counts(weights @ self.counts["meteor"])
         return {name: float(found[name]) for name in self.metrics}
+
+
+def bleu_from_counts(counts: np.ndarray) -> np.ndarray:
+    """Compute BLEU-1 to BLEU-4 by the official formula.
+
+    Args:
+        counts: Array of shape `(..., 10)`, of one image or summed over images: the caption's n-grams of 1 to
+            4 words that a reference has (4 numbers), all its n-grams (4), its words, and the words of the
+            reference closest in length.
+
+    Returns:
+        Array of shape `(..., 4)`.
+    """
+    matched, total = counts[..., :4], counts[..., 4:8]
+    length, reference_length = counts[..., 8:9], counts[..., 9:]
+    precisions = np.cumprod((matched + _TINY) / (total + _SMALL), axis=-1)
+    ratio = (length + _TINY) / (reference_length + _SMALL)
+    brevity_penalty = np.exp(np.minimum(1 - 1 / ratio, 0))
+    return precisions ** (1 / np.arange(1, 5)) * brevity_penalty
+
+
+def read_meteor_counts(lines: Sequence[str]) -> np.ndarray:
+    """Read the output of METEOR's SCORE command, a line for each image.
+
+    If all words match in one chunk, METEOR counts no chunk, neither for the image nor in sums.
+
+    Args:
+        lines: 23 numbers each: words, then function words, of caption and reference; for each of the stages
+            exact, stem, synonym and paraphrase the content words matched in caption and reference, and the
+            function words; chunks; all words matched in caption and reference.
+
+    Returns:
+        Array of shape `(images, 23)`.
+    """
+    counts = np.array([line.split() for line in lines], dtype=np.float64).reshape(-1, 23)
+    all_matched = (_stages(counts).sum((-3, -2)) == counts[:, 0:2]).all(-1)
+    counts[all_matched & (counts[:, _CHUNKS] == 1), _CHUNKS] = 0
+    return counts
+
+
+def meteor_from_counts(counts: np.ndarray) -> np.ndarray:
+    """Compute METEOR by the formula of METEOR 1.5.
+
+    F = P R / (alpha P + (1 - alpha) R), where precision P and recall R weight content words by delta and
+    function words by 1 - delta; times 1 - gamma (chunks / matched words)^beta, the penalty for word order.
+
+    Args:
+        counts: Array of shape `(..., 23)`, of one image or summed over images; see `read_meteor_counts`.
+
+    Returns:
+        Array of shape `(...)`.
+    """
+    lengths, function_words = counts[..., 0:2], counts[..., 2:4]  # (..., 2): caption, reference
+    weights = np.array([_DELTA, 1 - _DELTA])
+    matched = np.einsum("...skt,s,k->...t", _stages(counts), _STAGE_WEIGHTS, weights)
+    possible = _DELTA * (lengths - function_words) + (1 - _DELTA) * function_words
+    with np.errstate(divide="ignore", invalid="ignore"):  # if nothing matches
+        precision, recall = np.moveaxis(matched / possible, -1, 0)
+        f_mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
+        fragmentation = counts[..., _CHUNKS] / counts[..., 21:23].mean(-1)
+    return np.nan_to_num(f_mean * (1 - _GAMMA * fragmentation**_BETA))
+
+
+def _stages(counts: np.ndarray) -> np.ndarray:
+    """Return the matched words, shape `(..., stage, content or function, caption or reference)`."""
+    return counts[..., 4:20].reshape(*counts.shape[:-1], 4, 2, 2)

@@ -1,29 +1,27 @@
 r"""The tokenizer of the COCO caption metrics, without Java.
 
-The official scores tokenize with Stanford's `PTBTokenizer -preserveLines -lowerCase` and then take
-punctuation away. The rules below were found by comparing outputs: over captions, enumerated short
-strings and random ones. Like a lexer's they compete: the longest match counts, the first one among
-equals, and what is matched after the token, as its context, counts into the length.
+The official scores tokenize with Stanford's `PTBTokenizer -preserveLines -lowerCase` and then remove
+punctuation. The rules below were found by comparing outputs for captions and for enumerated and random
+strings. As in a lexer, the rule with the longest match wins, and the first of equal length; the context
+matched after a token counts into its length.
 
-examples/compare_tokenizers.py shows where the two part. Of 19,375 captions of Flickr8k and
-drawn scenes none differs; of 225,000 with words changed (its --perturb: 2 of 56,250), glued together, in
-other case, or with characters inserted at
-random 20 do (a curly quote beside a backtick, "@@" in a word, "&x;" with no such entity, "va.n"); of
-378,057 sentences of software documentation 273 do. These are, and are left alone: comments and tags of
-HTML over several words, addresses without a dot (http://localhost), one character in brackets with an
-apostrophe or a sign "(x')", "conn.c", telephone numbers of four groups and after a comma, several "@" in
-one word, accented letters next to an apostrophe or in compounds (o'é, 3.5-é), a no-break or ideographic space
-beside an address, and rare scripts.
+Of 19,375 captions of Flickr8k and rendered scenes none differs from the official tokenizer's output; of
+225,000 with words changed, joined, in other case, or with inserted characters 20 differ; of 378,057 sentences
+of software documentation 273. Known differences: HTML comments and tags of several words, addresses without a
+dot (http://localhost), one character in brackets with an apostrophe or a sign "(x')", "conn.c", "va.n", "&x;"
+with no such entity, telephone numbers of four groups or after a comma, "@" twice in a word, curly quotes next
+to backticks, accented letters next to an apostrophe or in compounds (o'é, 3.5-é), a no-break or ideographic
+space next to an address, and rare scripts.
 """
 
-# ruff: noqa: RUF001 -- signs that look alike are what this file is about
+# ruff: noqa: RUF001 -- similar characters are intended in this file
 
 import re
 from collections.abc import Iterator, Sequence
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""Tokens that the metrics leave out. Brackets are not among them: the official list has "-LRB-",
-which the lower-cased "-lrb-" never equals, and every published score was computed so."""
+"""Tokens that the metrics ignore. Brackets are not among them: the official list has "-LRB-", which never
+equals the lower-cased "-lrb-", and published scores were computed in this way."""
 
 _CURLY = {"‘": "`", "’": "'", "“": "``", "”": "''"}
 _SPELLINGS = {
@@ -41,8 +39,8 @@ _SPELLINGS = {
     "¾": "3/4",
     "⅓": "1/3",
     "⅔": "2/3",
-    **dict.fromkeys('"«»‛‹›\x91\x92\x93\x94', "'"),  # which quotation mark it is makes no difference:
-    **dict.fromkeys("–—―\x96\x97", "--"),  # like dashes and ellipses they all vanish
+    **dict.fromkeys('"«»‛‹›\x91\x92\x93\x94', "'"),  # any quotation mark will do,
+    **dict.fromkeys("–—―\x96\x97", "--"),  # since they are removed later, like dashes and ellipses
     **dict.fromkeys(["…", "....", ".....", ". . ."], "..."),
     **dict.fromkeys(["---", "----"], "--"),
     "&amp;": "&",
@@ -58,10 +56,10 @@ _SPELLINGS = {
         for second, after in _CURLY.items()
     },
 }
-"""How whole tokens, in lower case, are written."""
+"""The output for whole tokens in lower case."""
 
-# Words that keep a full stop; those that do so with a capital, being other words without one;
-# those that do so before a number; words that begin a sentence, before which initials lose theirs.
+# Words that keep a full stop; words that keep it only if capitalized; words that keep it before a number;
+# words that begin a sentence, before which initials lose their full stop.
 _ABBREVIATIONS = """
     adj adm adv al ala alex apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif
     capt cf cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq
@@ -102,7 +100,7 @@ _WORD = rf"{_L}{_A}*(?:[.!?]{_L}{_A}*)*"
 _NUMBER = r"(?:\d+(?:[.,:]\d+)*|(?:[.,:]\d+)+)"
 _FRACTION = r"\d{1,4}\\?/\d{1,4}"
 _CLITIC = "(?:[sSmMdD]|ll|LL|re|RE|ve|VE)"
-# O'Neil, l'eau: apostrophes that do not part a word
+# O'Neil, l'eau: apostrophes that do not split a word
 _PART = rf"(?:[dDlLoO]{_ANY_Q}[A-Za-z0-9]{{2,}}|{_A}+)"
 _COMPOUND_START = rf"(?:{_PART}|[A-Za-z0-9][A-Za-z0-9.,]*(?=[-‐‑]))"
 _COMPOUND_REST = rf"(?:[-_‐‑](?:{_PART}|[A-Za-z](?:\.[A-Za-z])+\.))"
@@ -114,7 +112,7 @@ _ABBREVIATION = rf"(?:{_any_case(_ABBREVIATIONS)}|{_capitalized(_CAPITALIZED)})\
 _TAG = r"</?[A-Za-z][\w:.-]* ?>"
 _NEW_SENTENCE = rf"\s+(?:(?:{_capitalized(_SENTENCE_STARTS)})(?:\s|$)|{_TAG})|\s*$"
 
-# The token is the group that matched, if any, and else the whole match.
+# The token is the group that matched, else the whole match.
 _RULES = [
     # words in two: can|not, 't|is, could|n't
     rf"(?i:(can)not|(gon|wan)na|(got)ta|(lem|gim)me)(?!{_A})",
@@ -155,15 +153,15 @@ _RULES = [
     r"<[A-Za-z][\w:.-]*(?: [A-Za-z][\w:.-]*(?:='[^'\n]*'|=\"[^\"\n]*\")?)* ?/?>",
     r"&(?:#\d+|[A-Za-z]{2,});",
     # signs
-    r"[<>]?[:;=][-o*']?[()\[DPdp@|\\{](?![A-Za-z0-9])|[:;=]-?\](?![A-Za-z0-9])|\^_\^|'_'|>_<|-_-",
+    r"[<>]?[:;=][-o*']?[()\[DPdpO@|\\{](?![A-Za-z0-9])|[:;=]-?\](?![A-Za-z0-9])|\^_\^|'_'|>_<|-_-",
     r"-[LRlr][RSCrsc][Bb]-",
     rf"\.{{3,5}}|\. \. \.|''|``|[‘’“”]{{1,2}}|#+|-+|>>|<<|[!?]+|_+|(?:\\?\*)+|@+|[{_SIGNS}]",
 ]
-# No token is longer, nor what follows it that matters. Without it a rule that looks for the end of an address
-# would read a text without spaces to its end at each of its characters.
+# The longest token with its context. Without a limit, a rule that searches for the end of an address would
+# read a text without spaces to its end at each character.
 _REACH = 300
 _COMPILED_RULES = [re.compile(rule) for rule in _RULES]
-# Nearly every word of a caption: no rule can do more with it than take it whole.
+# Most words of a caption: no rule splits them.
 _PLAIN = re.compile(r"[^\S\n]*(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]+)(?=\s|$)")
 
 
@@ -174,8 +172,8 @@ def tokenize_caption(caption: str) -> str:
         caption: Any string. Line breaks count as spaces.
 
     Returns:
-        The tokens with a space between any two. A token may hold a no-break space, as the
-        original's do: "1 1/2" and telephone numbers are one token.
+        The tokens, separated by spaces. A token may contain a no-break space, as in the official output:
+        "1 1/2" and telephone numbers are one token.
 
     Example:
         >>> tokenize_caption('A man\'s dog, "Rex", can\'t jump over the t.v.')
@@ -187,14 +185,14 @@ def tokenize_caption(caption: str) -> str:
 def tokenize_captions(captions: Sequence[str]) -> list[str]:
     """Tokenize captions in the order in which the metrics read them.
 
-    The original reads all captions as one text: the first word of the next one decides whether a last
-    "vitamin c." keeps its full stop.
+    The official tokenizer reads all captions as one text: the first word of the next caption decides whether
+    "vitamin c." at the end of a caption keeps its full stop.
 
     Args:
         captions: Any strings.
 
     Returns:
-        What `tokenize_caption` would give for each, if it saw the next one too.
+        The tokens of each caption, separated by spaces.
     """
     lines: list[list[str]] = [[] for _ in captions]
     number = 0
@@ -217,7 +215,7 @@ def _tokens(text: str) -> Iterator[str]:
         matches = [
             match for rule in _COMPILED_RULES if (match := rule.match(text, position, position + _REACH))
         ]
-        if not matches:  # a space, a line's end, or a character that the original does not know either
+        if not matches:  # a space, a line end, or a character that the official tokenizer drops
             if text[position] == "\n":
                 yield "\n"
             position += 1

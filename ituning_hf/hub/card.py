@@ -16,7 +16,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS
 from ..captioner.pretrained_ituning import is_local
-from .evaluation_results import METRIC_NAMES
+from ..evaluation.scores import METRIC_NAMES
 from .inspection import describe
 from .records import (
     EvaluationRecord,

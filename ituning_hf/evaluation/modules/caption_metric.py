@@ -1,7 +1,6 @@
-"""What the modules share.
+"""The base class of the modules.
 
-They import it as a module, since `evaluate` takes the first class of metrics that it finds in a script for
-the script's own.
+They import this module, not the class: `evaluate` uses the first metric class that it finds in a script.
 """
 
 from inspect import cleandoc
@@ -9,22 +8,20 @@ from inspect import cleandoc
 import datasets
 import evaluate
 
-from ..metrics import score_captions
+from ituning_hf.evaluation.metrics import score_captions
 
 CAPTIONS = {"predictions": datasets.Value("string"), "references": [datasets.Value("string")]}
-_INPUTS = """
-
-Args:
-    predictions: A caption for each image.
-    references: The captions of each image by people.
-    java: True demands Java, False does without, None takes it where it is found.
-"""
 
 
 class CaptionMetric(evaluate.Metric):
-    """A metric of captions against what people wrote; subclasses say which."""
+    """A metric that compares captions with human captions.
 
-    metric: str  # as `score_captions` calls it
+    Attributes:
+        metric: Its name for `score_captions`.
+        paper: The address of the paper that defines it.
+    """
+
+    metric: str
     paper: str
 
     def _info(self) -> evaluate.MetricInfo:
@@ -32,7 +29,7 @@ class CaptionMetric(evaluate.Metric):
             description=cleandoc(self.__doc__ or ""),
             citation=self.paper,
             features=datasets.Features(CAPTIONS),
-            inputs_description=_INPUTS,
+            inputs_description="predictions: a caption for each image. references: its human captions.",
             reference_urls=[self.paper],
         )
 

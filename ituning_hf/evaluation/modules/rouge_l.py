@@ -1,6 +1,6 @@
 """ROUGE-L of captions."""
 
-from .. import caption_metric
+from ituning_hf.evaluation.modules import caption_metric
 
 
 class RougeL(caption_metric.CaptionMetric):

@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from ... import clip_score
-from .. import caption_metric
+from ituning_hf.evaluation.clip_score import clip_scores
+from ituning_hf.evaluation.modules.caption_metric import CAPTIONS
 
 
 class ClipScore(evaluate.Metric):
@@ -18,12 +18,12 @@ class ClipScore(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__doc__,
             citation="https://arxiv.org/abs/2104.08718",
-            features=datasets.Features(caption_metric.CAPTIONS | {"images": datasets.Value("string")}),
-            inputs_description="images: The path of each image's file.",
+            features=datasets.Features(CAPTIONS | {"images": datasets.Value("string")}),
+            inputs_description="predictions and references: captions. images: the path of each image's file.",
         )
 
     def _compute(
         self, *, predictions: list[str], references: list[list[str]], images: list[str]
     ) -> dict[str, float]:
-        found = clip_score.clip_scores(self.config_name, images, predictions, references)
+        found = clip_scores(self.config_name, images, predictions, references)
         return {name: sum(values) / len(values) for name, values in found.items()}

@@ -1,6 +1,6 @@
 """SPICE of captions."""
 
-from .. import caption_metric
+from ituning_hf.evaluation.modules import caption_metric
 
 
 class Spice(caption_metric.CaptionMetric):

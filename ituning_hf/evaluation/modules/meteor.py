@@ -1,6 +1,6 @@
 """METEOR of captions."""
 
-from .. import caption_metric
+from ituning_hf.evaluation.modules import caption_metric
 
 
 class Meteor(caption_metric.CaptionMetric):

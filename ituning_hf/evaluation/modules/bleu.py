@@ -1,6 +1,6 @@
 """BLEU of captions."""
 
-from .. import caption_metric
+from ituning_hf.evaluation.modules import caption_metric
 
 
 class Bleu(caption_metric.CaptionMetric):

@@ -1,12 +1,12 @@
 """CIDEr of captions."""
 
-from .. import caption_metric
+from ituning_hf.evaluation.modules import caption_metric
 
 
 class Cider(caption_metric.CaptionMetric):
     """CIDEr by the official scorer of the COCO caption benchmark, 0 to 10.
 
-    Its weights are counted over the references given: hand it a whole data set at once.
+    Its document frequencies come from the given references: pass the whole data set at once.
     """
 
     metric = "cider"

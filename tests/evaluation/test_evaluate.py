@@ -1,0 +1,414 @@
+"""`ituning evaluate`, from its flags to the report and the model card."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+from small_models import save_full_clip
+
+from ituning_hf.cli import main
+from ituning_hf.evaluation import captioning, run
+from ituning_hf.evaluation.arguments import EvaluateArguments
+from ituning_hf.evaluation.clip_score import clip_scores
+from ituning_hf.evaluation.metrics import score_captions
+from ituning_hf.features.build import build_features
+from ituning_hf.inference.int8 import Int8Linear
+from ituning_hf.utils.errors import UserError, WorkError
+
+from .conftest import (
+    NUM_IMAGES,
+    Evaluate,
+    contents,
+    read_captions,
+    read_json,
+    read_lines,
+    references_of,
+)
+
+Captioned = tuple[Path, list[str]]
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    return tmp_path / "report"
+
+
+@pytest.fixture
+def no_captioning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that captions an image."""
+    monkeypatch.setattr(captioning, "generate_captions", lambda *args: pytest.fail("it captioned"))
+
+
+def break_images(photos: Path, *numbers: int) -> None:
+    for i in numbers:
+        (photos / "test" / f"{i}.png").write_bytes(b"not an image")
+
+
+def test_report(evaluate: Evaluate, captioned: Captioned, report: Path, capsys: pytest.CaptureFixture[str]):
+    _, captions = captioned
+    assert evaluate() == 0
+    expected = score_captions(captions, references_of(captions), java=False)
+    assert expected.metrics["cider"] > 0.1
+    assert sorted(contents(report)) == ["metrics.json", "per_image.jsonl", "results.json"]
+    results = read_json(report / "results.json")
+    assert results == [{"image_id": i, "caption": text} for i, text in enumerate(captions)]
+    lines = read_lines(report / "per_image.jsonl")
+    assert [line["name"] for line in lines] == [f"test/{i}.png" for i in range(NUM_IMAGES)]
+    assert [line["references"] for line in lines] == references_of(captions)
+    for name, values in expected.per_image.items():
+        assert [line["metrics"][name] for line in lines] == values
+    metrics = read_json(report / "metrics.json")
+    intervals = expected.confidence_intervals()
+    assert metrics["metrics"] == {
+        name: {"value": value, "interval": list(intervals[name])} for name, value in expected.metrics.items()
+    }
+    assert (metrics["dataset"], metrics["split"], metrics["num_images"]) == ("photos", "test", NUM_IMAGES)
+    assert (metrics["tokenizer"], set(metrics["left_out"])) == ("Python", {"meteor", "spice"})
+    assert metrics["settings"]["num_beams"] == 3
+    assert metrics["speed"]["captions_per_second"] > 0
+    assert {"torch", "ituning_hf"} <= set(metrics["versions"])
+
+    printed = capsys.readouterr().out
+    assert re.search(rf"CIDEr +{100 * expected.metrics['cider']:.1f}  ", printed)
+    assert "METEOR is left out: it needs Java" in printed
+    cider = expected.per_image["cider"]
+    ranked = sorted(range(NUM_IMAGES), key=lambda i: -cider[i])
+    shown = re.findall(r"^ +([\d.]+)  test/(\d).png: ", printed, flags=re.MULTILINE)
+    assert shown == [(f"{100 * cider[i]:.1f}", str(i)) for i in (*ranked[:3], *ranked[:-4:-1])]
+    assert re.search(r"^[\d.e+]+ captions/s on CPU", printed, flags=re.MULTILINE)
+
+
+def test_model_card(evaluate: Evaluate, captioner: Path, report: Path):
+    before = contents(captioner)
+    assert evaluate(no_card=True) == 0
+    assert contents(captioner) == before
+    assert evaluate(dataset_name="Others", overwrite=True) == 0
+    for _ in range(2):  # the second time replaces the first one's scores
+        assert evaluate(overwrite=True) == 0
+    others, ours = read_json(captioner / "evaluation.json")["results"]
+    assert (others["dataset"], ours["dataset"]) == ("Others", "photos")
+    assert (ours["split"], ours["num_images"], ours["tokenizer"]) == ("test", NUM_IMAGES, "Python")
+    values = read_json(report / "metrics.json")["metrics"]
+    assert ours["metrics"] == {name: found["value"] for name, found in values.items()}
+    assert ours["command"] == (
+        "ituning evaluate --model my-captioner --num_beams 3 --max_new_tokens 9 --dataset photos --java false"
+    )
+    assert f"| {100 * ours['metrics']['cider']:.1f} " in (captioner / "README.md").read_text()
+
+
+def test_unreadable_images_are_named_and_left_out(
+    evaluate: Evaluate,
+    captioned: Captioned,
+    photos: Path,
+    captioner: Path,
+    report: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+):
+    break_images(photos, 3)
+    assert evaluate(max_unreadable_share=0.2) == 0
+    others = [i for i in range(NUM_IMAGES) if i != 3]
+    assert [result["image_id"] for result in read_json(report / "results.json")] == others
+    references = references_of(captioned[1])
+    expected = score_captions(read_captions(report), [references[i] for i in others], java=False).metrics
+    metrics = read_json(report / "metrics.json")
+    assert {name: found["value"] for name, found in metrics["metrics"].items()} == expected
+    assert metrics["unreadable"] == ["test/3.png"]
+    assert "left out: cannot read" in caplog.text
+    assert "Unreadable images, left out of the scores: 1" in capsys.readouterr().out
+    assert read_json(captioner / "evaluation.json")["results"][0]["num_unreadable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"max_unreadable_share": 0.2},
+            "2 of 7 images .* --max_unreadable_share allows 1",
+        ),
+        ({"max_unreadable_share": 0.5, "expected_images": 7}, "2 of 7 images .* --expected_images allows 0"),
+    ],
+)
+def test_too_many_unreadable_images_end_the_evaluation(
+    evaluate: Evaluate,
+    photos: Path,
+    report: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: dict[str, Any],
+    message: str,
+):
+    break_images(photos, 4, 5)
+    assert evaluate(**settings) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not report.exists()
+
+
+def test_a_dry_run_captions_one_batch_and_writes_nothing(
+    evaluate: Evaluate, captioned: Captioned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = contents(tmp_path)
+    assert evaluate(dry_run=True) == 0
+    assert contents(tmp_path) == before
+    printed = capsys.readouterr().out
+    assert re.findall(r"^  test/(\d).png: (.*)$", printed, flags=re.MULTILINE) == [
+        (str(i), text) for i, text in enumerate(captioned[1][:2])
+    ]
+    assert "nothing is written" in printed
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"dtype": "bfloat16"}, {"quantization": "int8"}], ids=["stored", "bfloat16", "int8"]
+)
+def test_precision(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]):
+    used = []
+    generate = captioning.generate_captions
+
+    def recording(model: Any, *args: Any) -> list[list[str]]:
+        is_int8 = isinstance(model.get_output_embeddings(), Int8Linear)
+        used.append((next(iter(model.adapters().values())).q_proj.weight.dtype, is_int8))
+        return generate(model, *args)
+
+    monkeypatch.setattr(captioning, "generate_captions", recording)
+    assert evaluate(**settings, dry_run=True) == 0
+    assert used == [(torch.bfloat16 if "dtype" in settings else torch.float32, "quantization" in settings)]
+
+
+def test_a_folder_that_is_not_empty_is_refused_without_overwrite(
+    evaluate: Evaluate, report: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert evaluate() == 0
+    before = contents(report)
+    assert evaluate(num_beams=1) == 2
+    assert re.search(r"report is not empty: .* --overwrite", capsys.readouterr().err)
+    assert contents(report) == before
+    assert evaluate(num_beams=1, overwrite=True) == 0
+    assert read_json(report / "metrics.json")["settings"]["num_beams"] == 1
+
+
+def test_captions_are_kept_if_a_scorer_fails(
+    evaluate: Evaluate,
+    captioned: Captioned,
+    report: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def failing(*args: object) -> None:
+        raise WorkError("METEOR failed.")
+
+    monkeypatch.setattr(run, "score_captions", failing)
+    assert evaluate() == 1
+    assert re.search(r"METEOR failed\. .*results\.json: --predictions", capsys.readouterr().err)
+    assert [path.name for path in report.iterdir()] == ["results.json"]
+    assert read_captions(report) == captioned[1]
+
+
+def test_coco_tools_and_predictions_read_the_results(
+    evaluate: Evaluate, captioned: Captioned, tmp_path: Path
+):
+    assert evaluate() == 0
+    results, again = tmp_path / "report" / "results.json", tmp_path / "again"
+    assert evaluate(model=None, predictions=results, output_dir=again) == 0
+    for name in ("results.json", "per_image.jsonl"):
+        assert (again / name).read_bytes() == (tmp_path / "report" / name).read_bytes()
+    metrics = read_json(again / "metrics.json")
+    assert metrics["metrics"] == read_json(tmp_path / "report" / "metrics.json")["metrics"]
+    assert metrics["speed"] is None
+    truth = {"info": {}, "images": [{"id": i} for i in range(NUM_IMAGES)], "annotations": []}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    loaded = COCO(tmp_path / "truth.json").loadRes(str(results))
+    assert [annotation["caption"] for annotation in loaded.loadAnns(loaded.getAnnIds())] == captioned[1]
+
+
+def test_stored_features_replace_images_and_vision_encoder(
+    evaluate: Evaluate,
+    captioned: Captioned,
+    photos: Path,
+    backbones: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    images = EvaluateArguments(model="x", dataset=str(photos)).load_split("test", 0)
+    options = {"vision_model": backbones["vision"], "storage": "float32", "num_workers": 0}
+    build_features(images[:-1], tmp_path / "some", **options)
+    assert evaluate(features=tmp_path / "some") == 2
+    assert "no features of 1 of the 7 images ('test/6.png')" in capsys.readouterr().err
+    build_features(images, tmp_path / "all", **options)
+    for path in (photos / "test").glob("*.png"):
+        path.unlink()
+    assert evaluate(features=tmp_path / "all", vision_model=tmp_path / "nowhere") == 0
+    assert read_captions(tmp_path / "report") == captioned[1]
+
+
+def test_clip_score(evaluate: Evaluate, captioned: Captioned, report: Path, captioner: Path, tmp_path: Path):
+    clip = save_full_clip(tmp_path / "clip")
+    assert evaluate(clip_model=clip) == 0
+    folder, captions = captioned
+    paths = [folder / f"{i}.png" for i in range(NUM_IMAGES)]
+    expected = clip_scores(clip, paths, captions, references_of(captions))
+    lines, metrics = read_lines(report / "per_image.jsonl"), read_json(report / "metrics.json")["metrics"]
+    for name, values in expected.items():
+        assert [line["metrics"][name] for line in lines] == pytest.approx(values, rel=1e-5)
+        assert metrics[name]["value"] == pytest.approx(sum(values) / NUM_IMAGES, rel=1e-5)
+    assert "RefCLIPScore" in (captioner / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("no_captioning")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "nowhere/at/all"}, "nowhere/at/all"),
+        ({"dataset": "nowhere"}, "no data set at 'nowhere'"),
+        ({"split": "val"}, "has no images of split 'val'"),
+        ({"expected_images": 5000}, "--expected_images is 5,000, and .* has 7"),
+        ({"features": "nowhere"}, "nowhere is no store of features"),
+        ({"predictions": "nowhere.json", "model": None}, "nowhere.json"),
+        ({"clip_model": "nowhere/at/all"}, "no full CLIP"),
+        ({"predictions": "x"}, "give either --model.* or --predictions"),
+        ({"model": None}, "give either --model.* or --predictions"),
+        ({"max_unreadable_share": 1.5}, "--max_unreadable_share is 1.5, expected 0 to 1"),
+        ({"quantization": "int4"}, "--quantization is 'int4', expected one of int8"),
+    ],
+)
+def test_errors_before_captioning(
+    evaluate: Evaluate,
+    report: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: dict[str, Any],
+    message: str,
+):
+    assert evaluate(**settings) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not report.exists()
+
+
+@pytest.mark.usefixtures("no_captioning")
+def test_missing_java(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert evaluate(java=True) == 2
+    assert "no working `java` is on the PATH" in capsys.readouterr().err
+
+
+DOMAINS = ["in-domain", "out-domain", "near-domain", "near-domain", "in-domain", "near-domain", "near-domain"]
+INDICES = {"in-domain": [0, 4], "near-domain": [2, 3, 5, 6], "out-domain": [1]}
+
+
+def write_nocaps(captioned: Captioned, folder: Path, split: str) -> Path:
+    """Write a NoCaps file for the images, with ids from 40."""
+    source, captions = captioned
+    (folder / split).symlink_to(source)
+    images: list[dict[str, Any]] = [
+        {"id": 40 + i, "open_images_id": str(i), "file_name": f"{i}.png"} for i in range(NUM_IMAGES)
+    ]
+    content = {"info": {"description": f"nocaps {split} dataset"}, "licenses": [], "images": images}
+    if split == "val":
+        for image, domain in zip(images, DOMAINS, strict=True):
+            image["domain"] = domain
+        texts = [(40 + i, text) for i, found in enumerate(references_of(captions)) for text in found]
+        content["annotations"] = [
+            {"id": n, "image_id": image_id, "caption": text} for n, (image_id, text) in enumerate(texts)
+        ]
+    path = folder / f"nocaps_{split}_image_info.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_nocaps_scores_by_domain(
+    evaluate: Evaluate,
+    captioned: Captioned,
+    captioner: Path,
+    report: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    dataset = write_nocaps(captioned, tmp_path, "val")
+    assert evaluate(dataset=dataset, split="val", dataset_name="NoCaps") == 0
+    expected = score_captions(captioned[1], references_of(captioned[1]), java=False)
+    metrics = read_json(report / "metrics.json")
+    assert metrics["metrics"]["cider"]["value"] == expected.metrics["cider"]
+    assert list(metrics["domains"]) == list(INDICES)
+    for domain, indices in INDICES.items():
+        found = metrics["domains"][domain]
+        assert found["num_images"] == len(indices)
+        values = {name: value["value"] for name, value in found["metrics"].items()}
+        assert values == expected.part(indices).metrics
+    records = read_json(captioner / "evaluation.json")["results"]
+    assert [(record["subset"], record["num_images"]) for record in records] == [
+        *((domain, len(indices)) for domain, indices in INDICES.items()),
+        (None, NUM_IMAGES),
+    ]
+    assert [result["image_id"] for result in read_json(report / "results.json")] == list(range(40, 47))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["in-domain", "near-domain", "out-domain", "entire", "95%", "interval"] in lines
+    assert ["images", "2", "4", "1", "7"] in lines
+
+
+def test_without_references_the_captions_alone_are_written(
+    evaluate: Evaluate,
+    captioned: Captioned,
+    captioner: Path,
+    report: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    dataset = write_nocaps(captioned, tmp_path, "test")
+    assert evaluate(dataset=dataset, java=True) == 2
+    assert "--java: split 'test' of" in capsys.readouterr().err
+    assert evaluate(dataset=dataset, java=None) == 0
+    assert sorted(contents(report)) == ["metrics.json", "results.json"]
+    metrics = read_json(report / "metrics.json")
+    assert (metrics["metrics"], metrics["domains"], metrics["tokenizer"]) == ({}, {}, None)
+    assert read_captions(report) == captioned[1]
+    assert not (captioner / "evaluation.json").exists()
+
+
+def test_the_command_for_others_has_no_folders_of_this_machine(photos: Path):
+    args = EvaluateArguments(
+        model="org/x", dataset=str(photos), dataset_name="My photos", features="/data/store", batch_size=3
+    )
+    assert args.command() == "ituning evaluate --model org/x --dataset photos --dataset_name 'My photos'"
+    with pytest.raises(UserError, match="give either"):
+        EvaluateArguments()
+
+
+def test_help(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", "--help"])
+    printed = capsys.readouterr().out
+    for text in (
+        "--max_unreadable_share",
+        "Exit codes: 0;",
+        "pip install 'ituning_hf[eval]'",
+        "Java 8 to 11",
+    ):
+        assert text in printed
+
+
+def test_two_processes_get_the_scores_of_one(
+    evaluate: Evaluate, flags: Callable[..., list[str]], photos: Path, tmp_path: Path
+):
+    """Of four batches each process has two, one of them with an unreadable image."""
+    break_images(photos, 2)
+    settings = {"max_unreadable_share": 0.2, "no_card": True}
+    assert evaluate(**settings, output_dir=tmp_path / "one") == 0
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
+    command = [*torchrun, "-m", "ituning_hf.cli", "evaluate", *flags(**settings, output_dir=tmp_path / "two")]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("6 images of photos, test") == 1  # only the main process prints
+    for name in ("results.json", "per_image.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    one, two = (read_json(tmp_path / name / "metrics.json") for name in ("one", "two"))
+    assert two["speed"]["num_processes"] == 2
+    assert two["metrics"] == one["metrics"]
