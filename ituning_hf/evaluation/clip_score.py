@@ -11,7 +11,7 @@ precision; here the precision is float32.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,7 +49,7 @@ def clip_scores(
         predictions: A caption for each image.
         references: The human captions of each image, for RefCLIPScore; None computes CLIPScore alone.
         device: Where to compute; None uses a GPU if there is one.
-        batch_size: How many images, or texts, are embedded at once.
+        batch_size: How many images are embedded at once, with their captions.
 
     Returns:
         `clip_score` (0 to 2.5; good captions score about 0.8) and, with references, `ref_clip_score`: the
@@ -68,11 +68,12 @@ def clip_scores(
             f"references for {sum(map(bool, references))} of {len(images)} images: give each image at least "
             "one, or no references at all."
         )
-    clip = FullClip(str(model), device, batch_size)
+    clip = _Clip(str(model), device)
     found: dict[str, list[float]] = {"clip_score": []}
     if references is not None:
         found["ref_clip_score"] = []
-    for batch in _batches(len(images), batch_size):
+    for start in range(0, len(images), batch_size):
+        batch = slice(start, start + batch_size)
         captions = clip.embed_texts(predictions[batch])  # (B, d)
         cosines = (clip.embed_images(images[batch]) * captions).sum(-1)
         scores = _WEIGHT * cosines.clamp(min=0)
@@ -84,10 +85,10 @@ def clip_scores(
     return found
 
 
-class FullClip:
+class _Clip:
     """A CLIP with vision and text model, and its image processor and tokenizer."""
 
-    def __init__(self, name: str, device: str | torch.device | None, batch_size: int) -> None:
+    def __init__(self, name: str, device: str | torch.device | None) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model, info = CLIPModel.from_pretrained(
@@ -109,7 +110,6 @@ class FullClip:
             )
         self.model = model.eval().to(device)
         self.max_length = model.config.text_config.max_position_embeddings
-        self.batch_size = batch_size
 
     def embed_images(self, images: Sequence[Any]) -> torch.Tensor:
         """Embed images as unit vectors, shape `(images, d)`."""
@@ -122,9 +122,6 @@ class FullClip:
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed texts as unit vectors, shape `(texts, d)`."""
         prompts = [_PROMPT + text for text in texts]
-        return torch.cat([self._embed(prompts[batch]) for batch in _batches(len(prompts), self.batch_size)])
-
-    def _embed(self, prompts: list[str]) -> torch.Tensor:
         inputs = self.tokenizer(
             prompts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
@@ -136,12 +133,8 @@ def _load(image: Any) -> Image.Image:
     return image.load() if isinstance(image, CaptionedImage) else load_image(image)
 
 
-def _nearest(clip: FullClip, captions: torch.Tensor, references: Sequence[Sequence[str]]) -> torch.Tensor:
+def _nearest(clip: _Clip, captions: torch.Tensor, references: Sequence[Sequence[str]]) -> torch.Tensor:
     """Return each caption's cosine with its nearest reference, shape `(B,)`; `captions` are `(B, d)`."""
     embedded = clip.embed_texts([text for texts in references for text in texts])
     by_image = embedded.split([len(texts) for texts in references])
     return torch.stack([(own @ caption).max() for own, caption in zip(by_image, captions, strict=True)])
-
-
-def _batches(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, length, size))

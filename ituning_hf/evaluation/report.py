@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data.records import CaptionedImage
 from ..utils.environment import library_versions
-from ..utils.files import write_json, write_text
+from ..utils.files import write_text
 from ..utils.terminal import printable
 from .arguments import EvaluateArguments
 from .scores import METRIC_NAMES, CaptionScores
@@ -106,9 +106,8 @@ def write_scores(folder: Path, evaluation: Evaluation, args: EvaluateArguments) 
     """Write `per_image.jsonl`, if there are scores, and `metrics.json`."""
     scores, parts = evaluation.scores, evaluation.parts
     if scores is not None:
-        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in _image_entries(evaluation))
-        # A file name may contain a lone surrogate, which UTF-8 cannot encode.
-        write_text(folder / IMAGES_FILE, "".join(lines), errors="backslashreplace")
+        lines = [json.dumps(entry) + "\n" for entry in _image_entries(evaluation, scores)]
+        write_text(folder / IMAGES_FILE, "".join(lines))
     content = {
         "dataset": evaluation.dataset,
         "split": evaluation.split,
@@ -125,11 +124,10 @@ def write_scores(folder: Path, evaluation: Evaluation, args: EvaluateArguments) 
         "settings": args.to_dict(),
         "versions": library_versions(),
     }
-    write_json(folder / METRICS_FILE, content)
+    write_text(folder / METRICS_FILE, json.dumps(content, indent=2) + "\n")
 
 
-def _image_entries(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    assert evaluation.scores is not None
+def _image_entries(evaluation: Evaluation, scores: CaptionScores) -> Iterator[dict[str, Any]]:
     for i, (image, caption) in enumerate(zip(evaluation.images, evaluation.captions, strict=True)):
         yield {
             "image_id": evaluation.image_ids[i],
@@ -137,7 +135,7 @@ def _image_entries(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             "domain": image.domain,
             "caption": caption,
             "references": image.captions,
-            "metrics": {name: values[i] for name, values in evaluation.scores.per_image.items()},
+            "metrics": {name: values[i] for name, values in scores.per_image.items()},
         }
 
 
@@ -161,11 +159,8 @@ def describe(evaluation: Evaluation) -> str:
             *_ranked_captions(evaluation, scores),
         ]
     if evaluation.speed is not None:
-        speed = evaluation.speed
-        lines += [
-            "",
-            "{captions_per_second:.3g} captions/s on {device}, {num_processes} process(es)".format(**speed),
-        ]
+        rate, device, num_processes = evaluation.speed.values()
+        lines += ["", f"{rate:.3g} captions/s on {device}, processes: {num_processes}"]
     return "\n".join(lines)
 
 

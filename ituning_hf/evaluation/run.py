@@ -21,7 +21,6 @@ from .clip_score import clip_scores
 from .metrics import require_scorers, score_captions
 from .predictions import image_ids, read_predictions
 from .report import RESULTS_FILE, Evaluation, Part, write_results, write_scores
-from .scores import CaptionScores
 
 
 def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
@@ -57,7 +56,7 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
         1.0
     """
     accelerator = create_accelerator("no")  # --dtype sets the precision, not `accelerate config`
-    captioner = None
+    captioner, found = None, Captions({}, {}, 0.0)
     with one_fate(accelerator):
         images = args.load_split(
             args.split, args.seed, require_captions=False, require_images=args.reads_images
@@ -67,9 +66,8 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
         _check_output_dir(args)
         if args.predictions is None:
             captioner = Captioner.load(args, images, accelerator.device)
-            found = Captions({}, {}, 0.0)
         else:
-            found = Captions(dict(enumerate(read_predictions(Path(args.predictions), images))), {}, 0.0)
+            found.by_index.update(enumerate(read_predictions(Path(args.predictions), images)))
     if args.dry_run:
         images = images[: args.batch_size]
     if captioner is not None:
@@ -104,9 +102,9 @@ def _report(
     args: EvaluateArguments, images: Sequence[CaptionedImage], found: Captions, accelerator: Accelerator
 ) -> Evaluation:
     """Write the captions, score them, write the scores."""
-    ids, folder = image_ids(images), Path(args.output_dir)
+    ids, folder, data = image_ids(images), Path(args.output_dir), Path(args.dataset)
     evaluation = Evaluation(
-        dataset=args.dataset_name or _last_part(args.dataset),
+        dataset=args.dataset_name or (data.resolve().name if data.exists() else args.dataset),
         split=args.split,
         images=[images[i] for i in found.by_index],
         image_ids=[ids[i] for i in found.by_index],
@@ -131,11 +129,6 @@ def _report(
     return evaluation
 
 
-def _last_part(dataset: str) -> str:
-    path = Path(dataset)
-    return path.resolve().name if path.exists() else dataset
-
-
 def _speed(found: Captions, accelerator: Accelerator) -> dict[str, Any] | None:
     if not found.seconds:
         return None
@@ -154,8 +147,8 @@ def _score(args: EvaluateArguments, evaluation: Evaluation, accelerator: Acceler
     if args.clip_model is not None:
         device = accelerator.device
         scores = scores.with_means(clip_scores(args.clip_model, images, captions, references, device=device))
-    domains = sorted({image.domain for image in images if image.domain is not None})
-    members = {name: [i for i, image in enumerate(images) if image.domain == name] for name in domains}
-    by_domain: dict[str | None, CaptionScores] = {name: scores.part(own) for name, own in members.items()}
-    by_domain[None] = scores
-    return [Part(name, part, part.confidence_intervals()) for name, part in by_domain.items()]
+    parts = []
+    for domain in sorted({image.domain for image in images if image.domain is not None}):
+        part = scores.part([i for i, image in enumerate(images) if image.domain == domain])
+        parts.append(Part(domain, part, part.confidence_intervals()))
+    return [*parts, Part(None, scores, scores.confidence_intervals())]

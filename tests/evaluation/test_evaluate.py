@@ -385,7 +385,7 @@ def test_help(capsys: pytest.CaptureFixture[str]):
     printed = capsys.readouterr().out
     for text in (
         "--max_unreadable_share",
-        "Exit codes: 0;",
+        "Exit code: 0;",
         "pip install 'ituning_hf[eval]'",
         "Java 8 to 11",
     ):
