@@ -267,7 +267,7 @@ def test_clip_score(evaluate: Evaluate, captioned: Captioned, report: Path, capt
         ({"model": "nowhere/at/all"}, "nowhere/at/all"),
         ({"dataset": "nowhere"}, "no data set at 'nowhere'"),
         ({"split": "val"}, "has no images of split 'val'"),
-        ({"expected_images": 5000}, "--expected_images is 5,000, and .* has 7"),
+        ({"expected_images": 5000}, "--expected_images is 5,000, .* has 7"),
         ({"features": "nowhere"}, "nowhere is no store of features"),
         ({"predictions": "nowhere.json", "model": None}, "nowhere.json"),
         ({"clip_model": "nowhere/at/all"}, "no full CLIP"),
