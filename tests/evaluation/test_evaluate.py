@@ -239,7 +239,7 @@ def test_stored_features_replace_images_and_vision_encoder(
     options = {"vision_model": backbones["vision"], "storage": "float32", "num_workers": 0}
     build_features(images[:-1], tmp_path / "some", **options)
     assert evaluate(features=tmp_path / "some") == 2
-    assert "no features of 1 of the 7 images ('test/6.png')" in capsys.readouterr().err
+    assert "no features of 1 of the 7 images (test/6.png)" in capsys.readouterr().err
     build_features(images, tmp_path / "all", **options)
     for path in (photos / "test").glob("*.png"):
         path.unlink()
@@ -268,7 +268,7 @@ def test_clip_score(evaluate: Evaluate, captioned: Captioned, report: Path, capt
         ({"dataset": "nowhere"}, "no data set at 'nowhere'"),
         ({"split": "val"}, "has no images of split 'val'"),
         ({"expected_images": 5000}, "--expected_images is 5,000, .* has 7"),
-        ({"features": "nowhere"}, "nowhere is no store of features"),
+        ({"features": "nowhere"}, "nowhere is not a store of features"),
         ({"predictions": "nowhere.json", "model": None}, "nowhere.json"),
         ({"clip_model": "nowhere/at/all"}, "no full CLIP"),
         ({"predictions": "x"}, "give either --model.* or --predictions"),
