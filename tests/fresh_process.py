@@ -1,4 +1,4 @@
-"""Scripts in processes of their own, with or without the package."""
+"""Run scripts in subprocesses, with or without the package."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Hides packages from a fresh process as if they were not installed.
+# Makes a subprocess behave as if these packages were not installed.
 HIDE = """
 import sys
 
@@ -44,15 +44,15 @@ def run_fresh(
     environment: Mapping[str, str] | None = None,
     ignored_warning: str | None = None,
 ) -> dict[str, Any]:
-    """Run a script in a process of its own and return what it found: its dictionary `found`.
+    """Run a script in a subprocess and return its dictionary `found`.
 
     Args:
         script: The code.
         cwd: Its working directory.
         *arguments: For its `sys.argv`.
-        hide: As if this package and what it can do without were not installed.
-        environment: All of it, in place of this process's with a place of its own for remote code.
-        ignored_warning: What the one warning that is no error begins with.
+        hide: Hide this package and its optional dependencies.
+        environment: By default this process's environment variables, with an own cache of remote code.
+        ignored_warning: The beginning of the one warning that is not an error.
     """
     environment = environment or os.environ | {"HF_MODULES_CACHE": str(cwd / "modules")}
     code = (HIDE if hide else "import sys\n") + script + "\nprint()\nprint(json.dumps(found))"

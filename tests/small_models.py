@@ -1,4 +1,4 @@
-"""Small models of the real classes. Their sizes share no factor, so that a swapped axis fails."""
+"""Small models of the real classes. Their sizes differ, so that a test with swapped axes fails."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def save_backbones(root: Path) -> dict[str, Path]:
 
 
 def save_full_clip(folder: Path) -> Path:
-    """Save a CLIP of both halves, with its image processor and a tokenizer of single letters."""
+    """Save a complete CLIP with its image processor and a tokenizer of single letters."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
@@ -102,7 +102,7 @@ def save_full_clip(folder: Path) -> Path:
 
 
 def save_tokenizer(folder: Path) -> GPT2Tokenizer:
-    """Make a small GPT-2 tokenizer that knows a few words whole and every byte."""
+    """Save a small GPT-2 tokenizer of all bytes and a few words."""
     folder.mkdir(parents=True, exist_ok=True)
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
@@ -115,7 +115,7 @@ def save_tokenizer(folder: Path) -> GPT2Tokenizer:
 
 
 def randomize_adapters(model: ITuningForCaptioning, seed: int = 0, std: float = 0.5) -> ITuningForCaptioning:
-    """Give every adapter parameter a value that shows: fresh ones leave the language model as it is."""
+    """Give the adapters random values. New ones do not change the language model's output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for adapter in model.adapters().values():
@@ -125,7 +125,7 @@ def randomize_adapters(model: ITuningForCaptioning, seed: int = 0, std: float = 
 
 
 def make_captioner(backbones: dict[str, Path], **options: Any) -> ITuningForCaptioning:
-    """A captioner with other options, whose captions depend on the image."""
+    """Build a captioner whose captions depend on the image."""
     return randomize_adapters(
         ITuningForCaptioning.from_vision_text_pretrained(
             backbones["vision"], backbones["text"], **ADAPTER | options
@@ -148,31 +148,19 @@ def edit_json(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def unseal(folder: Path) -> None:
-    """Make a saved captioner one of the time before fingerprints, which tells nothing of a change."""
-    for name in ("config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            content = json.loads((folder / name).read_text())
-            for key in ("adapter_fingerprint", "config_fingerprint", "fingerprints"):
-                content.pop(key, None)
-            if "format_version" in content:
-                content["format_version"] = 1
-            (folder / name).write_text(json.dumps(content))
-
-
 def read_log(run: str | Path) -> list[dict]:
-    """The records of a run's log."""
+    """Read the records of a run's log."""
     return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
 
 
 def validation_scores(run: str | Path, name: str) -> dict[int, float]:
-    """What each validation found, by step."""
+    """Return a score of each validation, by step."""
     key = f"validation_{name}"
     return {record["step"]: record[key] for record in read_log(run) if key in record}
 
 
 def train_until(args: TrainArguments, step: int) -> None:
-    """Run as if for all the steps, but stop after `step`, as a killed process does."""
+    """Train, and stop after `step` as a killed process does."""
     record = CaptionTrainer._log_step
 
     def stopping(self: CaptionTrainer, *arguments: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stand_in_data import COCO, FLICKR, NOCAPS, make_all
+from small_benchmarks import COCO, FLICKR, NOCAPS, make_all
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, cli, save_captioner
 from ituning_hf.cli.evaluate import parse_arguments as parse_evaluation

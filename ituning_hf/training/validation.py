@@ -16,6 +16,7 @@ from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
 from ..data.records import CaptionedImage
 from ..data.sampler import SampleKey
 from ..evaluation.scores import METRIC_NAMES
+from ..inference.captioning import generate_captions, search_options
 from ..utils.distributed import one_fate, tell_once
 from ..utils.errors import UserError
 from ..utils.terminal import printable
@@ -150,12 +151,12 @@ class Validator:
         return dict(sorted(gather_object(captions)))
 
     def _generate(self, images: torch.Tensor) -> list[str]:
-        inputs = {self.batches.inputs().name: images.to(self.accelerator.device)}
+        inputs = {self.batches.inputs().name: images}
         max_new_tokens = self.args.max_caption_tokens - 1  # without the begin token
+        options = search_options(self.captioner, 1, 1, max_new_tokens, {})
         with self.accelerator.autocast():
-            ids = self.captioner.generate(**inputs, num_beams=1, max_new_tokens=max_new_tokens)
-        texts = self.processor.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [text.strip() for text in texts]
+            captions = generate_captions(self.captioner, self.processor, inputs, options)
+        return [caption for (caption,) in captions]
 
     def _score(self, captions: dict[int, str]) -> dict[str, float]:
         """Score captions on the main process: the best captioner must be the same on all processes."""

@@ -19,7 +19,7 @@ from small_models import ADAPTER, IMAGE_SIZE, VISION
 from tokenizers.normalizers import Lowercase
 from torch import nn
 from torch.utils import _device
-from transformers import Cache, GPT2LMHeadModel, LogitsProcessor, PreTrainedModel, StoppingCriteria
+from transformers import Cache, GPT2LMHeadModel, LogitsProcessor, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 import ituning_hf
@@ -34,7 +34,6 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "greedy": {"max_new_tokens": 9},
     "the model's own settings": {},
     "several captions": {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 7},
-    "early stopping": {"num_beams": 3, "early_stopping": True, "length_penalty": 0.4, "max_new_tokens": 9},
     "constraints": {"bad_words_ids": [[207], [13, 14]], "no_repeat_ngram_size": 2, "max_new_tokens": 8},
     "no cache": {"use_cache": False, "num_beams": 2, "max_new_tokens": 4},
     "a short static cache": {"cache_implementation": "static", "max_new_tokens": 3},
@@ -60,11 +59,6 @@ class FailingProcessor(LogitsProcessor):
         if input_ids.shape[1] >= 4:
             raise self.error("failed in a step")
         return scores
-
-
-class FailingCriterion(StoppingCriteria):
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        raise RuntimeError("failed in a step")
 
 
 class Streamer(BaseStreamer):
@@ -157,7 +151,6 @@ def failing_calls(model: Any, processor: Any, files: list[Path]) -> dict[str, Fa
         "too many tokens": (one | {"max_new_tokens": 99}, ValueError, "positions"),
         "an unknown token": (one | {"input_ids": ids}, IndexError, "out of range"),
         "guidance": (one | {"guidance_scale": 2.0}, NotImplementedError, "not supported"),
-        "a stopping criterion": (one | {"stopping_criteria": [FailingCriterion()]}, RuntimeError, "a step"),
     }
     for beams in (1, 3):
         for error in (RuntimeError, KeyboardInterrupt):
@@ -283,10 +276,9 @@ def test_threads_share_a_peft_model(backbones: dict[str, Path], times: int):
 
     searches = [{}, {"num_beams": 3}, {"use_cache": False}]
     calls = {f"{n} {search}": call(n, **search) for n in (1, 2, 3) for search in searches}
-    rows = call(2, input_ids=torch.ones(3, 2).long())
     failed = call(2, logits_processor=[FailingProcessor(RuntimeError)])
     failing = {
-        "rows": FailingCall(rows, ValueError, "3 rows for 2 images"),
+        "rows": FailingCall(call(2, input_ids=torch.ones(3, 2).long()), ValueError, "3 rows for 2 images"),
         "a step": FailingCall(failed, RuntimeError, "a step"),
     }
     for wrong in failing.values():

@@ -1,4 +1,4 @@
-"""The benchmarks in small: files of their layouts, where the recipes look for them."""
+"""Small data sets in the file layouts of the benchmarks, at the paths of the recipes."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ from PIL import Image
 
 COLOURS = ["red", "green", "blue", "white", "black"]
 
-# Images of each split: every recipe's batch is larger, and no two splits are equally large.
+# Images of each split. No two splits of a benchmark have the same size.
 COCO = {"train": 7, "restval": 4, "val": 3, "test": 2}
 FLICKR = {"train": 6, "val": 3, "test": 2}
 NOCAPS = {"val": 4, "test": 3}
 
 
 def make_all(root: Path) -> Path:
-    """Write what the recipes read: `data/` and `photos/`."""
+    """Write the data sets that the recipes read: `data/` and `photos/`."""
     coco = [
         {"filepath": "train2014" if split == "train" else "val2014", "cocoid": 900 + number}
         for number, split in enumerate(_splits(COCO))
@@ -35,7 +35,7 @@ def make_all(root: Path) -> Path:
 def write_karpathy(
     folder: Path, name: str, splits: dict[str, int], fields: list[dict[str, Any]], images: str = ""
 ) -> Path:
-    """Write `dataset_{name}.json` and the pictures; the splits' images take turns in none of its lists."""
+    """Write `dataset_{name}.json` and its images."""
     entries = []
     for number, (split, extra) in enumerate(zip(_splits(splits), fields, strict=True)):
         filename = f"{extra.get('filepath', name)}_{number:012d}.jpg"
@@ -56,7 +56,7 @@ def write_karpathy(
 
 
 def write_nocaps(folder: Path) -> None:
-    """Write the captions of val, the info of test, and the pictures of both."""
+    """Write the captions of val, the info of test, and the images of both."""
     domains = ["in-domain", "near-domain", "out-domain", "near-domain"]
     files = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}
     for split, count in NOCAPS.items():
