@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from .._version import __version__
-from ..utils.errors import UserError, WorkError
+from ..utils.errors import UserError, exit_code_of
 from ..utils.settings import nearest
 from ..utils.terminal import printable
 
@@ -79,10 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        if os.environ.get("ITUNING_TRACEBACK") or not _is_expected(error):
+        exit_code = exit_code_of(error)
+        if os.environ.get("ITUNING_TRACEBACK") or exit_code is None:
             raise
         print("ituning: error:", _as_text(error), file=sys.stderr)
-        return 1 if isinstance(error, RuntimeError) else 2
+        return exit_code
     return code
 
 
@@ -119,11 +120,6 @@ def choose_command(
         parser.parse_args(argv[:1])
     problem = f"{argv[0]!r} is not a command{nearest(argv[0], commands)}" if argv else "a command is missing"
     raise UserError(f"{problem}. {prog} --help lists the commands")
-
-
-def _is_expected(error: Exception) -> bool:
-    """Whether the message explains the error; others are bugs and keep their traceback."""
-    return isinstance(error, (OSError, ValueError, WorkError)) or type(error) is ImportError
 
 
 def _as_text(error: Exception) -> str:

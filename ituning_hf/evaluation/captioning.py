@@ -29,7 +29,7 @@ from ..data.workers import ignore_stop_signals, usable_workers
 from ..features.store import FeatureStore
 from ..inference.captioning import generate_captions, search_options
 from ..inference.loading import load_model, load_processor
-from ..utils.distributed import one_fate
+from ..utils.distributed import sync_errors
 from ..utils.errors import WorkError
 from .arguments import EvaluateArguments
 
@@ -119,7 +119,7 @@ def caption_images(
         worker_init_fn=ignore_stop_signals,
     )
     found = Captions({}, {}, 0.0)
-    with one_fate(accelerator), logging_redirect_tqdm(), _progress_bar(own, accelerator) as bar:
+    with sync_errors(accelerator), logging_redirect_tqdm(), _progress_bar(own, accelerator) as bar:
         for items in loader:
             _caption_batch(captioner, items, found)
             _check_unreadable(found.unreadable, images, args)
@@ -127,7 +127,7 @@ def caption_images(
     parts: list[Captions] = gather_object([found])
     by_index = {index: text for part in parts for index, text in part.by_index.items()}
     unreadable = {index: error for part in parts for index, error in part.unreadable.items()}
-    with one_fate(accelerator):
+    with sync_errors(accelerator):
         _check_unreadable(unreadable, images, args)
     seconds = sum(part.seconds for part in parts)
     return Captions(dict(sorted(by_index.items())), dict(sorted(unreadable.items())), seconds)

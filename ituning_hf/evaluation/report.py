@@ -10,7 +10,7 @@ from textwrap import shorten
 from typing import Any
 
 from ..data.records import CaptionedImage
-from ..utils.environment import library_versions
+from ..utils.devices import library_versions
 from ..utils.files import write_text
 from ..utils.terminal import printable
 from .arguments import EvaluateArguments

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..data.records import CaptionedImage
-from ..utils.distributed import create_accelerator, leave_group, one_fate
-from ..utils.environment import device_name
+from ..utils.devices import device_name
+from ..utils.distributed import create_accelerator, leave_group, sync_errors
 from ..utils.errors import UserError, WorkError
-from ..utils.output_folders import require_writable
+from ..utils.files import require_writable
 from .arguments import EvaluateArguments
 from .captioning import Captioner, Captions, caption_images
 from .clip_score import clip_scores
@@ -57,7 +57,7 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
     """
     accelerator = create_accelerator("no")  # --dtype sets the precision, not `accelerate config`
     captioner, found = None, Captions({}, {}, 0.0)
-    with one_fate(accelerator):
+    with sync_errors(accelerator):
         images = args.load_split(
             args.split, args.seed, require_captions=False, require_images=args.reads_images
         )

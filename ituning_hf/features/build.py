@@ -25,7 +25,7 @@ from ..data.records import CaptionedImage
 from ..data.workers import ignore_stop_signals, usable_workers
 from ..utils.devices import usable_device
 from ..utils.errors import UserError, WorkError
-from ..utils.output_folders import existing_part, held
+from ..utils.files import exclusive_lock, existing_part
 from ..utils.terminal import format_bytes
 from .shards import ImageVersion, ShardIndex, image_version, pack, remove_drafts, write_shard
 from .spec import STORE_FILE, FeatureSpec, describe_encoder, write_spec
@@ -190,7 +190,7 @@ def build_features(
         mixed_precision=mixed_precision,
     )
     plan_build(records, folder, spec)  # refuses before anything is written
-    with held(folder, str(folder), "build"):
+    with exclusive_lock(folder, str(folder), "build"):
         remove_drafts(folder)
         plan = plan_build(records, folder, spec)  # another build may have ended meanwhile
         if not (folder / STORE_FILE).exists():

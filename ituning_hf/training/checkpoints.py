@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.pretrained_ituning import read_adapter_file
-from ..utils.distributed import one_fate
+from ..utils.distributed import sync_errors
 from ..utils.errors import UserError
 from ..utils.files import sync, write_json
 from .identity import check_same_run
@@ -113,7 +113,7 @@ class Checkpoints:
                 sync(self.output_dir / LOG_FILE)  # a resumed run keeps its lines up to the checkpoint
                 progress = {"state": asdict(state), "schedule": self.schedule.state_dict()}
                 write_json(draft / STATE_FILE, progress | self.identity)
-        with one_fate(self.accelerator), writing(self.output_dir / CHECKPOINTS):
+        with sync_errors(self.accelerator), writing(self.output_dir / CHECKPOINTS):
             if main:
                 self._remove_old(max_checkpoints)
 
@@ -151,7 +151,7 @@ class Checkpoints:
         newest = list_checkpoints(self.output_dir)[-1].resolve()
         complete = (self.output_dir / LAST).exists() and checkpoint.resolve() == newest
         complete = broadcast_object_list([complete])[0]
-        with one_fate(self.accelerator), writing(self.output_dir):
+        with sync_errors(self.accelerator), writing(self.output_dir):
             if self.accelerator.is_main_process and not complete:
                 later = [f for f in list_checkpoints(self.output_dir) if f.name > checkpoint.name]
                 for folder in (self.output_dir / LAST, *reversed(later)):

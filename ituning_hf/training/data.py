@@ -21,7 +21,7 @@ from ..data.records import CaptionedImage
 from ..data.sampler import ImageBatchSampler, SampleKey
 from ..data.workers import ignore_stop_signals, usable_workers
 from ..features.store import FeatureStore
-from ..utils.distributed import tell_once
+from ..utils.distributed import raise_on_main
 from ..utils.errors import UserError
 from .arguments import TrainArguments
 from .errors import TooManyUnreadableError
@@ -188,4 +188,4 @@ class SkippedImages:
             f"{self.max_share} allows {min(allowed, len(images) - 1)} (for example: {example}). Repair the "
             "images or allow more."
         )
-        tell_once(self.accelerator, TooManyUnreadableError(message))
+        raise_on_main(self.accelerator, TooManyUnreadableError(message))

@@ -12,7 +12,7 @@ from .._version import __version__
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..data.tables import is_hub_name
 from ..hub.records import TrainingRecord, ValidationRecord
-from ..utils.environment import device_name, library_versions
+from ..utils.devices import device_name, library_versions
 from ..utils.errors import UserError
 from .arguments import TrainArguments
 from .data import TrainingData

@@ -21,7 +21,7 @@ from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
 from ..data.records import first_names
 from ..hub.saving import save_captioner
-from ..utils.distributed import one_fate, tell_once
+from ..utils.distributed import raise_on_main, sync_errors
 from ..utils.files import write_json
 from .arguments import TrainArguments
 from .checkpoints import Checkpoints, TrainState
@@ -108,7 +108,7 @@ class CaptionTrainer:
         main = self.accelerator.is_main_process
         if main and checkpoint is None:
             write_json(self.output_dir / RUN_FILE, run_description(self.args, self.identity))
-        with one_fate(self.accelerator):
+        with sync_errors(self.accelerator):
             self.trackers = Trackers(self.args, self.accelerator, self.state.step)
         self.progress = Progress(self.output_dir / LOG_FILE, self.total_steps, self.state.step, main)
         try:
@@ -275,7 +275,7 @@ class CaptionTrainer:
             "stops; the weights and the checkpoints are unchanged. Check these images, or start a new run "
             "with a lower --learning_rate."
         )
-        tell_once(self.accelerator, NonFiniteLossError(message))
+        raise_on_main(self.accelerator, NonFiniteLossError(message))
 
     def _stop_early(self) -> NoReturn:
         if self.state.step > self.saved_step:
@@ -306,4 +306,4 @@ class CaptionTrainer:
                 f"The weights are not finite after step {self.state.step}: training stops and does not save "
                 "them; the checkpoints are unchanged. Start a new run with a lower --learning_rate."
             )
-            tell_once(self.accelerator, NonFiniteLossError(message))
+            raise_on_main(self.accelerator, NonFiniteLossError(message))

@@ -13,9 +13,9 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from ..data.dataset import count_over_long
 from ..hub.inspection import describe_config
-from ..utils.determinism import full_determinism
-from ..utils.distributed import create_accelerator, leave_group, one_fate
-from ..utils.output_folders import require_writable
+from ..utils.devices import full_determinism
+from ..utils.distributed import create_accelerator, leave_group, sync_errors
+from ..utils.files import require_writable
 from .arguments import TrainArguments
 from .checkpoints import TrainState
 from .data import TrainingData, load_data, with_features
@@ -65,7 +65,7 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
             log_with=args.report_to or None,
             project_dir=os.path.join(args.output_dir, "tensorboard"),
         )
-        with one_fate(accelerator):
+        with sync_errors(accelerator):
             data = with_features(data or load_data(args), args.features)
         state = _run(args, data, accelerator, stop)
     leave_group()
@@ -103,7 +103,7 @@ def _claimed(args: TrainArguments, accelerator: Accelerator) -> Iterator[Path | 
     """Claim the run's folder on the main process; give all processes the checkpoint to resume from."""
     output_dir, checkpoint = Path(args.output_dir), None
     with ExitStack() as claimed:
-        with one_fate(accelerator):
+        with sync_errors(accelerator):
             if accelerator.is_main_process and args.dry_run:
                 checkpoint = find_starting_point(output_dir, args.resume_from_checkpoint)
                 require_writable(output_dir)

@@ -14,10 +14,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ..utils.distributed import one_fate
+from ..utils.distributed import sync_errors
 from ..utils.errors import UserError
-from ..utils.files import draft_of, give_ordinary_permissions, sync
-from ..utils.output_folders import held, writing_to
+from ..utils.files import draft_of, exclusive_lock, give_ordinary_permissions, sync, writing_to
 from .errors import TrainingError
 
 RUN_FILE = "run.json"
@@ -45,7 +44,7 @@ def claim_output_dir(output_dir: Path, resume_from: str | None) -> Iterator[Path
     """
     find_starting_point(output_dir, resume_from)  # before anything is created
     name = f"--output_dir {output_dir}"
-    with held(output_dir, name, "run"):
+    with exclusive_lock(output_dir, name, "run"):
         with writing_to(name):
             _remove_leftovers(output_dir)
         yield find_starting_point(output_dir, resume_from)
@@ -125,13 +124,13 @@ def shared_folder(accelerator: Accelerator, target: Path) -> Iterator[Path]:
     main = accelerator.is_main_process
     draft = draft_of(target)
     try:
-        with one_fate(accelerator), writing(target):
+        with sync_errors(accelerator), writing(target):
             if main:
                 _recover(target)
                 draft.mkdir(parents=True)
-        with one_fate(accelerator), writing(target):
+        with sync_errors(accelerator), writing(target):
             yield draft
-        with one_fate(accelerator), writing(target):
+        with sync_errors(accelerator), writing(target):
             if main:
                 _replace(target)
     except BaseException:

@@ -17,7 +17,7 @@ from ..data.records import CaptionedImage
 from ..data.sampler import SampleKey
 from ..evaluation.scores import METRIC_NAMES
 from ..inference.captioning import generate_captions, search_options
-from ..utils.distributed import one_fate, tell_once
+from ..utils.distributed import raise_on_main, sync_errors
 from ..utils.errors import UserError
 from ..utils.terminal import printable
 from .arguments import TrainArguments
@@ -97,7 +97,7 @@ class Validator:
                 f"The validation loss is {loss} at step {step}. Training stops, and the checkpoints are "
                 "unchanged. Check the validation images, or start a new run with a lower --learning_rate."
             )
-            tell_once(self.accelerator, NonFiniteLossError(message))
+            raise_on_main(self.accelerator, NonFiniteLossError(message))
         captions = self._first_captions(max(self.args.eval_caption_images, self.args.num_sample_captions))
         self.captioner.train()
         indices = list(captions)
@@ -163,7 +163,7 @@ class Validator:
         from ..evaluation.metrics import compute_caption_metrics  # of an optional extra
 
         scores: list[dict[str, float]] = [{}]
-        with one_fate(self.accelerator):
+        with sync_errors(self.accelerator):
             if self.accelerator.is_main_process:
                 references = [list(self.images[index].captions) for index in captions]
                 found = compute_caption_metrics(list(captions.values()), references, java=False)

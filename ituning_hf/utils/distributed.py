@@ -1,4 +1,4 @@
-"""Several processes as one: how they are met, and how what fails in one of them ends all, told once."""
+"""Several processes: create the accelerator, and propagate errors across ranks."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
-from transformers.utils import logging as transformers_logging
 
-from .launching import refuse_unsupported_launch
+from .errors import UserError, exit_code_of
+from .terminal import quiet_transformers
 
+# What `accelerate launch` sets for them.
+_UNSUPPORTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
 GRACE_SECONDS = 0.5
 
 
 class OtherProcessError(RuntimeError):
-    """Another process failed, and tells why; this one ends with it.
+    """Another process failed and reports the error; this one only ends.
 
     Args:
         text: The other process's message.
-        exit_code: What the other process ends with, so that both end alike.
+        exit_code: The other process's exit code, which this one returns too.
     """
 
     def __init__(self, text: str, exit_code: int) -> None:
@@ -36,68 +43,93 @@ class OtherProcessError(RuntimeError):
 def create_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Accelerator:
     """Return an accelerator over all the processes that were launched.
 
-    Under `torchrun` on a machine without a GPU, Accelerate lets each process believe that it is alone,
-    unless it is told to stay on the CPU.
+    Under `torchrun` on a machine without a GPU, Accelerate sees one process only unless it gets `cpu=True`.
 
     Args:
         mixed_precision: As `Accelerator` takes it; None leaves it to `accelerate config`.
         **kwargs: For `Accelerator`.
 
     Raises:
-        ValueError: if it was launched for something that is not done here, or still sees fewer processes
-            than there are; each would do all of the work and write over the others. Also for fp16 on a CPU.
+        UserError: for a launcher's option that is not supported, if Accelerate sees fewer processes than
+            were launched (each would do all the work and overwrite the others' files), and for fp16 on a CPU.
     """
     refuse_unsupported_launch(os.environ)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     cpu = launched > 1 and not torch.accelerator.is_available()
-    # Buffers are frozen, and equal everywhere: DDP would send them round at every step, int8 weights too.
+    # Buffers are frozen and equal on all ranks: DDP would broadcast them in each step, int8 weights too.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=handlers, **kwargs)
     if accelerator.num_processes != launched:
-        raise ValueError(
+        raise UserError(
             f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: start "
             "them with `accelerate launch` or `torchrun`."
         )
     if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
-        raise ValueError(
+        raise UserError(
             f"mixed precision fp16 needs a GPU, and on {accelerator.device} Accelerate would compute "
             "in fp32 and not say so: give --mixed_precision bf16 or no."
         )
     return accelerator
 
 
+def refuse_unsupported_launch(environment: Mapping[str, str]) -> None:
+    """Refuse a launcher's options that would shard the model or accumulate gradients a second time.
+
+    Sharding would affect all code that reads an adapter's weights, without benefit: the frozen backbones have
+    neither gradients nor optimizer states to shard.
+
+    Args:
+        environment: The environment variables.
+
+    Raises:
+        UserError: with what to do instead.
+    """
+    for variable, name in _UNSUPPORTED.items():
+        if environment.get(variable, "false").lower() in ("true", "1", "yes", "on"):
+            raise UserError(
+                f"{name} is not supported, and {variable} asks for it (`accelerate config` and `accelerate "
+                "launch` set it): only the small adapters have gradients and optimizer states, so plain data "
+                "parallelism is enough: `accelerate launch --multi_gpu` or `torchrun`."
+            )
+    variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+    if environment.get(variable, "1") != "1":
+        raise UserError(
+            f"{variable} is {environment[variable]}: the loss would be divided by it, though nothing is "
+            "accumulated. Give --gradient_accumulation_steps to the training and not to `accelerate launch`."
+        )
+
+
 @contextmanager
 def command_process() -> Iterator[None]:
-    """Let a command tell what is wrong in lines of its own, and leave the other processes at its end."""
+    """Set up a command's logging, and leave the process group at its end."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    quiet_transformers()
     try:
         yield
     finally:
-        leave_group()  # a process that ends within it may be aborted, and its exit code lost
+        leave_group()  # a process that exits inside the group may be aborted and lose its exit code
 
 
 @contextmanager
-def one_fate(accelerator: Accelerator) -> Iterator[None]:
-    """Let an error of one process end all of them, instead of leaving the others waiting for it.
+def sync_errors(accelerator: Accelerator) -> Iterator[None]:
+    """End all processes when one fails inside the block, so that the others do not wait for it forever.
 
-    Every process enters the block, and what is inside must not wait for the other processes.
+    Every process enters the block. The code inside must not wait for other processes.
 
     Args:
         accelerator: Of the run.
 
     Raises:
-        OtherProcessError: where another process failed. The first one that did raises its own error.
+        OtherProcessError: if another process failed. The first that failed raises its own error.
     """
     error: Exception | None = None
     try:
         yield
     except Exception as raised:
         error = raised
-    reports = gather_object([None if error is None else (str(error), _exit_code(error))])
+    reports = gather_object([None if error is None else (str(error), exit_code_of(error) or 1)])
     for process, report in enumerate(reports):
         if report is not None and process == accelerator.process_index and error is not None:
             raise error
@@ -105,12 +137,12 @@ def one_fate(accelerator: Accelerator) -> Iterator[None]:
             raise OtherProcessError(*report) from error
 
 
-def tell_once(accelerator: Accelerator, error: Exception) -> NoReturn:
-    """Raise an error that every process has found, so that it is told once.
+def raise_on_main(accelerator: Accelerator, error: Exception) -> NoReturn:
+    """Raise an error that every process has found, so that it is reported once.
 
     Args:
         accelerator: Of the run.
-        error: The same on every process.
+        error: The error, equal on all processes.
 
     Raises:
         Exception: the error, on the main process.
@@ -118,21 +150,15 @@ def tell_once(accelerator: Accelerator, error: Exception) -> NoReturn:
     """
     if accelerator.is_main_process:
         raise error
-    raise OtherProcessError(str(error), _exit_code(error)) from error
+    raise OtherProcessError(str(error), exit_code_of(error) or 1) from error
 
 
 def leave_group() -> None:
     """Close this process's group of processes, if it is in one; no collective may follow.
 
-    A thread of PyTorch's gloo needs Python's lock to let go of the last tensors it carried, and closing the
-    group can wait for that thread while it holds the lock: for ever (seen with PyTorch 2.13). A moment in
-    which nobody holds the lock comes first.
+    A thread of PyTorch's gloo needs the GIL to release the last tensors it sent. Closing the group can wait
+    for that thread while it holds the GIL, and deadlock (seen with PyTorch 2.13). The sleep releases the GIL.
     """
     if torch.distributed.is_initialized():
         time.sleep(GRACE_SECONDS)
         torch.distributed.destroy_process_group()
-
-
-def _exit_code(error: Exception) -> int:
-    """Return what the command ends with: 2 for what was wrong before the work, 1 for what ended it."""
-    return 2 if isinstance(error, (OSError, ValueError)) else 1

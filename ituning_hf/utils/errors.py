@@ -7,3 +7,14 @@ class UserError(ValueError):
 
 class WorkError(RuntimeError):
     """Long work that had begun and cannot continue. Finished work is kept. Exit code 1."""
+
+
+def exit_code_of(error: BaseException) -> int | None:
+    """Return a command's exit code after an error that its message explains; None after any other: a bug."""
+    if isinstance(error, WorkError):
+        return 1
+    # The captioner's error class is recognized by name: importing it would import Transformers.
+    names = [base.__name__ for base in type(error).__mro__]
+    if isinstance(error, (OSError, UserError)) or "CaptionerError" in names:
+        return 2
+    return 2 if type(error) is ImportError else None  # an extra to install; a missing module is a subclass

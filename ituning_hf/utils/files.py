@@ -1,34 +1,43 @@
-"""Files that are there whole and for good, or not at all.
+"""Atomic writes, and locks on output folders.
 
-A draft's name starts with a dot and ends in ".partial"; whatever a killed process left of one is rubbish.
+A file is written under a draft's name (".NAME.partial") and renamed once it is on disk. A draft that a killed
+process left behind can be deleted.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+# The kernel holds the lock during the work, and releases it when the process ends. The file itself stays: if
+# it were removed, two processes could each lock another file of this name.
+LOCK_FILE = ".lock"
+
 
 def draft_of(target: Path) -> Path:
-    """Return where a file or folder is written before it gets its name."""
+    """Return the draft's path of a file or folder."""
     return target.with_name(f".{target.name}.partial")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is never seen half-written."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Write a text file in UTF-8 that is never seen half-written; `errors` as for `str.encode`."""
+    """Write a text file in UTF-8 atomically; `errors` as for `str.encode`."""
     draft_of(path).write_text(text, encoding="utf-8", errors=errors)
     put_in_place(path)
 
 
 def put_in_place(target: Path) -> None:
-    """Give a file's draft its name, once all that is in it is on disk."""
+    """Rename a file's draft to the file, after its content is on disk."""
     draft = draft_of(target)
     sync(draft)
     draft.replace(target)
@@ -36,7 +45,7 @@ def put_in_place(target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk itself."""
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -47,7 +56,57 @@ def sync(path: Path) -> None:
 
 
 def give_ordinary_permissions(path: Path) -> None:
-    """Let whoever may read other new files read this one: safetensors keeps its files from everybody else."""
-    umask = os.umask(0o077)  # there is no way to look at it without setting it
+    """Set the permissions of other new files: safetensors writes files that only their owner can read."""
+    umask = os.umask(0o077)  # it cannot be read without setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)
+
+
+def existing_part(folder: Path) -> Path:
+    """Return the folder, or the nearest of its parents that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def require_writable(folder: Path) -> None:
+    """Raise a PermissionError for an `--output_dir` that cannot be written to or created."""
+    there = existing_part(folder)
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise PermissionError(f"--output_dir {folder} cannot be written to: give a folder that can.")
+
+
+@contextmanager
+def writing_to(name: str) -> Iterator[None]:
+    """Turn an OSError inside into a PermissionError that names the folder and says what to do."""
+    try:
+        yield
+    except Timeout:  # of a lock, which is an OSError too
+        raise
+    except OSError as error:
+        raise PermissionError(
+            f"{name} cannot be written to ({error.strerror}): give a folder that can."
+        ) from error
+
+
+@contextmanager
+def exclusive_lock(folder: Path, name: str, work: str) -> Iterator[None]:
+    """Create a folder, and lock it against other processes inside the block.
+
+    Args:
+        folder: The folder.
+        name: Its name in messages.
+        work: The kind of work in it, such as "run".
+
+    Raises:
+        FileExistsError: if another process has locked it.
+        PermissionError: if it cannot be written to.
+    """
+    try:
+        with writing_to(name):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / LOCK_FILE).acquire(timeout=0)
+    except Timeout as error:
+        raise FileExistsError(
+            f"another {work} is at work in {name}: give another folder, or wait until it ends."
+        ) from error
+    with lock:
+        yield
