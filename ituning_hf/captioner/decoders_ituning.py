@@ -1,7 +1,7 @@
 """Decoder families: everything that is specific to one language model architecture, and its adapted layer.
 
 To support another architecture, add a subclass of [`DecoderFamily`], its adapted layer class and an entry in
-`_FAMILIES`. No other file knows an architecture.
+`DECODER_FAMILIES`. No other file knows an architecture.
 """
 
 from __future__ import annotations
@@ -240,14 +240,15 @@ class ITuningGPT2Block(AdaptedLayer, GPT2Block):
 
 GPT2Family.adapted_layer_class = ITuningGPT2Block
 
-_FAMILIES = {family.model_type: family for family in (GPT2Family(),)}
+DECODER_FAMILIES = {family.model_type: family for family in (GPT2Family(),)}
 
 
 def decoder_family(config: Any) -> DecoderFamily:
     """Return the family of a language model's configuration, or raise `CaptionerError`."""
-    if (family := _FAMILIES.get(config.model_type)) is None:
+    if (family := DECODER_FAMILIES.get(config.model_type)) is None:
         raise CaptionerError(
-            f"The language model's model_type is {config.model_type!r}, expected one of {sorted(_FAMILIES)}."
+            f"The language model's model_type is {config.model_type!r}, expected one of "
+            f"{sorted(DECODER_FAMILIES)}."
         )
     return family
 

@@ -116,9 +116,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             The captioner, in evaluation mode.
         """
         try:
-            from ituning_hf.tuner.from_peft import captioner_from_peft
+            from ituning_hf.tuner.conversion import captioner_from_peft
         except ImportError as error:
-            raise ImportError("from_peft needs the package: pip install ituning_hf.") from error
+            raise ImportError("from_peft needs the packages ituning_hf and peft.") from error
         return captioner_from_peft(cls, peft_model, vision_model, adapter_name)
 
     def _insert_adapters(self) -> None:

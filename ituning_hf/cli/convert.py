@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     args = read_settings(ConvertArguments, argv, "ituning convert", _DESCRIPTION, _EXAMPLES)
     quiet_transformers()
     warnings.simplefilter("ignore", FutureWarning)  # PEFT calls Transformers by deprecated names
-    from ..tuner.folders import convert
+    from ..tuner.conversion import convert
 
     written = convert(
         args.source,

@@ -1,11 +1,12 @@
-"""The PEFT method's configuration: the adapter's shape, and what images it was trained on."""
+"""The configuration of the PEFT method "ituning"."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peft import PeftConfig, PeftType, TaskType
 
+from ..utils.errors import UserError
 from .registration import PEFT_TYPE
 
 
@@ -13,30 +14,29 @@ from .registration import PEFT_TYPE
 class ITuningTunerConfig(PeftConfig):
     """Configuration of the PEFT method "ituning": adapters that attend to an image.
 
-    The fields have the names that they have in [`ITuningConfig`]. What is left at `None` is taken from the
-    model when the adapter is put into it, in the model's own copy, `model.peft_config`.
+    The fields have the names of [`ITuningConfig`]. A field that is `None` takes its value from the model, in
+    the model's own copy of the configuration, `model.peft_config`.
 
     Args:
-        vision_hidden_size: Width `d_v` of the visual memory that is given as `encoder_hidden_states`: 768
-            for CLIP ViT-B, 1024 for ViT-L.
+        vision_hidden_size: The width `d_v` of the visual memory, which is passed as `encoder_hidden_states`:
+            768 for CLIP ViT-B, 1024 for ViT-L.
         adapter_hidden_size: The bottleneck width `r`. `None` means half the decoder's width.
-        adapter_num_heads: Attention heads `h`; must divide `r`. `None` means the decoder's heads.
+        adapter_num_heads: The attention heads `h`; must divide `r`. `None` means the decoder's heads.
         adapter_scale: The fixed factor lambda on the adapter's output.
         adapter_layers: The decoder layers that carry an adapter, counted from 0 at the bottom; negative
             indices count from the top. `None` means all of them.
-        adapter_dropout: Dropout probability on the adapter's output while it trains.
-        vision_feature_layer: Which hidden state of the encoder the visual memory is. Only recorded: it is
-            given from outside. A captioner made of the adapter (`ITuningForCaptioning.from_peft`) uses it.
-        vision_model_name_or_path: The encoder's place, recorded for the same purpose.
+        adapter_dropout: Dropout probability on the adapter's output in training.
+        vision_feature_layer: The hidden state of the encoder that is the visual memory. The method does not
+            use it; a captioner that is built of the adapter does (`ITuningForCaptioning.from_peft`).
+        vision_model_name_or_path: The encoder's Hub id or folder, for the same use.
         vision_model_revision: Its revision on the Hub.
-        vision_model_fingerprint: What its weights must hash to, so that no other encoder is taken.
-        text_model_fingerprint: What the language model's weights must hash to; checked where the adapter is
-            put into one that was loaded from a place. Its place and revision are PEFT's own
-            `base_model_name_or_path` and `revision`.
+        vision_model_fingerprint: The expected fingerprint of its weights.
+        text_model_fingerprint: The expected fingerprint of the language model's weights, checked if the
+            model was loaded from a checkpoint. Its id and revision are PEFT's own `base_model_name_or_path`
+            and `revision`.
 
     Raises:
-        ValueError: for a `vision_hidden_size` that is no positive whole number. The other values are checked
-            against the model, by `get_peft_model`.
+        UserError: if `vision_hidden_size` is not a positive integer; `get_peft_model` checks the rest.
 
     Example:
     ```python
@@ -48,59 +48,34 @@ class ITuningTunerConfig(PeftConfig):
     ```
     """
 
-    task_type: str | TaskType | None = field(
-        default=TaskType.CAUSAL_LM, metadata={"help": "The type of task; captioning is language modelling."}
-    )
-    vision_hidden_size: int | None = field(
-        default=None, metadata={"help": "Width of the visual memory, given as encoder_hidden_states."}
-    )
-    adapter_hidden_size: int | None = field(
-        default=None, metadata={"help": "Width of the bottleneck; half the decoder's by default."}
-    )
-    adapter_num_heads: int | None = field(
-        default=None, metadata={"help": "Attention heads of the adapter; the decoder's by default."}
-    )
-    adapter_scale: float = field(
-        default=1.0, metadata={"help": "Fixed factor lambda on the adapter's output."}
-    )
-    adapter_layers: list[int] | None = field(
-        default=None, metadata={"help": "Decoder layers that carry an adapter; all by default."}
-    )
-    adapter_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout probability on the adapter's output."}
-    )
-    vision_feature_layer: int = field(
-        default=-1, metadata={"help": "Which hidden state of the encoder the visual memory is (recorded)."}
-    )
-    vision_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Where the vision encoder comes from (recorded)."}
-    )
-    vision_model_revision: str | None = field(
-        default=None, metadata={"help": "The vision encoder's revision on the Hub (recorded)."}
-    )
-    vision_model_fingerprint: str | None = field(
-        default=None, metadata={"help": "What the vision encoder's weights hash to (recorded)."}
-    )
-    text_model_fingerprint: str | None = field(
-        default=None, metadata={"help": "What the language model's weights hash to (recorded)."}
-    )
+    task_type: str | TaskType | None = TaskType.CAUSAL_LM
+    vision_hidden_size: int | None = None
+    adapter_hidden_size: int | None = None
+    adapter_num_heads: int | None = None
+    adapter_scale: float = 1.0
+    adapter_layers: list[int] | None = None
+    adapter_dropout: float = 0.0
+    vision_feature_layer: int = -1
+    vision_model_name_or_path: str | None = None
+    vision_model_revision: str | None = None
+    vision_model_fingerprint: str | None = None
+    text_model_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a model."""
+        """Check what does not depend on a model."""
         super().__post_init__()
         self.peft_type = PeftType(PEFT_TYPE)
         width = self.vision_hidden_size
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise ValueError(
-                f"vision_hidden_size is {width!r}, expected a positive whole number: the width of the "
-                "vision encoder's output (its config.hidden_size)."
+            raise UserError(
+                f"vision_hidden_size is {width!r}, expected a positive integer: the hidden_size of the "
+                "vision encoder's configuration."
             )
 
     @property
     def target_modules(self) -> str:
-        """The decoder's layers, as a regular expression: PEFT's word for where a method goes."""
-        layers = r"\d+" if self.adapter_layers is None else "|".join(map(str, self.adapter_layers))
-        return rf"(.*\.)?h\.({layers})"
+        """What PEFT's messages say that the method adapts; [`ITuningTuner`] finds the layers itself."""
+        return f"decoder layers {'' if self.adapter_layers is None else self.adapter_layers}".rstrip()
 
 
 __all__ = ["ITuningTunerConfig"]

@@ -1,4 +1,4 @@
-"""The image's way to the adapters: in at the decoder, projected once, on to every layer."""
+"""The path of the image: into the decoder, projected once, to every adapted layer."""
 
 from __future__ import annotations
 
@@ -6,41 +6,29 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
-from ..captioner.adapter_ituning import ITuningAdapter, check_rows, check_visual_features
-from .layer import ITuningLayer, NamedKeyValues
+from ..captioner.adapter_ituning import check_rows, check_visual_features
+from ..captioner.decoders_ituning import DECODER_FAMILIES
+from ..utils.errors import UserError
+from .layer import NamedKeyValues, active_adapters
 
-
-def find_decoders(model: nn.Module) -> list[GPT2Model]:
-    """Return the GPT-2 decoders inside a model, which may be one itself."""
-    return [module for module in model.modules() if isinstance(module, GPT2Model)]
+_DECODER_CLASSES = tuple(family.decoder_class for family in DECODER_FAMILIES.values())
 
 
-def find_layers(model: nn.Module) -> list[ITuningLayer]:
-    """Return the layers inside a model that hold adapters, or held some."""
-    return [module for module in model.modules() if isinstance(module, ITuningLayer)]
-
-
-def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
-    """Return the adapters that take part in a forward pass, by layer and name; empty if there are none."""
-    # Two loops and no assignment inside: torch.compile would break its graph at one.
-    adapters = {layer.layer_idx: layer.active() for layer in find_layers(model)}
-    return {index: active for index, active in adapters.items() if active}
+def find_decoders(model: nn.Module) -> list[Any]:
+    """Return the decoders in a model, which may be one itself."""
+    return [module for module in model.modules() if isinstance(module, _DECODER_CLASSES)]
 
 
 def project_image(model: nn.Module, image: torch.Tensor) -> NamedKeyValues:
     """Project the visual memory to the keys and values of every active adapter.
 
     Args:
-        model: Holds the adapters.
+        model: The model with adapters.
         image: Shape (num_images, N, d_v).
 
     Returns:
-        For each layer and each of its active adapters, both of shape (num_images, h, N, r / h).
-
-    Raises:
-        ValueError: for an image of another shape than the adapters read.
+        For each layer and each of its active adapters, keys and values of shape (num_images, h, N, r / h).
     """
     projected: NamedKeyValues = {}
     for index, adapters in active_adapters(model).items():
@@ -51,28 +39,23 @@ def project_image(model: nn.Module, image: torch.Tensor) -> NamedKeyValues:
 
 
 def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Hand the image on to the layers, as a forward pre-hook of the decoder.
+    """Replace the image by its keys and values, as a forward pre-hook of the decoder.
 
-    GPT-2's own keyword for it is `encoder_hidden_states`, which its plain blocks refuse. A function of the
-    module, so that it holds nothing: copies of a model stay apart, and threads may share one.
-
-    Raises:
-        ValueError: if there is no image, it has another shape, or the rows cannot be divided among images.
+    The image comes as `encoder_hidden_states`, a keyword that `generate` accepts and plain layers refuse. The
+    hook is a function without state: copies of a model are independent, and threads can share a model.
     """
     image = kwargs.pop("encoder_hidden_states", None)
     mask = kwargs.pop("encoder_attention_mask", None)
-    if not active_adapters(decoder):  # disabled or deleted: the frozen language model, which sees none
+    if not active_adapters(decoder):  # disabled or deleted: the frozen language model ignores the image
         return args, kwargs
     if image is None:
-        raise ValueError(
+        raise UserError(
             "encoder_hidden_states is None: give the image's features, of shape (num_images, tokens, "
             "vision_hidden_size), or run the language model alone inside model.disable_adapter()."
         )
     if mask is not None:
-        raise ValueError(
-            "encoder_attention_mask is given, and all tokens of an image are read: leave it out."
-        )
-    # A plain dictionary is `generate`'s; an encoder's whole output is a dictionary too.
+        raise UserError("encoder_attention_mask is not supported: the adapters read all tokens of an image.")
+    # `generate` passes a plain dictionary of keys and values; an encoder's output is a dictionary, too.
     key_values = image if type(image) is dict else project_image(decoder, image)
     key, _ = next(iter(next(iter(key_values.values())).values()))
     text = kwargs.get("input_ids")
@@ -81,4 +64,4 @@ def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return args, kwargs | {"visual_key_values": key_values}
 
 
-__all__ = ["active_adapters", "find_decoders", "find_layers", "project_image", "take_image"]
+__all__ = ["find_decoders", "project_image", "take_image"]

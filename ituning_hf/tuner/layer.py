@@ -1,4 +1,4 @@
-"""A decoder layer with any number of named I-Tuning adapters beside its feed-forward network."""
+"""Decoder layers with any number of named I-Tuning adapters."""
 
 from __future__ import annotations
 
@@ -7,36 +7,34 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from ..captioner.adapter_ituning import ITuningAdapter
-from ..captioner.decoders_ituning import GPT2Family, copy_block_state
+from ..captioner.decoders_ituning import DECODER_FAMILIES, DecoderFamily, copy_block_state
 from .config import ITuningTunerConfig
 
-FAMILY = GPT2Family()
-ADAPTERS = "ituning_adapter"  # where a layer keeps them: part of every key on disk
-# For each layer, by index: each of its active adapters' keys and values of the images, by name.
+ADAPTERS = "ituning_adapter"  # the layers' attribute: part of every key on disk
+# The keys and values of the images, by layer index and adapter name.
 NamedKeyValues = dict[int, dict[str, tuple[torch.Tensor, torch.Tensor]]]
 
 
-class ITuningLayer(GPT2Block, BaseTunerLayer):
-    """A frozen GPT-2 block and its adapters; the outputs of those that are active are added up.
+class ITuningLayer(nn.Module, BaseTunerLayer):
+    """A frozen decoder layer and its adapters; the outputs of the active adapters are summed.
 
-    It is a `GPT2Block`, as Transformers looks for that class to capture hidden states and to checkpoint
-    activations. Nothing of a request is kept in it: the image arrives with the call.
+    Each family has a subclass that is also a subclass of the family's own layer class: Transformers finds
+    layers by that class, to record hidden states and to checkpoint activations. The images' keys and values
+    come with the call; the layer stores nothing of a request.
 
     Args:
-        base_layer: The frozen block.
-        adapter_name: The first adapter's name.
-        config: Its shape.
+        base_layer: The frozen layer.
+        adapter_name: The name of the first adapter.
+        config: The shape of the first adapter.
     """
 
     adapter_layer_names = (ADAPTERS,)
+    family: DecoderFamily
 
-    def __init__(self, base_layer: GPT2Block, adapter_name: str, config: ITuningTunerConfig) -> None:
-        # Not GPT2Block's own __init__, which would build the frozen modules a second time.
-        GradientCheckpointingLayer.__init__(self)
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: ITuningTunerConfig) -> None:
+        nn.Module.__init__(self)  # the family's own would build the frozen modules again
         self.base_layer = base_layer
         self.ituning_adapter = nn.ModuleDict().train(base_layer.training)
         copy_block_state(base_layer, self)
@@ -45,75 +43,81 @@ class ITuningLayer(GPT2Block, BaseTunerLayer):
     @property
     def layer_idx(self) -> int:
         """The layer's index, counted from 0 at the bottom."""
-        return self.base_layer.attn.layer_idx
+        return self.family.layer_index(self.base_layer)
 
     def update_layer(self, adapter_name: str, config: ITuningTunerConfig) -> None:
-        """Add an adapter; the tuner then says which are active and which train."""
+        """Add an adapter; the tuner then decides which adapters are active and trainable."""
+        norm = self.family.ffn_norm(self.base_layer)
         adapter = ITuningAdapter(
-            hidden_size=self.base_layer.ln_2.normalized_shape[0],
+            hidden_size=norm.weight.shape[0],
             vision_hidden_size=config.vision_hidden_size,  # type: ignore[arg-type]
             adapter_hidden_size=config.adapter_hidden_size,  # type: ignore[arg-type]
             num_heads=config.adapter_num_heads,  # type: ignore[arg-type]
             scale=config.adapter_scale,
             dropout=config.adapter_dropout,
         )
-        if not adapter.q_proj.weight.is_meta:  # low_cpu_mem_usage: the checkpoint brings the tensors
-            adapter.to(FAMILY.compute_device(self.base_layer))
-        # The base's precision, which PEFT raises to fp32 unless autocast_adapter_dtype says otherwise.
-        adapter.to(self.base_layer.ln_2.weight.dtype)
+        if not adapter.q_proj.weight.is_meta:  # with low_cpu_mem_usage, the checkpoint brings the tensors
+            adapter.to(self.family.compute_device(self.base_layer))
+        # PEFT raises this precision to fp32 unless autocast_adapter_dtype is False.
+        adapter.to(norm.weight.dtype)
         self.ituning_adapter[adapter_name] = adapter.train(self.training)
 
     def active(self) -> dict[str, ITuningAdapter]:
-        """Return the adapters that take part, by name; none while adapters are disabled."""
+        """Return the active adapters by name; none while adapters are disabled."""
         if self.disable_adapters:
             return {}
         adapters: Any = self.ituning_adapter
         return {name: adapters[name] for name in self.active_adapters if name in adapters}
 
-    def _get_base_layer_device_and_dtype(self, base_layer: GPT2Block) -> tuple[Any, None]:
-        # PEFT asks when a checkpoint's tensors took the place of meta ones: they keep their precision.
-        return FAMILY.compute_device(base_layer), None
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[Any, None]:
+        # PEFT asks when a checkpoint's tensors replace meta tensors; None keeps their precision.
+        return self.family.compute_device(base_layer), None
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        past_key_values: Any = None,
-        attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: None = None,
-        encoder_attention_mask: None = None,
-        use_cache: bool | None = False,
+        *args: Any,
         visual_key_values: NamedKeyValues | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Run the block on hidden states of shape (rows, T, d), rows image-major.
+        """Compute the layer.
 
         Args:
-            hidden_states: The layer's input, of shape (rows, T, d).
-            past_key_values: The self-attention cache.
-            attention_mask: The self-attention mask.
-            encoder_hidden_states: GPT-2's own cross-attention input, which `GPT2Model` passes by position;
-                the image was taken out of it on the way in.
-            encoder_attention_mask: Its mask; not used.
-            use_cache: Whether the cache is written.
+            hidden_states: The layer's input, of shape (rows, T, d), rows image-major.
+            *args: Positional arguments of the frozen layer.
             visual_key_values: The images' keys and values, for each layer and active adapter of shape
-                (num_images, h, N, r / h). Without them the block is the frozen one.
-            **kwargs: Handed on to the self-attention.
+                (num_images, h, N, r / h). Without them the layer is the frozen one.
+            **kwargs: Keyword arguments of the frozen layer.
 
         Returns:
             The layer's output, of shape (rows, T, d).
         """
-        x, output = FAMILY.run_layer(
-            self.base_layer,
-            hidden_states,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        eager = FAMILY.uses_eager_attention(self.base_layer)
+        x, output = self.family.run_layer(self.base_layer, hidden_states, *args, **kwargs)
+        eager = self.family.uses_eager_attention(self.base_layer)
         for name, (key, value) in (visual_key_values or {}).get(self.layer_idx, {}).items():
             output = output + self.ituning_adapter[name](x, key, value, eager=eager)
         return output
 
 
-__all__ = ["ADAPTERS", "ITuningLayer", "NamedKeyValues"]
+# Module attributes, by which pickle finds the classes, such as `TunedGPT2Block`.
+LAYER_CLASSES: dict[type[nn.Module], type[ITuningLayer]] = {}
+for _family in DECODER_FAMILIES.values():
+    _name = f"Tuned{_family.layer_class.__name__}"
+    globals()[_name] = LAYER_CLASSES[_family.layer_class] = type(
+        _name, (ITuningLayer, _family.layer_class), {"family": _family, "__module__": __name__}
+    )
+
+
+def find_layers(model: nn.Module) -> list[ITuningLayer]:
+    """Return the layers of a model that hold adapters, or held some."""
+    return [module for module in model.modules() if isinstance(module, ITuningLayer)]
+
+
+def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
+    """Return the active adapters of a model by layer and name."""
+    # Two loops: torch.compile would break its graph at an assignment expression.
+    adapters = {layer.layer_idx: layer.active() for layer in find_layers(model)}
+    return {index: active for index, active in adapters.items() if active}
+
+
+__all__ = ["ADAPTERS", "LAYER_CLASSES", "ITuningLayer", "NamedKeyValues", "active_adapters", "find_layers"]

@@ -1,46 +1,63 @@
-"""Puts I-Tuning adapters into a GPT-2, and the image on its way to them."""
+"""The tuner: it puts I-Tuning adapters into a language model."""
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel, TaskType
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ..captioner.adapter_ituning import check_rows
-from .checks import check_adapter, check_generation, check_name
+from ..captioner.configuration_ituning import absolute_if_local, resolve_adapter
+from ..captioner.decoders_ituning import DECODER_FAMILIES, decoder_family
+from ..captioner.generation_ituning import check_guidance
+from ..captioner.pretrained_ituning import fingerprint
+from ..utils.errors import UserError
 from .config import ITuningTunerConfig
-from .image import active_adapters, find_decoders, find_layers, project_image, take_image
-from .layer import ADAPTERS, ITuningLayer
+from .image import find_decoders, project_image, take_image
+from .layer import ADAPTERS, LAYER_CLASSES, ITuningLayer, active_adapters, find_layers
 from .lm_head import PaddedLMHead, replace_lm_head
 from .registration import PEFT_TYPE
 
+# PEFT finds the keys of an adapter by its name anywhere in the key.
+_PARTS_OF_KEYS = {
+    *("base_model", "model", "base_layer", ADAPTERS),
+    *("q_proj", "k_proj", "v_proj", "out_proj", "weight", "bias"),
+    *(part for family in DECODER_FAMILIES.values() for part in family.layers_path.split(".")),
+}
+_LAYER_LISTS = sorted({family.layers_path.rpartition(".")[2] for family in DECODER_FAMILIES.values()})
+_LAYER = re.compile(rf"(?:.*\.)?(?:{'|'.join(_LAYER_LISTS)})\.(\d+)")  # a decoder layer's name in a model
+_TASKS = (TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION, None)
+
 
 class ITuningTuner(BaseTuner):
-    """The PEFT method "ituning" on a frozen GPT-2; made by `get_peft_model`.
+    """The PEFT method "ituning" on a frozen language model; `get_peft_model` creates it.
 
-    The image is given to `forward` and `generate` as `encoder_hidden_states`, the vision encoder's token
+    The image is an argument of `forward` and `generate`: `encoder_hidden_states`, the vision encoder's token
     features of shape (num_images, N, d_v). Rows of text are image-major: with k rows for each image, row i
-    belongs to image i // k, and all of them share its keys and values.
+    belongs to image i // k, and all rows of an image share its keys and values.
 
-    A LoRA on the same GPT-2 goes first, under another name: `gpt2.add_adapter(lora_config, "style")` or
-    `inject_adapter_in_model(lora_config, gpt2, "style")`, then `get_peft_model(gpt2, ...)`. Both compute,
-    train and are disabled together; `unload()` leaves the LoRA, and then it is saved. PEFT finds no places
-    for LoRA inside adapted layers, so the other order fails there, or leaves those layers out.
+    To combine it with a LoRA on the same language model, add the LoRA first, under another name:
+    `gpt2.add_adapter(lora_config, "style")` or `inject_adapter_in_model(lora_config, gpt2, "style")`, then
+    `get_peft_model(gpt2, ...)`. Both compute, train and are disabled together; `unload()` leaves the LoRA,
+    which can then be saved. In the other order PEFT does not find LoRA's target modules in adapted layers.
 
     Args:
-        model: A GPT-2.
+        model: The language model.
         peft_config: The configuration, or one for each adapter name.
         adapter_name: The adapter's name.
-        low_cpu_mem_usage: Leave the adapter without memory until a checkpoint brings its tensors.
-        state_dict: A checkpoint whose keys say which layers are adapted, in place of the configuration.
+        low_cpu_mem_usage: Create the adapter on the meta device, until a checkpoint brings its tensors.
+        state_dict: A checkpoint whose keys determine the adapted layers, in place of the configuration.
 
     Raises:
-        ValueError: for a model that is no GPT-2, or options or a name that do not fit it. The model is then
-            as it was.
+        ValueError: for an unsupported model, or options or a name that cannot be used. The model is then
+            unchanged.
 
     Example:
     ```python
@@ -62,7 +79,7 @@ class ITuningTuner(BaseTuner):
 
     prefix: str = "ituning_"
     tuner_layer_cls = ITuningLayer
-    target_module_mapping: dict[str, list[str]] = {}  # the configuration names the layers itself
+    target_module_mapping: dict[str, list[str]] = {}  # the configuration names the layers
 
     def __init__(
         self,
@@ -72,17 +89,17 @@ class ITuningTuner(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        # Before PEFT writes the configuration into the model's own record, where a LoRA's may stand.
+        # Before PEFT changes the model's own `peft_config`, which may hold that of a LoRA.
         check_name(adapter_name, getattr(model, "peft_config", {}))
         config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
         check_adapter(config, model)
         super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put an adapter in, in place of one of that name.
+        """Add an adapter, or replace the one of that name.
 
         Raises:
-            ValueError: for a model that is no GPT-2, or options or a name that do not fit it.
+            ValueError: for an unsupported model, or options or a name that cannot be used.
         """
         check_name(adapter_name, self.peft_config)
         self.peft_config[adapter_name] = check_adapter(self.peft_config[adapter_name], model)
@@ -90,6 +107,11 @@ class ITuningTuner(BaseTuner):
             if adapter_name in layer.ituning_adapter:
                 del layer.ituning_adapter[adapter_name]
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: Any, key: str) -> bool:
+        match = _LAYER.fullmatch(key)
+        return match is not None and int(match[1]) in peft_config.adapter_layers
 
     def _create_and_replace(
         self,
@@ -103,11 +125,9 @@ class ITuningTuner(BaseTuner):
     ) -> None:
         if isinstance(target, ITuningLayer):
             target.update_layer(adapter_name, peft_config)
-            return
-        self._replace_module(parent, target_name, ITuningLayer(target, adapter_name, peft_config), target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any) -> None:
-        setattr(parent, child_name, new_module)
+        else:
+            layer = LAYER_CLASSES[type(target)](target, adapter_name, peft_config)
+            setattr(parent, target_name, layer)
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         for decoder in find_decoders(model):
@@ -116,11 +136,12 @@ class ITuningTuner(BaseTuner):
         replace_lm_head(model, nn.Linear, PaddedLMHead)
 
     def unload(self) -> nn.Module:
-        """Return the language model without these adapters; those of another method stay."""
+        """Return the language model without these adapters; adapters of other methods stay."""
+        for parent in list(self.model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, ITuningLayer):
+                    setattr(parent, name, child.base_layer)
         for decoder in find_decoders(self.model):
-            for i, block in enumerate(decoder.h):
-                if isinstance(block, ITuningLayer):
-                    decoder.h[i] = block.base_layer
             for key in [key for key, hook in decoder._forward_pre_hooks.items() if hook is take_image]:
                 del decoder._forward_pre_hooks[key], decoder._forward_pre_hooks_with_kwargs[key]
         replace_lm_head(self.model, PaddedLMHead, nn.Linear)
@@ -133,41 +154,41 @@ class ITuningTuner(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(
-            "An I-Tuning adapter cannot be merged: it attends to the image, and no change of the frozen "
-            "weights computes that. Keep it beside them, or take it off with unload()."
+            "An I-Tuning adapter cannot be merged: it attends to the image, which no change of the frozen "
+            "weights can compute. Keep the adapter, or remove it with unload()."
         )
 
     def unmerge_adapter(self) -> None:
-        """Refuse, as merging is.
+        """Refuse, like merging.
 
         Raises:
-            NotImplementedError: always, with the reason.
+            NotImplementedError: always.
         """
         self._check_merge_allowed()
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make one adapter active, or several, whose outputs are added up.
+        """Activate one adapter, or several, whose outputs are summed.
 
         Args:
-            adapter_name: Its name, or their names.
+            adapter_name: The name, or the names.
             inference_mode: Do not make them trainable.
 
         Raises:
-            ValueError: if one of them is no I-Tuning adapter of this model.
+            UserError: if one of them is not an I-Tuning adapter of this model.
         """
         self._check_own([adapter_name] if isinstance(adapter_name, str) else adapter_name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; if no active one is left, the first of the others by name becomes active.
+        """Delete an adapter; without an active one left, the first of the others by name becomes active.
 
         Raises:
-            ValueError: if there is no I-Tuning adapter of that name.
+            UserError: if there is no I-Tuning adapter of that name.
         """
         self._check_own([adapter_name])
         before = self.active_adapters
         super().delete_adapter(adapter_name)
-        # Layers decide for themselves there, and not every adapter is in every layer.
+        # PEFT lets each layer choose, and not every adapter is in every layer.
         self.active_adapter = [name for name in before if name != adapter_name]
         if not self.active_adapter:
             self.set_adapter(sorted(self._own_adapters())[:1])
@@ -177,9 +198,9 @@ class ITuningTuner(BaseTuner):
 
     def _check_own(self, names: list[str]) -> None:
         if foreign := [name for name in names if name not in self._own_adapters()]:
-            raise ValueError(
+            raise UserError(
                 f"There is no I-Tuning adapter {foreign} on this model: it has {self._own_adapters()}. "
-                "Adapters of another method are switched by that method."
+                "Another method switches its own adapters."
             )
 
     @classmethod
@@ -191,23 +212,22 @@ class ITuningTuner(BaseTuner):
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        # PEFT takes every method's: a LoRA of the same name on the same model has a file of its own.
+        # PEFT would also take the weights of a LoRA of the same name, which has its own file.
         layers = {name for name, module in model.named_modules() if isinstance(module, ITuningLayer)}
         own = tuple(f"{name}.{ADAPTERS}.{adapter_name}." for name in layers)
         return {key: tensor for key, tensor in state_dict.items() if key.startswith(own)}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # PEFT expects the name second to last, where a whole adapter has its modules' names.
+        # PEFT expects the name second to last, where this adapter has the names of its modules.
         return key.replace(f".{ADAPTERS}.{adapter_name}.", f".{ADAPTERS}.")
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("adapter_names") is not None:
             raise NotImplementedError(
-                "adapter_names (another adapter for each row) is not supported by the method 'ituning': "
-                "all rows of an image share its keys and values. Call set_adapter, and run each adapter's "
-                "rows by themselves."
+                "adapter_names (an adapter for each row) is not supported by the method 'ituning': all rows "
+                "of an image share its keys and values. Call set_adapter for each adapter's rows."
             )
         yield
 
@@ -219,11 +239,11 @@ class ITuningTuner(BaseTuner):
         encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate text for images, whose keys and values are projected once for all steps and beams.
+        """Generate text for images; their keys and values are projected once for all steps and beams.
 
         Args:
             inputs: Prompts, left-padded, of shape (num_images * k, T), image-major; also as `input_ids`.
-                Without one, each image gets a text that starts at the begin token.
+                Without prompts, each image gets one text that starts with the begin token.
             encoder_hidden_states: The images, of shape (num_images, N, d_v).
             **kwargs: For `GenerationMixin.generate`.
 
@@ -231,22 +251,29 @@ class ITuningTuner(BaseTuner):
             What `GenerationMixin.generate` returns.
 
         Raises:
-            ValueError: if there is no image, or the rows cannot be divided among the images, or there is
+            ValueError: if there is no image, the rows cannot be divided evenly among the images, or there is
                 neither a prompt nor a begin token.
             NotImplementedError: for an assistant model and for classifier-free guidance.
         """
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
-            check_generation(kwargs, self.model.generation_config)
-            # No tensor any more, so that generation does not repeat it for each beam.
+            own = self.model.generation_config
+            if kwargs.get("assistant_model") is not None:
+                raise NotImplementedError(
+                    "assistant_model is not supported: it would get this model's projected images. Use "
+                    "prompt_lookup_num_tokens, or no assistant."
+                )
+            given = kwargs.get("generation_config") or own
+            check_guidance(kwargs.get("guidance_scale", given.guidance_scale))
+            # No longer a tensor, so generation does not repeat it for each beam.
             key_values = project_image(self.model, image)
-            given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-            prompt = next((tensor for tensor in given if tensor is not None), None)
+            prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            prompt = next((tensor for tensor in prompts if tensor is not None), None)
             if prompt is None:
-                begin = _begin_token(kwargs, self.model.generation_config)
+                begin = _begin_token(kwargs, own)
                 prompt = torch.full((image.shape[0], 1), begin, device=image.device)
                 kwargs |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
-            check_rows(prompt.shape[0], image.shape[0])  # before there are rows for each beam
+            check_rows(prompt.shape[0], image.shape[0])  # before generation makes rows for each beam
             image = key_values
         return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
 
@@ -257,8 +284,76 @@ def _begin_token(options: dict[str, Any], own: Any) -> int:
     named = (options.get("bos_token_id"), configured, own.bos_token_id)
     begin = next((token for token in named if token is not None), None)
     if begin is None:
-        raise ValueError("The model's generation_config has no bos_token_id: give input_ids.")
+        raise UserError("The model's generation_config has no bos_token_id: give input_ids.")
     return begin
+
+
+def check_name(name: str, configs: Mapping[str, PeftConfig]) -> None:
+    """Refuse an adapter name that PEFT could confuse with another part of a key, or that is in use.
+
+    Args:
+        name: The new adapter's name.
+        configs: The adapters on the model, by name.
+    """
+    if not name or "." in name or hasattr(nn.ModuleDict(), name) or name in _PARTS_OF_KEYS or name.isdigit():
+        raise UserError(f"adapter_name is {name!r}, a part of weight names: use another, such as 'default'.")
+    if name in configs and configs[name].peft_type != PEFT_TYPE:
+        raise UserError(
+            f"The model has an adapter {name!r} of another method ({type(configs[name]).__name__}): give the "
+            "I-Tuning adapter another name, get_peft_model(model, config, adapter_name=...)."
+        )
+
+
+def check_adapter(config: Any, model: nn.Module) -> Any:
+    """Refuse a model that cannot take the adapter, and fill in the options that are `None`.
+
+    Args:
+        config: An [`ITuningTunerConfig`]; it is not changed, and can be used for another model.
+        model: The model.
+
+    Returns:
+        A copy of the configuration without open options.
+    """
+    if config.task_type not in _TASKS:
+        raise UserError(
+            f"task_type is {TaskType(config.task_type).value!r}, expected 'CAUSAL_LM', 'FEATURE_EXTRACTION' "
+            "or None: the new head of that task would be neither trained nor saved."
+        )
+    if isinstance(model, PeftModel):
+        raise UserError(
+            "The model is a PeftModel, which would become part of the weights' names: use its base model, "
+            "get_peft_model(model.get_base_model(), ...). A LoRA stays on it."
+        )
+    decoders = find_decoders(model)
+    if len(decoders) != 1:
+        raise UserError(
+            f"{type(model).__name__} contains {len(decoders)} supported decoders, expected one: give a plain "
+            f"language model of type {' or '.join(DECODER_FAMILIES)}."
+        )
+    decoder_family(decoders[0].config).check_config(decoders[0].config)
+    _check_fingerprint(config, model)
+    config = copy.copy(config)
+    resolve_adapter(config, decoders[0].config)
+    return config
+
+
+def _check_fingerprint(config: Any, model: Any) -> None:
+    """Refuse a language model other than the recorded one, if the checkpoint it comes from can be read."""
+    name = getattr(model, "name_or_path", None)  # other modules around a language model have none
+    if config.text_model_fingerprint is None or not name:
+        return
+    name = absolute_if_local(name)
+    commit = getattr(model.config, "_commit_hash", None)
+    try:
+        found = fingerprint("text", name, revision=commit, local_files_only=True)
+    except OSError:  # moved since it was loaded
+        return
+    if found != config.text_model_fingerprint:
+        raise UserError(
+            f"The language model {name!r} is not the one that this adapter was trained on: its weights have "
+            f"fingerprint {found}, expected {config.text_model_fingerprint}. To use it nevertheless, set "
+            "text_model_fingerprint of the configuration to None."
+        )
 
 
 __all__ = ["ITuningTuner"]

@@ -1,7 +1,7 @@
-"""The one place that reaches into PEFT: its methods are members of an enum that nothing else may join.
+"""Registers the method with PEFT, whose methods are members of a closed enum.
 
-Its maintainers keep that enum closed (huggingface/peft, pull request 2282), so a method from outside has to
-extend it before `register_peft_method`, which is public, takes it.
+PEFT keeps the enum closed (huggingface/peft, pull request 2282), so another package has to extend it before
+it calls `register_peft_method`.
 """
 
 from __future__ import annotations
@@ -15,31 +15,27 @@ from peft.utils import PeftType, register_peft_method
 
 NAME = "ituning"
 PEFT_TYPE = NAME.upper()
-# What the tuner overrides. A PEFT without them never calls ours, and saves keys that nothing finds again.
+# The tuner overrides these methods. A PEFT without them never calls ours, and saves keys that it cannot load.
 _OVERRIDDEN = (
-    *("_check_merge_allowed", "_post_injection_hook"),
+    *("_check_merge_allowed", "_post_injection_hook", "_check_target_module_exists"),
     *("_get_adapter_state_dict", "_remove_adapter_name_from_key"),
 )
 
 
 def register(config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
-    """Make PEFT know the method; a second time does nothing.
+    """Register the method; a second call does nothing.
 
     Args:
         config_class: Its configuration.
-        tuner_class: What injects it into a model.
+        tuner_class: Its tuner.
 
     Raises:
-        ImportError: if PEFT does not take it, or has another method of that name.
+        ImportError: if this version of PEFT is not supported, or has another method of that name.
     """
     known = PEFT_TYPE_TO_TUNER_MAPPING.get(PEFT_TYPE)  # type: ignore[call-overload]
     if known is not None:
         if known.__module__ != tuner_class.__module__:
-            raise ImportError(
-                f"peft {peft_version} has a method named {NAME!r} already, {known.__module__}."
-                f"{known.__qualname__}, so ituning_hf.tuner cannot be used beside it. The captioner itself "
-                "does not need it."
-            )
+            raise ImportError(f"peft {peft_version} already has a method {NAME!r}: {known}.")
         return
     try:
         for name in _OVERRIDDEN:
@@ -47,11 +43,9 @@ def register(config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> No
         if PEFT_TYPE not in PeftType.__members__:
             extend_enum(PeftType, PEFT_TYPE, PEFT_TYPE)
         register_peft_method(name=NAME, config_cls=config_class, model_cls=tuner_class)
-    except Exception as error:  # whatever a PEFT of other insides raises
+    except (AttributeError, TypeError, ValueError) as error:
         raise ImportError(
-            f"peft {peft_version} does not take the method {NAME!r} ({type(error).__name__}: {error}). "
-            "ituning_hf.tuner was made for peft 0.21: install that one. The captioner itself does not need "
-            "it."
+            f"peft {peft_version} does not accept the method {NAME!r} ({error}): install peft 0.21."
         ) from error
 
 

@@ -91,7 +91,7 @@ def test_the_backbones(saved, backbones):
 def test_versions_generation_and_files(saved):
     edit_config(saved, transformers_version="5.99.0")
     description = describe(saved)
-    assert (description["model_type"], description["format_version"]) == ("ituning", 2)
+    assert (description["model_type"], description["format_version"]) == ("ituning", 1)
     assert description["versions"] == {
         "saved_with_transformers": "5.99.0",
         "ituning_hf": __version__,
@@ -249,7 +249,7 @@ def test_without_a_captioner(saved, backbones, tmp_path):
 def test_damaged_files(saved):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"model.safetensors cannot be read .* corrupt or was cut short"):
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
         describe(saved)
     (saved / "config.json").write_text('{"model_type": "itu')
     with pytest.raises(ValueError, match=r"config.json is not JSON"):

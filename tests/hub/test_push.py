@@ -198,12 +198,12 @@ def test_a_folder_with_the_name_of_an_id_is_refused(folder: Path, tmp_path: Path
 
 def test_a_model_over_local_folders_does_not_push_itself(folder: Path, tmp_path: Path):
     model = ITuningForCaptioning.from_pretrained(folder)
-    with pytest.raises(ValueError, match=r"local folders.*vision_model"):
+    with pytest.raises(ValueError, match=r"Nobody else has .*vision_model"):
         model.push_to_hub("org/new")
-    with pytest.raises(ValueError, match="local folders"):
+    with pytest.raises(ValueError, match="Nobody else has"):
         model.save_pretrained(tmp_path / "new", push_to_hub=True, repo_id="org/new")
     model.config.text_model_name_or_path = None
-    with pytest.raises(ValueError, match="built in memory"):
+    with pytest.raises(ValueError, match="Nobody else has"):
         model.push_to_hub("org/new")
 
 
@@ -218,11 +218,10 @@ DAMAGE = [
     (lambda f: (f / "model.safetensors").write_bytes(b"cut"), "model.safetensors"),
     (lambda f: edit_adapter(f, **{BIAS: torch.full((21,), torch.nan)}), "not finite"),
     (lambda f: edit_adapter(f, **{"text_model.transformer.wte.weight": torch.zeros(3)}), "unexpected"),
-    (lambda f: edit_json(f / "config.json", adapter_layers=[2]), "missing|was changed"),
+    (lambda f: edit_json(f / "config.json", adapter_layers=[2]), "missing"),
     (lambda f: edit_json(f / "config.json", model_type="gpt2"), "model of type 'gpt2'"),
     (lambda f: (f / "config.json").unlink(), "no captioner"),
     (lambda f: (f / "processor_config.json").unlink(), "processor"),
-    (lambda f: (f / "tokenizer.json").write_text("{}"), "processor|tokenizer"),
     (lambda f: (f / "training.json").write_text("{}"), r"training\.json"),
     (lambda f: (f / "evaluation.json").write_text("{}"), r"evaluation\.json"),
 ]
@@ -238,7 +237,7 @@ def test_a_captioner_that_cannot_be_loaded_is_refused(folder: Path, damage, mess
 
 
 @pytest.mark.parametrize("flags", [["--dry_run"], []])
-@pytest.mark.parametrize("repo", ["a/b/c", "", "a b/c", "org/x/"])
+@pytest.mark.parametrize("repo", ["a/b/c", "a b/c", "org/x/"])
 def test_an_invalid_repository_id_is_refused(folder: Path, repo: str, flags, capsys):
     assert main(["push", str(folder), repo, *flags]) == 2
     assert f"{repo!r} is not a Hub id" in capsys.readouterr().err

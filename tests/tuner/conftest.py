@@ -1,16 +1,10 @@
-"""The methods side by side, on one small GPT-2."""
+"""One small GPT-2."""
 
 import copy
 from pathlib import Path
 
 import pytest
-from methods import METHODS, Method
 from transformers import GPT2LMHeadModel
-
-
-@pytest.fixture(params=METHODS, ids=lambda method: method.name)
-def method(request: pytest.FixtureRequest) -> Method:
-    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The PEFT methods that the same tests hold to the same behaviour: ours, and LoRA beside it."""
+"""The PEFT method "ituning", and LoRA for the combination of both, on one small GPT-2."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ def lora_config(size: int = 3, layers: list[int] | None = None, **options: Any) 
 
 @dataclass(frozen=True)
 class Method:
-    """What a test needs to know of a PEFT method to look at any of them."""
+    """What the tests know of a PEFT method."""
 
     name: str
     config: Callable[..., PeftConfig]  # of a size and the layers it goes into
@@ -94,4 +94,3 @@ LORA = Method(
     places=tuple(f".{place}" for place in LORA_PLACES),
     dropout="lora_dropout",
 )
-METHODS = (ITUNING, LORA)

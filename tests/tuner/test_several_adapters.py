@@ -1,150 +1,106 @@
 """Several adapters on one model: which are active, which train, and what deletion leaves."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from methods import DEPTH, IMAGES, ITUNING, ROWS, Method
+from methods import DEPTH, IMAGES, ITUNING, ROWS
 from peft import PeftModel, get_peft_model
 from torch import nn
 
 
-def two_adapters(method: Method, gpt2: nn.Module, **second) -> PeftModel:
+def two_adapters(gpt2: nn.Module, **second) -> PeftModel:
     """An adapter "x" in all layers and "y" of another size; "x" is active."""
-    model = method.wrap(gpt2, adapter="x")
-    model.add_adapter("y", method.config(**{"size": 2} | second))
-    return method.perturb(model, "y", seed=1)
+    model = ITUNING.wrap(gpt2, adapter="x")
+    model.add_adapter("y", ITUNING.config(**{"size": 2} | second))
+    return ITUNING.perturb(model, "y", seed=1)
 
 
-def trainable(method: Method, model: nn.Module) -> set[str]:
-    own = {name for adapter in "xyz" for name, p in method.parameters(model, adapter).items()}
+def trainable(model: nn.Module) -> set[str]:
+    own = {name for adapter in "xyz" for name, p in ITUNING.parameters(model, adapter).items()}
     flags = {name for name, p in model.named_parameters() if p.requires_grad}
     assert flags <= own  # the language model stays frozen, whatever is switched
-    return {adapter for adapter in "xyz" if flags & set(method.parameters(model, adapter))}
+    return {adapter for adapter in "xyz" if flags & set(ITUNING.parameters(model, adapter))}
 
 
 @pytest.fixture
-def alone(method: Method, loaded_gpt2):
+def alone(loaded_gpt2):
     """What each adapter computes on a model of its own."""
-    x = method.wrap(copy.deepcopy(loaded_gpt2), adapter="x")
-    y = get_peft_model(copy.deepcopy(loaded_gpt2), method.config(2), "y").eval()
-    return {"x": method.logits(x), "y": method.logits(method.perturb(y, "y", seed=1))}
+    x = ITUNING.wrap(copy.deepcopy(loaded_gpt2), adapter="x")
+    y = get_peft_model(copy.deepcopy(loaded_gpt2), ITUNING.config(2), "y").eval()
+    return {"x": ITUNING.logits(x), "y": ITUNING.logits(ITUNING.perturb(y, "y", seed=1))}
 
 
-def test_switching_gives_what_each_adapter_gives_alone(method: Method, alone, gpt2):
-    model = two_adapters(method, gpt2)
+def test_switching_gives_what_each_adapter_gives_alone(alone, gpt2):
+    model = two_adapters(gpt2)
     assert model.active_adapters == ["x"]
-    assert torch.equal(method.logits(model), alone["x"])
+    assert torch.equal(ITUNING.logits(model), alone["x"])
     model.set_adapter("y")
     assert model.active_adapters == ["y"]
-    assert torch.equal(method.logits(model), alone["y"])
+    assert torch.equal(ITUNING.logits(model), alone["y"])
     model.set_adapter("x")
-    assert torch.equal(method.logits(model), alone["x"])
+    assert torch.equal(ITUNING.logits(model), alone["x"])
 
 
-def test_a_loaded_adapter_waits_until_it_is_set(method: Method, gpt2, stock, tmp_path: Path):
-    source = two_adapters(method, gpt2)
-    source.save_pretrained(tmp_path)
-    model = PeftModel.from_pretrained(stock, tmp_path / "x", adapter_name="x")
-    before = method.logits(model)
-    model.load_adapter(tmp_path / "y", "y")
-    assert (model.active_adapters, list(model.peft_config)) == (["x"], ["x", "y"])
-    assert torch.equal(method.logits(model), before)
+def test_gradient_flags_follow_the_active_adapter(gpt2):
+    model = two_adapters(gpt2)
+    assert trainable(model) == {"x"}
     model.set_adapter("y")
-    source.set_adapter("y")
-    assert torch.equal(method.logits(model), method.logits(source))
-
-
-def test_gradient_flags_follow_the_active_adapter(method: Method, gpt2):
-    model = two_adapters(method, gpt2)
-    assert trainable(method, model) == {"x"}
-    model.set_adapter("y")
-    assert trainable(method, model) == {"y"}
+    assert trainable(model) == {"y"}
     model.set_adapter("x", inference_mode=True)
-    assert trainable(method, model) == set()
+    assert trainable(model) == set()
     model.set_requires_grad(["x", "y"])
-    assert trainable(method, model) == {"x", "y"}
+    assert trainable(model) == {"x", "y"}
     model.set_requires_grad("x", requires_grad=False)
-    assert trainable(method, model) == {"y"}
+    assert trainable(model) == {"y"}
     model.base_model.set_adapter(["x", "y"])
-    assert trainable(method, model) == {"x", "y"}
+    assert trainable(model) == {"x", "y"}
 
 
 @pytest.mark.parametrize("is_trainable", [False, True])
-def test_an_adapter_is_loaded_to_be_used_or_to_be_trained_on(method, gpt2, stock, tmp_path, is_trainable):
-    method.wrap(gpt2, adapter="x").save_pretrained(tmp_path)
+def test_an_adapter_is_loaded_to_be_used_or_to_be_trained_on(gpt2, stock, tmp_path, is_trainable):
+    ITUNING.wrap(gpt2, adapter="x").save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(stock, tmp_path / "x", "x", is_trainable=is_trainable)
-    assert trainable(method, model) == ({"x"} if is_trainable else set())
+    assert trainable(model) == ({"x"} if is_trainable else set())
     model.load_adapter(tmp_path / "x", "y")  # which changes nothing for the first
-    assert trainable(method, model) == ({"x"} if is_trainable else set())
+    assert trainable(model) == ({"x"} if is_trainable else set())
     model.load_adapter(tmp_path / "x", "z", is_trainable=True)
-    assert trainable(method, model) == ({"x", "z"} if is_trainable else {"z"})
+    assert trainable(model) == ({"x", "z"} if is_trainable else {"z"})
 
 
-def test_an_inactive_adapter_is_deleted_without_a_trace(method: Method, gpt2, recwarn):
-    model = two_adapters(method, gpt2)
-    model.set_adapter("x", inference_mode=True)
-    expected = method.logits(model)
-    model.delete_adapter("y")
-    assert (model.active_adapters, list(model.peft_config)) == (["x"], ["x"])
-    assert method.parameters(model, "y") == {}
-    assert trainable(method, model) == set()
-    assert torch.equal(method.logits(model), expected)
-
-
-def test_another_adapter_takes_the_place_of_a_deleted_active_one(method: Method, gpt2, alone):
-    model = two_adapters(method, gpt2)
-    with pytest.warns(UserWarning, match="Setting active adapter to y"):
-        model.delete_adapter("x")
-    assert (model.active_adapters, list(model.peft_config)) == (["y"], ["y"])
-    assert method.parameters(model, "x") == {}
-    assert trainable(method, model) == {"y"}
-    assert torch.equal(method.logits(model), alone["y"])
-
-
-def test_of_several_active_adapters_one_can_be_deleted(method: Method, gpt2, alone):
-    model = two_adapters(method, gpt2)
+def test_of_several_active_adapters_one_can_be_deleted(gpt2, alone):
+    model = two_adapters(gpt2)
     model.base_model.set_adapter(["y", "x"])
     model.delete_adapter("y")
     assert model.active_adapters == ["x"]
-    assert torch.equal(method.logits(model), alone["x"])
+    assert torch.equal(ITUNING.logits(model), alone["x"])
 
 
-def test_without_the_last_adapter_the_language_model_is_left(method: Method, gpt2, stock):
-    model = method.wrap(gpt2, adapter="x")
+def test_without_the_last_adapter_the_language_model_is_left(gpt2, stock):
+    model = ITUNING.wrap(gpt2, adapter="x")
     model.delete_adapter("x")
     assert (model.active_adapters, model.peft_config) == ([], {})
-    assert torch.equal(method.logits(model.base_model.model), stock(ROWS).logits)
-    model.add_adapter("z", method.config())
+    assert torch.equal(ITUNING.logits(model.base_model.model), stock(ROWS).logits)
+    model.add_adapter("z", ITUNING.config())
     model.set_adapter("z")
-    method.perturb(model, "z")
-    assert not torch.allclose(method.logits(model), stock(ROWS).logits)
+    ITUNING.perturb(model, "z")
+    assert not torch.allclose(ITUNING.logits(model), stock(ROWS).logits)
 
 
-def test_an_unknown_adapter_is_refused(method: Method, gpt2):
-    model = two_adapters(method, gpt2)
-    expected = method.logits(model)
-    for change in (model.set_adapter, model.delete_adapter):
-        with pytest.raises(ValueError, match=r"Adapter z (not found|does not exist)"):
-            change("z")
-    assert torch.equal(method.logits(model), expected)
-
-
-def test_disjoint_layers_are_switched_and_deleted(method: Method, gpt2, stock):
-    model = method.wrap(gpt2, 2, [0, 1], adapter="x")
-    model.add_adapter("y", method.config(3, [2, 3]))
-    method.perturb(model, "y", seed=1)
-    only_y = method.perturb(get_peft_model(stock, method.config(3, [2, 3]), "y").eval(), "y", seed=1)
-    only_x = method.logits(model)
+def test_disjoint_layers_are_switched_and_deleted(gpt2, stock):
+    model = ITUNING.wrap(gpt2, 2, [0, 1], adapter="x")
+    model.add_adapter("y", ITUNING.config(3, [2, 3]))
+    ITUNING.perturb(model, "y", seed=1)
+    only_y = ITUNING.perturb(get_peft_model(stock, ITUNING.config(3, [2, 3]), "y").eval(), "y", seed=1)
+    only_x = ITUNING.logits(model)
     model.set_adapter("y")
-    assert torch.equal(method.logits(model), method.logits(only_y))
+    assert torch.equal(ITUNING.logits(model), ITUNING.logits(only_y))
     model.base_model.set_adapter(["x", "y"])
-    both = method.logits(model)
+    both = ITUNING.logits(model)
     assert not torch.allclose(both, only_x)
-    assert not torch.allclose(both, method.logits(only_y))
+    assert not torch.allclose(both, ITUNING.logits(only_y))
     model.delete_adapter("y")
-    assert torch.equal(method.logits(model), only_x)
+    assert torch.equal(ITUNING.logits(model), only_x)
 
 
 # --- Ours alone
@@ -160,18 +116,6 @@ def test_deleting_from_disjoint_layers_leaves_one_answer(gpt2, stock):
     assert model.active_adapters == ["y"]
     only_y = get_peft_model(stock, ITUNING.config(3, [2, 3]), "y").eval()
     assert torch.equal(ITUNING.logits(model), ITUNING.logits(ITUNING.perturb(only_y, "y", seed=1)))
-
-
-def test_layers_do_not_choose_different_successors(gpt2):
-    model = ITUNING.wrap(gpt2, 3, [0, 1])
-    for name, layer in (("b", 0), ("c", 1)):
-        model.add_adapter(name, ITUNING.config(2, [layer]))
-        ITUNING.perturb(model, name)
-    with pytest.warns(UserWarning, match="Setting active adapter to [bc]"):
-        model.delete_adapter("default")
-    found = ITUNING.logits(model)
-    model.set_adapter("b")
-    assert torch.equal(found, ITUNING.logits(model))
 
 
 def test_outputs_of_several_active_adapters_are_added_up(gpt2):
