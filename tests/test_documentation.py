@@ -1,26 +1,33 @@
-"""What the README and the docstrings show must run."""
+"""The code in the README, in docs/ and in docstrings runs."""
 
 import doctest
 import importlib
+import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from loopback_hub import loopback_hub, use_hub
 from PIL import Image
-from small_models import make_captioner
+from small_models import TEXT, randomize_adapters
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ituning_hf
-from ituning_hf import ITuningProcessor, cli, save_captioner
-from ituning_hf.cli.evaluate import parse_arguments as parse_evaluation
-from ituning_hf.cli.features import parse_arguments as parse_build
-from ituning_hf.cli.train import parse_arguments
+from ituning_hf import ITuningForCaptioning, ITuningProcessor, cli, save_captioner
+from ituning_hf.cli.evaluate import parse_arguments as parse_evaluate
+from ituning_hf.cli.features import parse_arguments as parse_features
+from ituning_hf.cli.train import parse_arguments as parse_train
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = Path(ituning_hf.__file__).parent
+PAGES = ["README.md", "SECURITY.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+CLIP, GPT2 = "openai/clip-vit-base-patch16", "gpt2"
+# Their data cannot be shipped: tests/test_recipes.py runs the recipes.
+PARSED_ONLY = "docs/benchmarks.md"
 MODULES = [
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -28,14 +35,17 @@ MODULES = [
 ]
 
 
-def commands(program: str) -> list[list[str]]:
-    """Return the README's command lines of a program, without the program."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    parts = [part.strip() for line in lines for part in line.split("&&")]
-    return [
-        shlex.split(part, comments=True)[len(program.split()) :] for part in parts if part.startswith(program)
-    ]
+def read_blocks(page: str) -> list[tuple[str, str]]:
+    """Return the language and the text of each code block of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def read_commands(block: str) -> list[list[str]]:
+    """Return the words of each command of a shell block."""
+    lines = block.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [words for words in commands if words]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -45,80 +55,85 @@ def test_docstring_examples_run(name: str):
     assert results.failed == 0
 
 
-def test_the_readmes_training_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    Path("run.yaml").write_text("seed: 1")
-    Path("examples").symlink_to(ROOT / "examples")
-    launchers = [
-        "accelerate launch examples/train.py",
-        "accelerate launch --multi_gpu examples/train.py",
-        "torchrun --nproc_per_node 2 examples/train.py",
-        "ituning train",
-    ]
-    lines = {launcher: commands(launcher) for launcher in launchers}
-    assert lines[launchers[0]] == [[]]  # bare
-    for launcher in launchers:
-        assert lines[launcher], launcher
-        for line in lines[launcher]:
-            parse_arguments(line)
-
-
-def test_the_readmes_evaluations_and_builds_are_understood(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
-    assert commands("ituning evaluate")
-    assert commands("ituning features build")
-    for line in commands("ituning evaluate"):
-        parse_evaluation(line)
-    for line in commands("ituning features build"):
-        parse_build(line)
-
-
-def test_the_readmes_other_commands_are_understood():
-    lines = [line for line in commands("ituning") if line[0] not in ("train", "evaluate", "features")]
-    assert {line[0] for line in lines} == {"caption", "convert", "demo", "info", "push", "replay"}
-    for line in lines:
-        cli._parser().parse_args(line)
-
-
-def test_nothing_in_the_readme_waits_to_be_filled_in():
-    assert re.findall(r"@[A-Z]+@|TODO|XXX", README) == []
-
-
-@pytest.mark.parametrize("page", ["README.md", "SECURITY.md"])
-def test_files_that_a_page_names_are_there(page: str):
+@pytest.mark.parametrize("page", PAGES)
+def test_linked_and_named_files_exist(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
-    named = re.findall(r"`((?:tests|\.ci|examples)/[\w/.]+)`", text) + re.findall(r"\]\(([\w/.]+)\)", text)
-    assert named
-    missing = [name for name in named if not (ROOT / name).exists()]
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    named = re.findall(r"`((?:tests|examples|docs|ituning_hf)/[\w/.]*)`", text)
+    missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
 
 
-def test_the_readme_names_every_module():
-    for path in PACKAGE.iterdir():
-        name = f"{path.name}/" if path.is_dir() else path.name
-        if not name.startswith(("_", ".")) and name != "py.typed":
-            assert name in README, name
+@pytest.fixture
+def workplace(
+    backbones: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, object]]:
+    """A folder with photographs, captioners, and a Hub with small models under the names in the pages.
+
+    The value is the namespace of the Python blocks.
+    """
+    gpt2 = tmp_path / "models" / "gpt2"
+    shutil.copytree(backbones["text"], gpt2)
+    # Longer than the default --max_caption_tokens; half its width must be divisible by its heads.
+    config = GPT2Config.from_pretrained(gpt2, **TEXT | {"n_embd": 24, "n_positions": 72})
+    GPT2LMHeadModel(config).save_pretrained(gpt2)
+    folder = tmp_path / "work"
+    for name in ("photos", "new", "more"):
+        (folder / name).mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    Path("run.yaml").write_text("seed: 1\n")
+    random = np.random.default_rng(17)
+    pictures = [Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)) for _ in range(20)]
+    lines = []
+    for i, picture in enumerate(pictures):
+        picture.save(f"photos/{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "captions": ["a dog runs", f"picture {i}"]}))
+    Path("photos/metadata.jsonl").write_text("\n".join(lines))
+    for name in ("dog.jpg", "bike.jpg", "new/0.jpg", "more/0.png"):
+        pictures[0].save(name)
+    with (
+        loopback_hub({CLIP: backbones["clip"], GPT2: gpt2}) as endpoint,
+        use_hub(endpoint, tmp_path / "home", "writer"),
+    ):
+        model = ITuningForCaptioning.from_vision_text_pretrained(CLIP, GPT2, adapter_hidden_size=12)
+        processor = ITuningProcessor.from_vision_text_pretrained(CLIP, GPT2)
+        save_captioner(randomize_adapters(model), processor, "outputs/captioner/best")
+        captions = [["a red square", "a square"], ["a blue one"]]
+        yield {"images": pictures[:2], "captions": captions}
 
 
-def test_the_readmes_python_runs(
-    backbones: dict[str, Path], processor: ITuningProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Small models stand where the README has its folder, and lie in folders named like its Hub ids."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(backbones["clip"], "openai/clip-vit-base-patch16")
-    shutil.copytree(backbones["text"], "gpt2")  # the tokenizer's files; a width that can be halved twice
-    GPT2LMHeadModel(GPT2Config.from_pretrained("gpt2", n_embd=24)).save_pretrained("gpt2")
-    save_captioner(make_captioner(backbones), processor, "outputs/captioner/best")
-    for name in ("dog.jpg", "bike.jpg"):
-        Image.new("RGB", (50, 40), "brown").save(name)
-    images = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
-    captions = [["a red square"], ["a blue one"]]
-    names = {"images": images, "captions": captions}
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 9
-    for block in blocks:
-        exec(block, names)  # our own text
-    assert names["loss"].requires_grad
-    assert len(names["ids"]) == 2
-    for line in commands("ituning convert"):
-        assert cli.main(["convert", *line]) == 0
+@pytest.mark.parametrize("page", [page for page in PAGES if read_blocks(page)])
+def test_code_blocks_run(page: str, workplace: dict[str, object]):
+    if not any("--output_dir outputs/mine" in text for _, text in read_blocks(page)):
+        shutil.copytree("outputs/captioner", "outputs/mine")
+    for language, text in read_blocks(page):
+        if language == "python":
+            exec(text, workplace)  # our own text
+        elif language == "json":
+            json.loads(text)
+        elif language == "bash":
+            for words in read_commands(text):
+                run_command(words, page)
+        else:
+            assert language in ("", "bibtex")
+
+
+def run_command(words: list[str], page: str) -> None:
+    """Run an `ituning` command in this process; check that others name files and options that exist."""
+    line = shlex.join(words)
+    if words[0] == "ituning" and page != PARSED_ONLY:
+        assert cli.main(words[1:]) == 0, line
+    elif words[:2] == ["ituning", "train"] or "examples/train.py" in words:
+        start = words.index("examples/train.py") if "examples/train.py" in words else 1
+        parse_train(words[start + 1 :])
+    elif words[:2] == ["ituning", "evaluate"]:
+        parse_evaluate(words[2:])
+    elif words[:3] == ["ituning", "features", "build"]:
+        parse_features(words[3:])
+    elif words[0] == "python" and words[1] != "-m":
+        assert (ROOT / words[1]).is_file(), line
+    else:
+        known = ("pip", "python", "python3", ".", "ruff", "mypy")
+        assert words[0] in known, f"{page} has an unknown command: {line}"
