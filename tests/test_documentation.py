@@ -82,6 +82,8 @@ def workplace(
     for name in ("photos", "new", "more"):
         (folder / name).mkdir(parents=True)
     monkeypatch.chdir(folder)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("PATH", str(tmp_path))  # without Java, whose programs are slow to start
     (folder / "examples").symlink_to(ROOT / "examples")
     Path("run.yaml").write_text("seed: 1\n")
     random = np.random.default_rng(17)
