@@ -24,7 +24,8 @@ ORDER = (
     {"cli"},
 )
 RANK = {folder: rank for rank, group in enumerate(ORDER) for folder in group}
-HUB_FILE_PACKAGES = {"torch", "transformers", "safetensors", "huggingface_hub", "accelerate"}  # accelerate: guarded
+# accelerate is imported for offloaded models only.
+HUB_FILE_PACKAGES = {"torch", "transformers", "safetensors", "huggingface_hub", "accelerate"}
 # ITuningForCaptioning.from_peft, guarded: remote code runs without the package.
 ALLOWED = {("captioner/modeling_ituning.py", "tuner")}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
