@@ -48,7 +48,8 @@ Options may be spelt with hyphens (--dry-run) and may be given in a YAML file
 (--config FILE). Set ITUNING_TRACEBACK=1 in the environment to see the traceback
 of an error.
 """
-_IN_PYTHON = re.compile(r"from_pretrained\(\.\.\., (vision|text)_model_name_or_path=\.\.\.\)")
+# The captioner's errors name the argument of `from_pretrained`; a command has an option for it.
+_IN_PYTHON = re.compile(r"(vision|text)_model_name_or_path=\.\.\., to from_pretrained")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,5 +125,5 @@ def choose_command(
 
 def _as_text(error: Exception) -> str:
     """Return the message in the command's own terms: a list as it is, anything else in one line."""
-    lines = [*map(printable, _IN_PYTHON.sub(r"--\1_model PLACE", str(error)).splitlines())]
+    lines = [*map(printable, _IN_PYTHON.sub(r"--\1_model MODEL", str(error)).splitlines())]
     return "\n".join(lines) if lines[1:] and lines[1].startswith("- ") else " ".join(lines)
