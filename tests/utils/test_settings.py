@@ -196,7 +196,7 @@ def test_the_help_shows_each_setting_and_its_default_once(capsys, monkeypatch):
         described = text.split(f"\n  --{field.name}", 1)[1].split("\n  --", 1)[0].split("\n\n", 1)[0]
         has_no_default = field.default is None or field.default is False
         expected = 0 if has_no_default and field.metadata["unset"] is None else 1
-        assert described.count("(default: ") == expected, described
+        assert described.count("(default:") == expected, described
     assert "None" not in text
 
 
