@@ -103,7 +103,9 @@ def saved_captioner(
 def remote_class(saved_captioner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The class in a saved captioner's code, as `trust_remote_code=True` imports it without the package."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    # Another test's cache of remote code may precede this one.
+    own_path = [entry for entry in sys.path if not Path(entry, "transformers_modules").is_dir()]
+    monkeypatch.setattr(sys, "path", own_path)
     modules = dict(sys.modules)
     for name in [name for name in modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
