@@ -1,4 +1,4 @@
-"""What `describe` found of a captioner, laid out for people to read."""
+"""Format the description of a captioner for a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def format_description(description: dict[str, Any]) -> str:
-    """Lay a description out for people to read.
+    """Format a description.
 
     Args:
         description: What `describe` returned.
@@ -20,7 +20,7 @@ def format_description(description: dict[str, Any]) -> str:
 
 
 def _rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Give a label and a text for each line; the label is empty where the one above goes on."""
+    """Yield a label and a text for each line; the label is empty in continuation lines."""
     installed = dict(description["versions"])
     saved_with = installed.pop("saved_with_transformers")
     yield "captioner", description["name"]
@@ -32,7 +32,7 @@ def _rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
         backbone = description[f"{kind}_model"]
         revision = f" at revision {backbone['revision']}" if backbone["revision"] else ""
         place = backbone["name_or_path"]
-        gone = " (not there)" if place and os.path.isabs(place) and not os.path.isdir(place) else ""
+        gone = " (not found)" if place and os.path.isabs(place) and not os.path.isdir(place) else ""
         yield f"{kind} model", f"{place}{revision}{gone}"
         shape = f"{backbone['num_layers']} layers of width {backbone['hidden_size']}"
         yield "", f"{backbone['model_type']}, {shape}"
@@ -68,6 +68,3 @@ def _training_rows(training: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _join(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-__all__ = ["format_description"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError
-from .json_files import parse_text
+from ..utils.json_files import parse_json
 from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name, parse_split
 
 METADATA_NAME = "metadata.jsonl"
@@ -71,7 +71,7 @@ def _read_metadata(folder: Path, root: Path) -> Iterator[CaptionedImage]:
 
 
 def _parse_line(line: str, where: str, folder: Path, root: Path) -> CaptionedImage:
-    fields = parse_text(line, where)
+    fields = parse_json(line, where)
     if not isinstance(fields, dict):
         raise UserError(f"{where}: expected a JSON object, got {line.strip()!r}")
     source = folder / parse_file_name(fields.get("file_name"), where, "file_name")

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.errors import UserError
-from ..utils.json_files import parse_json
+from ..utils.json_files import read_json
 from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name
 
 _PROBED = 100  # images looked for in a folder to decide whether it holds a file's images
@@ -55,30 +55,6 @@ def read_json_dataset(path: Path, split: str, image_root: Path | None) -> list[C
     if "annotations" in content:
         return _read_coco(content, path, split, image_root)
     return _parse_karpathy(content["images"], path, image_root)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: It is not JSON.
-    """
-    try:
-        return parse_text(path.read_text(encoding="utf-8-sig"), str(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-
-
-def parse_text(text: str, where: str) -> Any:
-    """Parse JSON; `where` is its file or line.
-
-    Raises:
-        UserError: It is not JSON.
-    """
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
 
 
 def _read_coco(content: Any, path: Path, split: str, image_root: Path | None) -> list[CaptionedImage]:

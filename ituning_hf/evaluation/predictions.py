@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.records import CaptionedImage, first_names
 from ..utils.errors import UserError
-from ..utils.json_files import parse_json
+from ..utils.json_files import parse_json, read_json, read_utf8
 
 _EXPECTED = (
     'a list of {"image_id": 42, "caption": "..."} (COCO results), lines of {"image": "dog.jpg", "captions": '
@@ -86,14 +86,11 @@ def _read(path: Path) -> Iterator[tuple[list[int] | list[str], str]]:
 
 
 def _parse(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            # Not `splitlines`, which also splits at characters that JSON need not escape.
-            return [parse_json(line) for line in text.split("\n") if line.strip()]
-        content = parse_json(text)
-    except ValueError as error:
-        raise UserError(f"--predictions {path} is not JSON ({error}), expected {_EXPECTED}.") from error
+    if path.suffix == ".jsonl":
+        # Not `splitlines`, which also splits at characters that JSON need not escape.
+        lines = read_utf8(path).split("\n")
+        return [parse_json(line, f"--predictions {path}") for line in lines if line.strip()]
+    content = read_json(path)
     if not isinstance(content, (list, dict)):
         raise UserError(f"--predictions {path} holds {reprlib.repr(content)}, expected {_EXPECTED}.")
     return content

@@ -13,9 +13,9 @@ from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.encoders_ituning import encoder_family
 from ..captioner.pretrained_ituning import BackboneSource, resolve_backbone
 from ..captioner.processing_ituning import load_image_processor
-from ..data.json_files import read_json
 from ..utils.errors import UserError
 from ..utils.files import write_json
+from ..utils.json_files import read_json
 from .arguments import MIXED_PRECISIONS, STORAGES
 
 STORE_FILE = "store.json"

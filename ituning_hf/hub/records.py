@@ -15,7 +15,7 @@ from typing import Any, get_origin, get_type_hints
 
 from ..utils.errors import UserError
 from ..utils.files import write_text
-from ..utils.json_files import parse_json
+from ..utils.json_files import read_json
 
 TRAINING_FILE = "training.json"
 EVALUATION_FILE = "evaluation.json"
@@ -165,7 +165,7 @@ def _read(path: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
     if not path.exists():
         return None
     try:
-        return build(parse_json(path.read_text(encoding="utf-8")))
+        return build(read_json(path))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be used ({error}): correct it or remove it.") from error
 

@@ -1,4 +1,4 @@
-"""What the Hub's client raises, in one line each: what is the matter, and what to do."""
+"""Explain errors of the Hub's client in one line, with what to do."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ _LOG_IN = "(`hf auth login`, or HF_TOKEN in the environment)"
 
 
 def explain_hub_error(error: BaseException) -> str | None:
-    """Say what kept the Hub from doing what was asked.
+    """Explain why a request to the Hub failed.
 
     Args:
-        error: What was raised; the errors that it was raised from are looked at too.
+        error: The error. Its causes are examined too.
 
     Returns:
-        One line, without a full stop; None if the Hub, or the way to it, has no part in the error, or the
-        Hub just has no such file.
+        One line, without a full stop; None if the Hub did not cause the error, or only lacks the file.
     """
     chain = list(_with_causes(error))
     for cause in chain:
@@ -35,11 +34,11 @@ def explain_hub_error(error: BaseException) -> str | None:
             return None if isinstance(cause, EntryNotFoundError) else _explain_answer(cause)
     for cause in chain:
         if isinstance(cause, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it"
+            return "HF_HUB_OFFLINE is set; unset it to contact the Hub"
         if isinstance(cause, HTTPError):
-            return f"{constants.ENDPOINT} cannot be reached, or broke off ({cause}); try again later"
+            return f"{constants.ENDPOINT} cannot be reached ({cause}); try again later"
     if any(isinstance(cause, LocalEntryNotFoundError) for cause in chain):
-        return "it is not in this machine's cache, and the Hub is not asked (HF_HUB_OFFLINE)"
+        return "it is not in the local cache, and HF_HUB_OFFLINE is set"
     return None
 
 
@@ -51,20 +50,17 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _explain_answer(error: HfHubHTTPError) -> str:
     status = error.response.status_code
-    said = error.response.headers.get("X-Error-Message", "").strip().rstrip(".") or f"it answers {status}"
+    said = error.response.headers.get("X-Error-Message", "").strip().rstrip(".") or f"status {status}"
     if isinstance(error, GatedRepoError):
-        return f"access to it must be asked for on its page, and the token be given {_LOG_IN}"
+        return f"request access on its page and give a token {_LOG_IN}"
     if isinstance(error, RepositoryNotFoundError):
         return f"the Hub has no such repository, or it is private: give a token that may read it {_LOG_IN}"
     if isinstance(error, RevisionNotFoundError):
-        return "the Hub's repository has no such revision"
+        return "the repository has no such revision"
     if status == 401:
-        return f"the Hub wants a token that is valid {_LOG_IN}: {said}"
+        return f"the token is not valid {_LOG_IN}: {said}"
     if status == 403:
-        return f"the token may not do this: {said}; give one that may write there {_LOG_IN}"
+        return f"the token lacks the permission: {said}; give one that may write to the repository {_LOG_IN}"
     if status == 429 or status >= 500:
-        return f"the Hub cannot do it for now ({status}); try again later"
-    return f"the Hub refuses: {said}"
-
-
-__all__ = ["explain_hub_error"]
+        return f"the Hub is temporarily unavailable ({status}); try again later"
+    return f"the Hub refused the request: {said}"

@@ -243,7 +243,7 @@ def test_a_terminal_gets_a_progress_bar(saved, photos, capsys, monkeypatch):
         (["photos", "--model", "org/c", "--revision", "v9"], "There is no captioner at 'org/c'"),
         (
             ["photos", "--model", "org/c"],
-            "not in this machine's cache, and the Hub is not asked (HF_HUB_OFFLINE)",
+            "not in the local cache, and HF_HUB_OFFLINE is set",
         ),
     ],
 )

@@ -207,7 +207,7 @@ def test_how_it_was_trained(saved):
 def test_a_backbone_that_is_gone_is_marked(saved, backbones):
     edit_config(saved, text_model_name_or_path="/gone/text", vision_model_name_or_path="org/clip")
     lines = format_description(describe(saved)).splitlines()
-    assert "text model      /gone/text (not there)" in lines
+    assert "text model      /gone/text (not found)" in lines
     assert "vision model    org/clip" in lines
 
 
