@@ -79,5 +79,5 @@ def test_captions_that_do_not_fit(tmp_path: Path, content: object, message: str)
 def test_files_that_are_not_json(tmp_path: Path, broken: bytes):
     for name in ("captions.json", "captions.jsonl"):
         (tmp_path / name).write_bytes(broken)
-        with pytest.raises(UserError, match="is not JSON|is not UTF-8"):
+        with pytest.raises(UserError, match=r"is not (JSON|UTF-8)"):
             read_predictions(tmp_path / name, IMAGES)
