@@ -1,1 +1,1 @@
-"""The captioner: the files that are copied beside every saved captioner, and nothing else."""
+"""The captioner. Every file of this folder is copied into each saved captioner."""

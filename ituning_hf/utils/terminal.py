@@ -1,18 +1,18 @@
-"""Text of strangers, made fit for a terminal and a log."""
+"""Prepare text of unknown origin for a terminal and a log; format sizes."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters, by which a terminal is commanded and a line is broken; lone surrogates, which stand for
-# what was no UTF-8; and what turns the order of the letters about. What joins the parts of an emoji stays.
+# Control characters, which can command a terminal or break a line; lone surrogates (undecodable bytes); and
+# characters that change the direction of text. Joiners stay: emojis need them.
 _COMMANDS = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
 
 
 def printable(text: str) -> str:
-    r"""Write what is no letter of a line as its escape: of any text, one line that commands nothing.
+    r"""Escape control characters, so that any text becomes one harmless line.
 
     Example:
     ```python
