@@ -27,6 +27,7 @@ from .records import (
 )
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
+ADAPTER_TEMPLATE = Path(__file__).with_name("adapter_card.md.jinja")  # of a PEFT adapter
 PLACEHOLDER = "your-name/your-captioner"  # before the captioner has an id on the Hub
 # Transformers runs captioners with this pipeline, and the Hub writes its "Use this model" code for it.
 PIPELINE_TAG = "image-text-to-text"

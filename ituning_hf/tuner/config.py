@@ -26,8 +26,8 @@ class ITuningTunerConfig(PeftConfig):
         adapter_layers: The decoder layers that carry an adapter, counted from 0 at the bottom; negative
             indices count from the top. `None` means all of them.
         adapter_dropout: Dropout probability on the adapter's output in training.
-        vision_feature_layer: The hidden state of the encoder that is the visual memory. The method does not
-            use it; a captioner that is built of the adapter does (`ITuningForCaptioning.from_peft`).
+        vision_feature_layer: The hidden state of the encoder that is the visual memory. Only a captioner that
+            is built of the adapter uses it (`ITuningForCaptioning.from_peft`).
         vision_model_name_or_path: The encoder's Hub id or folder, for the same use.
         vision_model_revision: Its revision on the Hub.
         vision_model_fingerprint: The expected fingerprint of its weights.

@@ -26,6 +26,7 @@ from ..captioner.pretrained_ituning import (
     read_adapter_file,
 )
 from ..captioner.processing_ituning import ITuningProcessor
+from ..hub.card import ADAPTER_TEMPLATE
 from ..hub.saving import save_captioner
 from ..inference.files import holds_peft_adapter
 from ..inference.loading import load_model
@@ -33,25 +34,6 @@ from ..utils.errors import UserError
 from .config import ITuningTunerConfig
 from .layer import ADAPTERS
 from .registration import PEFT_TYPE
-
-_ADAPTER_CARD = """
-# An I-Tuning adapter
-
-Cross-attention from a frozen language model to the features of a frozen vision encoder: an adapter of the
-PEFT method "ituning" of the package `ituning_hf`.
-
-```python
-import ituning_hf  # registers the method with PEFT
-from peft import AutoPeftModelForCausalLM
-
-model = AutoPeftModelForCausalLM.from_pretrained("path/or/id")
-model.generate(encoder_hidden_states=features, num_beams=5, max_new_tokens=40)
-```
-
-`features`, of shape (num_images, tokens, {width}), is hidden state {layer} of {vision}.
-`ituning convert` makes a captioner of the adapter, which takes images.
-"""
-
 
 # --- In memory
 
@@ -106,29 +88,11 @@ def captioner_from_peft(
     vision_model: PreTrainedModel | str | os.PathLike[str],
     adapter_name: str | None,
 ) -> Any:
-    """Convert a PEFT model to a captioner; see `ITuningForCaptioning.from_peft`.
-
-    Args:
-        captioner_class: The class of the captioner.
-        peft_model: A `PeftModel` with the method "ituning"; it is not changed.
-        vision_model: The vision encoder, or its folder or Hub id.
-        adapter_name: The adapter; the active one by default.
-
-    Raises:
-        TypeError: if `vision_model` is neither an encoder nor a name.
-        ValueError: if the PEFT model is not a language model with one I-Tuning adapter and nothing else, or a
-            backbone is not the recorded one.
-        OSError: if the checkpoint of a backbone does not exist any more.
-    """
+    """Convert a PEFT model to a captioner; see `ITuningForCaptioning.from_peft`."""
     name, options = _adapter_of(peft_model, adapter_name)
     base_model = peft_model.get_base_model()
     family = decoder_family(base_model.config)
-    if not isinstance(base_model, family.model_class):
-        raise UserError(
-            f"The adapter is on a {type(base_model).__name__}, and the language model of a captioner is a "
-            f"{family.model_class.__name__}: load the adapter on that."
-        )
-    _refuse_other_methods(base_model)
+    _check_language_model(base_model, family.model_class)
     vision_model = _load_vision_model(vision_model, options)
     text_model = copy_sharing_weights(peft_model).unload()
     config = _captioner_config(vision_model, text_model, options)
@@ -165,7 +129,12 @@ def _adapter_of(peft_model: Any, name: str | None) -> tuple[str, Any]:
     return name, options
 
 
-def _refuse_other_methods(base_model: Any) -> None:
+def _check_language_model(base_model: Any, expected: type[PreTrainedModel]) -> None:
+    if not isinstance(base_model, expected):
+        raise UserError(
+            f"The adapter is on a {type(base_model).__name__}, and the language model of a captioner is a "
+            f"{expected.__name__}: load the adapter on that."
+        )
     others = {
         type(module).__name__
         for module in base_model.modules()
@@ -201,15 +170,22 @@ def _load_vision_model(
 def _captioner_config(
     vision_model: PreTrainedModel, text_model: PreTrainedModel, options: Any
 ) -> ITuningConfig:
-    vision_source = (options.vision_model_name_or_path, options.vision_model_revision)
-    text_source = (options.base_model_name_or_path, options.revision)
+    sources = _recorded_sources(options)
     return ITuningConfig(
         vision_config=vision_model.config.to_dict(),
         text_config=text_model.config.to_dict(),
-        **_source_fields("vision", vision_model, vision_source, options.vision_model_fingerprint),
-        **_source_fields("text", text_model, text_source, options.text_model_fingerprint),
+        **_source_fields("vision", vision_model, sources["vision"], options.vision_model_fingerprint),
+        **_source_fields("text", text_model, sources["text"], options.text_model_fingerprint),
         **{field: getattr(options, field) for field in ADAPTER_OPTIONS},
     )
+
+
+def _recorded_sources(options: Any) -> dict[str, tuple[str | None, str | None]]:
+    """Return the names and revisions of the backbones in an adapter's configuration."""
+    return {
+        "vision": (options.vision_model_name_or_path, options.vision_model_revision),
+        "text": (options.base_model_name_or_path, options.revision),
+    }
 
 
 def _source_fields(
@@ -259,10 +235,8 @@ def convert(
         What was written to `output`.
 
     Raises:
-        FileExistsError: if `output` is not empty.
-        OSError: if the source or a backbone does not exist, or the adapter's weights are damaged.
-        ValueError: if the source is neither, its configuration and weights do not fit together, or a backbone
-            is not the one that it was trained on.
+        OSError: if `output` is not empty, or the source or a backbone does not exist.
+        ValueError: if the source is neither, or damaged, or a backbone is not the one that it was trained on.
     """
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -303,7 +277,9 @@ def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
     if is_local(text):  # PEFT took the path for a Hub id
         card.data.base_model = None
         card.data.tags = [tag for tag in card.data.tags if text not in tag]
-    card.text = _ADAPTER_CARD.format(
+    card = ModelCard.from_template(
+        card.data,
+        template_path=str(ADAPTER_TEMPLATE),
         width=captioner.config.vision_config.hidden_size,
         layer=captioner.config.vision_feature_layer,
         vision="a local vision encoder" if is_local(vision) else f"`{vision}`",
@@ -312,18 +288,18 @@ def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
 
 
 def _write_captioner(name: str, config: ITuningTunerConfig, target: Path, revision: str | None) -> None:
-    names = {"vision": config.vision_model_name_or_path, "text": config.base_model_name_or_path}
-    for backbone, source in names.items():
+    sources: Any = _recorded_sources(config)
+    for backbone, (source, _) in sources.items():
         if source is None:
             raise UserError(
                 f"The adapter {name!r} does not name its {backbone} model: give --{backbone}_model "
                 f"({backbone}_model=... in Python)."
             )
-    revisions = {"vision": config.vision_model_revision, "text": config.revision}
     # PEFT would open a pickle, raise the precision to fp32 and initialize missing weights randomly.
     stored = read_adapter_file(cached_file(name, SAFETENSORS_WEIGHTS_NAME, revision=revision))
     vision, text = (
-        load_pretrained_backbone(kind, str(names[kind]), revision=revisions[kind]) for kind in names
+        load_pretrained_backbone(backbone, source, revision=revision)
+        for backbone, (source, revision) in sources.items()
     )
     tensors = {
         key.replace("base_model.model.", "text_model.", 1).replace(f".{ADAPTERS}.", ".adapter."): tensor
@@ -332,11 +308,9 @@ def _write_captioner(name: str, config: ITuningTunerConfig, target: Path, revisi
     captioner = ITuningForCaptioning(_captioner_config(vision, text, config), vision, text)
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in stored.values()))
     captioner.load_adapter_state_dict(tensors, name, dtype)
+    (vision_name, vision_revision), (text_name, text_revision) = sources.values()
     processor = ITuningProcessor.from_vision_text_pretrained(
-        str(names["vision"]),
-        str(names["text"]),
-        vision_revision=revisions["vision"],
-        text_revision=revisions["text"],
+        vision_name, text_name, vision_revision=vision_revision, text_revision=text_revision
     )
     save_captioner(captioner.eval(), processor, target)
 

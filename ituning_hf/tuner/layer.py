@@ -1,4 +1,4 @@
-"""Decoder layers with any number of named I-Tuning adapters."""
+"""The modules of a language model with adapters, and the path of the image to them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..captioner.adapter_ituning import ITuningAdapter
+from ..captioner.adapter_ituning import ITuningAdapter, check_rows, check_visual_features
 from ..captioner.decoders_ituning import DECODER_FAMILIES, DecoderFamily, copy_block_state
+from ..captioner.loss_ituning import pad_lm_head_rows
+from ..utils.errors import UserError
 from .config import ITuningTunerConfig
 
 ADAPTERS = "ituning_adapter"  # the layers' attribute: part of every key on disk
@@ -80,17 +82,14 @@ class ITuningLayer(nn.Module, BaseTunerLayer):
         visual_key_values: NamedKeyValues | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Compute the layer.
+        """Compute the layer's output, (rows, T, d), from its input of the same shape, rows image-major.
 
         Args:
-            hidden_states: The layer's input, of shape (rows, T, d), rows image-major.
+            hidden_states: The layer's input.
             *args: Positional arguments of the frozen layer.
             visual_key_values: The images' keys and values, for each layer and active adapter of shape
                 (num_images, h, N, r / h). Without them the layer is the frozen one.
             **kwargs: Keyword arguments of the frozen layer.
-
-        Returns:
-            The layer's output, of shape (rows, T, d).
         """
         x, output = self.family.run_layer(self.base_layer, hidden_states, *args, **kwargs)
         eager = self.family.uses_eager_attention(self.base_layer)
@@ -120,4 +119,65 @@ def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
     return {index: active for index, active in adapters.items() if active}
 
 
-__all__ = ["ADAPTERS", "LAYER_CLASSES", "ITuningLayer", "NamedKeyValues", "active_adapters", "find_layers"]
+_DECODER_CLASSES = tuple(family.decoder_class for family in DECODER_FAMILIES.values())
+
+
+def find_decoders(model: nn.Module) -> list[Any]:
+    """Return the decoders in a model, which may be one itself."""
+    return [module for module in model.modules() if isinstance(module, _DECODER_CLASSES)]
+
+
+def project_image(model: nn.Module, image: torch.Tensor) -> NamedKeyValues:
+    """Project images, (num_images, N, d_v), to the keys and values of every active adapter."""
+    projected: NamedKeyValues = {}
+    for index, adapters in active_adapters(model).items():
+        for adapter in adapters.values():
+            check_visual_features(image, adapter.k_proj.in_features, "encoder_hidden_states")
+        projected[index] = {name: adapter.project_visual(image) for name, adapter in adapters.items()}
+    return projected
+
+
+def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Replace `encoder_hidden_states`, the image, by its keys and values; a forward pre-hook."""
+    image = kwargs.pop("encoder_hidden_states", None)
+    mask = kwargs.pop("encoder_attention_mask", None)
+    if not active_adapters(decoder):  # disabled or deleted: the frozen language model ignores the image
+        return args, kwargs
+    if image is None:
+        raise UserError(
+            "encoder_hidden_states is None: give the image's features, of shape (num_images, tokens, "
+            "vision_hidden_size), or run the language model alone inside model.disable_adapter()."
+        )
+    if mask is not None:
+        raise UserError("encoder_attention_mask is not supported: the adapters read all tokens of an image.")
+    # `generate` passes a plain dictionary of keys and values; an encoder's output is a dictionary, too.
+    key_values = image if type(image) is dict else project_image(decoder, image)
+    key, _ = next(iter(next(iter(key_values.values())).values()))
+    text = kwargs.get("input_ids")
+    text = kwargs.get("inputs_embeds") if text is None else text
+    check_rows((args[0] if text is None else text).shape[0], key.shape[0])
+    return args, kwargs | {"visual_key_values": key_values}
+
+
+class PaddedLMHead(nn.Linear):
+    """An output layer that pads a few rows to 16 on a CPU, as the captioner does."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (..., vocab_size) for hidden states of shape (..., d)."""
+        return pad_lm_head_rows(super().forward, input)
+
+
+def replace_lm_head(model: Any, old: type[nn.Linear], new: type[nn.Linear]) -> None:
+    """Replace a language model's output layer of one class by one of another class with the same weights."""
+    # PEFT takes a GPT-2 inside any module, which need not have an output layer.
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if type(layer) is old:
+        replacement = object.__new__(new)
+        replacement.__dict__.update(vars(layer))
+        model.set_output_embeddings(replacement)
+
+
+__all__ = [
+    *("ADAPTERS", "LAYER_CLASSES", "ITuningLayer", "NamedKeyValues", "PaddedLMHead"),
+    *("active_adapters", "find_decoders", "find_layers", "project_image", "replace_lm_head", "take_image"),
+]

@@ -19,10 +19,18 @@ from ..captioner.decoders_ituning import DECODER_FAMILIES, decoder_family
 from ..captioner.generation_ituning import check_guidance
 from ..captioner.pretrained_ituning import fingerprint
 from ..utils.errors import UserError
-from .config import ITuningTunerConfig
-from .image import find_decoders, project_image, take_image
-from .layer import ADAPTERS, LAYER_CLASSES, ITuningLayer, active_adapters, find_layers
-from .lm_head import PaddedLMHead, replace_lm_head
+from .layer import (
+    ADAPTERS,
+    LAYER_CLASSES,
+    ITuningLayer,
+    PaddedLMHead,
+    active_adapters,
+    find_decoders,
+    find_layers,
+    project_image,
+    replace_lm_head,
+    take_image,
+)
 from .registration import PEFT_TYPE
 
 # PEFT finds the keys of an adapter by its name anywhere in the key.
@@ -52,8 +60,8 @@ class ITuningTuner(BaseTuner):
         model: The language model.
         peft_config: The configuration, or one for each adapter name.
         adapter_name: The adapter's name.
-        low_cpu_mem_usage: Create the adapter on the meta device, until a checkpoint brings its tensors.
-        state_dict: A checkpoint whose keys determine the adapted layers, in place of the configuration.
+        *args: Further arguments of PEFT's `BaseTuner`.
+        **kwargs: Further keyword arguments of PEFT's `BaseTuner`.
 
     Raises:
         ValueError: for an unsupported model, or options or a name that cannot be used. The model is then
@@ -86,21 +94,17 @@ class ITuningTuner(BaseTuner):
         model: nn.Module,
         peft_config: PeftConfig | dict[str, PeftConfig],
         adapter_name: str,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, torch.Tensor] | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         # Before PEFT changes the model's own `peft_config`, which may hold that of a LoRA.
         check_name(adapter_name, getattr(model, "peft_config", {}))
         config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
         check_adapter(config, model)
-        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter, or replace the one of that name.
-
-        Raises:
-            ValueError: for an unsupported model, or options or a name that cannot be used.
-        """
+        """Add an adapter, or replace the one of that name."""
         check_name(adapter_name, self.peft_config)
         self.peft_config[adapter_name] = check_adapter(self.peft_config[adapter_name], model)
         for layer in find_layers(model):
@@ -113,21 +117,13 @@ class ITuningTuner(BaseTuner):
         match = _LAYER.fullmatch(key)
         return match is not None and int(match[1]) in peft_config.adapter_layers
 
-    def _create_and_replace(
-        self,
-        peft_config: ITuningTunerConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def _create_and_replace(  # type: ignore[override]
+        self, peft_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, **_: Any
     ) -> None:
         if isinstance(target, ITuningLayer):
             target.update_layer(adapter_name, peft_config)
         else:
-            layer = LAYER_CLASSES[type(target)](target, adapter_name, peft_config)
-            setattr(parent, target_name, layer)
+            setattr(parent, target_name, LAYER_CLASSES[type(target)](target, adapter_name, peft_config))
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         for decoder in find_decoders(model):
@@ -137,10 +133,9 @@ class ITuningTuner(BaseTuner):
 
     def unload(self) -> nn.Module:
         """Return the language model without these adapters; adapters of other methods stay."""
-        for parent in list(self.model.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, ITuningLayer):
-                    setattr(parent, name, child.base_layer)
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, ITuningLayer):
+                self.model.set_submodule(name, module.base_layer)
         for decoder in find_decoders(self.model):
             for key in [key for key, hook in decoder._forward_pre_hooks.items() if hook is take_image]:
                 del decoder._forward_pre_hooks[key], decoder._forward_pre_hooks_with_kwargs[key]
@@ -158,33 +153,13 @@ class ITuningTuner(BaseTuner):
             "weights can compute. Keep the adapter, or remove it with unload()."
         )
 
-    def unmerge_adapter(self) -> None:
-        """Refuse, like merging.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        self._check_merge_allowed()
-
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter, or several, whose outputs are summed.
-
-        Args:
-            adapter_name: The name, or the names.
-            inference_mode: Do not make them trainable.
-
-        Raises:
-            UserError: if one of them is not an I-Tuning adapter of this model.
-        """
+        """Activate one adapter, or several, whose outputs are summed; other methods' stay as they are."""
         self._check_own([adapter_name] if isinstance(adapter_name, str) else adapter_name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; without an active one left, the first of the others by name becomes active.
-
-        Raises:
-            UserError: if there is no I-Tuning adapter of that name.
-        """
+        """Delete an adapter; without an active one left, the first of the others by name becomes active."""
         self._check_own([adapter_name])
         before = self.active_adapters
         super().delete_adapter(adapter_name)
@@ -247,9 +222,6 @@ class ITuningTuner(BaseTuner):
             encoder_hidden_states: The images, of shape (num_images, N, d_v).
             **kwargs: For `GenerationMixin.generate`.
 
-        Returns:
-            What `GenerationMixin.generate` returns.
-
         Raises:
             ValueError: if there is no image, the rows cannot be divided evenly among the images, or there is
                 neither a prompt nor a begin token.
@@ -257,44 +229,27 @@ class ITuningTuner(BaseTuner):
         """
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
-            own = self.model.generation_config
             if kwargs.get("assistant_model") is not None:
                 raise NotImplementedError(
                     "assistant_model is not supported: it would get this model's projected images. Use "
                     "prompt_lookup_num_tokens, or no assistant."
                 )
-            given = kwargs.get("generation_config") or own
+            given = kwargs.get("generation_config") or self.model.generation_config
             check_guidance(kwargs.get("guidance_scale", given.guidance_scale))
+            num_images = image.shape[0]
             # No longer a tensor, so generation does not repeat it for each beam.
-            key_values = project_image(self.model, image)
+            image = project_image(self.model, image)
             prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             prompt = next((tensor for tensor in prompts if tensor is not None), None)
-            if prompt is None:
-                begin = _begin_token(kwargs, own)
-                prompt = torch.full((image.shape[0], 1), begin, device=image.device)
-                kwargs |= {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
-            check_rows(prompt.shape[0], image.shape[0])  # before generation makes rows for each beam
-            image = key_values
+            if prompt is not None:
+                check_rows(prompt.shape[0], num_images)  # before generation makes rows for each beam
+            else:  # generation makes as many begin tokens as the mask has rows
+                kwargs["attention_mask"] = torch.ones(num_images, 1, dtype=torch.long, device=self.device)
         return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
 
 
-def _begin_token(options: dict[str, Any], own: Any) -> int:
-    """Return the begin token of `generate`'s options, their generation configuration or the model's own."""
-    configured = getattr(options.get("generation_config"), "bos_token_id", None)
-    named = (options.get("bos_token_id"), configured, own.bos_token_id)
-    begin = next((token for token in named if token is not None), None)
-    if begin is None:
-        raise UserError("The model's generation_config has no bos_token_id: give input_ids.")
-    return begin
-
-
 def check_name(name: str, configs: Mapping[str, PeftConfig]) -> None:
-    """Refuse an adapter name that PEFT could confuse with another part of a key, or that is in use.
-
-    Args:
-        name: The new adapter's name.
-        configs: The adapters on the model, by name.
-    """
+    """Refuse an adapter name that PEFT could confuse with another part of a key, or that is in use."""
     if not name or "." in name or hasattr(nn.ModuleDict(), name) or name in _PARTS_OF_KEYS or name.isdigit():
         raise UserError(f"adapter_name is {name!r}, a part of weight names: use another, such as 'default'.")
     if name in configs and configs[name].peft_type != PEFT_TYPE:
@@ -305,15 +260,7 @@ def check_name(name: str, configs: Mapping[str, PeftConfig]) -> None:
 
 
 def check_adapter(config: Any, model: nn.Module) -> Any:
-    """Refuse a model that cannot take the adapter, and fill in the options that are `None`.
-
-    Args:
-        config: An [`ITuningTunerConfig`]; it is not changed, and can be used for another model.
-        model: The model.
-
-    Returns:
-        A copy of the configuration without open options.
-    """
+    """Refuse an unsuitable model; return a copy of the configuration with the options that were `None`."""
     if config.task_type not in _TASKS:
         raise UserError(
             f"task_type is {TaskType(config.task_type).value!r}, expected 'CAUSAL_LM', 'FEATURE_EXTRACTION' "

@@ -99,7 +99,7 @@ def test_texts_start_at_the_begin_token_that_is_given(gpt2, options: dict, begin
 
 def test_without_a_begin_token_a_prompt_is_asked_for(gpt2):
     gpt2.generation_config.bos_token_id = None
-    with pytest.raises(ValueError, match="no bos_token_id: give input_ids"):
+    with pytest.raises(ValueError, match="`bos_token_id` has to be defined when no `input_ids`"):
         ITUNING.wrap(gpt2).generate(encoder_hidden_states=IMAGES, **GREEDY)
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from methods import IMAGES, ITUNING, ROWS
-from peft import PeftConfig, PeftType
+from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner
 
 import ituning_hf.tuner
 from ituning_hf.tuner import registration
@@ -38,37 +37,6 @@ def test_registering_again_does_nothing():
     importlib.reload(registration)
     importlib.reload(ituning_hf.tuner)
     assert (registered(), list(PeftType)) == (before, members)
-
-
-@pytest.mark.parametrize("hook", ["_get_adapter_state_dict", "_remove_adapter_name_from_key"])
-def test_a_peft_that_would_save_other_keys_is_refused(monkeypatch, hook: str):
-    """PEFT 0.20 takes the method, and loads what it saved as random weights."""
-    monkeypatch.delitem(PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ITUNING)
-    monkeypatch.delattr(BaseTuner, hook)
-    with pytest.raises(ImportError, match=rf"does not accept .* no attribute '{hook}'.* peft 0\.21"):
-        registration.register(ITuningTunerConfig, ITuningTuner)
-    assert PeftType.ITUNING not in PEFT_TYPE_TO_TUNER_MAPPING
-
-
-def test_a_method_of_that_name_from_elsewhere_is_not_overwritten(monkeypatch):
-    monkeypatch.setitem(PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ITUNING, PeftConfig)
-    message = r"already has a method 'ituning': .*PeftConfig"
-    with pytest.raises(ImportError, match=message):
-        registration.register(ITuningTunerConfig, ITuningTuner)
-
-
-@pytest.mark.parametrize("broken", ["extend_enum", "register_peft_method"])
-def test_a_peft_that_does_not_take_it_is_named(monkeypatch, broken: str):
-    def fail(*args, **kwargs):
-        raise TypeError("no such thing")
-
-    monkeypatch.delitem(PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ITUNING)
-    if broken == "extend_enum":
-        monkeypatch.setattr(registration, "PEFT_TYPE", "NOT_A_MEMBER")
-    monkeypatch.setattr(registration, broken, fail)
-    message = r"peft \d\S* does not accept the method 'ituning' \(no such thing\).* peft 0\.21"
-    with pytest.raises(ImportError, match=message):
-        registration.register(ITuningTunerConfig, ITuningTuner)
 
 
 @pytest.mark.parametrize("name", ["config", "conversion", "model"])
