@@ -46,19 +46,12 @@ _SIGNED = re.compile(r"\n<!-- ituning_hf ([0-9a-f]{16}): [^\n]* -->\s*\Z")
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """The data set of a model card.
+    """The data set of a model card."""
 
-    Args:
-        name: The name, in Markdown.
-        splits: The number of images of each split.
-        hub_id: The id on the Hub.
-        terms: The terms of use, in Markdown.
-    """
-
-    name: str
-    splits: Mapping[str, int]
+    name: str  # in Markdown
+    splits: Mapping[str, int]  # the number of images of each
     hub_id: str | None = None
-    terms: str = ""
+    terms: str = ""  # of use, in Markdown
 
 
 def add_evaluation(folder: str | os.PathLike[str], records: Sequence[EvaluationRecord]) -> bool:
@@ -119,15 +112,7 @@ def _digest(content: str) -> str:
 
 
 def render_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) -> ModelCard:
-    """Render the model card of a saved captioner from the files in its folder.
-
-    Args:
-        folder: The captioner's folder.
-        repo_id: The captioner's id on the Hub, for the usage code; a placeholder by default.
-
-    Returns:
-        The card; the same files give the same bytes.
-    """
+    """Render the model card of a saved captioner; the same files give the same bytes."""
     card = render(
         describe(folder),
         training=read_training_record(folder),
@@ -149,22 +134,10 @@ def render(
     repo_id: str | None = None,
     language: str | None = None,
 ) -> ModelCard:
-    """Render a model card; sections without information are left out.
-
-    Args:
-        description: The captioner, as `describe` or `describe_config` returns it.
-        training: How it was trained.
-        data: The training data; by default from the training record.
-        evaluations: Its scores.
-        title: The heading; by default the name on the Hub.
-        notice: What a reader must know first, in Markdown.
-        results_note: How to read the results, in Markdown.
-        repo_id: The id on the Hub.
-        language: The language of the captions, as a code of two letters.
-    """
+    """Render the card of a captioner that `describe` described; sections without information are left out."""
     if data is None and training is not None:
         data = _data_of(training)
-    backbones = [_Backbone(description[f"{kind}_model"], kind) for kind in ("vision", "text")]
+    backbones = [_backbone(description[f"{kind}_model"], kind) for kind in ("vision", "text")]
     title = title or (repo_id or "").rpartition("/")[2] or "I-Tuning image captioner"
     card = ModelCard.from_template(
         _metadata(title, backbones, data, evaluations, language),
@@ -174,7 +147,7 @@ def render(
         results_note=results_note,
         repo_id=repo_id or PLACEHOLDER,
         backbones=backbones,
-        local=[backbone for backbone in backbones if not backbone.on_hub],
+        local=[backbone for backbone in backbones if not backbone["on_hub"]],
         backbone_rows=_backbone_rows(backbones),
         adapter_rows=list(_adapter_rows(description)),
         data=data,
@@ -188,59 +161,47 @@ def render(
     return ModelCard(str(card).rstrip() + "\n")
 
 
-@dataclass(frozen=True)
-class _Backbone:
-    """A frozen model, as `describe` returns it."""
+def _backbone(description: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Add to the description of a frozen model what the template shows."""
+    name = description["name_or_path"]
+    on_hub = name is not None and not is_local(name)
+    licence = _licence(name) if on_hub else ""
+    if name is None:
+        link = "built in memory"
+    elif on_hub:
+        link = f"[{name}](https://huggingface.co/{name})"
+    else:
+        path = PureWindowsPath if PureWindowsPath(name).is_absolute() else PurePosixPath
+        link = f"a local folder named `{path(name).name}`"
+    return {
+        **description,
+        "kind": kind,
+        "role": {"vision": "vision encoder", "text": "language model"}[kind],
+        "on_hub": on_hub,
+        "link": link,
+        "licence": licence,
+        "is_openai": licence in (_CLIP_LICENCE, _GPT2_LICENCE),
+    }
 
-    description: Mapping[str, Any]
-    kind: str
 
-    @property
-    def role(self) -> str:
-        return {"vision": "vision encoder", "text": "language model"}[self.kind]
-
-    @property
-    def name(self) -> str | None:
-        return self.description["name_or_path"]
-
-    @property
-    def on_hub(self) -> bool:
-        return self.name is not None and not is_local(self.name)
-
-    @property
-    def link(self) -> str:
-        if self.name is None:
-            return "built in memory"
-        if self.on_hub:
-            return f"[{self.name}](https://huggingface.co/{self.name})"
-        path = PureWindowsPath if PureWindowsPath(self.name).is_absolute() else PurePosixPath
-        return f"a local folder named `{path(self.name).name}`"
-
-    @property
-    def licence(self) -> str:
-        """The licence as OpenAI states it for the weights that it published; others are not guessed."""
-        if not self.on_hub:
-            return ""
-        if str(self.name).startswith("openai/clip-vit-"):
-            return _CLIP_LICENCE
-        if re.fullmatch(r"(openai-community/)?gpt2(-medium|-large|-xl)?", str(self.name)):
-            return _GPT2_LICENCE
-        return f"see [its page](https://huggingface.co/{self.name})"
-
-    @property
-    def is_openai(self) -> bool:
-        return self.licence in (_CLIP_LICENCE, _GPT2_LICENCE)
+def _licence(name: str) -> str:
+    """Return the licence of weights that OpenAI published; others are not guessed."""
+    if name.startswith("openai/clip-vit-"):
+        return _CLIP_LICENCE
+    if re.fullmatch(r"(openai-community/)?gpt2(-medium|-large|-xl)?", name):
+        return _GPT2_LICENCE
+    return f"see [its page](https://huggingface.co/{name})"
 
 
 def _metadata(
     title: str,
-    backbones: Sequence[_Backbone],
+    backbones: Sequence[Mapping[str, Any]],
     data: DataSet | None,
     evaluations: Sequence[EvaluationRecord],
     language: str | None,
 ) -> ModelCardData:
     """Return the front matter; unknown keys are left out."""
-    base_models = [backbone.name for backbone in backbones if backbone.on_hub]
+    base_models = [backbone["name_or_path"] for backbone in backbones if backbone["on_hub"]]
     results = [result for record in evaluations for result in _eval_results(record)]
     known: dict[str, Any] = {
         "language": language,
@@ -286,13 +247,13 @@ def _data_of(training: TrainingRecord) -> DataSet:
     return DataSet(name=link, splits=splits, hub_id=hub_id)
 
 
-def _backbone_rows(backbones: Sequence[_Backbone]) -> list[list[str]]:
+def _backbone_rows(backbones: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = {
-        "model": [backbone.link for backbone in backbones],
-        "licence": [backbone.licence for backbone in backbones],
-        "parameters": [f"{backbone.description['parameters']:,}, frozen" for backbone in backbones],
-        "revision": [_code(backbone.description["revision"]) for backbone in backbones],
-        "fingerprint": [_code(backbone.description["fingerprint"]) for backbone in backbones],
+        "model": [backbone["link"] for backbone in backbones],
+        "licence": [backbone["licence"] for backbone in backbones],
+        "parameters": [f"{backbone['parameters']:,}, frozen" for backbone in backbones],
+        "revision": [_code(backbone["revision"]) for backbone in backbones],
+        "fingerprint": [_code(backbone["fingerprint"]) for backbone in backbones],
     }
     return [[label, *cells] for label, cells in rows.items() if any(cells)]
 

@@ -87,14 +87,7 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
 
 
 def describe_config(config: ITuningConfig) -> dict[str, Any]:
-    """Describe a captioner that is not stored: `vision_model`, `text_model`, `adapter` and `parameters`.
-
-    Args:
-        config: The captioner's configuration.
-
-    Returns:
-        These parts of what `describe` returns, without the adapter's `dtype` and `bytes`.
-    """
+    """Return `describe`'s `vision_model`, `text_model`, `adapter` and `parameters` of a configuration."""
     model = _build_on_meta(config)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return _describe_parts(config, model, {"parameters": trainable})

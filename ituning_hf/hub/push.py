@@ -83,9 +83,9 @@ def push_captioner(
             folder, or one on the Hub with other weights; or a public repository with `private=True`.
         OSError: if there is no captioner, or the Hub cannot be reached or refuses.
     """
-    check_captioner(folder, repo_id, vision_model=vision_model, text_model=text_model)
-    api = HfApi(token=token)
     replaced = {"vision": vision_model, "text": text_model}
+    _check_captioner(folder, repo_id, replaced)
+    api = HfApi(token=token)
     backbones = {kind: _pin(api, folder, kind, name) for kind, name in replaced.items() if name is not None}
     with _hub_errors(f"{os.fspath(folder)!r} was not pushed to {repo_id!r}"), TemporaryDirectory() as staged:
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
@@ -121,40 +121,12 @@ def list_files(
 
     The arguments and errors are those of `push_captioner`.
     """
-    check_captioner(folder, repo_id, vision_model=vision_model, text_model=text_model)
     replaced = {"vision": vision_model, "text": text_model}
+    _check_captioner(folder, repo_id, replaced)
     backbones = {kind: (name, "0" * 40) for kind, name in replaced.items() if name is not None}
     with TemporaryDirectory() as staged:
         _stage(folder, Path(staged), repo_id, backbones)
         return {path.name: path.stat().st_size for path in sorted(Path(staged).iterdir())}
-
-
-def check_captioner(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    vision_model: str | None = None,
-    text_model: str | None = None,
-) -> None:
-    """Refuse a captioner that nobody could load from the Hub; the Hub is not asked.
-
-    The arguments and errors are those of `push_captioner`.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is not a Hub id, such as org/my-captioner: {error}.") from error
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"There is no folder {os.fspath(folder)!r}: give a saved captioner.")
-    description = describe(folder)  # reads the adapter and compares it with the configuration
-    load_processor(folder)
-    for kind, name in (("vision", vision_model), ("text", text_model)):
-        name = name or description[f"{kind}_model"]["name_or_path"]
-        if name is None or is_local(name):
-            raise UserError(
-                f"The frozen {kind} model is the local folder {name!r}, which others do not have: give the "
-                f"Hub id of the same model, --{kind}_model org/NAME. `hf upload org/NAME FOLDER` uploads it."
-            )
 
 
 def missing_metadata(folder: str | os.PathLike[str]) -> list[str]:
@@ -162,6 +134,34 @@ def missing_metadata(folder: str | os.PathLike[str]) -> list[str]:
     path = Path(folder) / REPOCARD_NAME
     data = ModelCard.load(path).data.to_dict() if path.exists() else {}
     return [name for name in ("license", "language") if not data.get(name)]
+
+
+def _check_captioner(
+    folder: str | os.PathLike[str], repo_id: str, replaced: Mapping[str, str | None]
+) -> None:
+    """Refuse a captioner that nobody could load from the Hub; the Hub is not asked."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id!r} is not a Hub id, such as org/my-captioner: {error}.") from error
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder {os.fspath(folder)!r}: give a saved captioner.")
+    description = describe(folder)  # reads the adapter and compares it with the configuration
+    try:
+        load_processor(folder)
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library has no narrower class
+        raise UserError(
+            f"The processor in {os.fspath(folder)!r} is damaged ({error}): save it again."
+        ) from error
+    for kind, name in replaced.items():
+        name = name or description[f"{kind}_model"]["name_or_path"]
+        if name is None or is_local(name):
+            raise UserError(
+                f"The frozen {kind} model is the local folder {name!r}, which others do not have: give the "
+                f"Hub id of the same model, --{kind}_model org/NAME. `hf upload org/NAME FOLDER` uploads it."
+            )
 
 
 def _pin(api: HfApi, folder: str | os.PathLike[str], kind: str, name: str) -> tuple[str, str]:
@@ -210,12 +210,10 @@ def _hub_errors(failed: str) -> Iterator[None]:
     """Explain errors of the Hub and of the connection in one line."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         if (explanation := explain_hub_error(error)) is None:
             raise
         raise OSError(f"{failed}: {explanation}.") from error
 
 
-__all__ = ["check_captioner", "list_files", "missing_metadata", "push_captioner"]
+__all__ = ["list_files", "missing_metadata", "push_captioner"]

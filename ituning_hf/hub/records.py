@@ -37,81 +37,44 @@ class _Record:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationRecord(_Record):
-    """A validation during training.
+    """A validation during training."""
 
-    Args:
-        step: The optimizer step after which it ran.
-        scores: "loss", and the caption scores if captions were scored, by the names of
-            `compute_caption_metrics`.
-        num_scored: The number of images with scored captions.
-    """
-
-    step: int
-    scores: dict[str, float]
-    num_scored: int
+    step: int  # it ran after this optimizer step
+    scores: dict[str, float]  # "loss", and caption scores by the names of `compute_caption_metrics`
+    num_scored: int  # images with scored captions
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord(_Record):
-    """How a captioner was trained.
+    """How a captioner was trained."""
 
-    Args:
-        dataset: The name of the data set: the last part of its path, or its Hub id. None if the images were
-            passed in Python.
-        dataset_on_hub: Whether `dataset` is a Hub id.
-        num_train_images: The number of training images.
-        eval_split: The validation split, if any.
-        num_eval_images: The number of images in it.
-        step: The number of optimizer steps.
-        epoch: The number of passes over the training images.
-        settings: The settings that shaped the run, by name, without paths.
-        validation: The validation after the last step, if there was one.
-        versions: The versions of Python and the libraries, by name.
-        device: The device that the run used.
-        num_processes: The number of processes.
-        features: The number format of the stored features that replaced the vision encoder, such as
-            "bfloat16"; None if the encoder ran at each step.
-    """
-
-    dataset: str | None
-    dataset_on_hub: bool
+    dataset: str | None  # the last part of its path, or its Hub id; None for images passed in Python
+    dataset_on_hub: bool  # whether `dataset` is a Hub id
     num_train_images: int
     eval_split: str | None
     num_eval_images: int
-    step: int
-    epoch: int | float
-    settings: dict[str, Any]
-    validation: ValidationRecord | None
-    versions: dict[str, str]
+    step: int  # optimizer steps
+    epoch: int | float  # passes over the training images
+    settings: dict[str, Any]  # the settings that shaped the run, without paths
+    validation: ValidationRecord | None  # after the last step, if it ran
+    versions: dict[str, str]  # of Python and the libraries
     device: str
     num_processes: int
-    features: str | None = None
+    features: str | None = None  # the number format of stored features that replaced the vision encoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord(_Record):
-    """The scores of a captioner on a data set.
+    """The scores of a captioner on a data set."""
 
-    Args:
-        dataset: The name of the data set, or its Hub id.
-        split: The split, such as "test".
-        num_images: The number of scored images.
-        metrics: The scores by the names of `compute_caption_metrics`, as it returns them: 0 to 1, CIDEr 0 to
-            10. Empty if nothing was measured yet.
-        command: The command that computed the scores, in one line, without paths of a machine.
-        subset: A part of the split, such as the NoCaps domain "out-domain".
-        tokenizer: The tokenizer that split the captions into words, "PTB (Java)" or "Python".
-        num_unreadable: The number of images that could not be read and have no score.
-    """
-
-    dataset: str
+    dataset: str  # its name, or its Hub id
     split: str
-    num_images: int
-    metrics: dict[str, float]
-    command: str = ""
-    subset: str | None = None
-    tokenizer: str | None = None
-    num_unreadable: int = 0
+    num_images: int  # scored images
+    metrics: dict[str, float]  # as `compute_caption_metrics` returns them; empty if nothing was measured yet
+    command: str = ""  # the command that computed them, in one line, without paths of a machine
+    subset: str | None = None  # a part of the split, such as the NoCaps domain "out-domain"
+    tokenizer: str | None = None  # "PTB (Java)" or "Python": what split the captions into words
+    num_unreadable: int = 0  # images that could not be read and have no score
 
     @property
     def part(self) -> str:

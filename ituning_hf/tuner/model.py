@@ -236,15 +236,14 @@ class ITuningTuner(BaseTuner):
                 )
             given = kwargs.get("generation_config") or self.model.generation_config
             check_guidance(kwargs.get("guidance_scale", given.guidance_scale))
-            num_images = image.shape[0]
-            # No longer a tensor, so generation does not repeat it for each beam.
-            image = project_image(self.model, image)
+            key_values = project_image(self.model, image)
             prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             prompt = next((tensor for tensor in prompts if tensor is not None), None)
-            if prompt is not None:
-                check_rows(prompt.shape[0], num_images)  # before generation makes rows for each beam
-            else:  # generation makes as many begin tokens as the mask has rows
-                kwargs["attention_mask"] = torch.ones(num_images, 1, dtype=torch.long, device=self.device)
+            if prompt is None:  # generation makes as many begin tokens as the mask has rows
+                kwargs["attention_mask"] = torch.ones(len(image), 1, dtype=torch.long, device=image.device)
+            else:
+                check_rows(len(prompt), len(image))  # before generation makes rows for each beam
+            image = key_values  # no longer a tensor, so generation does not repeat it for each beam
         return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
 
 

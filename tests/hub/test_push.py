@@ -14,7 +14,7 @@ from small_models import edit_json
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, load_captioner
 from ituning_hf.cli import main
 from ituning_hf.hub.card import PLACEHOLDER
-from ituning_hf.hub.push import check_captioner, list_files, push_captioner
+from ituning_hf.hub.push import list_files, push_captioner
 from ituning_hf.utils.errors import UserError
 
 HUB = {"vision_model": "org/clip", "text_model": "org/text"}
@@ -184,16 +184,16 @@ def test_the_dry_run_lists_the_sizes_without_network(folder: Path, capsys):
 @pytest.mark.parametrize("name", ["{clip}", "/nowhere/clip", "./clip", "C:\\clip", "a/b/c", "../clip"])
 def test_a_backbone_in_a_local_folder_is_refused(folder: Path, backbones, name: str):
     with pytest.raises(UserError, match=r"vision model is the local folder .*--vision_model org/NAME"):
-        check_captioner(folder, "org/new", vision_model=name.format(**backbones), text_model="gpt2")
+        list_files(folder, "org/new", vision_model=name.format(**backbones), text_model="gpt2")
     with pytest.raises(UserError, match=r"text model is the local folder .*--text_model org/NAME"):
-        check_captioner(folder, "org/new", vision_model="org/clip")
+        list_files(folder, "org/new", vision_model="org/clip")
 
 
 def test_a_folder_with_the_name_of_an_id_is_refused(folder: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "clip").mkdir(parents=True)
     with pytest.raises(UserError, match="is the local folder 'org/clip'"):
-        check_captioner(folder, "org/new", **HUB)
+        list_files(folder, "org/new", **HUB)
 
 
 def test_a_model_over_local_folders_does_not_push_itself(folder: Path, tmp_path: Path):
@@ -222,6 +222,7 @@ DAMAGE = [
     (lambda f: edit_json(f / "config.json", model_type="gpt2"), "model of type 'gpt2'"),
     (lambda f: (f / "config.json").unlink(), "no captioner"),
     (lambda f: (f / "processor_config.json").unlink(), "processor"),
+    (lambda f: (f / "tokenizer.json").write_text("{"), "is damaged"),
     (lambda f: (f / "training.json").write_text("{}"), r"training\.json"),
     (lambda f: (f / "evaluation.json").write_text("{}"), r"evaluation\.json"),
 ]
@@ -261,13 +262,13 @@ READS = {
     "unknown": ("org/none", None, "no such repository, or it is private"),
     "another model": ("org/clip", None, "model of type 'clip'"),
     "no configuration": ("org/empty", None, "no captioner at 'org/empty'"),
-    "invalid token": ("org/secret", "nonsense", "token that is valid"),
+    "invalid token": ("org/secret", "nonsense", "token is not valid"),
     "no token": ("org/secret", None, "or it is private"),
     "another user": ("org/secret", "reader", "no captioner at 'org/secret'"),
 }
 PUSHES = {
-    "no token": ("org/new", None, [], "token that is valid"),
-    "invalid token": ("org/new", "nonsense", [], "token that is valid"),
+    "no token": ("org/new", None, [], "token is not valid"),
+    "invalid token": ("org/new", "nonsense", [], "token is not valid"),
     "another user": ("org/captioner", "reader", [], "lacks the permission"),
     "unknown backbone": ("org/new", "writer", ["--vision_model", "org/none"], "'org/none' cannot be read"),
     "public repository": ("org/captioner", "writer", ["--private"], "exists and is public"),
