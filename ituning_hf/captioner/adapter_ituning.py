@@ -163,9 +163,8 @@ class ITuningAdapter(nn.Module):
     def _fold_query(self, hidden_states: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Project the queries and fold each image's rows together: (num_images, h, k * T, r / h)."""
         query = self.q_proj(hidden_states.to(self.q_proj.weight.dtype))  # (num_images * k, T, r)
-        query = query.reshape(
-            key.shape[0], -1, self.num_heads, self.head_dim
-        )  # (num_images, k * T, h, r / h)
+        split = (key.shape[0], -1, self.num_heads, self.head_dim)
+        query = query.reshape(split)  # (num_images, k * T, h, r / h)
         return query.transpose(1, 2).to(key.dtype)  # (num_images, h, k * T, r / h)
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -178,20 +177,15 @@ class ITuningAdapter(nn.Module):
 def check_rows(rows: int, images: int) -> None:
     """Raise `ValueError` if the text rows cannot be divided evenly among the images."""
     if rows == 0 or images == 0 or rows % images:
-        raise ValueError(
-            f"input_ids has {rows} rows for {images} images: the rows must be a multiple of the images, "
-            "image-major (k rows for each image, next to each other)."
-        )
+        raise ValueError(f"input_ids has {rows} rows for {images} images: give k rows for each, image-major.")
 
 
 def check_visual_features(features: torch.Tensor, width: int, name: str = "visual_features") -> None:
     """Raise an error if the visual memory has another shape than (num_images, N, d_v)."""
     if not isinstance(features, torch.Tensor):
-        raise TypeError(
-            f"{name} is a {type(features).__name__}, expected a tensor: give the encoder's last_hidden_state."
-        )
+        raise TypeError(f"{name} is a {type(features).__name__}, expected a tensor (last_hidden_state).")
     if features.ndim != 3 or features.shape[1] == 0 or features.shape[-1] != width:
         raise ValueError(
-            f"{name} has shape {tuple(features.shape)}, expected (num_images, tokens, {width}): give the "
-            "hidden states of the vision encoder that the adapter was trained on."
+            f"{name} has shape {tuple(features.shape)}, expected (num_images, tokens, {width}) as from the "
+            "vision encoder that the adapter was trained on."
         )

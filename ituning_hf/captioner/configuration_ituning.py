@@ -27,6 +27,7 @@ ADAPTER_OPTIONS = (
     "adapter_dropout",
     "vision_feature_layer",
 )
+HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 
 
 class CaptionerError(ValueError):
@@ -40,38 +41,23 @@ class ITuningConfig(PreTrainedConfig):
     large, each with `adapter_hidden_size` at half the decoder's width.
 
     Args:
-        vision_config (`dict` or `PreTrainedConfig`, *optional*):
-            The frozen vision encoder. Defaults to CLIP ViT's defaults.
-        text_config (`dict` or `PreTrainedConfig`, *optional*):
-            The frozen language model, of width `d`. Defaults to GPT-2's defaults.
-        vision_model_name_or_path (`str`, *optional*):
-            Where the encoder's weights come from: a Hub id, or the absolute path of a local folder.
-        vision_model_revision (`str`, *optional*):
-            The encoder's revision on the Hub, as a commit hash if it is known.
-        vision_model_fingerprint (`str`, *optional*):
-            Fingerprint of the encoder's weights; see `fingerprint` in `pretrained_ituning.py`.
-        text_model_name_or_path (`str`, *optional*):
-            Where the language model's weights come from.
-        text_model_revision (`str`, *optional*):
-            The language model's revision on the Hub.
-        text_model_fingerprint (`str`, *optional*):
-            Fingerprint of the language model's weights.
-        adapter_hidden_size (`int`, *optional*):
-            The bottleneck width `r` of each adapter. `None` means `d / 2`.
-        adapter_num_heads (`int`, *optional*):
-            The attention heads `h` of each adapter; must divide `r`. `None` means the decoder's heads.
-        adapter_scale (`float`, *optional*, defaults to 1.0):
-            The fixed factor lambda on the adapter's output.
-        adapter_layers (`list[int]`, *optional*):
-            The decoder layers that have an adapter, counted from 0 at the bottom; negative indices count
-            from the top. `None` means all layers.
-        adapter_dropout (`float`, *optional*, defaults to 0.0):
-            Dropout probability on the adapter's output during training.
-        vision_feature_layer (`int`, *optional*, defaults to -1):
-            Which of the encoder's hidden states is the visual memory: -1 is the last layer's output,
-            0 the output of the embeddings (as in `output_hidden_states`).
-        format_version (`int`, *optional*, defaults to 1):
-            The version of the checkpoint format.
+        vision_config: The frozen vision encoder, as a dictionary or configuration; by default CLIP ViT's.
+        text_config: The frozen language model, of width d; by default GPT-2's.
+        vision_model_name_or_path: Where the encoder's weights are: a Hub id, or an absolute local path.
+        vision_model_revision: The encoder's revision on the Hub, as a commit hash if it is known.
+        vision_model_fingerprint: The fingerprint of its weights; see `fingerprint` of `pretrained_ituning`.
+        text_model_name_or_path: Where the language model's weights are.
+        text_model_revision: The language model's revision on the Hub.
+        text_model_fingerprint: The fingerprint of its weights.
+        adapter_hidden_size: The bottleneck width r of each adapter. `None` means d / 2.
+        adapter_num_heads: The attention heads h of each adapter; must divide r. `None` means the decoder's.
+        adapter_scale: The fixed factor lambda on the adapter's output.
+        adapter_layers: The decoder layers that have an adapter, counted from 0 at the bottom; negative
+            indices count from the top. `None` means all layers.
+        adapter_dropout: Dropout probability on the adapter's output during training.
+        vision_feature_layer: The encoder's hidden state that is the visual memory: -1 is the last layer's
+            output, 0 the output of the embeddings.
+        format_version: The version of the checkpoint format.
 
     Raises:
         CaptionerError: if a value is out of its range; the message names the value and the expected range.
@@ -114,8 +100,7 @@ class ITuningConfig(PreTrainedConfig):
             logger.warning(f"ITuningConfig ignores unknown {unknown}; its fields are {sorted(_OWN_FIELDS)}.")
         if not _is_int(self.format_version) or not 1 <= self.format_version <= FORMAT_VERSION:
             raise CaptionerError(
-                f"format_version is {self.format_version!r}, and this code reads up to {FORMAT_VERSION}: a "
-                "newer ituning_hf saved the captioner, so upgrade the package."
+                f"format_version is {self.format_version!r}, expected {FORMAT_VERSION}: upgrade ituning_hf."
             )
         for name in ("vision_config", "text_config"):
             if not isinstance(value := getattr(self, name), dict | PreTrainedConfig | None):
@@ -126,10 +111,8 @@ class ITuningConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         layer, depth = self.vision_feature_layer, self.vision_config.num_hidden_layers
         if not _is_int(layer) or not -depth - 1 <= layer <= depth:
-            raise CaptionerError(
-                f"vision_feature_layer is {layer!r}, expected {-depth - 1} to {depth} for an encoder of "
-                f"{depth} layers."
-            )
+            expected = f"{-depth - 1} to {depth} for an encoder of {depth} layers"
+            raise CaptionerError(f"vision_feature_layer is {layer!r}, expected {expected}.")
         resolve_adapter(self, self.text_config)
 
     @classmethod
@@ -143,7 +126,7 @@ class ITuningConfig(PreTrainedConfig):
         if (model_type := config_dict.get("model_type", cls.model_type)) != cls.model_type:
             raise CaptionerError(
                 f"config.json has model_type {model_type!r}, expected {cls.model_type!r}: it is not a saved "
-                "captioner. ITuningForCaptioning.from_vision_text_pretrained creates a new one."
+                "captioner. Create one with from_vision_text_pretrained."
             )
         config_dict = _without_attn_implementation(config_dict)
         for backbone in ("vision", "text"):
@@ -174,11 +157,8 @@ _TEXT_FIELDS = sorted(name for name in _OWN_FIELDS if name.endswith(("_path", "_
 
 def _without_attn_implementation(stored: dict[str, Any]) -> dict[str, Any]:
     """Remove it under its private names, too."""
-    return {
-        key: value
-        for key, value in stored.items()
-        if key != "attn_implementation" and not key.startswith("_")
-    }
+    ignored = [key for key in stored if key == "attn_implementation" or key.startswith("_")]
+    return {key: value for key, value in stored.items() if key not in ignored}
 
 
 def resolve_adapter(options: Any, decoder: Any) -> None:
@@ -214,8 +194,7 @@ def _resolve_layers(layers: Any, depth: int) -> list[int]:
         raise CaptionerError(f"adapter_layers is {layers!r}, expected a list of layer indices or None.")
     if outside := [i for i in layers if not _is_int(i) or not -depth <= i < depth]:
         raise CaptionerError(
-            f"adapter_layers contains {outside}, expected integers from {-depth} to {depth - 1} for the "
-            f"decoder's {depth} layers."
+            f"adapter_layers contains {outside}, expected integers from {-depth} to {depth - 1}"
         )
     resolved = sorted({i % depth for i in layers})
     if not resolved:
@@ -238,6 +217,12 @@ def absolute_if_local(name_or_path: str | os.PathLike[str]) -> str:
     """Return a local folder as an absolute path; return anything else, such as a Hub id, unchanged."""
     name = os.fspath(name_or_path)
     return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+def split_hub_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split keyword arguments into those that say how to download, and the others."""
+    hub = {name: options[name] for name in HUB_OPTIONS if name in options}
+    return hub, {name: value for name, value in options.items() if name not in hub}
 
 
 ITuningConfig.register_for_auto_class()

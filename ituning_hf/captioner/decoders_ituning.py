@@ -42,31 +42,21 @@ class DecoderFamily:
     not_weights: re.Pattern[str]  # buffers and tied copies, which only some checkpoints have
 
     def load(self, name: str, **kwargs: Any) -> Any:
-        """Call the model class's own `from_pretrained`."""
+        """Load a language model."""
         return self.model_class.from_pretrained(name, **kwargs)
 
     def run_layer(self, layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Compute a frozen layer, and also return what its feed-forward network reads.
+        """Compute a frozen layer from its input, of shape (rows, T, d).
 
-        Args:
-            layer: The layer, with or without an adapter.
-            hidden_states: The layer's input, of shape (rows, T, d).
-            *args: Other arguments with which the decoder calls its layers.
-            **kwargs: Other keyword arguments with which the decoder calls its layers.
-
-        Returns:
-            X, the normed input of the feed-forward network, and the layer's output, to which dX is added.
-            Both have shape (rows, T, d).
+        Returns X, the normed input of the feed-forward network, and the layer's output; both (rows, T, d).
         """
         raise NotImplementedError
 
     def check_config(self, config: Any) -> None:
         """Raise `CaptionerError` if the language model cannot be used."""
         if config.bos_token_id is None or config.eos_token_id is None:
-            raise CaptionerError(
-                f"text_config has bos_token_id={config.bos_token_id} and eos_token_id={config.eos_token_id}: "
-                "captions need a begin and an end token, so set both."
-            )
+            tokens = f"bos_token_id={config.bos_token_id} and eos_token_id={config.eos_token_id}"
+            raise CaptionerError(f"text_config has {tokens}: captions need both, so set them.")
 
     def special_tokens(self, config: Any) -> dict[str, Any]:
         """Return the begin, end and padding token ids; without a padding token, the end token pads."""
@@ -143,15 +133,14 @@ class AdaptedLayer(nn.Module):
         visual_attentions: dict[int, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Compute the layer; the arguments not listed here are the frozen layer's own.
+        """Compute the layer; arguments that are not listed are the frozen layer's own.
 
         Args:
             hidden_states: The layer's input, of shape (rows, T, d), rows image-major.
             *args: Arguments of the frozen layer.
-            visual_key_values: For each adapted layer, the keys and values of the images, each of shape
-                (num_images, h, N, r / h). Without them the layer is the frozen one.
-            visual_attentions: If given, receives this layer's attention over the image, of shape
-                (rows, h, T, N).
+            visual_key_values: Each adapted layer's keys and values, both (num_images, h, N, r / h). Without
+                them the layer is the frozen one.
+            visual_attentions: If given, receives the attention over the image, of shape (rows, h, T, N).
             **kwargs: Keyword arguments of the frozen layer.
 
         Returns:
@@ -193,9 +182,7 @@ class GPT2Family(DecoderFamily):
         """Raise `CaptionerError` if the language model cannot be used."""
         super().check_config(config)
         if config.add_cross_attention:
-            raise CaptionerError(
-                "text_config.add_cross_attention is True, expected False: the adapters replace it."
-            )
+            raise CaptionerError("text_config.add_cross_attention is True, expected False.")
 
     def run_layer(
         self,
@@ -219,12 +206,8 @@ class GPT2Family(DecoderFamily):
         return x, residual + self._feed_forward(layer, x)
 
     def _feed_forward(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        """Compute the feed-forward network; in training, compute GELU in one kernel.
-
-        GPT-2's own GELU consists of eight operations, which keep four tensors of the largest size for the
-        backward pass. The single kernel keeps one and differs by rounding. Evaluation uses GPT-2's own, so it
-        is bit-identical to the frozen model.
-        """
+        # GPT-2's own GELU has eight operations, which keep four tensors of the largest size for the backward
+        # pass. torch's keeps one and differs by rounding, so evaluation uses GPT-2's own.
         mlp = layer.mlp
         is_hooked = mlp._forward_hooks or mlp._forward_pre_hooks or "forward" in vars(mlp)
         if is_hooked or not (layer.training and isinstance(mlp.act, NewGELUActivation)):
@@ -246,9 +229,9 @@ DECODER_FAMILIES = {family.model_type: family for family in (GPT2Family(),)}
 def decoder_family(config: Any) -> DecoderFamily:
     """Return the family of a language model's configuration, or raise `CaptionerError`."""
     if (family := DECODER_FAMILIES.get(config.model_type)) is None:
+        expected = sorted(DECODER_FAMILIES)
         raise CaptionerError(
-            f"The language model's model_type is {config.model_type!r}, expected one of "
-            f"{sorted(DECODER_FAMILIES)}."
+            f"The language model's model_type is {config.model_type!r}, expected one of {expected}."
         )
     return family
 
@@ -262,8 +245,7 @@ def copy_sharing_weights(model: nn.Module) -> Any:
 def copy_block_state(source: Any, target: Any) -> None:
     """Copy training mode, gradient checkpointing and hooks from a layer to the layer that replaces it.
 
-    The hooks are those by which Transformers records hidden states, and that of a device map, which moves
-    inputs to the device of the layer.
+    The hooks are those that record hidden states, and that of a device map, which moves inputs.
     """
     target.training = source.training
     if source.gradient_checkpointing:

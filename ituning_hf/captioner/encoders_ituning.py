@@ -122,7 +122,4 @@ class UnloadedVisionModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse to encode images."""
-        raise ValueError(
-            "This captioner's vision encoder is not loaded: give visual_features instead of pixel_values, or "
-            "load the captioner without load_vision_model=False."
-        )
+        raise ValueError("The vision encoder is not loaded: give visual_features instead of pixel_values.")

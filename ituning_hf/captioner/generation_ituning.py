@@ -72,7 +72,10 @@ class ITuningGenerationMixin(GenerationMixin):
         check_rows(input_ids.shape[0], key.shape[0])
         past = kwargs.get("past_key_values")
         if past is None or past.get_seq_length() == 0:
-            begin, pad = self._begin_and_padding_token(generation_config)
+            own = self.generation_config
+            given = generation_config or own
+            begin = own.bos_token_id if given.bos_token_id is None else given.bos_token_id
+            pad = own.pad_token_id if given.pad_token_id is None else given.pad_token_id
             if attention_mask is None:
                 attention_mask = mask_of_padding(input_ids, begin, pad)
             input_ids, attention_mask = with_begin_token(input_ids, attention_mask, begin)
@@ -87,27 +90,17 @@ class ITuningGenerationMixin(GenerationMixin):
             **kwargs,
         )
 
-    def _begin_and_padding_token(self, generation_config: GenerationConfig | None) -> tuple[int, int]:
-        """Return the token ids of the given generation configuration, or else the model's own."""
-        own = self.generation_config
-        given = generation_config or own
-        begin = own.bos_token_id if given.bos_token_id is None else given.bos_token_id
-        return begin, own.pad_token_id if given.pad_token_id is None else given.pad_token_id
-
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse continuous batching."""
-        raise NotImplementedError(
-            "Continuous batching (generate_batch, cache_implementation='paged') is not supported: it passes "
-            "no images to the model. Use generate with a batch."
-        )
+        raise NotImplementedError("Continuous batching (paged) is not supported: use generate with a batch.")
 
     def _validate_generation_mode(
         self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
     ) -> None:
         if generation_mode not in SUPPORTED_MODES:
+            supported = [mode.value for mode in SUPPORTED_MODES]
             raise NotImplementedError(
-                f"generation mode {generation_mode.value!r} is not supported: it would need the image for "
-                f"several tokens at once. Use one of {[mode.value for mode in SUPPORTED_MODES]}."
+                f"generation mode {generation_mode.value!r} is not supported: use one of {supported}."
             )
         check_guidance(generation_config.guidance_scale)
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
@@ -118,20 +111,16 @@ class ITuningGenerationMixin(GenerationMixin):
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
         positions = self.config.text_config.max_position_embeddings
         if generation_config.max_length - 1 > positions:  # the last token is never an input
+            new = generation_config.max_length - input_ids_length
             raise ValueError(
-                f"A prompt of {input_ids_length} tokens and "
-                f"{generation_config.max_length - input_ids_length} new ones do not fit the language "
-                f"model's {positions} positions: lower max_new_tokens, or shorten the prompt."
+                f"A prompt of {input_ids_length} tokens and {new} new ones do not fit the language model's "
+                f"{positions} positions: lower max_new_tokens, or shorten the prompt."
             )
 
     def _prepare_static_cache(
         self, cache_implementation: str, batch_size: int, max_cache_len: int, *args: Any, **kwargs: Any
     ) -> StaticCache:
-        """Make each static cache as long as its own call needs.
-
-        Transformers makes it as long as the longest earlier one, so a call would change the memory use and
-        the last bits of later ones. `max_cache_len` in the generation configuration avoids recompilation.
-        """
+        """Make each static cache as long as its call needs; Transformers reuses the longest earlier one."""
         return StaticCache(
             config=self.config.text_config,
             max_cache_len=max_cache_len,
@@ -151,10 +140,8 @@ def default_generation_config(config: ITuningConfig) -> GenerationConfig:
 def check_guidance(guidance_scale: float | None) -> None:
     """Refuse classifier-free guidance."""
     if guidance_scale not in (None, 1):
-        raise NotImplementedError(
-            f"guidance_scale={guidance_scale} is not supported: Transformers computes the unguided branch by "
-            "calling the model without an image. Leave guidance_scale unset."
-        )
+        # Transformers computes the unguided branch by calling the model without an image.
+        raise NotImplementedError(f"guidance_scale={guidance_scale} is not supported: leave it unset.")
 
 
 def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: int) -> torch.Tensor:
@@ -174,20 +161,12 @@ def with_begin_token(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the begin token to each left-padded prompt that has none.
 
-    Args:
-        input_ids: Shape (rows, T); T may be 0.
-        attention_mask: 1 at tokens and 0 at padding, of the same shape.
-        bos_token_id: The begin token.
-
-    Returns:
-        Ids and mask, of shape (rows, T) if every prompt has a begin token, and (rows, T + 1) otherwise.
+    Ids and mask have shape (rows, T), where T may be 0. The results have shape (rows, T) if every prompt has
+    a begin token, and (rows, T + 1) otherwise.
     """
     rows, length = input_ids.shape
     if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
-        raise ValueError(
-            "attention_mask has padding after tokens: prompts for generation must be padded on the left, as "
-            "processor(text=[...]) does."
-        )
+        raise ValueError("attention_mask has padding after tokens: prompts must be padded on the left.")
     start = length - attention_mask.sum(dim=1)  # (rows,): the first token of each prompt
     padded = torch.cat([input_ids, input_ids.new_full((rows, 1), bos_token_id)], dim=1)  # (rows, T + 1)
     is_lacking = padded.gather(1, start[:, None]).squeeze(1) != bos_token_id  # (rows,)

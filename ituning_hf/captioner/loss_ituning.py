@@ -74,16 +74,9 @@ def pack_rows(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """Pack the rows of each image into one.
 
-    Args:
-        input_ids: Shape (num_images * k, T), image-major.
-        attention_mask: 1 at tokens, 0 at padding, of the same shape.
-        targets: The token that each position is scored against, of the same shape, -100 if there is none.
-        num_images: The number of images.
-        hidden_size: The decoder's width.
-
-    Returns:
-        Token ids, position ids and targets, each of shape (num_images, L), where L is the largest number of
-        tokens of an image; or None if packing saves nothing or is not possible.
+    `input_ids`, `attention_mask` and `targets` have shape (num_images * k, T), image-major. Returns token
+    ids, position ids and targets, each of shape (num_images, L), where L is the largest number of tokens of
+    an image; or None if packing saves nothing or is not possible.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
     if mask.shape != input_ids.shape or torch.compiler.is_compiling():  # compiled graphs have static shapes
@@ -120,10 +113,10 @@ def caption_loss(
     """Divide the sum of the token losses by the number of targets.
 
     Logits are computed only at positions that have a target, except in a compiled graph, which has static
-    shapes.
+    shapes. If the output layer is frozen, the loss is computed in chunks.
 
     Args:
-        output_layer: The language model's output layer. If it is frozen, the loss is computed in chunks.
+        output_layer: The language model's output layer.
         hidden_states: Shape (rows, T, d).
         targets: The token that each position is scored against, of shape (rows, T), -100 if there is none.
         num_items_in_batch: The divisor; by default the number of targets.

@@ -33,15 +33,13 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     i belongs to image i // k. The image is encoded once, its keys and values are projected once for each
     layer, and all its rows share them: the captions of one image in training, the beams in generation.
 
-    `__init__` builds backbones with random weights from their configurations, or takes built ones; it
-    loads nothing. Use `from_vision_text_pretrained` for a new captioner over pretrained backbones, and
-    `from_pretrained` for a saved one.
+    `__init__` loads nothing: it takes built backbones, or builds them with random weights. Use
+    `from_vision_text_pretrained` for a new captioner, and `from_pretrained` for a saved one.
 
     Args:
         config: The configuration.
-        vision_model: A built vision encoder, or an [`UnloadedVisionModel`]; its configuration becomes
-            `config.vision_config`.
-        text_model: A built language model; its configuration becomes `config.text_config`.
+        vision_model: A built encoder or an [`UnloadedVisionModel`]; sets `config.vision_config`.
+        text_model: A built language model; sets `config.text_config`.
 
     Example:
     ```python
@@ -104,11 +102,10 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     ) -> ITuningForCaptioning:
         """Build a captioner from a language model with an adapter of the PEFT method "ituning".
 
-        The frozen weights are shared with the PEFT model, the adapter's are copied.
         `ituning_hf.tuner.to_peft` converts in the other direction.
 
         Args:
-            peft_model: The PEFT model; it is not changed.
+            peft_model: The PEFT model; it is not changed. Its frozen weights are shared.
             vision_model: The vision encoder that the adapter was trained on, or its folder or Hub id.
             adapter_name: The adapter, if several are active.
 
@@ -157,11 +154,10 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         return {name: tensor for name, tensor in self.state_dict().items() if name in names}
 
     def train(self, mode: bool = True) -> ITuningForCaptioning:
-        """Set the adapters to training mode; the frozen backbones stay in evaluation mode.
+        """Set the adapters to training mode; the frozen backbones' dropout stays off.
 
-        The backbones' dropout would only disturb weights that cannot adapt to it. The decoder's layers
-        get the flag themselves, but not their modules: Transformers recomputes activations in the backward
-        pass only in layers that are in training mode.
+        The adapted layers have the flag, without their modules: Transformers recomputes activations in the
+        backward pass only in layers that are in training mode.
         """
         super().train(mode)
         self.vision_model.eval()
@@ -190,14 +186,10 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Recompute the decoder's activations in the backward pass instead of keeping them.
-
-        `use_reentrant=True` is refused: the lowest adapter would get no gradient.
-        """
+        """Recompute the decoder's activations in the backward pass instead of keeping them."""
         if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError(
-                "use_reentrant=True is not supported: the lowest adapted layer's input needs no gradient, so "
-                "its adapter would get none. Use use_reentrant=False."
+                "use_reentrant=True gives the lowest adapter no gradient: use use_reentrant=False."
             )
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
@@ -249,22 +241,20 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Args:
             pixel_values: Images, of shape (num_images, 3, image_size, image_size).
             input_ids: Text rows, of shape (num_images * k, T), image-major.
-            attention_mask: 1 at tokens, 0 at padding, of shape (num_images * k, T); with a cache, the past
-                tokens come first.
-            labels: The rows' target tokens, of shape (num_images * k, T), -100 if there is none. They are
-                shifted here: position t is scored against label t + 1.
+            attention_mask: 1 at tokens, 0 at padding, of shape (num_images * k, past tokens + T).
+            labels: Target tokens, of the shape of `input_ids`, -100 if there is none. They are shifted here:
+                position t is scored against label t + 1.
             visual_features: Replaces `pixel_values`: what `get_image_features` returned for them.
             past_key_values: The decoder's self-attention cache.
             position_ids: Shape (num_images * k, T). Counted from each row's first token by default.
             visual_key_values: Replaces both: what `project_visual` returned.
             use_cache: Whether to return a cache. Off by default in training and with labels.
-            logits_to_keep: The number of positions, from the end, whose logits are returned; 0 means all, or
-                none if there are labels.
+            logits_to_keep: The number of last positions whose logits are returned; 0 means all, or none if
+                there are labels.
             num_items_in_batch: The divisor of the summed loss: the number of label tokens of the whole
                 optimizer step. By default the number in this batch.
-            **kwargs: `label_smoothing`, the share of the target's probability that is spread over the
-                vocabulary (0 by default); and arguments of the decoder, such as `output_hidden_states` and
-                `output_attentions`.
+            **kwargs: `label_smoothing` (0 by default), and arguments of the decoder, such as
+                `output_hidden_states` and `output_attentions`.
 
         Returns:
             `loss` if there are labels, `logits` of shape (num_images * k, positions, vocab_size), and
@@ -292,12 +282,13 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
 
         needs_logits = labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)
         # Outputs other than the loss have the shape of the given rows, so those cannot be packed.
-        returns_rows = needs_logits or use_cache or past_key_values is not None or self._records_states()
+        decoder = self.config.text_config
+        returns_rows = needs_logits or use_cache or past_key_values is not None
+        returns_rows = returns_rows or decoder.output_hidden_states or decoder.output_attentions
         targets = None if labels is None else next_tokens(labels)
         packed = None
         if targets is not None and not (returns_rows or kwargs or position_ids is not None):
-            width = self.config.text_config.hidden_size
-            packed = pack_rows(input_ids, attention_mask, targets, num_images, width)
+            packed = pack_rows(input_ids, attention_mask, targets, num_images, decoder.hidden_size)
         if packed is not None:
             input_ids, position_ids, targets = packed
             embeds = self.get_input_embeddings()(input_ids)  # Transformers warns of ids without a mask
@@ -332,31 +323,20 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     ) -> torch.Tensor:
         """Return `input_ids`; refuse text rows that do not fit one another or the language model."""
         if input_ids is None:
-            raise ValueError(
-                "input_ids is None: give the text rows to score, from processor(captions=...) or "
-                "processor(text=...). To caption an image, call generate(pixel_values=...)."
-            )
+            raise ValueError("input_ids is None. To caption an image, call generate(pixel_values=...).")
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, expected (rows, tokens).")
         rows, length = input_ids.shape
         if attention_mask is not None and attention_mask.shape[0] != rows:
             raise ValueError(f"attention_mask has {attention_mask.shape[0]} rows, expected {rows}.")
         if length > (positions := self.config.text_config.max_position_embeddings):
-            raise ValueError(
-                f"input_ids has {length} tokens in a row, but the language model has only {positions} "
-                "positions: shorten the text."
-            )
+            raise ValueError(f"input_ids has rows of {length} tokens, expected at most {positions}.")
         if labels is not None and labels.shape != input_ids.shape:
             raise ValueError(
-                f"labels has shape {tuple(labels.shape)}, expected that of input_ids, {(rows, length)}. The "
+                f"labels has shape {tuple(labels.shape)}, expected that of input_ids, {(rows, length)}: the "
                 "model shifts the labels itself."
             )
         return input_ids
-
-    def _records_states(self) -> bool:
-        """Return whether every forward pass returns hidden states or attentions."""
-        config = self.config.text_config
-        return bool(config.output_hidden_states or config.output_attentions)
 
     def _visual_memory(
         self, pixel_values: torch.Tensor | None, visual_features: torch.Tensor | None
@@ -366,10 +346,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             return self.get_image_features(pixel_values)
         if visual_features is None or pixel_values is not None:
             given = "neither" if pixel_values is None else "both"
-            raise ValueError(
-                f"Got {given} of pixel_values and visual_features: give images, or the features that "
-                "get_image_features returned for them."
-            )
+            raise ValueError(f"Got {given} of pixel_values and visual_features: give one of them.")
         check_visual_features(visual_features, self.config.vision_config.hidden_size)
         return visual_features
 

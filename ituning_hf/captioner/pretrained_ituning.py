@@ -11,9 +11,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,14 @@ from transformers.utils import (
 )
 from transformers.utils.hub import resolve_revision
 
-from .configuration_ituning import ADAPTER_OPTIONS, CaptionerError, ITuningConfig, absolute_if_local
+from .configuration_ituning import (
+    ADAPTER_OPTIONS,
+    HUB_OPTIONS,
+    CaptionerError,
+    ITuningConfig,
+    absolute_if_local,
+    split_hub_options,
+)
 from .decoders_ituning import DecoderFamily, decoder_family
 from .encoders_ituning import EncoderFamily, UnloadedVisionModel, encoder_family
 
@@ -43,37 +49,26 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_ituning.ITuningForCaptioning",
 }
 # Keyword arguments that the Auto classes and pipelines pass to every model, and that have no effect here.
-_IGNORED = {
-    "trust_remote_code",
-    "code_revision",
-    "adapter_kwargs",
-    "tqdm_class",
-    "_from_auto",
-    "_from_pipeline",
-}
-_IGNORED |= {"low_cpu_mem_usage", "use_safetensors"}
+_IGNORED = {"trust_remote_code", "code_revision", "adapter_kwargs", "tqdm_class", "low_cpu_mem_usage"}
+_IGNORED |= {"use_safetensors", "_from_auto", "_from_pipeline"}
 
 # While Transformers builds a model, it changes torch's default dtype and initializers for all threads. The
 # lock is in its module because all saved captioners, each with a copy of this file, must share one lock.
 MODEL_INIT_LOCK = vars(modeling_utils).setdefault("_ituning_model_init_lock", threading.RLock())
 
 _BACKBONES = ("vision", "text")
-_HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 _FINGERPRINT_ROWS = 8
 # Names under which quantized layers, of bitsandbytes and of `ituning_hf`, keep what replaces a weight.
 _QUANTIZED = re.compile(r"\.(integers|scale|SCB|weight_format|weight\..+)$")
-_Reader = Callable[[], tuple[list[int], torch.Tensor]]
+_Rows = tuple[list[int], torch.Tensor]  # the shape and the first rows of a weight
 
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Where a frozen backbone comes from, the fingerprint of its weights, and its configuration.
+    """Where a frozen backbone comes from, the fingerprint of its weights, and its configuration."""
 
-    `name_or_path` is a Hub id or an absolute path, `revision` a commit hash if it is known.
-    """
-
-    name_or_path: str
-    revision: str | None
+    name_or_path: str  # a Hub id or an absolute path
+    revision: str | None  # a commit hash, if it is known
     fingerprint: str
     config: dict[str, Any]
 
@@ -102,53 +97,43 @@ class ITuningPreTrainedModel(PreTrainedModel):
         text_revision: str | None = None,
         dtype: str | torch.dtype | None = None,
         attn_implementation: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        **adapter_options: Any,
+        **options: Any,
     ) -> Any:
         """Build a new, untrained captioner over two frozen models.
 
         Args:
-            vision: A CLIP vision encoder or a full CLIP, as a local folder or a Hub id. An encoder given as a
+            vision: A CLIP vision encoder or a full CLIP: a local folder or a Hub id. An encoder given as a
                 [`BackboneSource`] is not loaded: the captioner takes only `visual_features`.
             text: A GPT-2 language model: a local folder or a Hub id.
             vision_revision: The encoder's revision on the Hub; stored as a commit hash if it is known.
             text_revision: The language model's revision on the Hub.
             dtype: The backbones' precision; the adapter is in fp32.
             attn_implementation: "sdpa" or "eager".
-            token: For private backbones.
-            cache_dir: Where downloads are kept.
-            local_files_only: Never download.
-            **adapter_options: `adapter_hidden_size`, `adapter_num_heads`, `adapter_scale`,
-                `adapter_layers`, `adapter_dropout`, `vision_feature_layer`; see [`ITuningConfig`].
+            **options: The adapter's options (`ADAPTER_OPTIONS`; see [`ITuningConfig`]), and `token`,
+                `cache_dir`, `local_files_only`.
 
         Returns:
             The captioner in evaluation mode. Its logits are the language model's until it is trained.
 
         Raises:
-            TypeError: if an adapter option does not exist.
+            TypeError: if an option does not exist.
             CaptionerError: if an option is out of its range, or a backbone is incomplete or not supported.
             OSError: if a backbone is not found.
         """
+        hub, adapter_options = split_hub_options(options)
         if unknown := sorted(set(adapter_options) - set(ADAPTER_OPTIONS)):
             raise TypeError(f"unknown adapter option(s) {unknown}; expected some of {list(ADAPTER_OPTIONS)}.")
-        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        encoder = (
-            vision
-            if isinstance(vision, BackboneSource)
-            else resolve_backbone("vision", vision, vision_revision, **hub)
-        )
+        if isinstance(encoder := vision, str | os.PathLike):
+            encoder = resolve_backbone("vision", encoder, vision_revision, **hub)
         decoder = resolve_backbone("text", text, text_revision, **hub)
         config = ITuningConfig(
             **encoder.config_fields("vision"), **decoder.config_fields("text"), **adapter_options
         )
         load: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype, **hub}
-        vision_model = (
-            UnloadedVisionModel(config.vision_config)
-            if encoder is vision
-            else load_pretrained_backbone("vision", encoder.name_or_path, revision=encoder.revision, **load)
-        )
+        vision_model = UnloadedVisionModel(config.vision_config)
+        if encoder is not vision:
+            name, revision = encoder.name_or_path, encoder.revision
+            vision_model = load_pretrained_backbone("vision", name, revision=revision, **load)
         text_model = load_pretrained_backbone("text", decoder.name_or_path, revision=decoder.revision, **load)
         return cls(config, vision_model, text_model).eval()
 
@@ -169,10 +154,6 @@ class ITuningPreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         revision: str | None = None,
         subfolder: str = "",
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Load a saved captioner: both backbones from where `config.json` says they are, then the adapter.
@@ -180,76 +161,65 @@ class ITuningPreTrainedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: The adapter's folder or Hub id.
             config: A configuration, or its path, to use instead of the adapter's own.
-            vision_model: The vision encoder, if it is already in memory. It is shared.
+            vision_model: The vision encoder, if it is already in memory. It is shared, and frozen.
             text_model: The language model, if it is already in memory, with or without another captioner's
-                adapters. Its modules stay as they are and its weights are shared. As with the encoder, its
-                weights no longer require gradients. (An Auto class copies it first.)
+                adapters. Its weights are shared, and frozen. (An Auto class copies it first.)
             load_vision_model: False leaves the vision encoder out; it need not exist. The captioner then
                 takes only `visual_features`, and keeps the encoder's name when it is saved.
-            dtype: Precision of all parts, such as `torch.bfloat16` or "bfloat16". By default each part
-                keeps the precision of its file.
+            dtype: Precision of all parts, such as `torch.bfloat16` or "bfloat16"; by default each file's own.
             device_map: A device, "auto", or a dictionary from module names to devices.
             attn_implementation: "sdpa" or "eager".
             quantization_config: For the language model only; the adapter is never quantized.
             generation_config: Used instead of the adapter's own.
-            output_loading_info: Also return a dictionary of missing and unexpected keys. It is always empty,
-                because such a file is refused.
+            output_loading_info: Also return a dictionary of problems; all its lists are empty.
             revision: The adapter's revision on the Hub; the backbones have their own.
             subfolder: The folder inside the repository that contains the adapter.
-            token: For private repositories, also those of the backbones.
-            cache_dir: Where downloads are kept.
-            local_files_only: Never download.
-            force_download: Download again even if the files are cached.
-            **kwargs: Fields of the configuration to override, in particular `vision_model_name_or_path` and
-                `text_model_name_or_path` for backbones that have moved.
+            **kwargs: `token`, `cache_dir`, `local_files_only`, `force_download`; and fields of the
+                configuration to override, such as `vision_model_name_or_path` and `text_model_name_or_path`
+                for backbones that have moved.
 
         Returns:
             The captioner in evaluation mode; with `output_loading_info`, a pair of it and a dictionary.
 
         Raises:
             OSError: if the adapter or a backbone is not found, or a JSON file is damaged.
-            CaptionerError: if the configuration or the adapter file cannot be used, or a backbone is not the
-                one that the adapter was trained on.
+            CaptionerError: if a file cannot be used, or a backbone is not the one used in training.
             TypeError: for an unknown keyword argument, or a backbone in memory of another class.
             ValueError: for arguments that contradict each other.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        own = {"revision": resolve_revision(name, revision, **hub), "subfolder": subfolder}
-        hub["force_download"] = force_download
-        load = {"attn_implementation": attn_implementation, "dtype": dtype}
-        for_both = load | {"device_map": device_map}
-        left_out = {"load_vision_model=False": None if load_vision_model else False}
-        check_conflicts("vision_model", vision_model, for_both | left_out)
-        check_conflicts("text_model", text_model, for_both | {"quantization_config": quantization_config})
+        hub, kwargs = split_hub_options(kwargs)
+        cache = {key: value for key, value in hub.items() if key != "force_download"}
+        own = {"revision": resolve_revision(name, revision, **cache), "subfolder": subfolder, **hub}
+        load = {"attn_implementation": attn_implementation, "dtype": dtype, "device_map": device_map}
+        if vision_model is not None and not load_vision_model:
+            raise ValueError("Got both vision_model and load_vision_model=False: give one of them.")
+        for_text = load | {"quantization_config": quantization_config}
+        for backbone, model, options in (("vision", vision_model, load), ("text", text_model, for_text)):
+            if model is not None and (given := [key for key, value in options.items() if value is not None]):
+                raise ValueError(f"Got both {backbone}_model and {given[0]}: give one of them.")
         if config is None or isinstance(config, (str, os.PathLike)):
             config, kwargs = ITuningConfig.from_pretrained(
-                name if config is None else config, return_unused_kwargs=True, **own, **hub, **kwargs
+                name if config is None else config, return_unused_kwargs=True, **own, **kwargs
             )
         if unknown := sorted(set(kwargs) - _IGNORED):
             raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
-        tensors = read_adapter_file(cached_file(name, SAFE_WEIGHTS_NAME, **own, **hub))
-        load["attn_implementation"] = attn_implementation or config._attn_implementation  # of an Auto class
-        maps = split_device_map(device_map, ("vision", "text") if load_vision_model else ("text",))
-        if vision_model is not None:
-            check_in_memory("vision", vision_model, config, **hub)
-        elif load_vision_model:
-            vision_model = load_backbone("vision", config, device_map=maps["vision"], **load, **hub)
-        if text_model is not None:
-            check_in_memory("text", text_model, config, **hub)
+        tensors = read_adapter_file(cached_file(name, SAFE_WEIGHTS_NAME, **own))
+        attention = {
+            "attn_implementation": attn_implementation or config._attn_implementation
+        }  # Auto classes'
+        if load_vision_model:
+            vision_model = load_backbone("vision", config, vision_model, hub, **load | attention)
+        is_shared = text_model is not None
+        text_model = load_backbone("text", config, text_model, hub, **for_text | attention)
+        if is_shared:
             text_model = decoder_family(config.text_config).without_adapters(text_model)
             text_model.activation_checkpointing_disable()  # another captioner may train with it
-        else:
-            load["quantization_config"] = quantization_config
-            text_model = load_backbone("text", config, device_map=maps["text"], **load, **hub)
         with torch.device("meta"):  # the adapter's tensors come from its file
             model = cls(config, vision_model or UnloadedVisionModel(config.vision_config), text_model)
         model.load_adapter_state_dict(tensors, name, dtype)
-        model.generation_config = (
-            _load_generation_config(name, model.generation_config, config.text_config, **own, **hub)
-            if generation_config is None
-            else generation_config
-        )
+        default = model.generation_config
+        model.generation_config = generation_config or _load_generation_config(name, default, **own)
         model.name_or_path = config.name_or_path = name
         info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set()}
         info |= {"mismatched_keys": set(), "error_msgs": []}
@@ -258,15 +228,12 @@ class ITuningPreTrainedModel(PreTrainedModel):
     def load_adapter_state_dict(
         self, tensors: Mapping[str, torch.Tensor], name: str, dtype: str | torch.dtype | None = None
     ) -> None:
-        """Load adapter weights strictly: all of them, and nothing else.
+        """Load adapter weights strictly: `CaptionerError` is raised if they are not exactly this captioner's.
 
         Args:
             tensors: The weights under the names of `adapter_state_dict`.
             name: Where they come from, for the error message.
             dtype: The precision to convert them to; by default they keep their own.
-
-        Raises:
-            CaptionerError: if they are not exactly this captioner's.
         """
         check_adapter_tensors(tensors, self.adapter_state_dict(), name)
         if isinstance(dtype, str):
@@ -287,17 +254,13 @@ class ITuningPreTrainedModel(PreTrainedModel):
 
         Args:
             save_directory: The folder; it is created if it does not exist.
-            state_dict: Weights to save instead of the model's own, as a distributed run gathers them. Only
-                the adapter's are taken from it.
+            state_dict: Weights whose adapter part is saved instead of the model's own, as Accelerate gathers.
             **kwargs: For `PreTrainedModel.save_pretrained`: `push_to_hub`, `repo_id`, `token` and so on.
         """
         if kwargs.get("push_to_hub"):
             check_backbones_are_public(self.config)
         if self.config.vision_model_fingerprint is None or self.config.text_model_fingerprint is None:
-            logger.warning(
-                "This captioner's backbones exist only in memory, so the saved adapter cannot be loaded. "
-                "Save both backbones, and create the captioner with from_vision_text_pretrained."
-            )
+            logger.warning("The backbones exist only in memory, so the saved adapter cannot be loaded.")
         adapter = self.adapter_state_dict()
         if state_dict is not None:
             adapter = {name: state_dict[name] for name in adapter}
@@ -313,21 +276,11 @@ class ITuningPreTrainedModel(PreTrainedModel):
             repo_id: The repository; it is created if it does not exist.
             **kwargs: For `PreTrainedModel.push_to_hub`: `private`, `commit_message`, `token` and so on.
 
-        Returns:
-            The Hub's description of the commit.
-
         Raises:
             CaptionerError: if a backbone is a local folder; nothing is uploaded.
         """
         check_backbones_are_public(self.config)
         return super().push_to_hub(repo_id, **kwargs)
-
-
-def check_conflicts(name: str, model: PreTrainedModel | None, options: dict[str, Any]) -> None:
-    """Refuse loading options for a backbone that is already in memory."""
-    given = [option for option, value in options.items() if value is not None]
-    if model is not None and given:
-        raise ValueError(f"Got both {name} and {given[0]}: a backbone in memory is used as it is. Give one.")
 
 
 # --- The adapter's files
@@ -362,8 +315,8 @@ def check_adapter_tensors(
     }
     if listed := [f"{len(keys)} {what} (first: {keys[:3]})" for what, keys in problems.items() if keys]:
         raise CaptionerError(
-            f"The adapter weights of {name!r} do not fit the configuration: {'; '.join(listed)}. The weights "
-            "and config.json must come from the same save_pretrained."
+            f"The adapter weights of {name!r} do not fit config.json, with which they must have been saved: "
+            f"{'; '.join(listed)}."
         )
 
 
@@ -372,22 +325,15 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.double().isfinite().all())
 
 
-def _load_generation_config(
-    name: str, default: GenerationConfig, text_config: Any, **kwargs: Any
-) -> GenerationConfig:
+def _load_generation_config(name: str, default: GenerationConfig, **hub: Any) -> GenerationConfig:
     """Load `generation_config.json`; `default` replaces a missing file and missing token ids."""
-    optional = {"_raise_exceptions_for_missing_entries": False}
-    if (path := cached_file(name, GENERATION_CONFIG_NAME, **kwargs, **optional)) is None:
+    path = cached_file(name, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+    if path is None:
         return default
     config = GenerationConfig.from_pretrained(os.path.dirname(path), local_files_only=True)
     for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if (value := getattr(config, field)) is None:
-            setattr(config, field, value := getattr(default, field))
-        ids = value if isinstance(value, list) else [value]
-        if not all(isinstance(i, int) and 0 <= i < text_config.vocab_size for i in ids):
-            raise CaptionerError(
-                f"{path} has {field}={value!r}, expected token ids from 0 to {text_config.vocab_size - 1}."
-            )
+        if getattr(config, field) is None:
+            setattr(config, field, getattr(default, field))
     return config
 
 
@@ -407,8 +353,8 @@ def load_backbone_config(backbone: str, name: str, **hub: Any) -> Any:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     except OSError as error:  # Transformers' message does not always name the model
         raise OSError(
-            f"The frozen {backbone} model was not found at {name!r}: {error}. If it has moved, give its new "
-            f"name or path, {backbone}_model_name_or_path=..., to from_pretrained."
+            f"The frozen {backbone} model was not found at {name!r}: {error}. If it has moved, give "
+            f"{backbone}_model_name_or_path=... to from_pretrained."
         ) from error
     if backbone == "vision":
         config = getattr(config, "vision_config", config)
@@ -419,10 +365,7 @@ def load_backbone_config(backbone: str, name: str, **hub: Any) -> Any:
 def resolve_backbone(
     backbone: str, name_or_path: str | os.PathLike[str], revision: str | None = None, **hub: Any
 ) -> BackboneSource:
-    """Find a backbone on the Hub or on disk; of its weights only a small part is read.
-
-    `backbone` is "vision" or "text"; `hub` may contain `token`, `cache_dir` and `local_files_only`.
-    """
+    """Find a "vision" or "text" backbone; `hub` may have `token`, `cache_dir`, `local_files_only`."""
     name = absolute_if_local(name_or_path)
     resolved = resolve_revision(name, revision, **hub)
     commit = getattr(resolved, "resolved", resolved)
@@ -434,27 +377,41 @@ def resolve_backbone(
     )
 
 
-def load_backbone(backbone: str, config: ITuningConfig, **kwargs: Any) -> PreTrainedModel:
-    """Load a backbone from where the configuration says it is, and check that it is the right one.
+def load_backbone(
+    backbone: str, config: ITuningConfig, model: Any, hub: dict[str, Any], device_map: Any = None, **load: Any
+) -> Any:
+    """Load a backbone from where the configuration says it is, or check `model`, which is in memory.
 
-    `kwargs` are for the backbone's own `from_pretrained`. Raises `CaptionerError` if its weights or its
-    architecture are not those that the adapter was trained on, and `OSError` if it is not found.
+    Raises `CaptionerError` if it is not the backbone that the adapter was trained on.
     """
-    hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
-    name, revision = _check_fingerprint(backbone, config, **hub)
-    model = load_pretrained_backbone(backbone, name, revision=revision, **kwargs)
-    _check_architecture(backbone, model, config, f"at {name!r}")
+    expected: Any = getattr(config, f"{backbone}_config")
+    family = backbone_family(backbone, expected)
+    if model is not None and not isinstance(model, family.model_class):
+        raise TypeError(
+            f"{backbone}_model is a {type(model).__name__}, expected a {family.model_class.__name__}."
+        )
+    name, revision = _check_fingerprint(backbone, config, hub)
+    if model is None:
+        load["device_map"] = _own_device_map(device_map, f"{backbone}_model")
+        model = load_pretrained_backbone(backbone, name, revision=revision, **load, **hub)
+    else:
+        check_weights_unchanged(backbone, model, name, revision=revision, **hub)
+    for field in family.architecture:
+        if (found := getattr(model.config, field)) != (wanted := getattr(expected, field)):
+            raise CaptionerError(
+                f"The {backbone} model has {field}={found!r}, expected {wanted!r} as in training."
+            )
     return model
 
 
 def load_pretrained_backbone(backbone: str, name: str, **kwargs: Any) -> PreTrainedModel:
     """Load a backbone by its own class; of a full CLIP, the vision part.
 
-    Attention is "sdpa" unless `kwargs` say otherwise: the stored configuration could name a remote kernel.
-    Raises `CaptionerError` for missing or misshapen weights; Transformers would initialize them randomly.
+    Missing weights raise `CaptionerError`; Transformers would initialize them randomly.
     """
-    hub = {option: kwargs[option] for option in (*_HUB_OPTIONS, "revision") if option in kwargs}
+    hub = {option: kwargs[option] for option in (*HUB_OPTIONS, "revision") if option in kwargs}
     family = backbone_family(backbone, load_backbone_config(backbone, name, **hub))
+    # The attention is always given, because the stored configuration could name a remote kernel.
     options = {"attn_implementation": "sdpa"} | {key: x for key, x in kwargs.items() if x is not None}
     with MODEL_INIT_LOCK:
         # Mismatched sizes are reported below, together with missing weights.
@@ -467,56 +424,23 @@ def load_pretrained_backbone(backbone: str, name: str, **kwargs: Any) -> PreTrai
     return model
 
 
-def check_in_memory(backbone: str, model: PreTrainedModel, config: ITuningConfig, **hub: Any) -> None:
-    """Refuse a backbone in memory that is not the one that the adapter was trained on.
-
-    If its precision is that of its file, its weights have the stored fingerprint. Otherwise they are compared
-    with the file.
-    """
-    family = backbone_family(backbone, getattr(config, f"{backbone}_config"))
-    if not isinstance(model, family.model_class):
-        expected = family.model_class.__name__
-        raise TypeError(f"{backbone}_model is a {type(model).__name__}, expected a {expected}.")
-    _check_architecture(backbone, model, config, "in memory")
-    weights = _weights_in_memory(family, model)
-    if not any(tensor.is_meta for tensor in weights.values()):
-        found = _digest({key: partial(_first_rows, tensor) for key, tensor in weights.items()})
-        if found == getattr(config, f"{backbone}_model_fingerprint"):
-            return
-    name, revision = _check_fingerprint(backbone, config, **hub)
-    check_weights_unchanged(backbone, model, name, revision=revision, **hub)
-
-
-def _check_fingerprint(backbone: str, config: ITuningConfig, **hub: Any) -> tuple[str, str | None]:
+def _check_fingerprint(backbone: str, config: ITuningConfig, hub: dict[str, Any]) -> tuple[str, str | None]:
     """Return a backbone's name and revision after checking that the weights there are the right ones."""
-    name = getattr(config, f"{backbone}_model_name_or_path")
-    revision = getattr(config, f"{backbone}_model_revision")
-    expected = getattr(config, f"{backbone}_model_fingerprint")
+    name, revision, expected = (
+        getattr(config, f"{backbone}_model_{field}") for field in ("name_or_path", "revision", "fingerprint")
+    )
     if name is None or expected is None:
         raise CaptionerError(
-            f"The configuration has {backbone}_model_name_or_path={name!r} and "
-            f"{backbone}_model_fingerprint={expected!r}, so the frozen {backbone} model cannot be loaded: "
-            "create captioners with ITuningForCaptioning.from_vision_text_pretrained(vision, text)."
+            f"The configuration has {backbone}_model_name_or_path={name!r} and {backbone}_model_fingerprint="
+            f"{expected!r}, so the backbone cannot be loaded: use from_vision_text_pretrained(vision, text)."
         )
-    found = fingerprint(backbone, name, revision=revision, **hub)
-    if found != expected:
+    if (found := fingerprint(backbone, name, revision=revision, **hub)) != expected:
         where = f"{name!r}" + (f" (revision {revision})" if revision else "")
         raise CaptionerError(
-            f"The {backbone} model at {where} is not the one this adapter was trained on: the fingerprint of "
-            f"its weights is {found}, expected {expected}. Give the right model's name or path, "
-            f"{backbone}_model_name_or_path=..., to from_pretrained."
+            f"The {backbone} model at {where} is not the one this adapter was trained on: its fingerprint is "
+            f"{found}, expected {expected}. Give the right {backbone}_model_name_or_path to from_pretrained."
         )
     return name, revision
-
-
-def _check_architecture(backbone: str, model: PreTrainedModel, config: ITuningConfig, where: str) -> None:
-    expected: Any = getattr(config, f"{backbone}_config")
-    for field in backbone_family(backbone, expected).architecture:
-        if (found := getattr(model.config, field)) != (wanted := getattr(expected, field)):
-            raise CaptionerError(
-                f"The {backbone} model {where} has {field}={found!r}, expected {wanted!r}: it is not the one "
-                "this adapter was trained on."
-            )
 
 
 def is_local(name: str) -> bool:
@@ -530,33 +454,27 @@ def is_local(name: str) -> bool:
 
 def check_backbones_are_public(config: ITuningConfig) -> None:
     """Raise `CaptionerError` if a backbone exists only on this machine."""
-    names = {
-        f"{part}_model_name_or_path": getattr(config, f"{part}_model_name_or_path") for part in _BACKBONES
-    }
+    fields = [f"{backbone}_model_name_or_path" for backbone in _BACKBONES]
+    names = {field: getattr(config, field) for field in fields}
     if local := {field: name for field, name in names.items() if name is None or is_local(name)}:
         raise CaptionerError(
-            f"Nobody else has this captioner's backbones: {local}. Load it with the same models' ids on the "
-            "Hub, from_pretrained(folder, vision_model_name_or_path=..., text_model_name_or_path=...), and "
-            "push that."
+            f"Nobody else has this captioner's backbones: {local}. Load it with ids on the Hub, "
+            "from_pretrained(folder, vision_model_name_or_path=..., text_model_name_or_path=...); push that."
         )
 
 
-def split_device_map(device_map: Any, backbones: Sequence[str] = _BACKBONES) -> dict[str, Any]:
-    """Split a device map of the captioner into one for each backbone that is loaded.
-
-    A device or a strategy such as "auto" applies to each; of a dictionary, each gets its own modules.
-    """
+def _own_device_map(device_map: Any, module: str) -> Any:
+    """Return the part of a device map that is for one backbone; a device or "auto" is for each."""
     if not isinstance(device_map, Mapping):
-        return dict.fromkeys(backbones, device_map)
-    maps: dict[str, Any] = {}
-    for backbone in backbones:
-        module = f"{backbone}_model"
-        own = {key: device for key, device in device_map.items() if f"{key}.".startswith(f"{module}.")}
-        if not own and "" not in device_map:
-            raise ValueError(f"device_map has no device for {module!r}, only for {sorted(device_map)}.")
-        names = {key.removeprefix(module).removeprefix("."): device for key, device in own.items()}
-        maps[backbone] = names or {"": device_map[""]}
-    return maps
+        return device_map
+    own = {
+        key.removeprefix(module).removeprefix("."): device
+        for key, device in device_map.items()
+        if f"{key}.".startswith(f"{module}.")
+    }
+    if not own and "" not in device_map:
+        raise ValueError(f"device_map has no device for {module!r}, only for {sorted(device_map)}.")
+    return own or {"": device_map[""]}
 
 
 # --- The fingerprint of a backbone
@@ -565,99 +483,79 @@ def split_device_map(device_map: Any, backbones: Sequence[str] = _BACKBONES) -> 
 def fingerprint(backbone: str, name: str, **hub: Any) -> str:
     """Hash the first rows of every weight of a backbone, as stored on disk, to 32 hexadecimal digits.
 
-    Only a small part of the file is read. The result does not depend on the precision or quantization in
-    which the backbone is loaded, and is the same for a full CLIP and for its vision part.
+    The result does not depend on the precision in which the backbone is loaded, and is the same for a full
+    CLIP and for its vision part.
 
     Args:
         backbone: "vision" or "text".
         name: A local folder or a Hub id.
         **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
     """
-    return _digest(_weights_on_disk(backbone, name, hub))
+    digest = hashlib.sha256()
+    for key, (shape, rows) in sorted(_read_weights(backbone, name, hub).items()):
+        digest.update(f"{key} {shape}".encode())
+        digest.update(rows.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def check_weights_unchanged(backbone: str, model: PreTrainedModel, name: str, **hub: Any) -> None:
-    """Refuse a backbone in memory whose weights are not those of the checkpoint that it was loaded from.
+    """Compare the first rows of a backbone's weights, in their precision, with those of its checkpoint.
 
-    The first rows of each weight are compared in the precision in memory; quantized weights are not compared.
+    Quantized and offloaded weights are not compared.
     """
-    in_memory = _weights_in_memory(backbone_family(backbone, model.config), model)
-    on_disk = _weights_on_disk(backbone, name, hub)
-    if added := [key for key in in_memory if key not in on_disk and not _QUANTIZED.search(key)]:
+    family = backbone_family(backbone, model.config)
+    stored = _read_weights(backbone, name, hub)
+    state = {key.removeprefix(family.weight_prefix): tensor for key, tensor in model.state_dict().items()}
+    in_memory = {
+        key: tensor
+        for key, tensor in state.items()
+        if ".adapter." not in key and not family.not_weights.search(key)
+    }
+    if added := [key for key in in_memory if key not in stored and not _QUANTIZED.search(key)]:
         raise CaptionerError(
             f"The {backbone} model in memory is not the one at {name!r}: it has {len(added)} more weights "
             f"(first: {added[:3]}). Remove what was added to it, such as a LoRA."
         )
-    for key, read in on_disk.items():
+    for key, (shape, rows) in stored.items():
         tensor = in_memory.get(key)
         if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
             continue
-        (shape, rows), (stored_shape, stored) = _first_rows(tensor), read()
-        if shape != stored_shape or not torch.equal(stored.to(tensor.dtype), rows.cpu()):
-            raise CaptionerError(
-                f"The {backbone} model in memory is not the one at {name!r}: {key} differs. If it was "
-                "trained, or something was merged into it, save it to a folder and load it from there."
-            )
+        found_shape, found = _first_rows(tensor)
+        if found_shape != shape or not torch.equal(rows.to(tensor.dtype), found.cpu()):
+            raise CaptionerError(f"The {backbone} model in memory is not the one at {name!r}: {key} differs.")
 
 
-def _digest(weights: Mapping[str, _Reader]) -> str:
-    digest = hashlib.sha256()
-    for key, read in sorted(weights.items()):
-        shape, rows = read()
-        digest.update(f"{key} {shape}".encode())
-        digest.update(rows.to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _weights_in_memory(
-    family: EncoderFamily | DecoderFamily, model: PreTrainedModel
-) -> dict[str, torch.Tensor]:
-    """Return a backbone's weights by their names on disk, without prefix and adapters."""
-    weights = {key.removeprefix(family.weight_prefix): tensor for key, tensor in model.state_dict().items()}
-    return {
-        key: tensor
-        for key, tensor in weights.items()
-        if ".adapter." not in key and not family.not_weights.search(key)
-    }
-
-
-def _weights_on_disk(backbone: str, name: str, hub: dict[str, Any]) -> dict[str, _Reader]:
-    """Return functions that read the weights; of a full CLIP those of the vision part, without prefix."""
+def _read_weights(backbone: str, name: str, hub: dict[str, Any]) -> dict[str, _Rows]:
+    """Read the first rows of a backbone's weights by name without prefix; of a full CLIP, the vision part."""
     family = backbone_family(backbone, load_backbone_config(backbone, name, **hub))
-    weights = _open_weights(name, hub)
+    weights = _read_checkpoint(name, hub)
     prefix = family.weight_prefix
-    own = {
-        key.removeprefix(prefix): read for key, read in weights.items() if key.startswith(prefix)
-    } or weights
-    if family.first_weight not in own:
-        raise CaptionerError(
-            f"The weights at {name!r} are not those of a {family.model_class.__name__}: "
-            f"{family.first_weight!r} is missing."
-        )
-    return {key: read for key, read in own.items() if not family.not_weights.search(key)}
+    if prefixed := [key for key in weights if key.startswith(prefix)]:
+        weights = {key.removeprefix(prefix): weights[key] for key in prefixed}
+    if family.first_weight not in weights:
+        raise CaptionerError(f"{name!r} is not a {family.model_class.__name__}: no {family.first_weight!r}.")
+    return {key: rows for key, rows in weights.items() if not family.not_weights.search(key)}
 
 
-def _open_weights(name: str, hub: dict[str, Any]) -> dict[str, _Reader]:
-    """Return, for each tensor, a function that reads its shape and first rows."""
-
+def _read_checkpoint(name: str, hub: dict[str, Any]) -> dict[str, _Rows]:
     def find(filename: str) -> str | None:
         return cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub)
 
-    def open_file(path: str) -> dict[str, _Reader]:
-        file = _open_safetensors(path)
-        return {key: partial(_first_rows, file.get_slice(key)) for key in file.keys()}  # noqa: SIM118
-
     if (path := find(SAFE_WEIGHTS_NAME)) is not None:
-        return open_file(path)
-    if (path := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        shards = sorted(set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values()))
-        return {
-            key: read for shard in shards for key, read in open_file(cached_file(name, shard, **hub)).items()
-        }
-    if (path := find(WEIGHTS_NAME)) is not None:
+        paths = [path]
+    elif (path := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        shards = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
+        paths = [cached_file(name, shard, **hub) for shard in sorted(shards)]
+    elif (path := find(WEIGHTS_NAME)) is not None:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: partial(_first_rows, tensor) for key, tensor in state.items()}
-    raise OSError(f"no {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} or {WEIGHTS_NAME} at {name!r}.")
+        return {key: _first_rows(tensor) for key, tensor in state.items()}
+    else:
+        raise OSError(f"no {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} or {WEIGHTS_NAME} at {name!r}.")
+    weights: dict[str, _Rows] = {}
+    for path in paths:
+        with _open_safetensors(path) as file:
+            weights |= {key: _first_rows(file.get_slice(key)) for key in file.keys()}  # noqa: SIM118
+    return weights
 
 
 def _first_rows(tensor: Any) -> tuple[list[int], torch.Tensor]:

@@ -14,14 +14,13 @@ from weakref import WeakKeyDictionary
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
-from .configuration_ituning import CaptionerError
+from .configuration_ituning import HUB_OPTIONS, CaptionerError
 from .encoders_ituning import encoder_family, pil_image_processor
 from .loss_ituning import IGNORE_INDEX
 
 logger = logging.get_logger(__name__)
 
 MAX_ASPECT_RATIO = 32
-_HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 # Settings by which Transformers would read the tokenizer from any path, or load another model.
 _FILES_ELSEWHERE = {
     PROCESSOR_NAME: {"audio_tokenizer"},
@@ -35,9 +34,8 @@ _TOKENIZER_COPIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 class ITuningProcessor(ProcessorMixin):
     r"""Prepare images, prompts and target captions for an [`ITuningForCaptioning`] model.
 
-    Images are always resized by PIL: torchvision gives slightly different pixels, and a captioner must not
-    depend on what else is installed. The orientation that a camera stores is not applied: call
-    `PIL.ImageOps.exif_transpose` or `ituning_hf.data.load_image` first.
+    Images are always resized by PIL: torchvision gives slightly different pixels. The orientation that a
+    camera stores is not applied: call `PIL.ImageOps.exif_transpose` first.
 
     Args:
         image_processor (`CLIPImageProcessorPil`): Prepares images.
@@ -48,9 +46,8 @@ class ITuningProcessor(ProcessorMixin):
     >>> from PIL import Image
     >>> from ituning_hf import ITuningProcessor
     >>> processor = ITuningProcessor.from_pretrained("my-captioner")  # doctest: +SKIP
-    >>> batch = processor(  # doctest: +SKIP
-    ...     images=[Image.new("RGB", (64, 48))], captions=[["a black square", "darkness"]]
-    ... )
+    >>> image = Image.new("RGB", (64, 48))  # doctest: +SKIP
+    >>> batch = processor(images=image, captions=[["a black square", "darkness"]])  # doctest: +SKIP
     >>> batch["pixel_values"].shape, batch["input_ids"].shape  # doctest: +SKIP
     (torch.Size([1, 3, 224, 224]), torch.Size([2, 5]))
 
@@ -59,9 +56,7 @@ class ITuningProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
         if tokenizer is not None and tokenizer.vocab_size == 0:  # Transformers reports no missing files
-            raise CaptionerError(
-                "The tokenizer is empty: tokenizer.json, or vocab.json and merges.txt, are missing."
-            )
+            raise CaptionerError("The tokenizer is empty: its files are missing (tokenizer.json).")
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         super().__init__(pil_image_processor(image_processor), tokenizer, **kwargs)
@@ -74,21 +69,18 @@ class ITuningProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: Its folder or Hub id.
-            **kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and other
-                arguments of `ProcessorMixin.from_pretrained`.
+            **kwargs: For `ProcessorMixin.from_pretrained`, such as `revision` and `token`.
 
         Raises:
             OSError: if it is not found.
             CaptionerError: if the tokenizer's files are missing, or a setting names files elsewhere.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        hub = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
+        hub = {key: kwargs[key] for key in ("revision", "subfolder", *HUB_OPTIONS) if key in kwargs}
         for file, settings in _FILES_ELSEWHERE.items():
             path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
             if path is not None and (found := settings & set(json.loads(Path(path).read_text("utf-8")))):
-                raise CaptionerError(
-                    f"{path} has {sorted(found)}, which name files elsewhere: do not use it."
-                )
+                raise CaptionerError(f"{path} has {sorted(found)}, which name files elsewhere.")
         return super().from_pretrained(name, **kwargs)
 
     def __call__(
@@ -107,7 +99,7 @@ class ITuningProcessor(ProcessorMixin):
             text: Prompts, or one prompt for all images. They get a begin token and are padded on the left.
             captions: Targets: a caption, one for each image, or a list for each image. They get a begin and
                 an end token, and are padded on the right. An image with fewer captions than the others
-                gets rows without labels, so every image has the same number of rows.
+                gets rows without labels.
             max_length: Truncate captions to this number of tokens, including begin and end token.
             return_tensors: "pt", "np", or None for lists.
             **kwargs: For the image processor.
@@ -118,16 +110,12 @@ class ITuningProcessor(ProcessorMixin):
             shape, -100 on padding.
 
         Raises:
-            ValueError: if nothing is given, or both prompts and captions, or an empty caption, or lists of
-                different lengths.
+            ValueError: if nothing or both texts are given, or an empty caption, or unequal lists.
         """
         if images is None and text is None and captions is None:
             raise ValueError("Nothing to prepare: give images, text (prompts) or captions (targets).")
         if text is not None and captions is not None:
-            raise ValueError(
-                "Got both text and captions: text is a prompt for generate, captions are training "
-                "targets; give one of them."
-            )
+            raise ValueError("Got both text (prompts) and captions (training targets): give one of them.")
         kwargs.pop("padding", None)  # passed by pipelines; rows are always padded
         if kwargs and images is None:
             raise TypeError(f"{sorted(kwargs)} apply to images, but no images are given.")
@@ -158,9 +146,7 @@ class ITuningProcessor(ProcessorMixin):
             A list of token ids for each caption.
         """
         if max_length is not None and max_length < 3:
-            raise ValueError(
-                f"max_length is {max_length}, expected 3 or more: begin token, a token, end token."
-            )
+            raise ValueError(f"max_length is {max_length}, expected 3 or more: begin, a token, end.")
         if not captions:
             return []
         if empty := [i for i, caption in enumerate(captions) if not caption.strip()]:
@@ -171,7 +157,9 @@ class ITuningProcessor(ProcessorMixin):
         return [[begin, *tokens[:room], end] for tokens in ids]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        key = tokenizer_state_key(self.tokenizer)
+        # Users change these settings after loading, and token ids depend on them.
+        backend = self.tokenizer.backend_tokenizer
+        key = f"{backend.normalizer!r} {backend.pre_tokenizer!r} {backend.get_added_tokens_decoder()!r}"
         copied_key, tokenizer = _TOKENIZER_COPIES.get(self.tokenizer, (None, None))
         if copied_key != key:
             tokenizer = copy.deepcopy(self.tokenizer)
@@ -202,8 +190,7 @@ class ITuningProcessor(ProcessorMixin):
             groups = [list(group) for group in captions]
         if num_images is not None and len(groups) != num_images:
             raise ValueError(
-                f"captions has {len(groups)} entries for {num_images} images: give one caption, or one "
-                "list of captions, for each image."
+                f"captions has {len(groups)} entries for {num_images} images: give one, or a list, for each."
             )
         if not any(groups):
             raise ValueError("captions are all empty lists: give at least one caption.")
@@ -222,10 +209,9 @@ class ITuningProcessor(ProcessorMixin):
         """Combine the image processor of a vision encoder with the tokenizer of a language model.
 
         Args:
-            vision: A CLIP's folder or Hub id. If it was saved without an image processor, the default of its
-                family is used, with a warning.
+            vision: A CLIP's folder or Hub id. Without an image processor, the default is used.
             text: A GPT-2's folder or Hub id.
-            vision_revision: The CLIP's revision on the Hub, such as a captioner's `vision_model_revision`.
+            vision_revision: The CLIP's revision on the Hub.
             text_revision: The GPT-2's revision on the Hub.
             **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
         """
@@ -234,19 +220,10 @@ class ITuningProcessor(ProcessorMixin):
         return cls(image_processor, tokenizer)
 
 
-def tokenizer_state_key(tokenizer: Any) -> str:
-    """Describe the settings of a tokenizer that users change after loading and that token ids depend on."""
-    backend = tokenizer.backend_tokenizer
-    return f"{backend.normalizer!r} {backend.pre_tokenizer!r} {backend.get_added_tokens_decoder()!r}"
-
-
 def load_image_processor(
     vision: str | os.PathLike[str], revision: str | None = None, **hub_kwargs: Any
 ) -> Any:
-    """Load the image processor of a vision encoder.
-
-    An encoder saved without one gets its family's default at the encoder's image size, with a warning.
-    """
+    """Load the image processor of a vision encoder; without one, warn and use its family's default."""
     hub_kwargs["revision"] = revision or "main"
     config = AutoConfig.from_pretrained(vision, trust_remote_code=False, **hub_kwargs)
     config = getattr(config, "vision_config", config)  # of a full CLIP
@@ -260,11 +237,7 @@ def load_image_processor(
 
 
 def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFeature:
-    """Call an image processor; first crop the parts of extremely long images that it would discard.
-
-    Images are not cropped if the image processor, by its own settings or by these keyword arguments, does not
-    keep only the square in the middle.
-    """
+    """Call an image processor; first crop extremely long images if it keeps only the square in the middle."""
     is_changed = kwargs.keys() & {"do_resize", "size", "do_center_crop"}
     keeps_square = image_processor.do_resize and image_processor.do_center_crop and not is_changed
     if keeps_square and dict(image_processor.size).get("shortest_edge"):
@@ -275,10 +248,9 @@ def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFea
 def crop_extreme_aspect(images: Any) -> Any:
     """Crop the ends of PIL images that are more than 32 times as long as wide.
 
-    CLIP resizes an image's short side to the encoder's size and keeps the square in the middle. An image of
-    30,000 x 1 pixels would become 6,720,000 x 224 in between, 4.5 GB. Both ends lose the same whole number of
-    short sides, so resizing computes the middle from the same pixels: exactly if the resized length is a
-    whole number, else within three levels of grey.
+    CLIP resizes an image's short side to the encoder's size and keeps the square in the middle: 30,000 x 1
+    pixels would need 4.5 GB. Both ends lose the same whole number of short sides, so resizing computes the
+    middle from the same pixels: exactly if the resized length is a whole number, else within 3 grey levels.
     """
     if isinstance(images, (list, tuple)):
         return [crop_extreme_aspect(image) for image in images]

@@ -17,24 +17,14 @@ BEGIN, END, PAD, VOCABULARY = 0, 7, 299, 300
 
 @dataclass
 class Case:
-    """Rows of text for some images.
-
-    Args:
-        images: How many.
-        k: Rows of each.
-        layers: The adapted ones.
-        implementation: "eager" or "sdpa".
-        side: Where rows are padded.
-        lengths: The tokens of each row.
-        seed: Of all numbers.
-    """
+    """k rows of text for each image."""
 
     images: int
     k: int
     layers: list[int]
-    implementation: str
-    side: str
-    lengths: list[int]
+    implementation: str  # of attention: "eager" or "sdpa"
+    side: str  # on which rows are padded
+    lengths: list[int]  # the tokens of each row
     seed: int
 
     def captioner(self, backbones: dict[str, Path]) -> ITuningForCaptioning:

@@ -6,7 +6,6 @@ instruction set of the CPU.
 
 import math
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -359,8 +358,8 @@ def refuse(captioner: ITuningForCaptioning, error: type[Exception], message: str
 
 UNSUPPORTED = [
     ({"prompt_lookup_num_tokens": 2}, r"generation mode 'assisted_generation' is not supported"),
-    ({"guidance_scale": 2.0}, r"guidance_scale=2\.0 is not supported: .* without an image"),
-    ({"cache_implementation": "paged"}, r"Continuous batching .* is not supported.*no images"),
+    ({"guidance_scale": 2.0}, r"guidance_scale=2\.0 is not supported"),
+    ({"cache_implementation": "paged"}, r"Continuous batching .* is not supported"),
     ({"penalty_alpha": 0.6, "top_k": 4, "trust_remote_code": True}, r"mode 'contrastive_search' is not sup"),
     ({"dola_layers": "low", "trust_remote_code": True}, r"mode 'dola_generation' is not supported"),
     (
@@ -380,42 +379,35 @@ def test_refuses_an_assistant(captioner, pixel_values, backbones: dict[str, Path
     refuse(
         captioner,
         NotImplementedError,
-        r"'assisted_generation' is not supported.*Use one of \['greedy_search'",
+        r"'assisted_generation' is not supported: use one of \['greedy_search'",
         pixel_values=pixel_values[:1],
         assistant_model=assistant,
     )
 
 
-BAD_INPUT: list[tuple[Callable[[torch.Tensor], dict[str, Any]], str]] = [
-    (lambda pixels: {}, "Got neither of pixel_values and visual_features"),
+PIXELS = torch.zeros(3, 3, IMAGE_SIZE, IMAGE_SIZE).double()
+PADDED_ON_THE_RIGHT = torch.tensor([[1] * 8, [1] * 8, [1] * 7 + [0]])
+BAD_INPUT = [
+    ({}, "Got neither of pixel_values and visual_features"),
+    ({"visual_features": torch.zeros(3, 10, 14)}, r"expected \(num_images, tokens, 15\)"),
     (
-        lambda pixels: {"pixel_values": pixels, "visual_features": torch.zeros(3, 10, 15)},
-        "Got both of pixel_values and visual_features",
-    ),
-    (lambda pixels: {"visual_features": torch.zeros(3, 10, 14)}, r"expected \(num_images, tokens, 15\)"),
-    (lambda pixels: {"pixel_values": pixels[..., :-1]}, r"pixel_values has shape \(3, 3, 30, 29\)"),
-    (
-        lambda pixels: {"pixel_values": pixels, "input_ids": prompts(rows=4)},
-        "input_ids has 4 rows for 3 images: the rows must be a multiple of the images, image-major",
+        {"pixel_values": PIXELS, "input_ids": prompts(rows=4)},
+        "input_ids has 4 rows for 3 images: .* image-major",
     ),
     (
-        lambda pixels: {"pixel_values": pixels, "input_ids": prompts(), "inputs": prompts()},
-        "inputs and input_ids are two names for the prompt: give one",
+        {"pixel_values": PIXELS, "input_ids": prompts(), "inputs": prompts()},
+        "two names for the prompt: give one",
     ),
     (
-        lambda pixels: {
-            "pixel_values": pixels,
-            "input_ids": prompts(),
-            "attention_mask": torch.tensor([[1] * 8, [1] * 8, [1] * 7 + [0]]),
-        },
-        "attention_mask has padding after tokens: prompts for generation must be padded on the left",
+        {"pixel_values": PIXELS, "input_ids": prompts(), "attention_mask": PADDED_ON_THE_RIGHT},
+        "attention_mask has padding after tokens: .* padded on the left",
     ),
 ]
 
 
-@pytest.mark.parametrize(("make", "message"), BAD_INPUT)
-def test_refuses_input_that_does_not_fit(captioner, pixel_values, make, message: str):
-    refuse(captioner, ValueError, message, **make(pixel_values))
+@pytest.mark.parametrize(("inputs", "message"), BAD_INPUT)
+def test_refuses_input_that_does_not_fit(captioner, inputs: dict[str, Any], message: str):
+    refuse(captioner, ValueError, message, **inputs)
 
 
 def test_refuses_more_tokens_than_the_language_model_has_positions_for(captioner, pixel_values):

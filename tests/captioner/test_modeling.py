@@ -64,10 +64,6 @@ def test_a_new_captioner_is_the_language_model(new_captioner, language_model):
     batch = make_batch()
     found = new_captioner(batch["pixel_values"], batch["input_ids"]).logits
     assert torch.equal(found, language_model(batch["input_ids"]).logits)
-
-
-def test_a_new_captioner_is_the_language_model_under_right_padding(new_captioner, language_model):
-    batch = make_batch()
     mask = batch["attention_mask"]
     expected = language_model(batch["input_ids"], attention_mask=mask).logits
     found = new_captioner(batch["pixel_values"], batch["input_ids"], mask).logits
@@ -107,24 +103,7 @@ def test_the_image_matters_once_the_adapter_is_trained(captioner):
 def test_only_the_adapters_of_the_named_layers_are_trainable(backbones: dict[str, Path]):
     model = make_captioner(backbones, adapter_layers=[1, -1])
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainable == {
-        "text_model.transformer.h.1.adapter.q_proj.weight",
-        "text_model.transformer.h.1.adapter.q_proj.bias",
-        "text_model.transformer.h.1.adapter.k_proj.weight",
-        "text_model.transformer.h.1.adapter.k_proj.bias",
-        "text_model.transformer.h.1.adapter.v_proj.weight",
-        "text_model.transformer.h.1.adapter.v_proj.bias",
-        "text_model.transformer.h.1.adapter.out_proj.weight",
-        "text_model.transformer.h.1.adapter.out_proj.bias",
-        "text_model.transformer.h.3.adapter.q_proj.weight",
-        "text_model.transformer.h.3.adapter.q_proj.bias",
-        "text_model.transformer.h.3.adapter.k_proj.weight",
-        "text_model.transformer.h.3.adapter.k_proj.bias",
-        "text_model.transformer.h.3.adapter.v_proj.weight",
-        "text_model.transformer.h.3.adapter.v_proj.bias",
-        "text_model.transformer.h.3.adapter.out_proj.weight",
-        "text_model.transformer.h.3.adapter.out_proj.bias",
-    }
+    assert trainable == {f"text_model.transformer.h.{i}.adapter.{part}" for i in (1, 3) for part in PARTS}
     assert set(model.adapter_state_dict()) == trainable
     assert sorted(model.adapters()) == [1, 3]
 
@@ -195,16 +174,6 @@ def test_loss_is_transformers_causal_loss(captioner, num_items_in_batch):
     torch.testing.assert_close(output.loss, expected)
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
-def test_label_smoothing_is_torchs(captioner, label_smoothing: float):
-    batch = make_batch()
-    output = captioner(**batch, label_smoothing=label_smoothing, logits_to_keep=LENGTH)
-    expected = F.cross_entropy(
-        output.logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], label_smoothing=label_smoothing
-    )
-    torch.testing.assert_close(output.loss, expected)
-
-
 def test_labels_without_logits_to_keep_give_no_logits_and_no_cache(captioner):
     output = captioner(**make_batch())
     assert output.logits is None
@@ -254,15 +223,6 @@ def test_features_replace_pixels(captioner, backbones: dict[str, Path]):
 
 
 # --- Precision, attention implementations, compilation
-
-
-def test_eager_and_sdpa_agree(captioner, backbones: dict[str, Path]):
-    batch = make_batch()
-    sdpa = gradients(captioner, **batch)
-    assert captioner.config._attn_implementation == "sdpa"
-    eager = make_captioner(backbones, attn_implementation="eager")
-    assert eager.text_model.config._attn_implementation == "eager"
-    assert_all_close(gradients(eager, **batch), sdpa, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -344,7 +304,7 @@ def test_gradient_checkpointing_is_off_in_evaluation(captioner):
 
 
 def test_reentrant_checkpointing_is_refused(captioner):
-    with pytest.raises(ValueError, match="use_reentrant=True is not supported: the lowest adapted layer"):
+    with pytest.raises(ValueError, match=r"use_reentrant=True gives .* no gradient: use use_reentrant=False"):
         captioner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
 
 
@@ -437,17 +397,14 @@ BAD_INPUT = [
     ),
     ({"pixel_values": None, "visual_features": torch.zeros(10, 15)}, r"visual_features has shape \(10, 15\)"),
     ({"pixel_values": torch.zeros(3, 3, 32, 32)}, r"pixel_values has shape \(3, 3, 32, 32\)"),
-    (
-        {"pixel_values": torch.zeros(2, 3, 30, 30)},
-        "input_ids has 15 rows for 2 images: the rows must be a mul",
-    ),
+    ({"pixel_values": torch.zeros(2, 3, 30, 30)}, "input_ids has 15 rows for 2 images: .* image-major"),
     (
         {"pixel_values": None, "visual_features": torch.zeros(0, 10, 15)},
         "input_ids has 15 rows for 0 images",
     ),
-    ({"input_ids": None}, r"input_ids is None: give the text rows to score"),
+    ({"input_ids": None}, r"input_ids is None.*call generate"),
     ({"input_ids": torch.ones(15)}, r"input_ids has shape \(15,\), expected \(rows, tokens\)"),
-    ({"input_ids": torch.ones(15, 49)}, "input_ids has 49 tokens in a row, .* only 48 positions: shorten"),
+    ({"input_ids": torch.ones(15, 49)}, "input_ids has rows of 49 tokens, expected at most 48"),
     ({"attention_mask": torch.ones(1, 8)}, "attention_mask has 1 rows, expected 15"),
     ({"labels": torch.zeros(15, 7)}, r"labels has shape \(15, 7\), expected .* \(15, 8\)"),
     ({"visual_key_values": {}}, "visual_key_values replaces pixel_values and visual_features"),

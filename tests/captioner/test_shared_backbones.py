@@ -1,4 +1,4 @@
-"""Adapters put onto backbones that are in memory already, beside loading everything from its place."""
+"""Adapters loaded over backbones that are already in memory."""
 
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def test_the_adapters_come_from_the_file_and_nothing_is_drawn(saved: Path, in_me
 
 def test_a_backbone_of_another_architecture_is_refused(saved: Path, backbones: dict[str, Path]):
     text = GPT2LMHeadModel.from_pretrained(backbones["text"], n_head=11)
-    with pytest.raises(ValueError, match="text model in memory has num_attention_heads=11, expected 2"):
+    with pytest.raises(ValueError, match="text model has num_attention_heads=11, expected 2"):
         ITuningForCaptioning.from_pretrained(saved, text_model=text)
 
 

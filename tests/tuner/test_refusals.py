@@ -59,7 +59,7 @@ def test_an_image_of_another_shape_is_refused(model, image, shape: str):
 
 @pytest.mark.parametrize("image", [BaseModelOutput(last_hidden_state=IMAGES), IMAGES.numpy()])
 def test_an_image_that_is_no_tensor_is_refused(model, image):
-    message = rf"encoder_hidden_states is a {type(image).__name__}, expected a tensor: .* last_hidden_state"
+    message = rf"encoder_hidden_states is a {type(image).__name__}, expected a tensor .*last_hidden_state"
     with pytest.raises(TypeError, match=message):
         model(input_ids=ROWS, encoder_hidden_states=image)
     with pytest.raises(TypeError, match=message):
@@ -68,7 +68,7 @@ def test_an_image_that_is_no_tensor_is_refused(model, image):
 
 def test_rows_must_be_divisible_among_the_images(model):
     images = IMAGES[[0, 1, 0]]
-    message = "input_ids has 4 rows for 3 images: the rows must be a multiple"
+    message = "input_ids has 4 rows for 3 images"
     with pytest.raises(ValueError, match=message):
         model(input_ids=ROWS, encoder_hidden_states=images)
     with pytest.raises(ValueError, match=message):
@@ -98,7 +98,7 @@ def test_another_adapter_for_each_row_is_refused(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance_scale": 1.5}, "guidance_scale=1.5 is not supported: .* without an image"),
+        ({"guidance_scale": 1.5}, "guidance_scale=1.5 is not supported"),
         ({"generation_config": GenerationConfig(guidance_scale=2.0)}, "guidance_scale=2.0 is not supported"),
         ({"assistant_model": nn.Identity()}, "assistant_model is not supported"),
     ],
