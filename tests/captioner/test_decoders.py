@@ -40,7 +40,7 @@ def test_the_family_is_found_by_model_type():
 
 UNUSABLE = [
     ({"add_cross_attention": True}, "add_cross_attention is True, expected False"),
-    ({"eos_token_id": None}, "eos_token_id=None: captions need a begin and an end token"),
+    ({"eos_token_id": None}, "eos_token_id=None: captions need both"),
 ]
 
 

@@ -65,5 +65,5 @@ def test_the_default_image_processor_fits_the_encoder(encoder, backbones):
 
 
 def test_an_encoder_that_is_not_loaded_takes_no_images(encoder, pixel_values):
-    with pytest.raises(ValueError, match=r"not loaded: give visual_features .* load_vision_model=False"):
+    with pytest.raises(ValueError, match="not loaded: give visual_features"):
         UnloadedVisionModel(encoder.config)(pixel_values)
