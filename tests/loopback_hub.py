@@ -147,7 +147,6 @@ class Fault:
 
     pattern: str  # of "METHOD /path"
     status: int | None = None  # None: the connection is cut during the request's body
-    retry_after: int | None = None
     requests: list[str] = field(default_factory=list)  # the request that it answered
 
 
@@ -238,8 +237,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.connection.close()
         self.body = self.rfile.read(length)
         if fault is not None:
-            retry = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-            return self.answer(fault.status, b"{}", retry)
+            return self.answer(fault.status, b"{}")
         try:
             with self.hub.lock:
                 self.dispatch(path)
@@ -367,13 +365,7 @@ def stored_file(handler: Handler, oid: str) -> None:
 
 
 def send_file(handler: Handler, data: bytes, headers: dict[str, str]) -> None:
-    headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers
-    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
-    if wanted is None:
-        return handler.answer(200, data, headers)
-    first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
-    headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-    return handler.answer(206, data[first : last + 1], headers)
+    handler.answer(200, data, {"Content-Type": "application/octet-stream"} | headers)
 
 
 # --- Writing

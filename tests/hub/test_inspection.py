@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from small_models import make_captioner
+from small_models import edit_json, make_captioner
 
 from ituning_hf import ITuningForCaptioning, __version__
 from ituning_hf.cli.description import format_description
 from ituning_hf.hub.inspection import describe, describe_config
-from ituning_hf.hub.records import TrainingRecord, ValidationRecord, write_training_record
+from ituning_hf.hub.records import write_training_record
 from ituning_hf.inference.files import read_config
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -25,11 +25,6 @@ def saved(backbones: dict[str, Path], tmp_path: Path) -> Path:
     model.generation_config.repetition_penalty = 1.2
     model.save_pretrained(tmp_path / "captioner")
     return tmp_path / "captioner"
-
-
-def edit_config(folder: Path, **fields: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def test_the_numbers_are_the_loaded_models(saved):
@@ -89,7 +84,7 @@ def test_the_backbones(saved, backbones):
 
 
 def test_versions_generation_and_files(saved):
-    edit_config(saved, transformers_version="5.99.0")
+    edit_json(saved / "config.json", transformers_version="5.99.0")
     description = describe(saved)
     assert (description["model_type"], description["format_version"]) == ("ituning", 1)
     assert description["versions"] == {
@@ -110,26 +105,18 @@ def test_versions_generation_and_files(saved):
     assert json.loads(json.dumps(description)) == description
 
 
-def test_without_saved_settings_the_models_own_are_given(saved):
-    (saved / "generation_config.json").unlink()
-    assert describe(saved)["generation"]["max_new_tokens"] == 40
-
-
-def test_the_precision_is_the_files(captioner, tmp_path):
-    captioner.bfloat16().save_pretrained(tmp_path)
-    assert describe(tmp_path)["adapter"]["dtype"] == "bfloat16"
-
-
 def test_neither_backbones_nor_the_folders_code_are_touched(saved):
     expected = describe(saved)["parameters"]
-    edit_config(saved, vision_model_name_or_path="/gone/vision", text_model_name_or_path="/gone/text")
+    edit_json(
+        saved / "config.json", vision_model_name_or_path="/gone/vision", text_model_name_or_path="/gone/text"
+    )
     for file in saved.glob("*.py"):
         file.write_text("raise SystemExit('this code was run')")
     assert describe(saved)["parameters"] == expected
 
 
 def test_the_text_for_people(saved, backbones):
-    edit_config(saved, text_model_revision=COMMIT)
+    edit_json(saved / "config.json", text_model_revision=COMMIT)
     description = describe(saved)
     lines = format_description(description).splitlines()
     share = description["parameters"]["trainable"] / description["parameters"]["total"]
@@ -145,11 +132,6 @@ def test_the_text_for_people(saved, backbones):
     assert description == describe(saved)  # printing it left it as it was
 
 
-def test_all_layers_are_not_listed(captioner, tmp_path):
-    captioner.save_pretrained(tmp_path)
-    assert "in all 4 layers, of width 21" in format_description(describe(tmp_path))
-
-
 def test_a_captioner_of_the_hub(saved, tmp_path, monkeypatch):
     repository = tmp_path / "models--org--captioner"
     shutil.copytree(saved, repository / "snapshots" / COMMIT)
@@ -163,87 +145,42 @@ def test_a_captioner_of_the_hub(saved, tmp_path, monkeypatch):
     assert read_config("org/captioner", "v2")[0] == repository / "snapshots" / COMMIT
 
 
-def test_of_a_captioner_of_the_hub_the_files_on_this_machine_and_the_commit(saved, tmp_path):
-    lines = format_description(describe(saved) | {"name": "org/captioner", "commit": COMMIT}).splitlines()
-    assert lines[:2] == ["captioner       org/captioner", f"                at commit {COMMIT}"]
-    assert [line.split()[:2] for line in lines if line.startswith("files")] == [["files", "here"]]
-    assert "files here" not in format_description(describe(saved))
-
-
-def test_how_it_was_trained(saved):
-    record = TrainingRecord(
-        dataset="org/photos",
-        dataset_on_hub=True,
-        num_train_images=29_000,
-        eval_split="val",
-        num_eval_images=1_014,
-        step=18_120,
-        epoch=9.98765,
-        settings={"learning_rate": 0.5},
-        validation=ValidationRecord(step=18_000, scores={"loss": 2.34567}, num_scored=0),
-        versions={"torch": "2"},
-        device="CPU",
-        num_processes=1,
-    )
+def test_how_it_was_trained(saved, training):
     assert describe(saved)["training"] is None
     assert "trained on" not in format_description(describe(saved))
-    write_training_record(saved, record)
-    told = describe(saved)["training"]
-    assert told == json.loads(json.dumps(told))
-    assert (told["step"], told["validation"]["scores"], "settings" in told) == (
-        18_120,
-        {"loss": 2.34567},
-        False,
-    )
+    write_training_record(saved, training)
+    expected = json.loads((saved / "training.json").read_text())
+    del expected["settings"], expected["versions"]
+    assert describe(saved)["training"] == expected
     text = format_description(describe(saved))
-    assert "trained on      org/photos: 29,000 images, 1,014 to validate\n" in text
-    assert "                18,120 steps, epoch 9.988; loss on val 2.3457\n" in text
-    write_training_record(saved, replace(record, eval_split=None, validation=None, dataset=None))
+    assert "trained on      org/photos:small: 29,000 images, 1,014 to validate\n" in text
+    assert "                18,120 steps, epoch 10; loss on val 2.3457\n" in text
+    write_training_record(saved, replace(training, eval_split=None, validation=None, dataset=None))
     text = format_description(describe(saved))
     assert "trained on      images given in Python: 29,000 images\n" in text
-    assert "                18,120 steps, epoch 9.988\n" in text
+    assert "                18,120 steps, epoch 10\n" in text
 
 
 def test_a_backbone_that_is_gone_is_marked(saved, backbones):
-    edit_config(saved, text_model_name_or_path="/gone/text", vision_model_name_or_path="org/clip")
+    edit_json(
+        saved / "config.json", text_model_name_or_path="/gone/text", vision_model_name_or_path="org/clip"
+    )
     lines = format_description(describe(saved)).splitlines()
     assert "text model      /gone/text (not found)" in lines
     assert "vision model    org/clip" in lines
 
 
-def test_an_adapter_of_peft_on_the_hub(saved, tmp_path, monkeypatch):
-    repository = tmp_path / "models--org--adapter"
-    (repository / "snapshots" / COMMIT).mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    (repository / "snapshots" / COMMIT / "adapter_config.json").write_text("{}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(OSError, match="the repository holds a PEFT adapter: `ituning convert`"):
-        describe("org/adapter")
-
-
 def test_without_a_captioner(saved, backbones, tmp_path):
-    with pytest.raises(
-        OSError, match=r"no captioner at 'no/such': the folder does not exist, and as a Hub id"
-    ):
+    with pytest.raises(OSError, match=r"no captioner at 'no/such': the folder does not exist, and as a Hub"):
         describe("no/such")
-    with pytest.raises(
-        OSError, match=r"the folder has no config.json, but its subfolders \['captioner'\] do"
-    ):
+    with pytest.raises(OSError, match=r"no config.json, but its subfolders \['captioner'\] do"):
         describe(saved.parent)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(OSError, match=r"the folder has no config.json\. Give the folder"):
-        describe(tmp_path / "empty")
-    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-    with pytest.raises(OSError, match="the folder holds a PEFT adapter: `ituning convert`"):
-        describe(tmp_path / "empty")
-    (tmp_path / "empty" / "config.json").write_text("{}")
-    with pytest.raises(
-        ValueError, match="holds a model of type None, expected 'ituning': it holds a PEFT adapter"
-    ):
-        describe(tmp_path / "empty")
     with pytest.raises(ValueError, match="holds a model of type 'gpt2', expected 'ituning'"):
         describe(backbones["text"])
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text("{}")
+    with pytest.raises(OSError, match="the folder holds a PEFT adapter: `ituning convert`"):
+        describe(tmp_path / "peft")
 
 
 def test_damaged_files(saved):

