@@ -119,9 +119,8 @@ class ITuningConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from a dictionary; keyword arguments that name a field override it.
 
-        A backbone that is loaded from another path than the stored one loses the stored revision: a commit
-        of one repository has no meaning in another. The stored `attn_implementation` is ignored: it could
-        name a repository whose kernel Transformers would download and run.
+        A backbone that is loaded from another path loses the stored revision. The stored
+        `attn_implementation` is ignored: it could name a kernel that Transformers would download and run.
         """
         if (model_type := config_dict.get("model_type", cls.model_type)) != cls.model_type:
             raise CaptionerError(
@@ -162,11 +161,7 @@ def _without_attn_implementation(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_adapter(options: Any, decoder: Any) -> None:
-    """Replace the adapter options that are `None` by the decoder's sizes, and check all of them.
-
-    `options` has the fields `adapter_...` of [`ITuningConfig`]; `decoder` is the language model's
-    configuration.
-    """
+    """Replace adapter options that are `None` by the decoder's sizes, from its configuration; check all."""
     if options.adapter_hidden_size is None:
         options.adapter_hidden_size = decoder.hidden_size // 2
     if options.adapter_num_heads is None:

@@ -78,7 +78,7 @@ class DecoderFamily:
         return getattr(layer, self.attention_name).layer_idx
 
     def uses_eager_attention(self, layer: nn.Module) -> bool:
-        """Return whether attention is computed step by step and not by a fused kernel."""
+        """Return whether attention is computed without a fused kernel."""
         return getattr(layer, self.attention_name).config._attn_implementation == "eager"
 
     def ffn_norm(self, layer: nn.Module) -> Any:
@@ -105,13 +105,11 @@ class DecoderFamily:
 class AdaptedLayer(nn.Module):
     """A frozen decoder layer with an adapter in parallel to its feed-forward network.
 
-    A family's adapted layer class inherits from this class and from the family's own layer class:
-    Transformers recognizes layers by their class to record hidden states, and wraps `forward` for gradient
-    checkpointing when a subclass is defined. The layer takes the modules of a loaded layer under their own
-    names, so the names of weights do not change.
+    A family's adapted layer class also inherits from the family's own layer class: Transformers recognizes
+    layers by their class to record hidden states, and wraps `forward` for gradient checkpointing when a
+    subclass is defined. The layer takes the modules of a loaded layer, so the names of weights do not change.
 
-    The keys and values of the images come with every call, as a keyword argument that the decoder passes to
-    all its layers. No module keeps them, so threads can share one model.
+    The keys and values of the images come with every call, and no module keeps them: threads share a model.
     """
 
     family: DecoderFamily

@@ -145,10 +145,7 @@ def check_guidance(guidance_scale: float | None) -> None:
 
 
 def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: int) -> torch.Tensor:
-    """Return a mask, of shape (rows, T), in which padding tokens at the start of a prompt are padding.
-
-    If one token serves as padding and begin token, as in GPT-2, the last of them is the begin token.
-    """
+    """Return the mask of left-padded prompts; the last padding token is the begin token if they are equal."""
     is_padding = (input_ids == pad_token_id).long().cumprod(dim=1)  # (rows, T)
     if pad_token_id == bos_token_id:
         next_is_padding = torch.cat([is_padding[:, 1:], torch.zeros_like(is_padding[:, :1])], dim=1)

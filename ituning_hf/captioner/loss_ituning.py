@@ -57,10 +57,7 @@ def next_tokens(labels: torch.Tensor) -> torch.Tensor:
 
 
 def positions_from_mask(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Return the last `length` positions, counted from each row's first token: (rows, length).
-
-    Padding on the left does not shift them. The mask has shape (rows, past length + length).
-    """
+    """Return the last `length` positions, counted from each row's first token: (rows, length)."""
     positions = attention_mask.long().cumsum(dim=-1) - 1  # (rows, past length + length)
     return positions.clamp(min=0)[:, -length:]
 
@@ -149,11 +146,7 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
 
 
 class _ChunkedSum(torch.autograd.Function):
-    """A sum over positions whose gradient is computed in the forward pass, chunk by chunk.
-
-    Only the gradient of the hidden states is kept for the backward pass. It is 65 times smaller than the
-    logits of GPT-2's vocabulary.
-    """
+    """A sum over positions whose gradient is computed in the forward pass, chunk by chunk, and kept."""
 
     @staticmethod
     def forward(

@@ -367,8 +367,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
 
         Returns:
-            Shape (num_images * k, adapted layers, h, T, N), the lowest layer first. Each row over N sums
-            to one; token 0 of N is the class token.
+            Shape (num_images * k, adapted layers, h, T, N); the lowest layer and the class token come first.
         """
         attentions: dict[int, torch.Tensor] = {}
         self(
