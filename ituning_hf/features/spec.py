@@ -193,7 +193,7 @@ def read_spec(folder: Path) -> FeatureSpec:
     path = folder / STORE_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} is no store of features: it has no {STORE_FILE}. `ituning features build` makes one"
+            f"{folder} is not a store of features: it has no {STORE_FILE}. `ituning features build` makes one"
         )
     content = read_json(path)
     try:

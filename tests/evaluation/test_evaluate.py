@@ -239,7 +239,7 @@ def test_stored_features_replace_images_and_vision_encoder(
     options = {"vision_model": backbones["vision"], "storage": "float32", "num_workers": 0}
     build_features(images[:-1], tmp_path / "some", **options)
     assert evaluate(features=tmp_path / "some") == 2
-    assert "no features of 1 of the 7 images (test/6.png)" in capsys.readouterr().err
+    assert "no features of 1 of the 7 images ('test/6.png')" in capsys.readouterr().err
     build_features(images, tmp_path / "all", **options)
     for path in (photos / "test").glob("*.png"):
         path.unlink()

@@ -95,7 +95,7 @@ def test_info_and_unreadable_images(run: Run, folder: Path, photos: Path, backbo
         f"                {store.unreadable['val/1.bmp']}",
     ]
     assert main(["features", "info", str(photos)]) == 2
-    assert "is no store of features" in capsys.readouterr().err
+    assert "is not a store of features" in capsys.readouterr().err
 
 
 def test_exit_codes_of_errors(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch):

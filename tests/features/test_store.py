@@ -54,7 +54,7 @@ def test_bytes_of_an_image():
     ("text", "problem"), [("", "is not JSON"), ("[]", "is damaged"), ('{"storage": "int8"}', "is damaged")]
 )
 def test_a_damaged_spec_is_refused(tmp_path: Path, text: str, problem: str):
-    with pytest.raises(FileNotFoundError, match=r"is no store of features: it has no store\.json"):
+    with pytest.raises(FileNotFoundError, match=r"is not a store of features: it has no store\.json"):
         FeatureStore(tmp_path)
     (tmp_path / "store.json").write_text(text)
     with pytest.raises(UserError, match=rf"store\.json {problem}"):
