@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers.utils.versions import require_version
@@ -32,6 +34,17 @@ HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 
 class CaptionerError(ValueError):
     """A configuration, adapter file or backbone that cannot be used. The message says what to do."""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Report a malformed file, for which the libraries raise many classes, as `CaptionerError`."""
+    try:
+        yield
+    except (CaptionerError, StrictDataclassError, OSError, ImportError):
+        raise
+    except Exception as error:  # tokenizers has no narrower class
+        raise CaptionerError(f"{what} cannot be read ({type(error).__name__}: {error}).") from error
 
 
 class ITuningConfig(PreTrainedConfig):
@@ -108,7 +121,8 @@ class ITuningConfig(PreTrainedConfig):
         for name in _TEXT_FIELDS:
             if not isinstance(value := getattr(self, name), str | None):
                 raise CaptionerError(f"{name} is {value!r}, expected text or None.")
-        super().__post_init__(**kwargs)
+        with reading("vision_config or text_config"):
+            super().__post_init__(**kwargs)
         layer, depth = self.vision_feature_layer, self.vision_config.num_hidden_layers
         if not _is_int(layer) or not -depth - 1 <= layer <= depth:
             expected = f"{-depth - 1} to {depth} for an encoder of {depth} layers"

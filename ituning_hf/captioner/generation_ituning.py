@@ -9,7 +9,7 @@ from transformers import GenerationConfig, GenerationMixin, StaticCache
 from transformers.generation import GenerationMode
 
 from .adapter_ituning import check_rows
-from .configuration_ituning import ITuningConfig
+from .configuration_ituning import CaptionerError, ITuningConfig
 from .decoders_ituning import decoder_family
 
 SUPPORTED_MODES = (
@@ -112,7 +112,7 @@ class ITuningGenerationMixin(GenerationMixin):
         positions = self.config.text_config.max_position_embeddings
         if generation_config.max_length - 1 > positions:  # the last token is never an input
             new = generation_config.max_length - input_ids_length
-            raise ValueError(
+            raise CaptionerError(
                 f"A prompt of {input_ids_length} tokens and {new} new ones do not fit the language model's "
                 f"{positions} positions: lower max_new_tokens, or shorten the prompt."
             )

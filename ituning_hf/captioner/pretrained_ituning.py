@@ -36,6 +36,7 @@ from .configuration_ituning import (
     CaptionerError,
     ITuningConfig,
     absolute_if_local,
+    reading,
     split_hub_options,
 )
 from .decoders_ituning import DecoderFamily, decoder_family
@@ -204,7 +205,12 @@ class ITuningPreTrainedModel(PreTrainedModel):
             )
         if unknown := sorted(set(kwargs) - _IGNORED):
             raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
-        tensors = read_adapter_file(cached_file(name, SAFE_WEIGHTS_NAME, **own))
+        adapter_file = cached_file(
+            name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **own
+        )
+        if adapter_file is None:
+            raise OSError(f"{name!r} has no {SAFE_WEIGHTS_NAME}: give a saved captioner.")
+        tensors = read_adapter_file(adapter_file)
         attention = {
             "attn_implementation": attn_implementation or config._attn_implementation
         }  # Auto classes'
@@ -219,7 +225,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
             model = cls(config, vision_model or UnloadedVisionModel(config.vision_config), text_model)
         model.load_adapter_state_dict(tensors, name, dtype)
         default = model.generation_config
-        model.generation_config = generation_config or _load_generation_config(name, default, **own)
+        model.generation_config = generation_config or load_generation_config(name, default, **own)
         model.name_or_path = config.name_or_path = name
         info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set()}
         info |= {"mismatched_keys": set(), "error_msgs": []}
@@ -325,12 +331,17 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.double().isfinite().all())
 
 
-def _load_generation_config(name: str, default: GenerationConfig, **hub: Any) -> GenerationConfig:
+def load_generation_config(name: str, default: GenerationConfig, **hub: Any) -> GenerationConfig:
     """Load `generation_config.json`; `default` replaces a missing file and missing token ids."""
     path = cached_file(name, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub)
     if path is None:
         return default
-    config = GenerationConfig.from_pretrained(os.path.dirname(path), local_files_only=True)
+    with reading(path):
+        config = GenerationConfig.from_pretrained(os.path.dirname(path), local_files_only=True)
+    for field in ("num_beams", "max_new_tokens", "num_return_sequences"):
+        value = getattr(config, field)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise CaptionerError(f"{path} has {field}={value!r}, expected a positive integer.")
     for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(config, field) is None:
             setattr(config, field, getattr(default, field))
@@ -350,11 +361,12 @@ def load_backbone_config(backbone: str, name: str, **hub: Any) -> Any:
     try:
         if is_local(name) and not os.path.isdir(name):
             raise FileNotFoundError("there is no such folder")
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+        with reading(f"The configuration of {name!r}"):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     except OSError as error:  # Transformers' message does not always name the model
         raise OSError(
-            f"The frozen {backbone} model was not found at {name!r}: {error}. If it has moved, give "
-            f"{backbone}_model_name_or_path=... to from_pretrained."
+            f"The frozen {backbone} model was not found at {name!r}: {str(error).rstrip('.')}. If it "
+            f"has moved, give {backbone}_model_name_or_path=... to from_pretrained."
         ) from error
     if backbone == "vision":
         config = getattr(config, "vision_config", config)

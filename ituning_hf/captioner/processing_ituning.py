@@ -12,9 +12,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.utils import PROCESSOR_NAME, cached_file, logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
-from .configuration_ituning import HUB_OPTIONS, CaptionerError
+from .configuration_ituning import HUB_OPTIONS, CaptionerError, reading
 from .encoders_ituning import encoder_family, pil_image_processor
 from .loss_ituning import IGNORE_INDEX
 
@@ -73,15 +73,16 @@ class ITuningProcessor(ProcessorMixin):
 
         Raises:
             OSError: if it is not found.
-            CaptionerError: if the tokenizer's files are missing, or a setting names files elsewhere.
+            CaptionerError: if a file is damaged, or a setting names files elsewhere.
         """
         name = os.fspath(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in ("revision", "subfolder", *HUB_OPTIONS) if key in kwargs}
-        for file, settings in _FILES_ELSEWHERE.items():
-            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
-            if path is not None and (found := settings & set(json.loads(Path(path).read_text("utf-8")))):
-                raise CaptionerError(f"{path} has {sorted(found)}, which name files elsewhere.")
-        return super().from_pretrained(name, **kwargs)
+        with reading(f"The processor in {name!r}"):
+            for file, settings in _FILES_ELSEWHERE.items():
+                path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+                if path is not None and (found := settings & set(json.loads(Path(path).read_text("utf-8")))):
+                    raise CaptionerError(f"{path} has {sorted(found)}, which name files elsewhere.")
+            return super().from_pretrained(name, **kwargs)
 
     def __call__(
         self,
@@ -216,8 +217,7 @@ class ITuningProcessor(ProcessorMixin):
             **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
         """
         image_processor = load_image_processor(vision, vision_revision, **hub_kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(text, revision=text_revision or "main", **hub_kwargs)
-        return cls(image_processor, tokenizer)
+        return cls(image_processor, load_tokenizer(text, text_revision, **hub_kwargs))
 
 
 def load_image_processor(
@@ -228,12 +228,19 @@ def load_image_processor(
     config = AutoConfig.from_pretrained(vision, trust_remote_code=False, **hub_kwargs)
     config = getattr(config, "vision_config", config)  # of a full CLIP
     family = encoder_family(config)
-    try:
-        return family.image_processor_class.from_pretrained(vision, **hub_kwargs)
-    except OSError:
+    optional = {"_raise_exceptions_for_missing_entries": False, **hub_kwargs}
+    if not any(cached_file(vision, name, **optional) for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         size = config.image_size
         logger.warning(f"{vision} has no image processor; using the default for {size} pixels.")
         return family.image_processor(size)
+    with reading(f"The image processor of {vision}"):
+        return family.image_processor_class.from_pretrained(vision, **hub_kwargs)
+
+
+def load_tokenizer(text: str | os.PathLike[str], revision: str | None = None, **hub_kwargs: Any) -> Any:
+    """Load the tokenizer of a language model."""
+    with reading(f"The tokenizer of {text}"):
+        return AutoTokenizer.from_pretrained(text, revision=revision or "main", **hub_kwargs)
 
 
 def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFeature:
@@ -302,5 +309,6 @@ __all__ = [
     "caption_rows",
     "crop_extreme_aspect",
     "load_image_processor",
+    "load_tokenizer",
     "prepare_images",
 ]

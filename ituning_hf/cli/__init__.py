@@ -49,7 +49,7 @@ Options may be spelt with hyphens (--dry-run) and may be given in a YAML file
 of an error.
 """
 # The captioner's errors name the argument of `from_pretrained`; a command has an option for it.
-_IN_PYTHON = re.compile(r"(vision|text)_model_name_or_path=\.\.\., to from_pretrained")
+_IN_PYTHON = re.compile(r"(vision|text)_model_name_or_path=\.\.\.,? to from_pretrained")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

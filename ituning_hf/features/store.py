@@ -125,8 +125,8 @@ class FeatureStore:
         if missing := [record.name for record in records if record.name not in known]:
             raise UserError(
                 f"{self.folder} has no features of {len(missing):,} of the {len(records):,} images "
-                f"({first_names([*map(repr, missing)])}): run `ituning features build` with this data set and "
-                f"--output_dir {self.folder}, which adds the missing ones"
+                f"({first_names([*map(repr, missing)])}): run `ituning features build` with this data set "
+                f"and --output_dir {self.folder}, which adds the missing ones"
             )
         self.require_unchanged(records)
 

@@ -10,14 +10,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 from transformers import __version__ as transformers_version
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from .._version import __version__
 from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..captioner.pretrained_ituning import check_adapter_tensors, read_adapter_file
+from ..captioner.pretrained_ituning import check_adapter_tensors, load_generation_config, read_adapter_file
 from ..inference.files import find_optional, read_config
 from .records import TRAINING_FILE, read_training_record
 
@@ -135,9 +134,7 @@ def _describe_backbone(kind: str, config: ITuningConfig, model: ITuningForCaptio
 
 
 def _generation_settings(name: str, revision: str | None, model: ITuningForCaptioning) -> dict[str, Any]:
-    settings = model.generation_config
-    if find_optional(name, GENERATION_CONFIG_NAME, revision) is not None:
-        settings = GenerationConfig.from_pretrained(name, revision=revision)
+    settings = load_generation_config(name, model.generation_config, revision=revision)
     return {key: value for key, value in settings.to_diff_dict().items() if key != "transformers_version"}
 
 

@@ -147,14 +147,7 @@ def _check_captioner(
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder {os.fspath(folder)!r}: give a saved captioner.")
     description = describe(folder)  # reads the adapter and compares it with the configuration
-    try:
-        load_processor(folder)
-    except UserError:
-        raise
-    except Exception as error:  # the tokenizers library has no narrower class
-        raise UserError(
-            f"The processor in {os.fspath(folder)!r} is damaged ({error}): save it again."
-        ) from error
+    load_processor(folder)
     for kind, name in replaced.items():
         name = name or description[f"{kind}_model"]["name_or_path"]
         if name is None or is_local(name):

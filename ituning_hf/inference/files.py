@@ -68,6 +68,8 @@ def holds_peft_adapter(name: str, revision: str | None = None) -> bool:
 def _explain(name: str, revision: str | None, error: OSError) -> str:
     if holds_peft_adapter(name, revision):
         return f"{'the folder' if os.path.isdir(name) else 'the repository'} {_PEFT}"
+    if os.path.isfile(name):
+        return "it is a file, not a folder"
     if not os.path.isdir(name):
         reason = explain_hub_error(error) or str(error).rstrip(".")
         return f"the folder does not exist, and as a Hub id: {reason}"

@@ -89,8 +89,8 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
         if (explanation := explain_hub_error(error)) is not None:
             raise OSError(f"The processor of {os.fspath(name)!r} cannot be loaded: {explanation}.") from error
         raise UserError(
-            f"There is no processor in {os.fspath(name)!r} ({error}). Save it with the captioner, "
-            "processor.save_pretrained(folder), or pass it, caption(model, images, processor)."
+            f"There is no processor in {os.fspath(name)!r}: save it with the captioner, "
+            "ituning_hf.save_captioner(model, processor, folder)."
         ) from error
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS
 from ..captioner.encoders_ituning import encoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.pretrained_ituning import resolve_backbone
-from ..captioner.processing_ituning import ITuningProcessor, load_image_processor
+from ..captioner.processing_ituning import ITuningProcessor, load_image_processor, load_tokenizer
 from ..features.store import FeatureStore
 from ..inference.int8 import quantize_frozen_weights, require_cpu
 from ..utils.errors import UserError
@@ -92,7 +91,7 @@ def _load_over_backbones(
         else:
             image_processor = load_image_processor(vision, encoder.revision)
         features.require_fits(model.config, image_processor.to_dict())
-    tokenizer = AutoTokenizer.from_pretrained(text, revision=model.config.text_model_revision or "main")
+    tokenizer = load_tokenizer(text, model.config.text_model_revision)
     vocabulary = model.config.text_config.vocab_size
     if len(tokenizer) > vocabulary:
         raise UserError(

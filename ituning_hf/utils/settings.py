@@ -182,6 +182,8 @@ class _TextLoader(yaml.BaseLoader):
 
 def _read_config(path: str) -> dict[str, Any]:
     """Read a YAML file of settings, or the `run.json` of a training run, which holds them as "settings"."""
+    if not os.path.isfile(path):
+        raise UserError(f"--config {path}: there is no such file")
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_TextLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -488,7 +488,7 @@ def test_a_damaged_weights_file_is_named(
 
 def test_a_missing_adapter_file_is_named(saved: Path):
     (saved / "model.safetensors").unlink()
-    with pytest.raises(OSError, match=r"does not appear to have a file named model\.safetensors"):
+    with pytest.raises(OSError, match=r"has no model\.safetensors"):
         ITuningForCaptioning.from_pretrained(saved)
 
 

@@ -214,7 +214,7 @@ DAMAGE = [
     (lambda f: edit_json(f / "config.json", model_type="gpt2"), "model of type 'gpt2'"),
     (lambda f: (f / "config.json").unlink(), "no captioner"),
     (lambda f: (f / "processor_config.json").unlink(), "processor"),
-    (lambda f: (f / "tokenizer.json").write_text("{"), "is damaged"),
+    (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be read"),
     (lambda f: (f / "training.json").write_text("{}"), r"training\.json"),
     (lambda f: (f / "evaluation.json").write_text("{}"), r"evaluation\.json"),
 ]

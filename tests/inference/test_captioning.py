@@ -272,7 +272,7 @@ def test_a_missing_processor(captioner, saved_captioner, photographs, tmp_path):
     shutil.copytree(saved_captioner, tmp_path / "captioner")
     for name in ("processor_config.json", "tokenizer.json"):
         (tmp_path / "captioner" / name).unlink()
-    with pytest.raises(UserError, match=r"no processor in '.*captioner'.*save_pretrained"):
+    with pytest.raises(UserError, match=r"no processor in '.*captioner'.*save_captioner"):
         caption(tmp_path / "captioner", photographs)
 
 

@@ -171,7 +171,7 @@ def test_a_file_that_is_not_text_or_does_not_exist_is_named(tmp_path: Path):
     (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00seed")
     with pytest.raises(UserError, match=r"run\.yaml is not a YAML file"):
         train.parse_arguments(["--config", str(tmp_path / "run.yaml")])
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
         train.parse_arguments(["--config", "nowhere.yaml"])
 
 
