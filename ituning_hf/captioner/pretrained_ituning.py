@@ -211,9 +211,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         if adapter_file is None:
             raise OSError(f"{name!r} has no {SAFE_WEIGHTS_NAME}: give a saved captioner.")
         tensors = read_adapter_file(adapter_file)
-        attention = {
-            "attn_implementation": attn_implementation or config._attn_implementation
-        }  # Auto classes'
+        # The Auto classes store the caller's choice in the configuration.
+        attention = {"attn_implementation": attn_implementation or config._attn_implementation}
         if load_vision_model:
             vision_model = load_backbone("vision", config, vision_model, hub, **load | attention)
         is_shared = text_model is not None

@@ -33,7 +33,7 @@ class DatasetArguments:
         "the folder that the file names in a JSON file or a table are relative to",
         NOT_EMPTY,
         "FOLDER",
-        "images/ beside the file, or the file's own folder",
+        "images/ next to the file, or the file's own folder",
     )
     image_column: str | None = option(
         None,

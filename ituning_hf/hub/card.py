@@ -98,7 +98,7 @@ def write_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) ->
 
 
 def is_rendered(path: Path) -> bool:
-    """Return whether `write_card` wrote the text of a card, and nobody edited it since."""
+    """Return whether the text of a card is as `write_card` wrote it, without later edits."""
     # Reading normalises line ends, which git may have changed. Other encodings than UTF-8 are not ours.
     content = path.read_text(encoding="utf-8", errors="replace")
     signed = _SIGNED.search(content)

@@ -139,7 +139,7 @@ def missing_metadata(folder: str | os.PathLike[str]) -> list[str]:
 def _check_captioner(
     folder: str | os.PathLike[str], repo_id: str, replaced: Mapping[str, str | None]
 ) -> None:
-    """Refuse a captioner that nobody could load from the Hub; the Hub is not asked."""
+    """Refuse a captioner that others could not load from the Hub, without network access."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

@@ -6,7 +6,6 @@ same bytes as an uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from ..utils.errors import UserError
-from ..utils.files import write_text
+from ..utils.files import write_json
 from ..utils.json_files import read_json
 
 TRAINING_FILE = "training.json"
@@ -100,7 +99,7 @@ def read_training_record(folder: str | os.PathLike[str]) -> TrainingRecord | Non
 
 def write_training_record(folder: str | os.PathLike[str], record: TrainingRecord) -> None:
     """Write `training.json` into a captioner's folder."""
-    _write(Path(folder) / TRAINING_FILE, asdict(record))
+    write_json(Path(folder) / TRAINING_FILE, asdict(record))
 
 
 def read_evaluation_records(folder: str | os.PathLike[str]) -> list[EvaluationRecord]:
@@ -121,7 +120,7 @@ def read_evaluation_records(folder: str | os.PathLike[str]) -> list[EvaluationRe
 def write_evaluation_records(folder: str | os.PathLike[str], records: Sequence[EvaluationRecord]) -> None:
     """Write `evaluation.json` into a captioner's folder, in the order that the model card shows."""
     results = [asdict(record) for record in records]
-    _write(Path(folder) / EVALUATION_FILE, {"format_version": FORMAT_VERSION, "results": results})
+    write_json(Path(folder) / EVALUATION_FILE, {"format_version": FORMAT_VERSION, "results": results})
 
 
 def _read(path: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
@@ -131,7 +130,3 @@ def _read(path: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
         return build(read_json(path))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be used ({error}): correct it or remove it.") from error
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
