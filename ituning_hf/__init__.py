@@ -67,11 +67,7 @@ def _register_processor() -> None:
 
 def _register_tuner() -> None:
     try:
-        from .tuner.config import ITuningTunerConfig
-        from .tuner.model import ITuningTuner
-        from .tuner.registration import register
-
-        register(ITuningTunerConfig, ITuningTuner)
+        from .tuner import model  # noqa: F401 (its import registers the method)
     except ImportError as error:  # the captioner does not need PEFT, and PEFT must stay importable
         warnings.warn(f"The PEFT method 'ituning' is not available: {error}", stacklevel=2)
 

@@ -16,13 +16,8 @@ NOCAPS = {"val": 4, "test": 3}
 
 def make_all(root: Path) -> Path:
     """Write the data sets that the recipes read: `data/` and `photos/`."""
-    coco = [
-        {"filepath": "train2014" if split == "train" else "val2014", "cocoid": 900 + number}
-        for number, split in enumerate(_splits(COCO))
-    ]
-    write_karpathy(root / "data" / "coco", "coco", COCO, coco)
-    for name in ("flickr30k", "flickr8k"):
-        write_karpathy(root / "data" / name, name, FLICKR, [{}] * sum(FLICKR.values()), images="images")
+    for name, splits in (("coco", COCO), ("flickr30k", FLICKR), ("flickr8k", FLICKR)):
+        write_karpathy(root / "data" / name, name, splits)
     write_nocaps(root / "data" / "nocaps")
     photos = root / "photos"
     lines = [
@@ -32,27 +27,22 @@ def make_all(root: Path) -> Path:
     return root
 
 
-def write_karpathy(
-    folder: Path, name: str, splits: dict[str, int], fields: list[dict[str, Any]], images: str = ""
-) -> Path:
-    """Write `dataset_{name}.json` and its images."""
+def write_karpathy(folder: Path, name: str, splits: dict[str, int]) -> None:
+    """Write `dataset_{name}.json` and its images; COCO's are in a folder for each year and split."""
     entries = []
-    for number, (split, extra) in enumerate(zip(_splits(splits), fields, strict=True)):
-        filename = f"{extra.get('filepath', name)}_{number:012d}.jpg"
-        _save(folder / images / extra.get("filepath", "") / filename, number)
+    for number, split in enumerate(split for split, count in splits.items() for _ in range(count)):
+        images = ("train2014" if split == "train" else "val2014") if name == "coco" else "images"
+        filename = f"{images}_{number:012d}.jpg"
+        _save(folder / images / filename, number)
+        extra = {"filepath": images, "cocoid": 900 + number} if name == "coco" else {}
         sentences = [
             {"raw": text, "tokens": text.split(), "imgid": number, "sentid": 5 * number + i}
             for i, text in enumerate(_captions(number))
         ]
         sentids = [sentence["sentid"] for sentence in sentences]
-        entries.append(
-            {"filename": filename, "imgid": number, "split": split, "sentids": sentids}
-            | extra
-            | {"sentences": sentences}
-        )
-    path = folder / f"dataset_{name}.json"
-    path.write_text(json.dumps({"images": entries, "dataset": name}))
-    return path
+        entry = {"filename": filename, "imgid": number, "split": split, "sentids": sentids}
+        entries.append(entry | extra | {"sentences": sentences})
+    (folder / f"dataset_{name}.json").write_text(json.dumps({"images": entries, "dataset": name}))
 
 
 def write_nocaps(folder: Path) -> None:
@@ -80,19 +70,9 @@ def write_nocaps(folder: Path) -> None:
         (folder / files[split]).write_text(json.dumps(content))
 
 
-def _splits(counts: dict[str, int]) -> list[str]:
-    return [split for split, count in counts.items() for _ in range(count)]
-
-
 def _captions(number: int) -> list[str]:
     colour = COLOURS[number % len(COLOURS)]
-    return [
-        f"a {colour} picture",
-        f"all of it is {colour}",
-        f"{colour}",
-        f"one {colour} wall",
-        f"only {colour}",
-    ]
+    return [f"{text} {colour}" for text in ("a picture of", "all of it is", "a wall in", "only", "very")]
 
 
 def _save(path: Path, number: int) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextConfig,
     CLIPTokenizer,
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ituning_hf import ITuningForCaptioning
+from ituning_hf.captioner.encoders_ituning import CLIPFamily
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.loop import CaptionTrainer
 from ituning_hf.training.run import train
@@ -41,63 +42,37 @@ SENTENCES = ["a dog runs on the grass", "two red birds sit in a tree", "a man ri
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def make_clip(projection_dim: int, **text: Any) -> CLIPModel:
+    """Build a full CLIP with random weights."""
+    size = {"hidden_size": 14, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2}
+    parts = {"vision_config": CLIPVisionConfig(**VISION), "text_config": CLIPTextConfig(**size, **text)}
+    configs = {name: config.to_dict() for name, config in parts.items()}
+    return CLIPModel(CLIPConfig(**configs, projection_dim=projection_dim))
+
+
 def save_backbones(root: Path) -> dict[str, Path]:
     """Save small frozen models: "vision", "clip" (with the same vision part) and "text"."""
     torch.manual_seed(7)
-    clip = CLIPModel(
-        CLIPConfig(
-            vision_config=CLIPVisionConfig(**VISION).to_dict(),
-            text_config=CLIPTextConfig(
-                hidden_size=14,
-                intermediate_size=20,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                vocab_size=50,
-            ).to_dict(),
-        )
-    )
-    clip.save_pretrained(root / "clip")
+    make_clip(512, vocab_size=50).save_pretrained(root / "clip")
     CLIPVisionModel.from_pretrained(root / "clip").save_pretrained(root / "vision")
-    preparation = CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    )
     for folder in ("clip", "vision"):
-        preparation.save_pretrained(root / folder)
-
+        CLIPFamily().image_processor(IMAGE_SIZE).save_pretrained(root / folder)
     tokenizer = save_tokenizer(root / "text")
-    config = GPT2Config(
-        **TEXT,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    GPT2LMHeadModel(config).save_pretrained(root / "text")
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(GPT2Config(**TEXT, **tokens, vocab_size=len(tokenizer))).save_pretrained(root / "text")
     return {name: root / name for name in ("clip", "vision", "text")}
 
 
 def save_full_clip(folder: Path) -> Path:
-    """Save a complete CLIP with its image processor and a tokenizer of single letters."""
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    """Save a full CLIP with its image processor and a tokenizer of single letters."""
+    pieces = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
-    text = CLIPTextConfig(
-        hidden_size=14,
-        intermediate_size=20,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=len(pieces),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
     torch.manual_seed(13)
-    vision = CLIPVisionConfig(**VISION)
-    config = CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=11)
-    CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model = make_clip(11, vocab_size=len(pieces), **{name: getattr(tokenizer, name) for name in names})
+    for part in (model, CLIPFamily().image_processor(IMAGE_SIZE), tokenizer):
+        part.save_pretrained(folder)
     return folder
 
 

@@ -127,6 +127,8 @@ def run_command(words: list[str], page: str) -> None:
     line = shlex.join(words)
     if "--num_scenes" in words:  # as many as in the page take minutes
         words[words.index("--num_scenes") + 1] = "10"
+    if words[:2] == ["ituning", "train"]:
+        words += ["--num_train_epochs", "1"]
     if words[0] == "ituning" and page != PARSED_ONLY:
         assert cli.main(words[1:]) == 0, line
     elif words[:2] == ["ituning", "train"] or "examples/train.py" in words:

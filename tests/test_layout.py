@@ -5,15 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import ituning_hf
 
 PACKAGE = Path(ituning_hf.__file__).parent
-# A folder may import from its own group and from the groups before it.
+# A folder may import from itself and from the groups before its own.
 ORDER = (
-    {"captioner"},
-    {"utils"},
+    {"captioner", "utils"},
     {"data"},
     {"features"},
     {"inference"},
@@ -31,46 +28,33 @@ ALLOWED = {("captioner/modeling_ituning.py", "tuner")}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
-def imported_modules(module: str) -> Iterator[str]:
-    """Yield the absolute name of everything that a module imports, inside functions too."""
+def imported_names(module: str) -> Iterator[list[str]]:
+    """Yield the parts of every absolute name that a module imports, inside functions too."""
     parents = ["ituning_hf", *Path(module).parts[:-1]]
     for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.split(".") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = parents[: len(parents) - node.level + 1] if node.level else []
-            name = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{name}.{alias.name}" for alias in node.names)
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            yield from ([*base, alias.name] for alias in node.names)
 
 
-def imported_folders(module: str) -> set[str]:
-    names = [name.split(".") for name in imported_modules(module)]
-    folders = {parts[1] for parts in names if parts[0] == "ituning_hf" and len(parts) > 1}
-    return folders - {"_version", "__version__", "_lazy"}
+def test_every_module_is_in_a_known_folder():
+    assert {module.split("/")[0] for module in MODULES} == RANK.keys() | {"__init__.py", "_version.py"}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if "/" in module])
-def test_imports_run_in_one_direction(module: str):
-    folder = module.split("/")[0]
-    assert folder in RANK, f"{folder}/ has no place in the order of imports"
-    for imported in imported_folders(module):
-        allowed = imported == folder or (
-            RANK.get(imported, len(ORDER)) < RANK[folder] or (module, imported) in ALLOWED
-        )
-        assert allowed, f"{module} imports {imported}"
-    if folder == "utils":
-        assert "captioner" not in imported_folders(module)
+def test_imports_run_in_one_direction():
+    for module in MODULES:
+        folder = module.split("/")[0]
+        imported = {name[1] for name in imported_names(module) if name[0] == "ituning_hf"} & RANK.keys()
+        later = {name for name in imported - {folder} if RANK[name] >= RANK.get(folder, len(ORDER))}
+        assert {(module, name) for name in later} <= ALLOWED
 
 
-def test_only_these_modules_lie_outside_the_folders():
-    assert {module for module in MODULES if "/" not in module} == {"__init__.py", "_version.py"}
-
-
-def test_the_hub_files_import_libraries_and_one_another_only():
-    files = sorted((PACKAGE / "captioner").glob("*.py"))
+def test_the_hub_files_import_only_libraries_and_one_another():
+    files = [module for module in MODULES if module.startswith("captioner/")]
     assert len(files) == 10  # nine and __init__.py
-    for path in files:
-        module = f"captioner/{path.name}"
-        names = {name.split(".")[0] for name in imported_modules(module)}
-        allowed = sys.stdlib_module_names | HUB_FILE_PACKAGES | {"ituning_hf"}
-        assert names <= allowed, module
+    allowed = sys.stdlib_module_names | HUB_FILE_PACKAGES | {"ituning_hf"}
+    wrong = [(module, name) for module in files for name in imported_names(module) if name[0] not in allowed]
+    assert wrong == []

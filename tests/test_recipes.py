@@ -1,4 +1,4 @@
-"""The shipped recipes: every line is marked and read, and each recipe runs on small data of its layout."""
+"""The shipped recipes: the source of every value is marked, and each recipe runs on small data."""
 
 import re
 import shlex
@@ -58,7 +58,7 @@ def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", [*TRAINED, "nocaps"])
-def test_every_line_is_marked_and_read(name: str) -> None:
+def test_every_value_has_a_source_and_is_read(name: str) -> None:
     lines = Path(recipe(name)).read_text().splitlines()
     settings = [MARKED_LINE.fullmatch(line) for line in lines if line and not line.startswith("#")]
     values = {match["key"]: match["value"] for match in settings if match}
@@ -71,12 +71,12 @@ def test_every_line_is_marked_and_read(name: str) -> None:
         assert read[key] in expected or float(read[key]) == float(value), key
 
 
-def test_these_are_all() -> None:
+def test_every_recipe_is_tested() -> None:
     assert sorted(path.stem for path in RECIPES.iterdir()) == sorted([*TRAINED, "nocaps"])
 
 
 @pytest.mark.parametrize("name", [*TRAINED, "nocaps"])
-def test_commands_in_the_comments_are_valid_and_belong_together(name: str, monkeypatch) -> None:
+def test_commands_in_the_comments_are_valid_and_consistent(name: str, monkeypatch) -> None:
     monkeypatch.chdir(RECIPES.parents[1])
     parsed = [(verb, PARSERS[verb](flags)) for verb, *flags in commands(name) if verb != "features"]
     (build,) = (parse_build(flags) for verb, _, *flags in commands(name) if verb == "features")
@@ -87,11 +87,8 @@ def test_commands_in_the_comments_are_valid_and_belong_together(name: str, monke
         assert [args.expected_images for _, args in parsed] == [4500, 4500, 4500, 10_600, 4500]
         return
     sizes = {args.size: args for args in runs[:4]}
-    assert [with_backbones(args).text_model for args in sizes.values()] == [
-        "gpt2",
-        "gpt2-medium",
-        "gpt2-large",
-    ]
+    text_models = [with_backbones(args).text_model for args in sizes.values()]
+    assert text_models == ["gpt2", "gpt2-medium", "gpt2-large"]
     assert [args.learning_rate for args in sizes.values()] == [5e-4, 3e-4, 2e-4]
     images = {a.per_device_train_batch_size * a.gradient_accumulation_steps for a in sizes.values()}
     assert images == {16 if name == "my_photos" else 64}
@@ -105,7 +102,7 @@ def test_commands_in_the_comments_are_valid_and_belong_together(name: str, monke
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_starts_and_the_same_command_resumes(name: str, small_data: Path, capsys) -> None:
+def test_a_recipe_trains_and_the_same_command_resumes(name: str, small_data: Path, capsys) -> None:
     command = ["train", "--config", recipe(name), *SMALL, *expected(name)]
     assert cli.main(command) == 0
     assert (small_data / "outputs" / name / "last" / "model.safetensors").is_file()
@@ -116,7 +113,7 @@ def test_training_starts_and_the_same_command_resumes(name: str, small_data: Pat
         assert "complete" in capsys.readouterr().out
 
 
-def test_stored_features_replace_the_pictures(small_data: Path) -> None:
+def test_stored_features_replace_the_images(small_data: Path) -> None:
     (build,) = (command for command in commands("coco") if command[0] == "features")
     assert cli.main([*build, "--vision_model", str(SCENE_BACKBONES / "vision")]) == 0
     assert len(FeatureStore("features/coco").names) == sum(COCO.values())

@@ -12,7 +12,6 @@ from ..captioner.adapter_ituning import ITuningAdapter, check_rows, check_visual
 from ..captioner.decoders_ituning import DECODER_FAMILIES, DecoderFamily, copy_block_state
 from ..captioner.loss_ituning import pad_lm_head_rows
 from ..utils.errors import UserError
-from .config import ITuningTunerConfig
 
 ADAPTERS = "ituning_adapter"  # the layers' attribute: part of every key on disk
 # The keys and values of the images, by layer index and adapter name.
@@ -29,13 +28,13 @@ class ITuningLayer(nn.Module, BaseTunerLayer):
     Args:
         base_layer: The frozen layer.
         adapter_name: The name of the first adapter.
-        config: The shape of the first adapter.
+        config: The [`ITuningTunerConfig`] of the first adapter.
     """
 
     adapter_layer_names = (ADAPTERS,)
     family: DecoderFamily
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: ITuningTunerConfig) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any) -> None:
         nn.Module.__init__(self)  # the family's own would build the frozen modules again
         self.base_layer = base_layer
         self.ituning_adapter = nn.ModuleDict().train(base_layer.training)
@@ -47,22 +46,21 @@ class ITuningLayer(nn.Module, BaseTunerLayer):
         """The layer's index, counted from 0 at the bottom."""
         return self.family.layer_index(self.base_layer)
 
-    def update_layer(self, adapter_name: str, config: ITuningTunerConfig) -> None:
-        """Add an adapter; the tuner then decides which adapters are active and trainable."""
+    def update_layer(self, adapter_name: str, config: Any) -> None:
+        """Add an adapter, or replace the one of that name."""
         norm = self.family.ffn_norm(self.base_layer)
         adapter = ITuningAdapter(
             hidden_size=norm.weight.shape[0],
-            vision_hidden_size=config.vision_hidden_size,  # type: ignore[arg-type]
-            adapter_hidden_size=config.adapter_hidden_size,  # type: ignore[arg-type]
-            num_heads=config.adapter_num_heads,  # type: ignore[arg-type]
+            vision_hidden_size=config.vision_hidden_size,
+            adapter_hidden_size=config.adapter_hidden_size,
+            num_heads=config.adapter_num_heads,
             scale=config.adapter_scale,
             dropout=config.adapter_dropout,
         )
         if not adapter.q_proj.weight.is_meta:  # with low_cpu_mem_usage, the checkpoint brings the tensors
             adapter.to(self.family.compute_device(self.base_layer))
         # PEFT raises this precision to fp32 unless autocast_adapter_dtype is False.
-        adapter.to(norm.weight.dtype)
-        self.ituning_adapter[adapter_name] = adapter.train(self.training)
+        self.ituning_adapter[adapter_name] = adapter.to(norm.weight.dtype).train(self.training)
 
     def active(self) -> dict[str, ITuningAdapter]:
         """Return the active adapters by name; none while adapters are disabled."""
@@ -106,25 +104,20 @@ for _family in DECODER_FAMILIES.values():
         _name, (ITuningLayer, _family.layer_class), {"family": _family, "__module__": __name__}
     )
 
-
-def find_layers(model: nn.Module) -> list[ITuningLayer]:
-    """Return the layers of a model that hold adapters, or held some."""
-    return [module for module in model.modules() if isinstance(module, ITuningLayer)]
-
-
-def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
-    """Return the active adapters of a model by layer and name."""
-    # Two loops: torch.compile would break its graph at an assignment expression.
-    adapters = {layer.layer_idx: layer.active() for layer in find_layers(model)}
-    return {index: active for index, active in adapters.items() if active}
-
-
 _DECODER_CLASSES = tuple(family.decoder_class for family in DECODER_FAMILIES.values())
 
 
 def find_decoders(model: nn.Module) -> list[Any]:
     """Return the decoders in a model, which may be one itself."""
     return [module for module in model.modules() if isinstance(module, _DECODER_CLASSES)]
+
+
+def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
+    """Return the active adapters of a model by layer and name."""
+    # Two loops: torch.compile would break its graph at an assignment expression.
+    layers = [module for module in model.modules() if isinstance(module, ITuningLayer)]
+    adapters = {layer.layer_idx: layer.active() for layer in layers}
+    return {index: active for index, active in adapters.items() if active}
 
 
 def project_image(model: nn.Module, image: torch.Tensor) -> NamedKeyValues:
@@ -137,10 +130,17 @@ def project_image(model: nn.Module, image: torch.Tensor) -> NamedKeyValues:
     return projected
 
 
+def given_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """Return the text among a call's arguments: token ids, (rows, T), or embeddings, (rows, T, d)."""
+    for tensor in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")):
+        if tensor is not None:
+            return tensor
+    return None
+
+
 def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Replace `encoder_hidden_states`, the image, by its keys and values; a forward pre-hook."""
     image = kwargs.pop("encoder_hidden_states", None)
-    mask = kwargs.pop("encoder_attention_mask", None)
     if not active_adapters(decoder):  # disabled or deleted: the frozen language model ignores the image
         return args, kwargs
     if image is None:
@@ -148,14 +148,12 @@ def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             "encoder_hidden_states is None: give the image's features, of shape (num_images, tokens, "
             "vision_hidden_size), or run the language model alone inside model.disable_adapter()."
         )
-    if mask is not None:
-        raise UserError("encoder_attention_mask is not supported: the adapters read all tokens of an image.")
     # `generate` passes a plain dictionary of keys and values; an encoder's output is a dictionary, too.
-    key_values = image if type(image) is dict else project_image(decoder, image)
-    key, _ = next(iter(next(iter(key_values.values())).values()))
-    text = kwargs.get("input_ids")
-    text = kwargs.get("inputs_embeds") if text is None else text
-    check_rows((args[0] if text is None else text).shape[0], key.shape[0])
+    if type(image) is dict:
+        return args, kwargs | {"visual_key_values": image}
+    key_values = project_image(decoder, image)
+    text: Any = given_text(args, kwargs)
+    check_rows(text.shape[0], image.shape[0])
     return args, kwargs | {"visual_key_values": key_values}
 
 
@@ -167,17 +165,15 @@ class PaddedLMHead(nn.Linear):
         return pad_lm_head_rows(super().forward, input)
 
 
-def replace_lm_head(model: Any, old: type[nn.Linear], new: type[nn.Linear]) -> None:
-    """Replace a language model's output layer of one class by one of another class with the same weights."""
+def change_lm_head(model: Any, old: type[nn.Linear], new: type[nn.Linear]) -> None:
+    """Change the class of a language model's output layer; a layer of a third class stays as it is."""
     # PEFT takes a GPT-2 inside any module, which need not have an output layer.
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(layer) is old:
-        replacement = object.__new__(new)
-        replacement.__dict__.update(vars(layer))
-        model.set_output_embeddings(replacement)
+        layer.__class__ = new
 
 
 __all__ = [
-    *("ADAPTERS", "LAYER_CLASSES", "ITuningLayer", "NamedKeyValues", "PaddedLMHead"),
-    *("active_adapters", "find_decoders", "find_layers", "project_image", "replace_lm_head", "take_image"),
+    *("ADAPTERS", "LAYER_CLASSES", "ITuningLayer", "PaddedLMHead", "active_adapters", "change_lm_head"),
+    *("find_decoders", "given_text", "project_image", "take_image"),
 ]

@@ -1,47 +1,38 @@
-"""The tuner: it puts I-Tuning adapters into a language model."""
+"""The tuner: it puts I-Tuning adapters into a language model. Its import registers the method with PEFT."""
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType
+from aenum import extend_enum
+from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import register_peft_method
 from torch import nn
 
 from ..captioner.adapter_ituning import check_rows
-from ..captioner.configuration_ituning import absolute_if_local, resolve_adapter
+from ..captioner.configuration_ituning import resolve_adapter
 from ..captioner.decoders_ituning import DECODER_FAMILIES, decoder_family
-from ..captioner.generation_ituning import check_guidance
 from ..captioner.pretrained_ituning import fingerprint
 from ..utils.errors import UserError
+from .config import PEFT_TYPE, ITuningTunerConfig
 from .layer import (
     ADAPTERS,
     LAYER_CLASSES,
     ITuningLayer,
     PaddedLMHead,
     active_adapters,
+    change_lm_head,
     find_decoders,
-    find_layers,
+    given_text,
     project_image,
-    replace_lm_head,
     take_image,
 )
-from .registration import PEFT_TYPE
 
-# PEFT finds the keys of an adapter by its name anywhere in the key.
-_PARTS_OF_KEYS = {
-    *("base_model", "model", "base_layer", ADAPTERS),
-    *("q_proj", "k_proj", "v_proj", "out_proj", "weight", "bias"),
-    *(part for family in DECODER_FAMILIES.values() for part in family.layers_path.split(".")),
-}
-_LAYER_LISTS = sorted({family.layers_path.rpartition(".")[2] for family in DECODER_FAMILIES.values()})
-_LAYER = re.compile(rf"(?:.*\.)?(?:{'|'.join(_LAYER_LISTS)})\.(\d+)")  # a decoder layer's name in a model
-_TASKS = (TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION, None)
+_LAYER_LISTS = {family.layers_path.rpartition(".")[2] for family in DECODER_FAMILIES.values()}
 
 
 class ITuningTuner(BaseTuner):
@@ -60,12 +51,10 @@ class ITuningTuner(BaseTuner):
         model: The language model.
         peft_config: The configuration, or one for each adapter name.
         adapter_name: The adapter's name.
-        *args: Further arguments of PEFT's `BaseTuner`.
-        **kwargs: Further keyword arguments of PEFT's `BaseTuner`.
+        **kwargs: For PEFT's `BaseTuner`.
 
     Raises:
-        ValueError: for an unsupported model, or options or a name that cannot be used. The model is then
-            unchanged.
+        ValueError: for an unsupported model, or options that cannot be used. The model is then unchanged.
 
     Example:
     ```python
@@ -94,28 +83,34 @@ class ITuningTuner(BaseTuner):
         model: nn.Module,
         peft_config: PeftConfig | dict[str, PeftConfig],
         adapter_name: str,
-        *args: Any,
         **kwargs: Any,
     ) -> None:
-        # Before PEFT changes the model's own `peft_config`, which may hold that of a LoRA.
-        check_name(adapter_name, getattr(model, "peft_config", {}))
-        config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
-        check_adapter(config, model)
-        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        # PEFT next adds the configuration to those that the model already has.
+        other = getattr(model, "peft_config", {}).get(adapter_name)
+        if other is not None and other.peft_type != PEFT_TYPE:
+            raise UserError(
+                f"The model has an adapter {adapter_name!r} of another method ({type(other).__name__}): "
+                "choose another name, get_peft_model(model, config, adapter_name=...)."
+            )
+        if isinstance(model, PeftModel):
+            raise UserError(
+                "The model is a PeftModel, which would become part of the weights' names: give its base "
+                "model, get_peft_model(model.get_base_model(), ...). A LoRA stays on it."
+            )
+        super().__init__(model, peft_config, adapter_name, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter, or replace the one of that name."""
-        check_name(adapter_name, self.peft_config)
-        self.peft_config[adapter_name] = check_adapter(self.peft_config[adapter_name], model)
-        for layer in find_layers(model):
-            if adapter_name in layer.ituning_adapter:
-                del layer.ituning_adapter[adapter_name]
+        self.peft_config[adapter_name] = resolve_config(self.peft_config[adapter_name], model)
+        for module in model.modules():
+            if isinstance(module, ITuningLayer) and adapter_name in module.ituning_adapter:
+                del module.ituning_adapter[adapter_name]
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
-        match = _LAYER.fullmatch(key)
-        return match is not None and int(match[1]) in peft_config.adapter_layers
+        *_, parent, index = ("", *key.split("."))
+        return parent in _LAYER_LISTS and index.isdigit() and int(index) in peft_config.adapter_layers
 
     def _create_and_replace(  # type: ignore[override]
         self, peft_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, **_: Any
@@ -129,7 +124,7 @@ class ITuningTuner(BaseTuner):
         for decoder in find_decoders(model):
             if take_image not in decoder._forward_pre_hooks.values():
                 decoder.register_forward_pre_hook(take_image, with_kwargs=True)
-        replace_lm_head(model, nn.Linear, PaddedLMHead)
+        change_lm_head(model, nn.Linear, PaddedLMHead)
 
     def unload(self) -> nn.Module:
         """Return the language model without these adapters; adapters of other methods stay."""
@@ -139,7 +134,7 @@ class ITuningTuner(BaseTuner):
         for decoder in find_decoders(self.model):
             for key in [key for key, hook in decoder._forward_pre_hooks.items() if hook is take_image]:
                 del decoder._forward_pre_hooks[key], decoder._forward_pre_hooks_with_kwargs[key]
-        replace_lm_head(self.model, PaddedLMHead, nn.Linear)
+        change_lm_head(self.model, PaddedLMHead, nn.Linear)
         others = {name: c for name, c in self.peft_config.items() if name not in self._own_adapters()}
         if others:
             self.model.peft_config = others
@@ -181,30 +176,20 @@ class ITuningTuner(BaseTuner):
     @classmethod
     def _get_adapter_state_dict(
         cls,
-        model: nn.Module,
-        config: PeftConfig,
+        model: Any,
+        config: Any,
         adapter_name: str,
         state_dict: dict[str, torch.Tensor],
-        unwanted_adapter_names: list[str],
+        *_: Any,
+        **__: Any,
     ) -> dict[str, torch.Tensor]:
-        # PEFT would also take the weights of a LoRA of the same name, which has its own file.
-        layers = {name for name, module in model.named_modules() if isinstance(module, ITuningLayer)}
-        own = tuple(f"{name}.{ADAPTERS}.{adapter_name}." for name in layers)
-        return {key: tensor for key, tensor in state_dict.items() if key.startswith(own)}
+        # PEFT would also take the weights of a LoRA, which has its own file.
+        return {key: tensor for key, tensor in state_dict.items() if f".{ADAPTERS}.{adapter_name}." in key}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # PEFT expects the name second to last, where this adapter has the names of its modules.
         return key.replace(f".{ADAPTERS}.{adapter_name}.", f".{ADAPTERS}.")
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("adapter_names") is not None:
-            raise NotImplementedError(
-                "adapter_names (an adapter for each row) is not supported by the method 'ituning': all rows "
-                "of an image share its keys and values. Call set_adapter for each adapter's rows."
-            )
-        yield
 
     @torch.no_grad()
     def generate(
@@ -220,25 +205,16 @@ class ITuningTuner(BaseTuner):
             inputs: Prompts, left-padded, of shape (num_images * k, T), image-major; also as `input_ids`.
                 Without prompts, each image gets one text that starts with the begin token.
             encoder_hidden_states: The images, of shape (num_images, N, d_v).
-            **kwargs: For `GenerationMixin.generate`.
+            **kwargs: For `GenerationMixin.generate`. Classifier-free guidance is not supported.
 
         Raises:
             ValueError: if there is no image, the rows cannot be divided evenly among the images, or there is
                 neither a prompt nor a begin token.
-            NotImplementedError: for an assistant model and for classifier-free guidance.
         """
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
-            if kwargs.get("assistant_model") is not None:
-                raise NotImplementedError(
-                    "assistant_model is not supported: it would get this model's projected images. Use "
-                    "prompt_lookup_num_tokens, or no assistant."
-                )
-            given = kwargs.get("generation_config") or self.model.generation_config
-            check_guidance(kwargs.get("guidance_scale", given.guidance_scale))
             key_values = project_image(self.model, image)
-            prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-            prompt = next((tensor for tensor in prompts if tensor is not None), None)
+            prompt = given_text((inputs,), kwargs)
             if prompt is None:  # generation makes as many begin tokens as the mask has rows
                 kwargs["attention_mask"] = torch.ones(len(image), 1, dtype=torch.long, device=image.device)
             else:
@@ -247,59 +223,43 @@ class ITuningTuner(BaseTuner):
         return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
 
 
-def check_name(name: str, configs: Mapping[str, PeftConfig]) -> None:
-    """Refuse an adapter name that PEFT could confuse with another part of a key, or that is in use."""
-    if not name or "." in name or hasattr(nn.ModuleDict(), name) or name in _PARTS_OF_KEYS or name.isdigit():
-        raise UserError(f"adapter_name is {name!r}, a part of weight names: use another, such as 'default'.")
-    if name in configs and configs[name].peft_type != PEFT_TYPE:
-        raise UserError(
-            f"The model has an adapter {name!r} of another method ({type(configs[name]).__name__}): give the "
-            "I-Tuning adapter another name, get_peft_model(model, config, adapter_name=...)."
-        )
-
-
-def check_adapter(config: Any, model: nn.Module) -> Any:
+def resolve_config(config: Any, model: Any) -> Any:
     """Refuse an unsuitable model; return a copy of the configuration with the options that were `None`."""
-    if config.task_type not in _TASKS:
-        raise UserError(
-            f"task_type is {TaskType(config.task_type).value!r}, expected 'CAUSAL_LM', 'FEATURE_EXTRACTION' "
-            "or None: the new head of that task would be neither trained nor saved."
-        )
-    if isinstance(model, PeftModel):
-        raise UserError(
-            "The model is a PeftModel, which would become part of the weights' names: use its base model, "
-            "get_peft_model(model.get_base_model(), ...). A LoRA stays on it."
-        )
     decoders = find_decoders(model)
     if len(decoders) != 1:
         raise UserError(
             f"{type(model).__name__} contains {len(decoders)} supported decoders, expected one: give a plain "
             f"language model of type {' or '.join(DECODER_FAMILIES)}."
         )
-    decoder_family(decoders[0].config).check_config(decoders[0].config)
-    _check_fingerprint(config, model)
+    decoder = decoders[0].config
+    decoder_family(decoder).check_config(decoder)
+    name = getattr(model, "name_or_path", None)  # other modules around a language model have none
+    if config.text_model_fingerprint is not None and name:
+        commit = getattr(model.config, "_commit_hash", None)
+        with suppress(OSError):  # the checkpoint has moved since it was loaded
+            check_fingerprint("text", name, commit, config.text_model_fingerprint, local_files_only=True)
     config = copy.copy(config)
-    resolve_adapter(config, decoders[0].config)
+    resolve_adapter(config, decoder)
     return config
 
 
-def _check_fingerprint(config: Any, model: Any) -> None:
-    """Refuse a language model other than the recorded one, if the checkpoint it comes from can be read."""
-    name = getattr(model, "name_or_path", None)  # other modules around a language model have none
-    if config.text_model_fingerprint is None or not name:
-        return
-    name = absolute_if_local(name)
-    commit = getattr(model.config, "_commit_hash", None)
-    try:
-        found = fingerprint("text", name, revision=commit, local_files_only=True)
-    except OSError:  # moved since it was loaded
-        return
-    if found != config.text_model_fingerprint:
+def check_fingerprint(
+    backbone: str, name: str, revision: str | None, expected: str | None, **hub: Any
+) -> str:
+    """Return the fingerprint of a backbone's checkpoint; raise `UserError` if another one is expected."""
+    found = fingerprint(backbone, name, revision=revision, **hub)
+    if expected not in (None, found):
         raise UserError(
-            f"The language model {name!r} is not the one that this adapter was trained on: its weights have "
-            f"fingerprint {found}, expected {config.text_model_fingerprint}. To use it nevertheless, set "
-            "text_model_fingerprint of the configuration to None."
+            f"The {backbone} model {name!r} is not the one that this adapter was trained on: its fingerprint "
+            f"is {found}, expected {expected}. To use it nevertheless, set {backbone}_model_fingerprint of "
+            "the adapter's configuration to None."
         )
+    return found
 
 
-__all__ = ["ITuningTuner"]
+# PEFT's enum of methods is closed (huggingface/peft, pull request 2282), so it is extended first.
+if PEFT_TYPE not in PeftType.__members__:
+    extend_enum(PeftType, PEFT_TYPE, PEFT_TYPE)
+    register_peft_method(name=PEFT_TYPE.lower(), config_cls=ITuningTunerConfig, model_cls=ITuningTuner)
+
+__all__ = ["ITuningTuner", "check_fingerprint"]

@@ -1,6 +1,5 @@
-"""A saved captioner in processes that have neither this package nor its optional dependencies."""
+"""A saved captioner in a process that has neither this package nor its optional dependencies."""
 
-import ast
 import shutil
 import sys
 from functools import partial
@@ -31,35 +30,34 @@ from ituning_hf import ITuningConfig, ITuningForCaptioning, ITuningProcessor
 
 PACKAGE = Path(ituning_hf.__file__).parent
 
-LOAD = """
+# One process for everything: its imports take seconds.
+SCRIPT = """
 import json
 
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText
+from transformers import AutoProcessor, AutoTokenizer, pipeline
 
-folder, picture, again = sys.argv[1:]
+folder, again, without_encoder, saved_without_encoder, picture, features = sys.argv[1:]
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 image = Image.open(picture)
-batch = processor(images=[image, image.rotate(90)])
+images = [image, image.rotate(90)]
+batch = processor(images=images)
 found = {
-    "model": f"{type(model).__module__}.{type(model).__qualname__}",
     "training": model.training,
     "greedy": model.generate(**batch, max_new_tokens=9).tolist(),
     "beams": model.generate(**batch, max_new_tokens=9, num_beams=4).tolist(),
     "prompted": model.generate(**batch, **processor(text=["a dog", "a"]), max_new_tokens=5).tolist(),
     "text": processor.batch_decode(model.generate(**batch), skip_special_tokens=True),
 }
-"""
-
-ALL_AUTO_CLASSES = """
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, pipeline
-
 other = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 found["other greedy"] = other.generate(**batch, max_new_tokens=9).tolist()
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 loaded = {
+    "model": model,
     "image text": other,
     "config": config,
     "processor": processor,
@@ -69,10 +67,9 @@ loaded = {
 found["classes"] = {name: f"{type(x).__module__}.{type(x).__qualname__}" for name, x in loaded.items()}
 found["layers"] = config.adapter_layers
 captioner = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
-found["pipeline"] = [captioner(images=image, text="")[0]["generated_text"]]
-images = [image, image.rotate(90)]
 beams = {"generate_kwargs": {"num_beams": 4, "max_new_tokens": 9}}
-many = {
+outputs = {
+    "one image": captioner(images=image, text=""),
     "one text": captioner(images, text=""),
     "a text each": captioner(images, text=["", ""]),
     "batches": captioner(images, text=["", ""], batch_size=2),
@@ -80,52 +77,45 @@ many = {
     "beams in batches": captioner(images, text=["", ""], batch_size=2, **beams),
     "prompts": captioner(images, text=["a dog", "a"], batch_size=2, max_new_tokens=5),
 }
-found["many"] = {name: [output["generated_text"] for output in outputs] for name, outputs in many.items()}
+found["pipeline"] = {name: [output["generated_text"] for output in value] for name, value in outputs.items()}
 for trust in (None, False):
     try:
         AutoModel.from_pretrained(folder, trust_remote_code=trust)
     except ValueError as error:
         found[f"trust {trust}"] = str(error)
-"""
+model.save_pretrained(again)
+processor.save_pretrained(again)
 
-WITHOUT_ENCODER = """
-import json
-
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModel
-
-folder, features, again = sys.argv[1:]
-model = AutoModel.from_pretrained(folder, trust_remote_code=True, load_vision_model=False)
+model = AutoModel.from_pretrained(without_encoder, trust_remote_code=True, load_vision_model=False)
 features = load_file(features)["features"]
-found = {
-    "vision model": f"{type(model.vision_model).__module__}.{type(model.vision_model).__qualname__}",
-    "greedy": model.generate(visual_features=features, max_new_tokens=9).tolist(),
-}
+found["greedy without encoder"] = model.generate(visual_features=features, max_new_tokens=9).tolist()
 try:
     model.generate(pixel_values=torch.zeros(1, 3, 30, 30))
 except ValueError as error:
     found["refusal"] = str(error)
-model.save_pretrained(again)
-"""
-
-SAVE = """
-model.save_pretrained(again)
-processor.save_pretrained(again)
+model.save_pretrained(saved_without_encoder)
 """
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, backbones, processor) -> dict[str, Path]:
-    """A saved captioner, and a picture."""
+    """A saved captioner, one whose encoder is gone, a picture, its features, and two empty folders."""
     root = tmp_path_factory.mktemp("remote")
+    names = ("captioner", "again", "without encoder", "saved without encoder", "picture.png", "features")
+    folders = {name: root / name for name in names}
     captioner = make_captioner(backbones, adapter_layers=[1, 2, 3])
-    captioner.save_pretrained(root / "captioner")
-    processor.save_pretrained(root / "captioner")
+    captioner.save_pretrained(folders["captioner"])
+    processor.save_pretrained(folders["captioner"])
     pixels = np.random.default_rng(5).integers(0, 256, (45, 61, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(root / "picture.png")
-    names = ("captioner", "picture.png", "again", "once more")
-    return {"root": root} | {name: root / name for name in names}
+    image = Image.fromarray(pixels)
+    image.save(folders["picture.png"])
+    features = captioner.get_image_features(processor(images=[image, image.rotate(90)])["pixel_values"])
+    save_file({"features": features}, folders["features"])
+    encoder = shutil.copytree(backbones["vision"], root / "encoder")
+    moved = ITuningForCaptioning.from_pretrained(folders["captioner"], vision_model_name_or_path=encoder)
+    moved.save_pretrained(folders["without encoder"])
+    shutil.rmtree(encoder)
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -143,53 +133,37 @@ def expected(folders, processor) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def first(folders) -> dict[str, Any]:
-    """What a fresh process finds in the folder; it also saves the captioner again."""
-    script = LOAD + ALL_AUTO_CLASSES + SAVE
-    return run_fresh(script, folders["root"], folders["captioner"], folders["picture.png"], folders["again"])
-
-
-@pytest.fixture(scope="module")
-def second(first, folders) -> dict[str, Any]:
-    """What another fresh process finds in what the first one saved."""
-    return run_fresh(
-        LOAD + SAVE, folders["root"], folders["again"], folders["picture.png"], folders["once more"]
-    )
+def found(folders) -> dict[str, Any]:
+    """What a fresh process without the package finds."""
+    return run_fresh(SCRIPT, folders["captioner"].parent, *folders.values())
 
 
 # --- Without the package
 
 
-@pytest.mark.parametrize("process", ["first", "second"])
-def test_captions_are_equal_without_the_package(process: str, expected, request: pytest.FixtureRequest):
-    found = request.getfixturevalue(process)
+def test_captions_are_equal_without_the_package(found, expected):
     assert {name: found[name] for name in expected} == expected
     assert expected["greedy"][0] != expected["greedy"][1]
     assert found["training"] is False
 
 
-@pytest.mark.parametrize("process", ["first", "second"])
-def test_the_class_comes_from_the_folder(process: str, request: pytest.FixtureRequest):
-    name = request.getfixturevalue(process)["model"]
-    assert name.startswith("transformers_modules.")
-    assert name.endswith(".modeling_ituning.ITuningForCaptioning")
-
-
-def test_every_auto_class_works_without_the_package(first, expected):
-    classes = first["classes"]
-    assert classes["image text"] == first["model"]
+def test_every_auto_class_works_without_the_package(found, expected):
+    classes = found["classes"]
+    assert classes["model"].startswith("transformers_modules.")
+    assert classes["model"].endswith(".modeling_ituning.ITuningForCaptioning")
+    assert classes["image text"] == classes["model"]
     assert classes["config"].endswith(".configuration_ituning.ITuningConfig")
     assert classes["processor"].endswith(".processing_ituning.ITuningProcessor")
     assert classes["image processor"].endswith(".CLIPImageProcessorPil")
     assert classes["tokenizer"].endswith(".GPT2Tokenizer")
-    assert first["layers"] == [1, 2, 3]
-    assert first["other greedy"] == expected["greedy"]
+    assert found["layers"] == [1, 2, 3]
+    assert found["other greedy"] == expected["greedy"]
 
 
-def test_the_pipeline_works_without_the_package(first, expected, processor):
-    assert first["pipeline"] == expected["text"][:1]
+def test_the_pipeline_works_without_the_package(found, expected, processor):
     decode = partial(processor.batch_decode, skip_special_tokens=True)
-    assert first["many"] == {
+    assert found["pipeline"] == {
+        "one image": expected["text"][:1],
         "one text": expected["text"],
         "a text each": expected["text"],
         "batches": expected["text"],
@@ -200,37 +174,24 @@ def test_the_pipeline_works_without_the_package(first, expected, processor):
 
 
 @pytest.mark.parametrize("trust", [None, False])
-def test_code_is_not_run_without_trust(first, trust: bool | None):
-    assert "contains custom code which must be executed" in first[f"trust {trust}"]
-    assert "Please pass the argument `trust_remote_code=True`" in first[f"trust {trust}"]
+def test_code_is_not_run_without_trust(found, trust: bool | None):
+    assert "contains custom code which must be executed" in found[f"trust {trust}"]
+    assert "Please pass the argument `trust_remote_code=True`" in found[f"trust {trust}"]
 
 
-@pytest.mark.parametrize("copy", ["again", "once more"])
-def test_it_saves_itself_file_by_file(second, folders, copy: str):
-    original = {path.name: path.read_bytes() for path in folders["captioner"].iterdir() if path.is_file()}
-    found = {path.name: path.read_bytes() for path in folders[copy].iterdir() if path.is_file()}
-    assert set(found) == set(original)
-    differing = {name for name in found if found[name] != original[name]}
-    assert differing == set()
-
-
-def test_features_are_captioned_without_package_and_encoder(
-    folders, expected, backbones, processor, tmp_path: Path
-):
-    encoder = shutil.copytree(backbones["vision"], tmp_path / "encoder")
-    model = ITuningForCaptioning.from_pretrained(folders["captioner"], vision_model_name_or_path=encoder)
-    model.save_pretrained(tmp_path / "captioner")
-    image = Image.open(folders["picture.png"])
-    features = model.get_image_features(processor(images=[image, image.rotate(90)])["pixel_values"])
-    save_file({"features": features}, tmp_path / "features.safetensors")
-    shutil.rmtree(encoder)
-    places = [tmp_path / name for name in ("captioner", "features.safetensors", "again")]
-    found = run_fresh(WITHOUT_ENCODER, tmp_path, *places)
-    assert found["vision model"].startswith("transformers_modules.")
-    assert found["greedy"] == expected["greedy"]
+def test_features_are_captioned_without_package_and_encoder(found, expected):
+    assert found["greedy without encoder"] == expected["greedy"]
     assert found["refusal"].startswith("The vision encoder is not loaded")
-    for path in places[0].iterdir():
-        assert (places[2] / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("original", "copy"), [("captioner", "again"), ("without encoder", "saved without encoder")]
+)
+def test_a_captioner_saved_without_the_package_has_the_same_files(found, folders, original: str, copy: str):
+    names = {path.name for path in folders[original].iterdir()}
+    assert {path.name for path in folders[copy].iterdir() if path.is_file()} == names
+    for name in names:
+        assert (folders[copy] / name).read_bytes() == (folders[original] / name).read_bytes(), name
 
 
 # --- With the package
@@ -258,39 +219,19 @@ def test_the_pipeline_captions_several_images(folders, expected):
     assert [output["generated_text"] for output in outputs] == expected["text"]
 
 
-# --- What imports what
+# --- The files that are copied
 
 HUB = {
-    "adapter_ituning",
-    "configuration_ituning",
-    "decoders_ituning",
-    "encoders_ituning",
-    "generation_ituning",
-    "loss_ituning",
-    "modeling_ituning",
-    "pretrained_ituning",
-    "processing_ituning",
+    *("adapter_ituning", "configuration_ituning", "decoders_ituning", "encoders_ituning"),
+    *("generation_ituning", "loss_ituning", "modeling_ituning", "pretrained_ituning", "processing_ituning"),
 }
 THIRD_PARTY = {"torch", "transformers", "safetensors", "huggingface_hub", "PIL", "numpy"}
 
 
-def test_the_folder_has_exactly_the_nine_files():
-    assert {path.stem for path in (PACKAGE / "captioner").glob("*_ituning.py")} == HUB
-
-
-@pytest.mark.parametrize("name", sorted(HUB))
-def test_hub_files_import_little_and_one_another_flat(name: str):
-    path = PACKAGE / "captioner" / f"{name}.py"
-    assert set(get_imports(path)) - THIRD_PARTY <= sys.stdlib_module_names
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1
-            assert node.module in HUB
-
-
-def test_transformers_copies_every_file_that_the_model_needs(folders):
-    needed = {
-        Path(path).stem for path in get_relative_import_files(PACKAGE / "captioner" / "modeling_ituning.py")
-    }
-    assert needed | {"modeling_ituning", "processing_ituning"} == HUB
+def test_transformers_copies_every_file_and_requires_few_packages(folders):
+    needed = get_relative_import_files(PACKAGE / "captioner" / "modeling_ituning.py")
+    assert {Path(path).stem for path in needed} | {"modeling_ituning", "processing_ituning"} == HUB
     assert {path.stem for path in folders["captioner"].glob("*.py")} == HUB
+    for name in HUB:
+        required = set(get_imports(PACKAGE / "captioner" / f"{name}.py"))
+        assert required - THIRD_PARTY <= sys.stdlib_module_names, name

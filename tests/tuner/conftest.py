@@ -14,11 +14,11 @@ def loaded_gpt2(backbones: dict[str, Path]) -> GPT2LMHeadModel:
 
 @pytest.fixture
 def stock(loaded_gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """The language model that nothing is put into."""
+    """The language model without adapters."""
     return copy.deepcopy(loaded_gpt2)
 
 
 @pytest.fixture
 def gpt2(loaded_gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """The language model, to put adapters into."""
+    """The language model that tests add adapters to."""
     return copy.deepcopy(loaded_gpt2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,10 +84,17 @@ ITUNING = Method(
     ),
     inputs={"encoder_hidden_states": IMAGES},
 )
-LORA_PLACES = ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
 LORA = Method(
     name="lora",
     config=lora_config,
     prefix="lora_",
-    keys=tuple(f"{place}.lora_{side}.weight" for place in LORA_PLACES for side in "AB"),
+    keys=tuple(
+        f"{layer}.lora_{side}.weight"
+        for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
+        for side in "AB"
+    ),
 )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

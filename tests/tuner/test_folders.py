@@ -1,4 +1,4 @@
-"""Saved captioners to saved PEFT adapters and back."""
+"""Conversion of saved captioners to saved PEFT adapters, and back."""
 
 import json
 import pickle
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import files_of
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from small_models import LeavesAMark, edit_json, make_captioner
 from transformers import AutoModelForCausalLM
@@ -34,14 +35,10 @@ def folders(request, tmp_path_factory, backbones, processor) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["captioner", "adapter"])
 def test_a_round_trip_gives_the_same_bytes(folders, kind: str):
-    first, again = folders[kind], folders[f"{kind} again"]
-    names = sorted(path.name for path in first.iterdir())
-    assert names == sorted(path.name for path in again.iterdir())
-    for name in names:
-        assert (first / name).read_bytes() == (again / name).read_bytes(), name
+    assert files_of(folders[kind]) == files_of(folders[f"{kind} again"])
 
 
-def test_both_score_alike(folders, pixel_values):
+def test_both_compute_the_same_logits(folders, pixel_values):
     captioner = ITuningForCaptioning.from_pretrained(folders["captioner"], dtype=torch.float32)
     adapter = AutoPeftModelForCausalLM.from_pretrained(folders["adapter"])  # raised to fp32 by PEFT
     ids = torch.randint(0, 200, (6, 5), generator=torch.Generator().manual_seed(1))
@@ -50,7 +47,7 @@ def test_both_score_alike(folders, pixel_values):
     assert torch.equal(adapter.eval()(ids, encoder_hidden_states=features).logits, logits)
 
 
-def test_the_adapters_card_says_how_to_use_it(folders, backbones, pixel_values):
+def test_the_code_of_the_adapters_card_runs(folders, backbones, pixel_values):
     card = (folders["adapter"] / "README.md").read_text()
     assert str(backbones["text"].parent) not in card
     assert "library_name: peft" in card
@@ -64,9 +61,7 @@ def test_the_adapters_card_says_how_to_use_it(folders, backbones, pixel_values):
 
 def test_backbones_that_moved(folders, backbones, tmp_path):
     adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    config["vision_model_name_or_path"] = config["base_model_name_or_path"] = None
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    edit_json(adapter / "adapter_config.json", vision_model_name_or_path=None, base_model_name_or_path=None)
     with pytest.raises(ValueError, match=r"does not name its vision model.*--vision_model"):
         convert(adapter, tmp_path / "none")
     with pytest.raises(ValueError, match=r"does not name its text model.*--text_model"):
@@ -80,7 +75,7 @@ def test_backbones_that_moved(folders, backbones, tmp_path):
 
 
 def test_the_tokenizer_comes_from_the_recorded_commit(folders, backbones, tmp_path, monkeypatch):
-    commit = "1" * 40  # the one that this machine has: what is newest there need not be the same
+    commit = "1" * 40  # the newest one need not be the same
     shutil.copytree(backbones["text"], tmp_path / "models--org--text" / "snapshots" / commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
@@ -89,14 +84,14 @@ def test_the_tokenizer_comes_from_the_recorded_commit(folders, backbones, tmp_pa
     assert json.loads((tmp_path / "out" / "config.json").read_text())["text_model_revision"] == commit
 
 
-def test_nothing_is_written_over(folders, tmp_path):
+def test_a_folder_with_files_is_refused(folders, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists: give a new or empty folder"):
         convert(folders["captioner"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
-def test_what_is_neither_is_refused(backbones, tmp_path):
+def test_other_models_and_adapters_are_refused(backbones, tmp_path):
     with pytest.raises(OSError, match="There is no captioner at"):
         convert(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(ValueError, match="holds a model of type 'gpt2'"):
@@ -105,27 +100,25 @@ def test_what_is_neither_is_refused(backbones, tmp_path):
         AutoModelForCausalLM.from_pretrained(backbones["text"]), LoraConfig(fan_in_fan_out=True)
     )
     lora.save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match="is an adapter of LORA, expected one of 'ITUNING'"):
+    with pytest.raises(ValueError, match=r"is an adapter of \S*LORA, expected ITUNING"):
         convert(tmp_path / "lora", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"peft_type": "OTHER"}', '{"peft_type": "ITUNING"}'], ids=repr
-)
+@pytest.mark.parametrize("text", ["{", "[]", '{"peft_type": "OTHER"}', '{"peft_type": "ITUNING"}'], ids=repr)
 def test_a_damaged_configuration_is_named(tmp_path, text: str, capsys):
     (tmp_path / "adapter_config.json").write_text(text)
     assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 2
-    assert f"The adapter_config.json of {str(tmp_path)!r} cannot be used" in capsys.readouterr().err
+    assert f"The adapter_config.json of {str(tmp_path)!r} cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("layers", [[1, 2, 3], [1]], ids=["too few", "too many"])
-def test_weights_that_are_not_the_whole_adapter_are_refused(folders, tmp_path, layers: list[int]):
+@pytest.mark.parametrize(
+    ("layers", "message"), [([1, 2, 3], r"8 missing .*h\.2\."), ([1], r"8 unexpected .*h\.3\.")]
+)
+def test_missing_and_unexpected_weights_are_refused(folders, tmp_path, layers: list[int], message: str):
     adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"adapter_layers": layers}))
-    message = {3: r"8 missing .*h\.2\.", 1: r"8 unexpected .*h\.3\."}
-    with pytest.raises(ValueError, match=message[len(layers)]):
+    edit_json(adapter / "adapter_config.json", adapter_layers=layers)
+    with pytest.raises(ValueError, match=message):
         convert(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

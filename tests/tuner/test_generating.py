@@ -1,4 +1,4 @@
-"""Generating with adapters on: what forward gives step by step, and the images projected once."""
+"""Generation with adapters: equal to forward step by step, with the images projected once."""
 
 import threading
 
@@ -27,7 +27,7 @@ def greedy_loop(model: nn.Module, rows: torch.Tensor, steps: int) -> torch.Tenso
     return rows
 
 
-def test_generating_is_running_forward_step_by_step(gpt2):
+def test_generation_equals_forward_step_by_step(gpt2):
     model = ITUNING.wrap(gpt2)
     expected = greedy_loop(model, ROWS, 7)
     inputs = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS)} | ITUNING.inputs
@@ -38,7 +38,7 @@ def test_generating_is_running_forward_step_by_step(gpt2):
 
 
 @pytest.mark.parametrize("how", [GREEDY, BEAMS, SAMPLING], ids=["greedy", "beams", "sampling"])
-def test_projecting_once_gives_what_projecting_at_each_step_gives(gpt2, monkeypatch, how: dict):
+def test_projecting_once_equals_projecting_at_each_step(gpt2, monkeypatch, how: dict):
     model = ITUNING.wrap(gpt2)
     projections = []
     project = ITuningAdapter.project_visual
@@ -78,16 +78,10 @@ def test_without_a_prompt_each_image_gets_a_text(gpt2):
     assert torch.equal(model.generate(None, input_ids=None, encoder_hidden_states=IMAGES, **BEAMS), expected)
     with model.disable_adapter():
         texts = model.generate(encoder_hidden_states=IMAGES, **BEAMS)
-    assert torch.equal(texts[0], texts[1])  # of no image
+    assert torch.equal(texts[0], texts[1])  # without an image
 
 
-def test_without_a_begin_token_a_prompt_is_asked_for(gpt2):
-    gpt2.generation_config.bos_token_id = None
-    with pytest.raises(ValueError, match="`bos_token_id` has to be defined when no `input_ids`"):
-        ITUNING.wrap(gpt2).generate(encoder_hidden_states=IMAGES, **GREEDY)
-
-
-def test_padding_on_the_left_moves_nothing(gpt2):
+def test_left_padding_changes_nothing(gpt2):
     model = ITUNING.wrap(gpt2)
     end = gpt2.config.eos_token_id
     mask = torch.ones_like(ROWS)

@@ -1,4 +1,4 @@
-"""Computing with adapters on: rows and images, precisions, checkpointing, captured states."""
+"""Forward and backward passes: rows, precision, activation checkpointing, captured hidden states."""
 
 import copy
 from pathlib import Path
@@ -15,7 +15,7 @@ from ituning_hf.captioner.adapter_ituning import ITuningAdapter
 # --- Rows and attention
 
 
-def test_texts_given_as_embeddings_count_as_rows(gpt2):
+def test_embeddings_count_as_rows(gpt2):
     model = ITUNING.wrap(gpt2)
     embedded = gpt2.transformer.wte(ROWS)
     found = model(inputs_embeds=embedded, encoder_hidden_states=IMAGES).logits
@@ -23,20 +23,20 @@ def test_texts_given_as_embeddings_count_as_rows(gpt2):
 
 
 def test_eager_attention_reaches_the_adapters(gpt2, monkeypatch):
-    spelt_out = []
+    calls = []
     attention = ITuningAdapter._attention
 
     def counted(self, query, key):
-        spelt_out.append(len(key))
+        calls.append(len(key))
         return attention(self, query, key)
 
     monkeypatch.setattr(ITuningAdapter, "_attention", counted)
     model = ITUNING.wrap(gpt2)
     fused = ITUNING.logits(model)
-    assert spelt_out == []
+    assert calls == []
     gpt2.set_attn_implementation("eager")
     assert torch.allclose(ITUNING.logits(model), fused, atol=1e-5)
-    assert spelt_out == [2] * DEPTH
+    assert calls == [2] * DEPTH
 
 
 def test_it_compiles_without_graph_breaks(gpt2):
@@ -78,15 +78,15 @@ def test_adapters_are_in_fp32_or_in_the_models_precision(gpt2, dtype, autocast_a
 
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
-def test_a_quantised_language_model_takes_adapters(gpt2, tmp_path: Path):
+def test_adapters_on_a_quantized_language_model(gpt2, tmp_path: Path):
     bnb = pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     expected = ITUNING.logits(ITUNING.wrap(copy.deepcopy(gpt2)))
-    quantised = GPT2LMHeadModel.from_pretrained(
+    quantized = GPT2LMHeadModel.from_pretrained(
         gpt2.name_or_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
     )
-    model = ITUNING.wrap(quantised)
+    model = ITUNING.wrap(quantized)
     assert any(isinstance(m, bnb.nn.Linear8bitLt) for m in model.modules())
     assert {p.dtype for p in ITUNING.parameters(model).values()} == {torch.float32}
     assert 0 < (ITUNING.logits(model) - expected).abs().max() < 0.3 * expected.abs().max()
@@ -97,7 +97,7 @@ def test_a_quantised_language_model_takes_adapters(gpt2, tmp_path: Path):
     assert torch.allclose(ITUNING.logits(again), expected, atol=1e-5)
 
 
-def test_the_hooks_of_a_device_map_run_where_the_block_is(gpt2):
+def test_the_hooks_of_a_device_map_run_on_the_adapted_layer(gpt2):
     hooks = pytest.importorskip("accelerate.hooks")
     seen = []
 
@@ -148,7 +148,7 @@ def test_recomputed_activations_give_the_same_gradients(gpt2, stock, enabled, us
     assert all(grad.any() for name, grad in expected.items() if not name.endswith("k_proj.bias"))
 
 
-def test_dropout_is_on_in_training_alone(gpt2):
+def test_dropout_is_active_only_in_training(gpt2):
     for dropout in (m for m in gpt2.modules() if isinstance(m, nn.Dropout)):
         dropout.p = 0.0
     model = ITUNING.wrap(gpt2, adapter_dropout=0.5)
@@ -161,7 +161,7 @@ def test_dropout_is_on_in_training_alone(gpt2):
     assert not any(module.training for module in model.modules())
 
 
-# --- What Transformers captures
+# --- Hidden states and attentions
 
 
 def captured(model: nn.Module, image: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
@@ -186,13 +186,8 @@ def test_hidden_states_and_attentions_are_captured(gpt2, stock, asked_before: bo
         assert torch.equal(a, b)
     ITUNING.perturb(model)
     states = captured(model, IMAGES)
-    assert [torch.equal(a, b) for a, b in zip(states[: DEPTH + 1], expected, strict=False)] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+    equal = [torch.equal(a, b) for a, b in zip(states[: DEPTH + 1], expected, strict=False)]
+    assert equal == [True, True, False, False, False]
     assert torch.allclose(gpt2.lm_head(states[DEPTH]), ITUNING.logits(model), atol=1e-6)
     for a, b in zip(captured(model.unload(), None), expected, strict=True):
         assert torch.equal(a, b)

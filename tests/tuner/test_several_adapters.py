@@ -1,4 +1,4 @@
-"""Several adapters on one model: which are active, which train, and what deletion leaves."""
+"""Several adapters on one model: which are active, which are trained, and deletion."""
 
 import copy
 
@@ -19,7 +19,7 @@ def two_adapters(gpt2: nn.Module) -> PeftModel:
 def trainable(model: nn.Module) -> set[str]:
     own = {name for adapter in "xyz" for name, p in ITUNING.parameters(model, adapter).items()}
     flags = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert flags <= own  # the language model stays frozen, whatever is switched
+    assert flags <= own  # the language model stays frozen
     return {adapter for adapter in "xyz" if flags & set(ITUNING.parameters(model, adapter))}
 
 
@@ -31,7 +31,7 @@ def alone(loaded_gpt2):
     return {"x": ITUNING.logits(x), "y": ITUNING.logits(ITUNING.perturb(y, "y", seed=1))}
 
 
-def test_switching_gives_what_each_adapter_gives_alone(alone, gpt2):
+def test_each_adapter_computes_as_on_a_model_of_its_own(alone, gpt2):
     model = two_adapters(gpt2)
     assert model.active_adapters == ["x"]
     assert torch.equal(ITUNING.logits(model), alone["x"])
@@ -58,17 +58,17 @@ def test_gradient_flags_follow_the_active_adapter(gpt2):
 
 
 @pytest.mark.parametrize("is_trainable", [False, True])
-def test_an_adapter_is_loaded_to_be_used_or_to_be_trained_on(gpt2, stock, tmp_path, is_trainable):
+def test_a_loaded_adapter_is_trainable_on_request(gpt2, stock, tmp_path, is_trainable):
     ITUNING.wrap(gpt2, adapter="x").save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(stock, tmp_path / "x", "x", is_trainable=is_trainable)
     assert trainable(model) == ({"x"} if is_trainable else set())
-    model.load_adapter(tmp_path / "x", "y")  # which changes nothing for the first
+    model.load_adapter(tmp_path / "x", "y")  # without a change for the first
     assert trainable(model) == ({"x"} if is_trainable else set())
     model.load_adapter(tmp_path / "x", "z", is_trainable=True)
     assert trainable(model) == ({"x", "z"} if is_trainable else {"z"})
 
 
-def test_without_the_last_adapter_the_language_model_is_left(gpt2, stock):
+def test_deleting_the_last_adapter_leaves_the_language_model(gpt2, stock):
     model = ITUNING.wrap(gpt2, adapter="x")
     model.delete_adapter("x")
     assert (model.active_adapters, model.peft_config) == ([], {})
@@ -79,8 +79,18 @@ def test_without_the_last_adapter_the_language_model_is_left(gpt2, stock):
     assert not torch.allclose(ITUNING.logits(model), stock(ROWS).logits)
 
 
-def test_deleting_from_disjoint_layers_leaves_one_answer(gpt2, stock):
-    """PEFT lets each layer choose its next adapter, and takes the first layer's word for all of them."""
+def test_deleting_one_of_several_active_adapters_leaves_the_others_active(alone, gpt2):
+    model = two_adapters(gpt2)
+    model.base_model.set_adapter(["x", "y"])
+    model.delete_adapter("x")
+    assert model.active_adapters == ["y"]
+    assert list(model.peft_config) == ["y"]
+    assert trainable(model) == {"y"}
+    assert torch.equal(ITUNING.logits(model), alone["y"])
+
+
+def test_deleting_from_disjoint_layers_activates_one_adapter_in_all(gpt2, stock):
+    """PEFT lets each layer choose its next adapter, and takes the first layer's choice for all of them."""
     model = ITUNING.wrap(gpt2, 2, [0, 1], adapter="x")
     model.add_adapter("y", ITUNING.config(3, [2, 3]))
     ITUNING.perturb(model, "y", seed=1)
@@ -91,7 +101,7 @@ def test_deleting_from_disjoint_layers_leaves_one_answer(gpt2, stock):
     assert torch.equal(ITUNING.logits(model), ITUNING.logits(ITUNING.perturb(only_y, "y", seed=1)))
 
 
-def test_outputs_of_several_active_adapters_are_added_up(gpt2):
+def test_outputs_of_several_active_adapters_are_summed(gpt2):
     model = ITUNING.wrap(gpt2, layers=[3], adapter="x")
     model.add_adapter("y", ITUNING.config(2, [3]))
     ITUNING.perturb(model, "y", seed=1)
@@ -117,7 +127,7 @@ def test_each_adapter_has_its_own_scale_heads_and_layers(gpt2):
     assert model.peft_config["y"].adapter_layers == [1, 3]
 
 
-def test_adapters_of_other_images_are_not_active_together(gpt2):
+def test_adapters_for_different_encoders_cannot_be_active_together(gpt2):
     model = ITUNING.wrap(gpt2, adapter="x")
     model.add_adapter("y", ITUNING.config(vision_hidden_size=9))
     model.set_adapter("y")
