@@ -1,22 +1,107 @@
-"""Render the model cards of the paper's benchmarks.
+"""Render the cards in model_cards/, for captioners of the paper's benchmarks; none of them is trained yet.
 
 python examples/render_model_cards.py                    # into model_cards/
 python examples/render_model_cards.py --folder cards/
+
+The image counts are those of `ituning_hf.data.benchmarks`. Sources of the terms of use:
+
+- COCO: https://cocodataset.org/#termsofuse.
+- Flickr30k: https://github.com/BryanPlummer/flickr30k_entities.
+- NoCaps: https://nocaps.org/download; the licence is the tag of its copy on the Hub.
 """
 
 import argparse
 from pathlib import Path
 
-from ituning_hf.hub.benchmarks import benchmark_cards
+from benchmarking import captioner_config
+
+from ituning_hf.data import benchmarks as counts
+from ituning_hf.hub.card import DataSet, render
+from ituning_hf.hub.inspection import describe_config
+from ituning_hf.hub.records import EvaluationRecord
 
 FOLDER = Path(__file__).resolve().parents[1] / "model_cards"
+NOTICE = (
+    "**No weights have been published yet**, and nothing was measured. The cells of the results stay empty "
+    "until they are measured."
+)
+NOCAPS_NOTICE = (
+    " Zero-shot, by domain: the captioner was not trained on images of [NoCaps](https://nocaps.org). "
+    "[Its copy on the Hub](https://huggingface.co/datasets/HuggingFaceM4/NoCaps) is tagged CC BY 2.0. The "
+    "references of its test split are not public; its server computes the scores."
+)
+COCO = DataSet(
+    name="COCO, Karpathy's splits",
+    splits={
+        "train and restval": counts.COCO.num_train_images,
+        "val": counts.COCO.splits["val"],
+        "test": counts.COCO.splits["test"],
+    },
+    terms=(
+        "Annotations: CC BY 4.0. The images belong to others and are under Flickr's terms of use "
+        "([COCO's terms](https://cocodataset.org/#termsofuse))."
+    ),
+)
+FLICKR30K = DataSet(
+    name="Flickr30k, Karpathy's splits",
+    splits=counts.FLICKR30K.splits,
+    terms=(
+        "The images are under Flickr's terms of use, for non-commercial research and education "
+        "([its authors' note](https://github.com/BryanPlummer/flickr30k_entities))."
+    ),
+)
+# Card, title, notice, training data, and the rows of the results: data set, split, subset, images.
+CARDS: list[tuple[str, str, str, DataSet, list[tuple[str, str, str | None, int]]]] = [
+    (
+        "coco.md",
+        "I-Tuning Base, trained on COCO",
+        NOTICE,
+        COCO,
+        [("COCO Karpathy", "test", None, counts.COCO.splits["test"])],
+    ),
+    (
+        "flickr30k.md",
+        "I-Tuning Base, trained on Flickr30k",
+        NOTICE,
+        FLICKR30K,
+        [("Flickr30k Karpathy", "test", None, counts.FLICKR30K.splits["test"])],
+    ),
+    (
+        "nocaps.md",
+        "I-Tuning Base, trained on COCO, evaluated on NoCaps",
+        NOTICE + NOCAPS_NOTICE,
+        COCO,
+        [
+            *(("NoCaps", "val", *domain) for domain in counts.NOCAPS_DOMAINS["val"].items()),
+            *(("NoCaps", split, None, images) for split, images in counts.NOCAPS.splits.items()),
+        ],
+    ),
+]
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Write the cards."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=FOLDER, help="output folder (default: model_cards/)")
     folder = parser.parse_args().folder
-    for name, card in benchmark_cards().items():
+    config = captioner_config(  # the paper's Base size
+        "base",
+        vision_model_name_or_path="openai/clip-vit-base-patch16",
+        text_model_name_or_path="gpt2",
+    )
+    description = describe_config(config)
+    for name, title, notice, data, rows in CARDS:
+        results = [
+            EvaluationRecord(dataset=dataset, split=split, subset=subset, num_images=images, metrics={})
+            for dataset, split, subset, images in rows
+        ]
+        card = render(description, data=data, evaluations=results, title=title, notice=notice)
+        card.data["language"] = "en"
         (folder / name).write_text(str(card), encoding="utf-8")
         print(folder / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """A Hub on the loopback address: the real `huggingface_hub` client talks to it over HTTP.
 
-It serves models, and of the API what loading and pushing need. Large files go by LFS; `use_hub` and
-`client_environment` switch the client's Xet off.
+It serves models, and of the API what loading and pushing need. Every file is an ordinary one, without LFS or
+Xet.
 """
 
 import base64
@@ -23,35 +23,29 @@ from urllib.parse import unquote, urlsplit
 import transformers.utils.hub
 from huggingface_hub import constants, hf_api
 
-LARGE = (".safetensors", ".bin")  # LFS files, by the Hub's default .gitattributes
 USERS = {"writer": ("ann", ("ann", "org")), "reader": ("bob", ("bob",))}  # by token: name and namespaces
 CLIENTS_WARNING = "Use 'content=<...>' to upload raw bytes"  # the client's own use of httpx
 _OTHERS_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 @contextmanager
-def loopback_hub(models: Mapping[str, Path] | None = None) -> Iterator[str]:
-    """Serve folders as model repositories, by id; the value is the endpoint's address.
+def running_hub(models: Mapping[str, Path] | None = None) -> Iterator["LoopbackHub"]:
+    """Serve folders as model repositories, by id.
 
     ```python
-    with loopback_hub({"gpt2": folder}) as endpoint, use_hub(endpoint, tmp_path):
+    with running_hub({"gpt2": folder}) as hub, use_hub(hub.endpoint, tmp_path):
         GPT2LMHeadModel.from_pretrained("gpt2")
     ```
     """
-    with running_hub(models) as hub:
-        yield hub.endpoint
-
-
-@contextmanager
-def running_hub(models: Mapping[str, Path] | None = None) -> Iterator["LoopbackHub"]:
-    """Serve folders like `loopback_hub`; the value is the Hub itself."""
     hub = LoopbackHub()
     try:
         for name, folder in (models or {}).items():
-            hub.add_folder(name, folder)
+            files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+            hub.create(name).commit(files)
         yield hub
     finally:
-        hub.close()
+        hub.server.shutdown()
+        hub.server.server_close()
     assert hub.misunderstood == []
 
 
@@ -79,7 +73,7 @@ def use_hub(endpoint: str, home: Path, token: str | None = None) -> Iterator[Non
         yield
 
 
-def client_environment(endpoint: str, home: Path, token: str | None = None) -> dict[str, str]:
+def client_environment(endpoint: str, home: Path) -> dict[str, str]:
     """Return the environment of a process that uses an endpoint, with a cache in `home`."""
     kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(_OTHERS_SETTINGS)}
     return kept | {
@@ -88,7 +82,6 @@ def client_environment(endpoint: str, home: Path, token: str | None = None) -> d
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        **({"HF_TOKEN": token} if token else {}),
     }
 
 
@@ -141,60 +134,25 @@ class Repository:
         return self.commits[sha]
 
 
-@dataclass
-class Fault:
-    """The answer to the next request that matches, in place of the right one."""
-
-    pattern: str  # of "METHOD /path"
-    status: int | None = None  # None: the connection is cut during the request's body
-    requests: list[str] = field(default_factory=list)  # the request that it answered
-
-
 class LoopbackHub:
-    """A running Hub and, as a second server, the storage that it redirects large files to."""
+    """A running Hub."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.repositories: dict[str, Repository] = {}
-        self.large_files: dict[str, bytes] = {}  # by SHA-256
         self.requests: list[str] = []  # "METHOD /path" of each
         self.misunderstood: list[str] = []
-        self.faults: list[Fault] = []
-        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
-        self.endpoint, self.storage = (f"http://127.0.0.1:{s.server_address[1]}" for s in self.servers)
-        for server in self.servers:
-            server.hub = self  # type: ignore[attr-defined]
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self) -> None:
-        for server in self.servers:
-            server.shutdown()
-            server.server_close()
-
-    def add_folder(self, name: str, folder: Path, private: bool = False) -> Commit:
-        """Create a repository with the files of a folder."""
-        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        return self.create(name, private).commit(files, message="a folder")
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.hub = self  # type: ignore[attr-defined]
+        self.server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def create(self, name: str, private: bool = False) -> Repository:
         if name in self.repositories:
             raise RefusedError(409, "You already created this model repo")
         self.repositories[name] = Repository(name, private)
         return self.repositories[name]
-
-    def fail_next(self, pattern: str, **answer: Any) -> Fault:
-        """Answer the next request that matches with a fault."""
-        self.faults.append(Fault(pattern, **answer))
-        return self.faults[-1]
-
-    def take_fault(self, request: str) -> Fault | None:
-        with self.lock:
-            for fault in self.faults:
-                if not fault.requests and re.search(fault.pattern, request):
-                    fault.requests.append(request)
-                    return fault
-        return None
 
 
 REPO = r"(?P<repo>[^/]+(?:/[^/]+)??)"
@@ -229,15 +187,7 @@ class Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         request = f"{self.command} {path}"
         self.hub.requests.append(request)
-        fault = self.hub.take_fault(request)
-        length = int(self.headers.get("Content-Length", 0))
-        if fault is not None and fault.status is None:
-            self.rfile.read(length // 2)
-            self.close_connection = True
-            return self.connection.close()
-        self.body = self.rfile.read(length)
-        if fault is not None:
-            return self.answer(fault.status, b"{}")
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             with self.hub.lock:
                 self.dispatch(path)
@@ -261,8 +211,8 @@ class Handler(BaseHTTPRequestHandler):
                 return function(self, **parts)
         raise RefusedError(404, f"Sorry, we can't find the page you are looking for: {path}")
 
-    def answer(self, status: int | None, data: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status or 200)
+    def answer(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
@@ -301,14 +251,8 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(403, f'You don\'t have the rights to write under the namespace "{namespace}"')
 
 
-def is_large(path: str, size: int) -> bool:
-    return path.endswith(LARGE) or size > 10_000_000
-
-
-def content_id(path: str, data: bytes) -> str:
+def content_id(data: bytes) -> str:
     """Return the id by which the client leaves out unchanged files."""
-    if is_large(path, len(data)):
-        return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
@@ -330,14 +274,10 @@ def tree(handler: Handler, repo: str, revision: str, folder: str = "") -> None:
     handler.commit = handler.readable(repo).at(revision)
     if folder:
         raise RefusedError(404, f"{folder} does not exist", "EntryNotFound")
-    handler.answer_json([describe_file(*file) for file in sorted(handler.commit.files.items())])
-
-
-def describe_file(path: str, data: bytes) -> dict[str, Any]:
-    about: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": content_id(path, data)}
-    if is_large(path, len(data)):
-        about["lfs"] = {"oid": about["oid"], "size": len(data), "pointerSize": 134}
-    return about
+    files = sorted(handler.commit.files.items())
+    handler.answer_json(
+        [{"type": "file", "path": path, "size": len(data), "oid": content_id(data)} for path, data in files]
+    )
 
 
 @route("GET", "/REPO/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
@@ -346,26 +286,8 @@ def resolve(handler: Handler, repo: str, revision: str, path: str) -> None:
     if path not in handler.commit.files:
         raise RefusedError(404, "Entry not found", "EntryNotFound")
     data = handler.commit.files[path]
-    etag = f'"{content_id(path, data)}"'
-    headers = {"X-Repo-Commit": handler.commit.sha}
-    if not is_large(path, len(data)):
-        return send_file(handler, data, headers | {"ETag": etag})
-    oid = hashlib.sha256(data).hexdigest()
-    handler.hub.large_files[oid] = data
-    headers |= {"Location": f"{handler.hub.storage}/storage/{oid}"}
-    headers |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": etag}
-    return handler.answer(302, b"", headers)
-
-
-@route("GET", "/storage/(?P<oid>[0-9a-f]+)")
-def stored_file(handler: Handler, oid: str) -> None:
-    if handler.headers.get("Authorization"):
-        raise RefusedError(400, "the token was sent to the storage")
-    send_file(handler, handler.hub.large_files[oid], {"ETag": f'"{oid}"'})
-
-
-def send_file(handler: Handler, data: bytes, headers: dict[str, str]) -> None:
-    handler.answer(200, data, {"Content-Type": "application/octet-stream"} | headers)
+    headers = {"X-Repo-Commit": handler.commit.sha, "ETag": f'"{content_id(data)}"'}
+    handler.answer(200, data, headers | {"Content-Type": "application/octet-stream"})
 
 
 # --- Writing
@@ -406,28 +328,9 @@ def preupload(handler: Handler, repo: str, revision: str) -> None:
     files = []
     for file in json.loads(handler.body)["files"]:
         path = file["path"]
-        mode = "lfs" if is_large(path, file["size"]) else "regular"
-        about = {"path": path, "uploadMode": mode, "shouldIgnore": False}
-        files.append(about | ({"oid": content_id(path, present[path])} if path in present else {}))
+        about = {"path": path, "uploadMode": "regular", "shouldIgnore": False}
+        files.append(about | ({"oid": content_id(present[path])} if path in present else {}))
     handler.answer_json({"files": files})
-
-
-@route("POST", r"/REPO\.git/info/lfs/objects/batch")
-def lfs_batch(handler: Handler, repo: str) -> None:
-    handler.writable(repo)
-    objects = json.loads(handler.body)["objects"]
-    for entry in objects:
-        if entry["oid"] not in handler.hub.large_files:
-            entry["actions"] = {"upload": {"href": f"{handler.hub.storage}/storage/{entry['oid']}"}}
-    handler.answer_json({"transfer": "basic", "objects": objects})
-
-
-@route("PUT", "/storage/(?P<oid>[0-9a-f]+)")
-def store_file(handler: Handler, oid: str) -> None:
-    if hashlib.sha256(handler.body).hexdigest() != oid:
-        raise RefusedError(400, "the content does not have this SHA-256")
-    handler.hub.large_files[oid] = handler.body
-    handler.answer(200, b"")
 
 
 @route("POST", "/api/models/REPO/commit/(?P<revision>[^/]+)")
@@ -436,10 +339,9 @@ def commit(handler: Handler, repo: str, revision: str) -> None:
     if revision not in repository.branches:
         raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     lines = [json.loads(line) for line in handler.body.splitlines()]
-    keys = ("header", "file", "lfsFile", "deletedFile")
+    keys = ("header", "file", "deletedFile")
     values = {key: [x["value"] for x in lines if x["key"] == key] for key in keys}
     files = {file["path"]: base64.b64decode(file["content"]) for file in values["file"]}
-    files |= {file["path"]: handler.hub.large_files[file["oid"]] for file in values["lfsFile"]}
     deleted = [file["path"] for file in values["deletedFile"]]
     made = repository.commit(files, revision, values["header"][0]["summary"], deleted)
     url = f"{handler.hub.endpoint}/{repo}/commit/{made.sha}"

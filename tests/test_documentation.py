@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loopback_hub import loopback_hub, use_hub
+from loopback_hub import running_hub, use_hub
 from PIL import Image
 from small_models import TEXT, randomize_adapters
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -96,8 +96,8 @@ def workplace(
     for name in ("dog.jpg", "bike.jpg", "new/0.jpg", "more/0.png"):
         pictures[0].save(name)
     with (
-        loopback_hub({CLIP: backbones["clip"], GPT2: gpt2}) as endpoint,
-        use_hub(endpoint, tmp_path / "home", "writer"),
+        running_hub({CLIP: backbones["clip"], GPT2: gpt2}) as hub,
+        use_hub(hub.endpoint, tmp_path / "home", "writer"),
     ):
         model = ITuningForCaptioning.from_vision_text_pretrained(CLIP, GPT2, adapter_hidden_size=12)
         processor = ITuningProcessor.from_vision_text_pretrained(CLIP, GPT2)

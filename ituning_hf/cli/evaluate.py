@@ -64,6 +64,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _add_to_card(args: EvaluateArguments, evaluation: Evaluation) -> str:
+    from ..evaluation.report import ENTIRE
     from ..hub.card import add_evaluation
     from ..hub.records import EvaluationRecord
 
@@ -72,14 +73,14 @@ def _add_to_card(args: EvaluateArguments, evaluation: Evaluation) -> str:
         EvaluationRecord(
             dataset=evaluation.dataset,
             split=evaluation.split,
-            num_images=part.num_images,
-            subset=part.domain,
-            metrics=part.scores.metrics,
+            num_images=scores.num_images,
+            subset=None if name == ENTIRE else name,
+            metrics=scores.metrics,
             command=args.command(),
-            tokenizer=part.scores.tokenizer,
-            num_unreadable=sum(part.domain in (None, image.domain) for image in evaluation.unreadable),
+            tokenizer=scores.tokenizer,
+            num_unreadable=sum(name in (ENTIRE, image.domain) for image in evaluation.unreadable),
         )
-        for part in evaluation.parts
+        for name, scores in evaluation.parts.items()
     ]
     if add_evaluation(args.model, records):
         return f"The model card in {args.model} shows the scores."

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ..utils.rules import NOT_EMPTY
 from ..utils.settings import REQUIRED, Settings, option, read_settings
-from ..utils.terminal import quiet_transformers
+from ..utils.terminal import printable, quiet_transformers
 
 _DESCRIPTION = """\
 Upload a saved captioner to the Hub in one commit: the adapter, its settings,
@@ -70,6 +70,8 @@ def run(argv: Sequence[str]) -> int:
         for name, size in sizes.items():
             print(f"{size:>13,} bytes  {name}")
         print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
+        if others := sorted(path.name for path in folder.iterdir() if path.name not in sizes):
+            print(f"Not uploaded: {', '.join(map(printable, others))}")
     else:
         commit = push_captioner(
             folder,

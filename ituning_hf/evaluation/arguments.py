@@ -140,13 +140,7 @@ class EvaluateArguments(
     """
 
     paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {
-        "model",
-        "vision_model",
-        "text_model",
-        "predictions",
-        "features",
-        "clip_model",
-        "output_dir",
+        *("model", "vision_model", "text_model", "predictions", "features", "clip_model", "output_dir")
     }
 
     def __post_init__(self) -> None:

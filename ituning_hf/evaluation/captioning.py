@@ -10,17 +10,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
 from ..data.images import UnreadableImageError
 from ..data.inputs import FeatureInputs, ImageInputs, PixelInputs
@@ -36,14 +38,13 @@ from .arguments import EvaluateArguments
 logger = logging.getLogger(__name__)
 
 LOG_FILE_SECONDS = 60  # between two updates of the progress bar in a log file
-Item = tuple[int, torch.Tensor | None, str]
 
 
 @dataclass(frozen=True)
 class Captioner:
-    """A captioner with the inputs and options of its captions."""
+    """A captioner, the inputs that it takes and its arguments of `generate`."""
 
-    model: Any
+    model: ITuningForCaptioning
     processor: ITuningProcessor
     inputs: ImageInputs
     options: dict[str, Any]
@@ -52,23 +53,19 @@ class Captioner:
     def load(
         cls, args: EvaluateArguments, images: Sequence[CaptionedImage], device: torch.device
     ) -> Captioner:
-        """Load the captioner of the settings, and its features of the images if they are stored.
-
-        Raises:
-            UserError, OSError: The captioner or the features cannot be used.
-        """
+        """Load the captioner that the settings name, and the stored features if there are any."""
         assert args.model is not None
         store = None if args.features is None else FeatureStore(args.features)
-        options: dict[str, Any] = {
-            "revision": args.revision,
-            "dtype": args.dtype,
-            "quantization": args.quantization,
-            "vision_model_name_or_path": args.vision_model,
-            "text_model_name_or_path": args.text_model,
-            "load_vision_model": None if store is None else False,
-        }
-        given = {name: value for name, value in options.items() if value is not None}
-        model = load_model(args.model, device, **given)
+        moved = {"vision_model_name_or_path": args.vision_model, "text_model_name_or_path": args.text_model}
+        model = load_model(
+            args.model,
+            device,
+            revision=args.revision,
+            dtype=args.dtype,
+            quantization=args.quantization,
+            load_vision_model=store is None,
+            **{name: value for name, value in moved.items() if value is not None},
+        )
         processor = load_processor(args.model, args.revision)
         inputs: ImageInputs = PixelInputs(processor.image_processor)
         if store is not None:
@@ -89,9 +86,9 @@ class Captions:
         seconds: The time that captioning took, without reading images; over all processes.
     """
 
-    by_index: dict[int, str]
-    unreadable: dict[int, str]
-    seconds: float
+    by_index: dict[int, str] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0
 
 
 def caption_images(
@@ -100,51 +97,57 @@ def caption_images(
     args: EvaluateArguments,
     accelerator: Accelerator,
 ) -> Captions:
-    """Caption images; every process must call it.
-
-    Returns:
-        The captions of all images, on every process.
+    """Caption images on all processes, each of which must call it and gets all captions.
 
     Raises:
         WorkError: More images are unreadable than the settings allow.
     """
-    indices, size = list(range(len(images))), args.batch_size
-    batches = [indices[start : start + size] for start in indices[::size]]
+    indices, size = range(len(images)), args.batch_size
+    batches = [list(indices[start : start + size]) for start in indices[::size]]
     own = batches[accelerator.process_index :: accelerator.num_processes]
-    loader = DataLoader(
-        _Inputs(images, captioner.inputs),
+    loader: DataLoader[Any] = DataLoader(
+        indices,  # type: ignore[arg-type]
         batch_sampler=own,
-        collate_fn=list,
+        collate_fn=partial(_read_images, images, captioner.inputs),
         num_workers=usable_workers(min(args.dataloader_num_workers, len(own))),
         worker_init_fn=ignore_stop_signals,
     )
-    found = Captions({}, {}, 0.0)
+    found = Captions()
     with sync_errors(accelerator), logging_redirect_tqdm(), _progress_bar(own, accelerator) as bar:
-        for items in loader:
-            _caption_batch(captioner, items, found)
+        for tensors, unreadable in loader:
+            found.unreadable |= unreadable
+            for error in unreadable.values():
+                logger.warning("left out: %s", error)
             _check_unreadable(found.unreadable, images, args)
-            bar.update(len(items))
-    parts: list[Captions] = gather_object([found])
-    by_index = {index: text for part in parts for index, text in part.by_index.items()}
-    unreadable = {index: error for part in parts for index, error in part.unreadable.items()}
+            if tensors:
+                started = time.perf_counter()
+                inputs = {captioner.inputs.name: torch.stack(list(tensors.values()))}
+                texts = generate_captions(captioner.model, captioner.processor, inputs, captioner.options)
+                found.seconds += time.perf_counter() - started
+                found.by_index.update(zip(tensors, (first for first, *_ in texts), strict=True))
+            bar.update(len(tensors) + len(unreadable))
+    parts = gather_object([found])
+    unreadable = _merge(part.unreadable for part in parts)
     with sync_errors(accelerator):
         _check_unreadable(unreadable, images, args)
-    seconds = sum(part.seconds for part in parts)
-    return Captions(dict(sorted(by_index.items())), dict(sorted(unreadable.items())), seconds)
+    return Captions(_merge(part.by_index for part in parts), unreadable, sum(part.seconds for part in parts))
 
 
-def _caption_batch(captioner: Captioner, items: Sequence[Item], found: Captions) -> None:
-    for index, tensor, error in items:
-        if tensor is None:
-            logger.warning("left out: %s", error)
-            found.unreadable[index] = error
-    readable = {index: tensor for index, tensor, _ in items if tensor is not None}
-    if readable:
-        started = time.perf_counter()
-        inputs = {captioner.inputs.name: torch.stack(list(readable.values()))}
-        texts = generate_captions(captioner.model, captioner.processor, inputs, captioner.options)
-        found.seconds += time.perf_counter() - started
-        found.by_index.update(zip(readable, (first for first, *_ in texts), strict=True))
+def _merge(parts: Iterable[dict[int, str]]) -> dict[int, str]:
+    return dict(sorted(item for part in parts for item in part.items()))
+
+
+def _read_images(
+    images: Sequence[CaptionedImage], inputs: ImageInputs, indices: Sequence[int]
+) -> tuple[dict[int, torch.Tensor], dict[int, str]]:
+    """Return the inputs of images by index, and why others cannot be read."""
+    tensors, unreadable = {}, {}
+    for index in indices:
+        try:
+            tensors[index] = inputs.read(images[index], 0, index)
+        except UnreadableImageError as error:
+            unreadable[index] = str(error)
+    return tensors, unreadable
 
 
 def _check_unreadable(
@@ -157,22 +160,6 @@ def _check_unreadable(
             f"{len(unreadable)} of {len(images)} images could not be read, and {setting} allows {allowed} "
             f"(one of them: {next(iter(unreadable.values()))}). Repair or remove them, or change the setting."
         )
-
-
-class _Inputs(Dataset[Item]):
-    """The captioner's inputs: each image's index, its tensor or None, and why it could not be read."""
-
-    def __init__(self, images: Sequence[CaptionedImage], inputs: ImageInputs) -> None:
-        self.images, self.inputs = images, inputs
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Item:
-        try:
-            return index, self.inputs.read(self.images[index], 0, index), ""
-        except UnreadableImageError as error:
-            return index, None, str(error)
 
 
 def _progress_bar(batches: Sequence[list[int]], accelerator: Accelerator) -> tqdm:

@@ -10,7 +10,6 @@ prompt "A photo depicts " and is cut at CLIP's 77 tokens. Published values use C
 precision; here the precision is float32.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,7 +23,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from ..captioner.processing_ituning import prepare_images
 from ..data.images import load_image
 from ..data.records import CaptionedImage
+from ..utils.devices import usable_device
 from ..utils.errors import UserError
+from .metrics import check_captions
 
 _PROMPT = "A photo depicts "
 _WEIGHT = 2.5
@@ -32,10 +33,10 @@ _WEIGHT = 2.5
 
 @torch.inference_mode()
 def clip_scores(
-    model: str | os.PathLike[str],
-    images: Sequence[str | os.PathLike[str] | Image.Image | CaptionedImage],
+    model: str,
+    images: Sequence[str | Image.Image | CaptionedImage],
     predictions: Sequence[str],
-    references: Sequence[Sequence[str]] | None = None,
+    references: Sequence[Sequence[str]],
     *,
     device: str | torch.device | None = None,
     batch_size: int = 64,
@@ -47,49 +48,38 @@ def clip_scores(
             "openai/clip-vit-base-patch32".
         images: The images, paths of their files, or images of a data set.
         predictions: A caption for each image.
-        references: The human captions of each image, for RefCLIPScore; None computes CLIPScore alone.
-        device: Where to compute; None uses a GPU if there is one.
+        references: The human captions of each image.
+        device: Where to compute; None uses the best device there is.
         batch_size: How many images are embedded at once, with their captions.
 
     Returns:
-        `clip_score` (0 to 2.5; good captions score about 0.8) and, with references, `ref_clip_score`: the
-        value of each image. Papers report the mean.
+        `clip_score` (0 to 2.5; good captions score about 0.8) and `ref_clip_score`: the value of each image.
+        Papers report the mean.
 
     Raises:
-        UserError: There is not one caption and one non-empty list of references for each image, or the
-            CLIP is not a full one.
+        UserError: The numbers of captions differ, or the CLIP is not a full one.
         OSError: There is no such CLIP.
         UnreadableImageError: An image cannot be read; the message names it.
     """
-    if len(predictions) != len(images) or not images:
-        raise UserError(f"{len(predictions)} predictions for {len(images)} images: give one for each.")
-    if references is not None and (len(references) != len(images) or not all(references)):
-        raise UserError(
-            f"references for {sum(map(bool, references))} of {len(images)} images: give each image at least "
-            "one, or no references at all."
-        )
-    clip = _Clip(str(model), device)
-    found: dict[str, list[float]] = {"clip_score": []}
-    if references is not None:
-        found["ref_clip_score"] = []
+    check_captions(predictions, references)
+    clip = _Clip(model, usable_device(device))
+    found: dict[str, list[float]] = {"clip_score": [], "ref_clip_score": []}
     for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
         captions = clip.embed_texts(predictions[batch])  # (B, d)
         cosines = (clip.embed_images(images[batch]) * captions).sum(-1)
         scores = _WEIGHT * cosines.clamp(min=0)
         found["clip_score"] += scores.tolist()
-        if references is not None:
-            nearest = _nearest(clip, captions, references[batch]).clamp(min=0)
-            harmonic = 2 * scores * nearest / (scores + nearest)
-            found["ref_clip_score"] += harmonic.nan_to_num(0).tolist()  # not a number if both are 0
+        nearest = _nearest(clip, captions, references[batch]).clamp(min=0)
+        harmonic = 2 * scores * nearest / (scores + nearest)
+        found["ref_clip_score"] += harmonic.nan_to_num(0).tolist()  # not a number if both are 0
     return found
 
 
 class _Clip:
     """A CLIP with vision and text model, and its image processor and tokenizer."""
 
-    def __init__(self, name: str, device: str | torch.device | None) -> None:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, name: str, device: torch.device) -> None:
         try:
             model, info = CLIPModel.from_pretrained(
                 name,

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,8 +48,11 @@ class Java(NamedTuple):
 def find_java() -> Java | None:
     """Return the `java` on the PATH; None if there is none that starts."""
     program = shutil.which("java")
-    if program is None:
-        return None
+    return None if program is None else _probe(program)
+
+
+@cache
+def _probe(program: str) -> Java | None:
     try:
         answer = subprocess.run([program, "-version"], capture_output=True, check=False)
     except OSError:  # not a program of this machine
@@ -69,7 +73,7 @@ def tokenize_with_java(captions: Sequence[str], java: Java) -> list[str]:
     lines = _run("the PTB tokenizer", [java.program, *_SETTINGS, *arguments], text).split("\n")
     lines += [""] * (len(captions) - len(lines))  # it prints no line for empty captions at the end
     if any(lines[len(captions) :]):
-        raise _failure("the PTB tokenizer", "it returned more lines than captions")
+        raise WorkError(f"the PTB tokenizer returned {len(lines)} lines for {len(captions)} captions")
     return [
         " ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATION)
         for line in lines[: len(captions)]
@@ -93,10 +97,7 @@ def meteor_counts(
     arguments = ["-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
     command = [java.program, *_SETTINGS, *arguments]
     text = "".join(f"{line}\n" for line in lines)
-    answers = _run("METEOR", command, text, _package_folder("meteor")).splitlines()
-    if len(answers) != len(lines):
-        raise _failure("METEOR", f"it returned {len(answers)} lines for {len(lines)} images")
-    return read_meteor_counts(answers)
+    return read_meteor_counts(_run("METEOR", command, text, _package_folder("meteor")).splitlines())
 
 
 def why_no_spice(java: Java) -> str | None:
@@ -113,10 +114,9 @@ def why_no_spice(java: Java) -> str | None:
 
 
 def spice_scores(references: dict[int, list[str]], predictions: dict[int, list[str]]) -> list[float]:
-    """Score tokenized captions with SPICE, which needs up to 8 GB, in a process of its own since it prints.
+    """Score each image's tokenized caption with SPICE, which needs up to 8 GB.
 
-    Returns:
-        The score of each image, in the order of their numbers.
+    It runs in a process of its own, since it prints.
 
     Raises:
         WorkError: SPICE failed.
@@ -130,17 +130,11 @@ def _run(name: str, command: list[str], text: str, cwd: Path | None = None) -> s
         command, input=text.encode(errors="ignore"), cwd=cwd, capture_output=True, check=False
     )
     if answer.returncode != 0:
-        raise _failure(name, answer.stderr.decode(errors="replace").strip()[-500:])
+        cause = answer.stderr.decode(errors="replace").strip()[-500:]
+        advice = "the metrics that need no Java can be computed with java=False, --java false"
+        raise WorkError(f"{name} failed; {advice}. The cause: {cause!r}")
     return answer.stdout.decode()
 
 
-def _failure(name: str, reason: str) -> WorkError:
-    advice = "the metrics that need no Java can be computed with java=False, --java false"
-    return WorkError(f"{name} failed; {advice}. The cause: {reason!r}")
-
-
 def _package_folder(name: str) -> Path:
-    specification = find_spec(f"pycocoevalcap.{name}")
-    assert specification is not None
-    assert specification.submodule_search_locations is not None
-    return Path(next(iter(specification.submodule_search_locations)))
+    return Path(import_module(f"pycocoevalcap.{name}").__path__[0])

@@ -1,8 +1,7 @@
 """The caption metrics of the COCO benchmark, computed by its official scorers."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +10,7 @@ from .java import Java, find_java, meteor_counts, spice_scores, tokenize_with_ja
 from .scores import METRIC_NAMES, CaptionScores, meteor_from_counts
 from .tokenizer import tokenize_captions
 
-NumberedCaptions = dict[int, list[str]]
-"""The input of the official scorers: tokenized captions by image number, a list of one for predictions."""
+_METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 
 
 def compute_caption_metrics(
@@ -56,151 +54,40 @@ def score_captions(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     java: bool | None = None,
-    *,
-    only: Collection[str] | None = None,
+    only: str | None = None,
 ) -> CaptionScores:
     """Score captions as `compute_caption_metrics` does, and keep the values of each image.
 
-    Args:
-        predictions: A caption for each image.
-        references: The human captions of each image.
-        java: True requires Java, False does not use it, None uses it if it is installed.
-        only: Some of "bleu", "rouge_l", "cider", "meteor" and "spice", all of which must be available; None
-            computes all that are available.
-
-    Returns:
-        The metrics, their values for each image, and how they were computed.
-
-    Raises:
-        TypeError, UserError, WorkError: See `compute_caption_metrics`. Also a UserError if a metric of `only`
-            is unknown or not available.
+    `only` names one of `_METRICS` to compute alone; if it is not available, that is a UserError.
     """
-    _check(predictions, references)
-    require_scorers(java)
-    runtime = None if java is False else find_java()
-    wanted, left_out = _choose_metrics(only, runtime, java)
-    tokenized_predictions, tokenized_references = _tokenize(predictions, references, runtime)
-    if not any(caption for captions in tokenized_references.values() for caption in captions):
+    check_captions(predictions, references)
+    runtime = require_scorers(java)
+    left_out = _left_out(runtime, java)
+    if only in left_out:
+        raise UserError(left_out[only])
+    tokenized = {i: [text] for i, text in enumerate(_tokenize(predictions, runtime))}
+    flat = iter(_tokenize([text for texts in references for text in texts], runtime))
+    tokenized_references = {i: [next(flat) for _ in texts] for i, texts in enumerate(references)}
+    if not any(text for texts in tokenized_references.values() for text in texts):
         raise UserError("the references contain no word, only spaces and punctuation; CIDEr needs one.")
-    found = {
-        name: scorer(tokenized_references, tokenized_predictions, runtime)
-        for name, scorer in _SCORERS.items()
-        if name in wanted
-    }
+    metrics = {*_METRICS} - left_out.keys() if only is None else {only}
+    per_image, counts = _score_images(metrics, tokenized_references, tokenized, runtime)
     return CaptionScores(
-        metrics={name: score for part in found.values() for name, score in part.metrics.items()},
-        per_image={name: values for part in found.values() for name, values in part.per_image.items()},
-        counts={name: part.counts for name, part in found.items() if part.counts is not None},
+        per_image=per_image,
+        counts=counts,
         tokenizer="Python" if runtime is None else "PTB (Java)",
         java_version=runtime and runtime.version,
         left_out=left_out,
     )
 
 
-def require_scorers(java: bool | None = None) -> None:
-    """Check that the official scorers are installed, and a Java runtime if `java` is True.
+def check_captions(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Check that there is a caption and at least one human caption for each image.
 
     Raises:
-        UserError: One of them is not; the message says how to install it.
+        TypeError: They are not lists of strings.
+        UserError: There are no images, or captions are missing.
     """
-    if find_spec("pycocoevalcap") is None:
-        raise UserError("the caption scorers are not installed: run pip install 'ituning_hf[eval]'.")
-    if java and find_java() is None:
-        raise UserError(
-            "Java is required (java=True, --java true), and no working `java` is on the PATH: install a Java "
-            "runtime, or leave out METEOR and SPICE (java=False, --java false)."
-        )
-
-
-class _Found(NamedTuple):
-    """The values of one metric: of the set, of each image, and the counts of each image."""
-
-    metrics: dict[str, float]
-    per_image: dict[str, list[float]]
-    counts: np.ndarray | None = None
-
-
-def _bleu(references: NumberedCaptions, predictions: NumberedCaptions, java: Java | None) -> _Found:
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer  # an optional dependency, like those below
-
-    scorer = BleuScorer(n=4)
-    for image, captions in references.items():
-        scorer += (predictions[image][0], captions)
-    scores, by_image = scorer.compute_score(option="closest", verbose=0)
-    counts = [
-        [
-            *image["correct"],
-            *image["guess"],
-            image["testlen"],
-            min(image["reflen"], key=lambda length: (abs(length - image["testlen"]), length)),
-        ]
-        for image in scorer.ctest
-    ]
-    return _Found(
-        {f"bleu_{n}": float(score) for n, score in enumerate(scores, start=1)},
-        {f"bleu_{n}": values for n, values in enumerate(by_image, start=1)},
-        np.array(counts, dtype=np.float64),
-    )
-
-
-def _rouge_l(references: NumberedCaptions, predictions: NumberedCaptions, java: Java | None) -> _Found:
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    score, by_image = Rouge().compute_score(references, predictions)
-    return _Found({"rouge_l": float(score)}, {"rouge_l": by_image.tolist()})
-
-
-def _cider(references: NumberedCaptions, predictions: NumberedCaptions, java: Java | None) -> _Found:
-    from pycocoevalcap.cider.cider import Cider
-
-    score, by_image = Cider().compute_score(references, predictions)
-    return _Found({"cider": float(score)}, {"cider": by_image.tolist()})
-
-
-def _meteor(references: NumberedCaptions, predictions: NumberedCaptions, java: Java | None) -> _Found:
-    assert java is not None
-    counts = meteor_counts(references, predictions, java)
-    by_image = meteor_from_counts(counts).tolist()
-    return _Found({"meteor": float(meteor_from_counts(counts.sum(0)))}, {"meteor": by_image}, counts)
-
-
-def _spice(references: NumberedCaptions, predictions: NumberedCaptions, java: Java | None) -> _Found:
-    by_image = spice_scores(references, predictions)
-    return _Found({"spice": float(np.mean(by_image))}, {"spice": by_image})
-
-
-_SCORERS: dict[str, Callable[[NumberedCaptions, NumberedCaptions, Java | None], _Found]] = {
-    "bleu": _bleu,
-    "rouge_l": _rouge_l,
-    "cider": _cider,
-    "meteor": _meteor,
-    "spice": _spice,
-}
-
-
-def _choose_metrics(
-    only: Collection[str] | None, runtime: Java | None, java: bool | None
-) -> tuple[set[str], dict[str, str]]:
-    """Return the metrics to compute, and why others are left out."""
-    wanted = set(_SCORERS if only is None else only)
-    if not wanted or not wanted <= set(_SCORERS):
-        raise UserError(f"only is {only!r}, expected some of {[*_SCORERS]}.")
-    if runtime is None:
-        reason = "it needs Java, and " + ("Java was turned off" if java is False else "no Java was found")
-        reasons: dict[str, str | None] = {"meteor": reason, "spice": reason}
-    else:
-        reasons = {"spice": why_no_spice(runtime)}
-    left_out = {
-        name: f"{METRIC_NAMES[name]} is left out: {reason}."
-        for name, reason in reasons.items()
-        if reason is not None and name in wanted
-    }
-    if left_out and only is not None:
-        raise UserError(" ".join(left_out.values()))
-    return wanted - set(left_out), left_out
-
-
-def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if isinstance(predictions, str) or isinstance(references, str):
         raise TypeError("predictions and references must be lists, one item for each image; got one string")
     if len(predictions) != len(references) or len(predictions) == 0:
@@ -217,15 +104,84 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> N
             raise UserError(f"references[{index}] is empty; leave out images without human captions.")
 
 
-def _tokenize(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], java: Java | None
-) -> tuple[NumberedCaptions, NumberedCaptions]:
-    def tokenize(captions: Sequence[str]) -> list[str]:
-        return tokenize_captions(captions) if java is None else tokenize_with_java(captions, java)
+def require_scorers(java: bool | None = None) -> Java | None:
+    """Return the Java runtime to use; `java` as for `compute_caption_metrics`.
 
-    tokenized_predictions = {index: [caption] for index, caption in enumerate(tokenize(predictions))}
-    flat = iter(tokenize([caption for captions in references for caption in captions]))
-    tokenized_references = {
-        index: [next(flat) for _ in captions] for index, captions in enumerate(references)
+    Raises:
+        UserError: The official scorers are not installed, or Java is required and not found.
+    """
+    if find_spec("pycocoevalcap") is None:
+        raise UserError("the caption scorers are not installed: run pip install 'ituning_hf[eval]'.")
+    runtime = None if java is False else find_java()
+    if java and runtime is None:
+        raise UserError(
+            "Java is required (java=True, --java true), and no working `java` is on the PATH: install a Java "
+            "runtime, or leave out METEOR and SPICE (java=False, --java false)."
+        )
+    return runtime
+
+
+def _left_out(runtime: Java | None, java: bool | None) -> dict[str, str]:
+    """Return the metrics that are not available, each with a sentence that says why."""
+    if runtime is None:
+        reason = "it needs Java, and " + ("Java was turned off" if java is False else "no Java was found")
+        reasons: dict[str, str | None] = {"meteor": reason, "spice": reason}
+    else:
+        reasons = {"spice": why_no_spice(runtime)}
+    return {
+        name: f"{METRIC_NAMES[name]} is left out: {reason}." for name, reason in reasons.items() if reason
     }
-    return tokenized_predictions, tokenized_references
+
+
+def _tokenize(captions: Sequence[str], java: Java | None) -> list[str]:
+    return tokenize_captions(captions) if java is None else tokenize_with_java(captions, java)
+
+
+def _score_images(
+    metrics: Collection[str],
+    references: dict[int, list[str]],
+    predictions: dict[int, list[str]],
+    java: Java | None,
+) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
+    """Compute `CaptionScores.per_image` and `counts` of tokenized captions, numbered by image."""
+    per_image: dict[str, list[float]] = {}
+    counts: dict[str, np.ndarray] = {}
+    if "bleu" in metrics:
+        by_n, counts["bleu"] = _bleu(references, predictions)
+        per_image |= {f"bleu_{n}": values for n, values in enumerate(by_n, start=1)}
+    if "rouge_l" in metrics:
+        from pycocoevalcap.rouge.rouge import Rouge  # an optional dependency, like those below
+
+        per_image["rouge_l"] = Rouge().compute_score(references, predictions)[1].tolist()
+    if "cider" in metrics:
+        from pycocoevalcap.cider.cider import Cider
+
+        per_image["cider"] = Cider().compute_score(references, predictions)[1].tolist()
+    if "meteor" in metrics and java is not None:
+        counts["meteor"] = meteor_counts(references, predictions, java)
+        per_image["meteor"] = meteor_from_counts(counts["meteor"]).tolist()
+    if "spice" in metrics:
+        per_image["spice"] = spice_scores(references, predictions)
+    return per_image, counts
+
+
+def _bleu(
+    references: dict[int, list[str]], predictions: dict[int, list[str]]
+) -> tuple[list[list[float]], np.ndarray]:
+    """Return BLEU-1 to BLEU-4 of each image, and the counts that `bleu_from_counts` describes."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=4)
+    for image, captions in references.items():
+        scorer += (predictions[image][0], captions)
+    _, by_n = scorer.compute_score(option="closest", verbose=0)
+    counts = [
+        [
+            *image["correct"],
+            *image["guess"],
+            image["testlen"],
+            min(image["reflen"], key=lambda length: (abs(length - image["testlen"]), length)),
+        ]
+        for image in scorer.ctest
+    ]
+    return by_n, np.array(counts, dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -25,38 +25,6 @@ MAX_REFERENCES = 5
 SHOWN_CHARACTERS = 100
 
 
-@dataclass(frozen=True)
-class Part:
-    """The scores of a domain of the images, or of all.
-
-    Args:
-        domain: The domain; None for all images.
-        scores: The scores.
-        intervals: The 95% confidence interval (low, high) of each metric.
-    """
-
-    domain: str | None
-    scores: CaptionScores
-    intervals: dict[str, tuple[float, float]]
-
-    @property
-    def num_images(self) -> int:
-        """The number of images."""
-        return self.scores.num_images
-
-    @property
-    def name(self) -> str:
-        """The domain, or "entire"."""
-        return self.domain or ENTIRE
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return each metric's value and interval."""
-        return {
-            name: {"value": value, "interval": list(self.intervals[name])}
-            for name, value in self.scores.metrics.items()
-        }
-
-
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The captions of a split and their scores.
@@ -69,7 +37,8 @@ class Evaluation:
         captions: Their captions.
         unreadable: The images that could not be read.
         speed: Captions per second, the device and the number of processes; None for captions from a file.
-        parts: The scores of each domain, and of all images last; empty if the images have no human captions.
+        parts: The scores of the images of each domain, and, last and with the name `ENTIRE`, of all images;
+            empty if the images have no human captions.
     """
 
     dataset: str
@@ -79,17 +48,17 @@ class Evaluation:
     captions: list[str]
     unreadable: list[CaptionedImage]
     speed: dict[str, Any] | None
-    parts: list[Part]
+    parts: dict[str, CaptionScores]
 
     @property
     def scores(self) -> CaptionScores | None:
         """The scores of all images."""
-        return self.parts[-1].scores if self.parts else None
+        return self.parts.get(ENTIRE)
 
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics of all images; empty if they have no human captions."""
-        return self.parts[-1].scores.metrics if self.parts else {}
+        return self.scores.metrics if self.scores else {}
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> None:
@@ -104,7 +73,7 @@ def write_results(folder: Path, evaluation: Evaluation) -> None:
 
 def write_scores(folder: Path, evaluation: Evaluation, args: EvaluateArguments) -> None:
     """Write `per_image.jsonl`, if there are scores, and `metrics.json`."""
-    scores, parts = evaluation.scores, evaluation.parts
+    scores = evaluation.scores
     if scores is not None:
         lines = [json.dumps(entry) + "\n" for entry in _image_entries(evaluation, scores)]
         write_text(folder / IMAGES_FILE, "".join(lines))
@@ -113,9 +82,11 @@ def write_scores(folder: Path, evaluation: Evaluation, args: EvaluateArguments) 
         "split": evaluation.split,
         "num_images": len(evaluation.images),
         "unreadable": [image.name for image in evaluation.unreadable],
-        "metrics": parts[-1].to_dict() if parts else {},
+        "metrics": _metrics(scores) if scores else {},
         "domains": {
-            part.name: {"num_images": part.num_images, "metrics": part.to_dict()} for part in parts[:-1]
+            name: {"num_images": part.num_images, "metrics": _metrics(part)}
+            for name, part in evaluation.parts.items()
+            if name != ENTIRE
         },
         "tokenizer": scores and scores.tokenizer,
         "java_version": scores and scores.java_version,
@@ -125,6 +96,12 @@ def write_scores(folder: Path, evaluation: Evaluation, args: EvaluateArguments) 
         "versions": library_versions(),
     }
     write_text(folder / METRICS_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def _metrics(scores: CaptionScores) -> dict[str, Any]:
+    return {
+        name: {"value": value, "interval": scores.intervals[name]} for name, value in scores.metrics.items()
+    }
 
 
 def _image_entries(evaluation: Evaluation, scores: CaptionScores) -> Iterator[dict[str, Any]]:
@@ -164,14 +141,15 @@ def describe(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _score_table(parts: Sequence[Part]) -> list[str]:
+def _score_table(parts: Mapping[str, CaptionScores]) -> list[str]:
     """Lay out scores x 100: a row for each metric, a column for each domain, the interval of all images."""
-    rows = [["", *(part.name for part in parts), "95% interval"]]
-    rows.append(["images", *(f"{part.num_images:,}" for part in parts), ""])
+    rows = [["", *(parts if len(parts) > 1 else ["score"]), "95% interval"]]
+    rows.append(["images", *(f"{part.num_images:,}" for part in parts.values()), ""])
+    intervals = parts[ENTIRE].intervals
     for name, title in METRIC_NAMES.items():
-        if name in parts[-1].intervals:
-            low, high = parts[-1].intervals[name]
-            values = [f"{100 * part.scores.metrics[name]:.1f}" for part in parts]
+        if name in intervals:
+            low, high = intervals[name]
+            values = [f"{100 * part.metrics[name]:.1f}" for part in parts.values()]
             rows.append([title, *values, f"{100 * low:.1f} to {100 * high:.1f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -20,7 +20,8 @@ from .captioning import Captioner, Captions, caption_images
 from .clip_score import clip_scores
 from .metrics import require_scorers, score_captions
 from .predictions import image_ids, read_predictions
-from .report import RESULTS_FILE, Evaluation, Part, write_results, write_scores
+from .report import ENTIRE, RESULTS_FILE, Evaluation, write_results, write_scores
+from .scores import CaptionScores
 
 
 def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
@@ -56,7 +57,7 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
         1.0
     """
     accelerator = create_accelerator("no")  # --dtype sets the precision, not `accelerate config`
-    captioner, found = None, Captions({}, {}, 0.0)
+    captioner, found = None, Captions()
     with sync_errors(accelerator):
         images = args.load_split(
             args.split, args.seed, require_captions=False, require_images=args.reads_images
@@ -110,8 +111,8 @@ def _report(
         image_ids=[ids[i] for i in found.by_index],
         captions=list(found.by_index.values()),
         unreadable=[images[i] for i in found.unreadable],
-        speed=_speed(found, accelerator),
-        parts=[],
+        speed=_speed(found, accelerator) if found.seconds else None,
+        parts={},
     )
     if args.dry_run:
         return evaluation
@@ -129,9 +130,7 @@ def _report(
     return evaluation
 
 
-def _speed(found: Captions, accelerator: Accelerator) -> dict[str, Any] | None:
-    if not found.seconds:
-        return None
+def _speed(found: Captions, accelerator: Accelerator) -> dict[str, Any]:
     return {
         "captions_per_second": len(found.by_index) / found.seconds * accelerator.num_processes,
         "device": device_name(accelerator.device),
@@ -139,16 +138,17 @@ def _speed(found: Captions, accelerator: Accelerator) -> dict[str, Any] | None:
     }
 
 
-def _score(args: EvaluateArguments, evaluation: Evaluation, accelerator: Accelerator) -> list[Part]:
+def _score(
+    args: EvaluateArguments, evaluation: Evaluation, accelerator: Accelerator
+) -> dict[str, CaptionScores]:
     """Return the scores of each domain, if there are any, and of all images last."""
     images, captions = evaluation.images, evaluation.captions
     references = [list(image.captions) for image in images]
     scores = score_captions(captions, references, args.java)
     if args.clip_model is not None:
-        device = accelerator.device
-        scores = scores.with_means(clip_scores(args.clip_model, images, captions, references, device=device))
-    parts = []
+        means = clip_scores(args.clip_model, images, captions, references, device=accelerator.device)
+        scores = replace(scores, per_image=scores.per_image | means)
+    parts = {}
     for domain in sorted({image.domain for image in images if image.domain is not None}):
-        part = scores.part([i for i, image in enumerate(images) if image.domain == domain])
-        parts.append(Part(domain, part, part.confidence_intervals()))
-    return [*parts, Part(None, scores, scores.confidence_intervals())]
+        parts[domain] = scores.part([i for i, image in enumerate(images) if image.domain == domain])
+    return parts | {ENTIRE: scores}

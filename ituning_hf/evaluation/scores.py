@@ -4,8 +4,9 @@ BLEU and METEOR are not means over the images: the official formulas use counts 
 each image's counts stored, the official value of any part or resample of the images costs one sum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -38,36 +39,34 @@ class CaptionScores:
     """The scores of the captions of a set of images.
 
     Args:
-        metrics: The official values, as `compute_caption_metrics` returns them.
-        per_image: Each metric's value for each image, as the official scorers compute it. CIDEr, ROUGE-L and
-            SPICE of the set are the means of these; BLEU and METEOR are computed from summed counts.
+        per_image: Each metric's value for each image, as the official scorers compute it.
+        counts: The counts of each image: for "bleu" of shape `(images, 10)`, see `bleu_from_counts`; for
+            "meteor" of shape `(images, 23)`, see `read_meteor_counts`.
         tokenizer: "PTB (Java)", the official one, or "Python".
         java_version: The major version of the Java runtime; None without Java.
         left_out: For METEOR or SPICE, if not computed, a sentence that says why.
-        counts: The counts of each image: for "bleu" of shape `(images, 10)`, see `bleu_from_counts`; for
-            "meteor" of shape `(images, 23)`, see `read_meteor_counts`.
     """
 
-    metrics: dict[str, float]
     per_image: dict[str, list[float]]
+    counts: dict[str, np.ndarray] = field(repr=False, compare=False)
     tokenizer: str
     java_version: int | None
     left_out: dict[str, str]
-    counts: dict[str, np.ndarray] = field(repr=False, compare=False)
 
     @property
     def num_images(self) -> int:
         """The number of images."""
         return len(next(iter(self.per_image.values())))
 
-    def with_means(self, per_image: Mapping[str, list[float]]) -> "CaptionScores":
-        """Add metrics that are means over the images, such as CLIPScore.
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the set. All but BLEU and METEOR are the means over the images."""
+        return self._weighted(np.ones(self.num_images))
 
-        Args:
-            per_image: The value of each image, by the metric's name.
-        """
-        means = {name: float(np.mean(values)) for name, values in per_image.items()}
-        return replace(self, metrics=self.metrics | means, per_image=self.per_image | dict(per_image))
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95% confidence interval (low, high) of each metric."""
+        return self.bootstrap()
 
     def part(self, indices: Sequence[int]) -> "CaptionScores":
         """Score some of the images, as the NoCaps server scores a domain.
@@ -80,17 +79,13 @@ class CaptionScores:
         Args:
             indices: Indices of images; at least one.
         """
-        weights = np.bincount(indices, minlength=self.num_images)
         return replace(
             self,
-            metrics=self._weighted(weights),
             per_image={name: [values[i] for i in indices] for name, values in self.per_image.items()},
             counts={name: counts[list(indices)] for name, counts in self.counts.items()},
         )
 
-    def confidence_intervals(
-        self, confidence: float = 0.95, num_resamples: int = 1000, seed: int = 0
-    ) -> dict[str, tuple[float, float]]:
+    def bootstrap(self, num_resamples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Estimate how much the metrics depend on the choice of images.
 
         The percentile bootstrap (Efron 1979, https://doi.org/10.1214/aos/1176344552) over the images. BLEU
@@ -98,28 +93,19 @@ class CaptionScores:
         whole set.
 
         Args:
-            confidence: The share of resamples inside each interval.
             num_resamples: How often images are drawn, with replacement.
             seed: Seed of the draws.
 
         Returns:
-            (low, high) for each of `metrics`.
-
-        Raises:
-            ValueError: `confidence` is not between 0 and 1, or `num_resamples` is less than 1.
+            The interval (low, high) that contains 95% of the resamples, for each metric.
         """
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence is {confidence}, expected a number between 0 and 1, such as 0.95")
-        if num_resamples < 1:
-            raise ValueError(f"num_resamples is {num_resamples}, expected at least 1")
         generator = np.random.default_rng(seed)
         found = []
         for _ in range(num_resamples):
             drawn = generator.integers(self.num_images, size=self.num_images)
             found.append([*self._weighted(np.bincount(drawn, minlength=self.num_images)).values()])
-        outside = (1 - confidence) / 2
-        low, high = np.quantile(found, [outside, 1 - outside], axis=0)
-        return {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.metrics)}
+        low, high = np.quantile(found, [0.025, 0.975], axis=0).tolist()
+        return dict(zip(self.metrics, zip(low, high, strict=True), strict=True))
 
     def _weighted(self, weights: np.ndarray) -> dict[str, float]:
         """Score a set in which each image occurs as often as its weight says."""
@@ -129,7 +115,7 @@ class CaptionScores:
             found |= {f"bleu_{n}": score for n, score in enumerate(bleu, start=1)}
         if "meteor" in self.counts:
             found["meteor"] = meteor_from_counts(weights @ self.counts["meteor"])
-        return {name: float(found[name]) for name in self.metrics}
+        return {name: float(value) for name, value in found.items()}
 
 
 def bleu_from_counts(counts: np.ndarray) -> np.ndarray:

@@ -165,34 +165,22 @@ _COMPILED_RULES = [re.compile(rule) for rule in _RULES]
 _PLAIN = re.compile(r"[^\S\n]*(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]+)(?=\s|$)")
 
 
-def tokenize_caption(caption: str) -> str:
-    r"""Tokenize one caption as the official metrics do: lower case, no punctuation.
-
-    Args:
-        caption: Any string. Line breaks count as spaces.
-
-    Returns:
-        The tokens, separated by spaces. A token may contain a no-break space, as in the official output:
-        "1 1/2" and telephone numbers are one token.
-
-    Example:
-        >>> tokenize_caption('A man\'s dog, "Rex", can\'t jump over the t.v.')
-        "a man 's dog rex ca n't jump over the t.v."
-    """
-    return tokenize_captions([caption])[0]
-
-
 def tokenize_captions(captions: Sequence[str]) -> list[str]:
-    """Tokenize captions in the order in which the metrics read them.
+    r"""Tokenize captions as the official metrics do: lower case, no punctuation.
 
     The official tokenizer reads all captions as one text: the first word of the next caption decides whether
-    "vitamin c." at the end of a caption keeps its full stop.
+    "vitamin c." at the end of a caption keeps its full stop. So the order of the captions matters.
 
     Args:
-        captions: Any strings.
+        captions: Any strings. Line breaks count as spaces.
 
     Returns:
-        The tokens of each caption, separated by spaces.
+        The tokens of each caption, separated by spaces. A token may contain a no-break space, as in the
+        official output: "1 1/2" and telephone numbers are one token.
+
+    Example:
+        >>> tokenize_captions(['A man\'s dog, "Rex", can\'t jump over the t.v.', "Two CATS!"])
+        ["a man 's dog rex ca n't jump over the t.v.", 'two cats']
     """
     lines: list[list[str]] = [[] for _ in captions]
     number = 0

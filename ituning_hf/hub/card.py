@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,11 +34,8 @@ TAGS = ["image-captioning", "i-tuning", "ituning"]
 USUAL_METRICS = ("bleu_4", "meteor", "rouge_l", "cider", "spice")
 # The Hub has one metric for each family.
 _METRIC_IDS = {"bleu_1": "bleu", "bleu_2": "bleu", "bleu_3": "bleu", "bleu_4": "bleu", "rouge_l": "rouge"}
-_LIBRARIES = ("python", "torch", "transformers", "accelerate", "ituning_hf")
 # The front matter that always follows from the captioner's files; a person may set the rest.
 _DERIVED = ("base_model", "base_model_relation", "metrics", "model-index")
-_CLIP_LICENCE = "[MIT](https://github.com/openai/CLIP/blob/main/LICENSE)"
-_GPT2_LICENCE = "[Modified MIT](https://github.com/openai/gpt-2/blob/master/LICENSE)"
 _SIGNATURE = "\n<!-- ituning_hf {digest}: updated by ituning_hf until you edit this text. -->\n"
 _SIGNED = re.compile(r"\n<!-- ituning_hf ([0-9a-f]{16}): [^\n]* -->\s*\Z")
 
@@ -130,42 +126,51 @@ def render(
     evaluations: Sequence[EvaluationRecord] = (),
     title: str = "",
     notice: str = "",
-    results_note: str = "",
     repo_id: str | None = None,
-    language: str | None = None,
 ) -> ModelCard:
     """Render the card of a captioner that `describe` described; sections without information are left out."""
     if data is None and training is not None:
         data = _data_of(training)
-    backbones = [_backbone(description[f"{kind}_model"], kind) for kind in ("vision", "text")]
     title = title or (repo_id or "").rpartition("/")[2] or "I-Tuning image captioner"
+    backbones = {kind: _backbone(kind, description[f"{kind}_model"]) for kind in ("vision", "text")}
+    results = [result for record in evaluations for result in _eval_results(record)]
+    base_models = [backbone["name_or_path"] for backbone in backbones.values() if backbone["on_hub"]]
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAG,
+        tags=TAGS,
+        base_model=base_models or None,
+        base_model_relation="adapter" if base_models else None,
+        datasets=[data.hub_id] if data is not None and data.hub_id is not None else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
     card = ModelCard.from_template(
-        _metadata(title, backbones, data, evaluations, language),
+        metadata,
         template_path=str(TEMPLATE),
         title=title,
         notice=notice,
-        results_note=results_note,
         repo_id=repo_id or PLACEHOLDER,
-        backbones=backbones,
-        local=[backbone for backbone in backbones if not backbone["on_hub"]],
-        backbone_rows=_backbone_rows(backbones),
-        adapter_rows=list(_adapter_rows(description)),
+        vision=backbones["vision"],
+        text=backbones["text"],
+        local=[backbone for backbone in backbones.values() if not backbone["on_hub"]],
+        adapter=description["adapter"],
+        parameters=description["parameters"],
         data=data,
-        data_rows=[(split, f"{count:,}") for split, count in data.splits.items()] if data else [],
-        training_rows=list(_training_rows(training)) if training else [],
-        environment_rows=_environment_rows(training) if training else [],
-        validation=_describe_validation(training) if training else "",
-        results=_results_table(evaluations),
+        training=training,
+        settings=list(_settings(training)) if training else [],
+        metric_names=METRIC_NAMES,
+        results=_results_table(evaluations) if evaluations else [],
         commands=list(dict.fromkeys(record.command for record in evaluations if record.metrics)),
     )
     return ModelCard(str(card).rstrip() + "\n")
 
 
-def _backbone(description: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _backbone(kind: str, description: Mapping[str, Any]) -> dict[str, Any]:
     """Add to the description of a frozen model what the template shows."""
     name = description["name_or_path"]
     on_hub = name is not None and not is_local(name)
-    licence = _licence(name) if on_hub else ""
     if name is None:
         link = "built in memory"
     elif on_hub:
@@ -173,49 +178,22 @@ def _backbone(description: Mapping[str, Any], kind: str) -> dict[str, Any]:
     else:
         path = PureWindowsPath if PureWindowsPath(name).is_absolute() else PurePosixPath
         link = f"a local folder named `{path(name).name}`"
+    role = {"vision": "vision encoder", "text": "language model"}[kind]
+    # The licences of OpenAI's weights are known; others are not guessed.
+    licence = f"see [its page](https://huggingface.co/{name})" if on_hub else ""
+    if is_clip := on_hub and name.startswith("openai/clip-vit-"):
+        licence = "[MIT](https://github.com/openai/CLIP/blob/main/LICENSE)"
+    if is_gpt2 := on_hub and re.fullmatch(r"(openai-community/)?gpt2(-medium|-large|-xl)?", name) is not None:
+        licence = "[Modified MIT](https://github.com/openai/gpt-2/blob/master/LICENSE)"
     return {
         **description,
         "kind": kind,
-        "role": {"vision": "vision encoder", "text": "language model"}[kind],
+        "role": role,
         "on_hub": on_hub,
         "link": link,
         "licence": licence,
-        "is_openai": licence in (_CLIP_LICENCE, _GPT2_LICENCE),
+        "is_openai": is_clip or is_gpt2,
     }
-
-
-def _licence(name: str) -> str:
-    """Return the licence of weights that OpenAI published; others are not guessed."""
-    if name.startswith("openai/clip-vit-"):
-        return _CLIP_LICENCE
-    if re.fullmatch(r"(openai-community/)?gpt2(-medium|-large|-xl)?", name):
-        return _GPT2_LICENCE
-    return f"see [its page](https://huggingface.co/{name})"
-
-
-def _metadata(
-    title: str,
-    backbones: Sequence[Mapping[str, Any]],
-    data: DataSet | None,
-    evaluations: Sequence[EvaluationRecord],
-    language: str | None,
-) -> ModelCardData:
-    """Return the front matter; unknown keys are left out."""
-    base_models = [backbone["name_or_path"] for backbone in backbones if backbone["on_hub"]]
-    results = [result for record in evaluations for result in _eval_results(record)]
-    known: dict[str, Any] = {
-        "language": language,
-        "library_name": "transformers",
-        "pipeline_tag": PIPELINE_TAG,
-        "tags": TAGS,
-        "base_model": base_models or None,
-        "base_model_relation": "adapter" if base_models else None,
-        "datasets": [data.hub_id] if data is not None and data.hub_id is not None else None,
-        "metrics": sorted({result.metric_type for result in results}) or None,
-    }
-    if results:
-        known |= {"model_name": title, "eval_results": results}
-    return ModelCardData(**known)
 
 
 def _eval_results(record: EvaluationRecord) -> Iterator[EvalResult]:
@@ -247,98 +225,25 @@ def _data_of(training: TrainingRecord) -> DataSet:
     return DataSet(name=link, splits=splits, hub_id=hub_id)
 
 
-def _backbone_rows(backbones: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = {
-        "model": [backbone["link"] for backbone in backbones],
-        "licence": [backbone["licence"] for backbone in backbones],
-        "parameters": [f"{backbone['parameters']:,}, frozen" for backbone in backbones],
-        "revision": [_code(backbone["revision"]) for backbone in backbones],
-        "fingerprint": [_code(backbone["fingerprint"]) for backbone in backbones],
-    }
-    return [[label, *cells] for label, cells in rows.items() if any(cells)]
-
-
-def _adapter_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    adapter, parameters = description["adapter"], description["parameters"]
-    share = parameters["trainable"] / parameters["total"]
-    yield "width r", adapter["hidden_size"]
-    yield "attention heads", adapter["num_heads"]
-    yield "decoder layers", ", ".join(map(str, adapter["layers"]))
-    yield "scale", adapter["scale"]
-    yield "dropout", adapter["dropout"]
-    yield "hidden state of the encoder", adapter["vision_feature_layer"]
-    yield "trainable parameters", f"{parameters['trainable']:,} of {parameters['total']:,} ({share:.2%})"
-    if "bytes" in adapter:
-        yield "stored as", f"{adapter['dtype']}, {adapter['bytes']:,} bytes"
-
-
-def _training_rows(record: TrainingRecord) -> Iterator[tuple[str, str]]:
-    yield "optimizer", "AdamW on the cross-entropy of the captions' tokens"
-    yield "optimizer steps", f"{record.step:,} ({record.epoch:.4g} epochs)"
-    if record.features is not None:
-        yield "image features", f"computed once and stored in {record.features}"
-    shown = record.settings.keys() - {*ADAPTER_OPTIONS, "eval_split", "mixed_precision"}
-    for name in sorted(shown):
+def _settings(record: TrainingRecord) -> Iterator[tuple[str, str]]:
+    """Return the settings of the training that the card shows nowhere else."""
+    for name in sorted(record.settings.keys() - {*ADAPTER_OPTIONS, "eval_split", "mixed_precision"}):
         value = record.settings[name]
         if value not in (None, []) and value is not False:
             yield f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _environment_rows(record: TrainingRecord) -> list[tuple[str, str]]:
-    processes = f"{record.num_processes} process{'es' if record.num_processes > 1 else ''}"
-    precision = record.settings.get("mixed_precision")
-    versions = [(name, record.versions[name]) for name in _LIBRARIES if name in record.versions]
-    return [
-        ("device", f"{record.device}, {processes}"),
-        ("precision", "fp32" if precision in (None, "no") else f"{precision}, the adapter in fp32"),
-        *versions,
-    ]
-
-
-def _describe_validation(record: TrainingRecord) -> str:
-    if (found := record.validation) is None:
-        return ""
-    loss = found.scores.get("loss", math.nan)
-    text = (
-        f"After step {found.step:,}, the loss on the {record.eval_split} split "
-        f"({record.num_eval_images:,} images) was {loss:.4f} per token."
-    )
-    measured = [name for name in METRIC_NAMES if name in found.scores]
-    scores = [f"{METRIC_NAMES[name]} {_score(found.scores, name)}" for name in measured]
-    if scores:
-        text += f" Greedy captions of {found.num_scored:,} of them: {', '.join(scores)}."
-    return text
-
-
 def _results_table(records: Sequence[EvaluationRecord]) -> list[list[str]]:
-    """Return the header and a row for each record; columns without values are left out."""
-    if not records:
-        return []
-    measured = {name for record in records for name in record.metrics}
-    shown = [name for name in METRIC_NAMES if name in (measured or USUAL_METRICS)]
-    rows = [
-        [
-            record.dataset,
-            record.part,
-            f"{record.num_images:,}",
-            *(_score(record.metrics, name) for name in shown),
-            record.tokenizer or "",
-            f"{record.num_unreadable:,}" if record.num_unreadable else "",
-        ]
-        for record in records
-    ]
-    names = [METRIC_NAMES[name] for name in shown]
-    header = ["data set", "split", "images", *names, "tokenizer", "unreadable images"]
-    kept = [i for i, title in enumerate(header) if title in names or any(row[i] for row in rows)]
-    return [[row[i] for i in kept] for row in (header, *rows)]
-
-
-def _score(scores: Mapping[str, float], name: str) -> str:
-    return f"{100 * scores[name]:.1f}" if name in scores else ""
-
-
-def _code(text: str | None) -> str:
-    return f"`{text}`" if text else ""
+    """Return the header, and a row for each record."""
+    measured = {name for record in records for name in record.metrics} or USUAL_METRICS
+    shown = {name: title for name, title in METRIC_NAMES.items() if name in measured}
+    rows = [["data set", "split", "images", *shown.values(), "tokenizer"]]
+    for record in records:
+        unreadable = f" ({record.num_unreadable:,} unreadable)" if record.num_unreadable else ""
+        scores = (f"{100 * record.metrics[name]:.1f}" if name in record.metrics else "" for name in shown)
+        images = f"{record.num_images:,}{unreadable}"
+        rows.append([record.dataset, record.part, images, *scores, record.tokenizer or ""])
+    return rows
 
 
 __all__ = ["DataSet", "add_evaluation", "is_rendered", "render", "render_card", "write_card"]

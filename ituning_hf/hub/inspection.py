@@ -62,11 +62,14 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     tensors = read_adapter_file(path)
     model = _build_on_meta(config)
     check_adapter_tensors(tensors, model.adapter_state_dict(), name)
-    stored = {
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
-        "bytes": os.path.getsize(path),
-    }
+    parts = _describe_parts(model)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    parts["adapter"] |= {"dtype": ", ".join(sorted(dtypes)), "bytes": os.path.getsize(path)}
+    generation = load_generation_config(name, model.generation_config, revision=revision).to_diff_dict()
+    generation.pop("transformers_version", None)
+    training_file = find_optional(name, TRAINING_FILE, revision)
+    record = read_training_record(training_file.parent) if training_file else None
+    excluded = ("settings", "versions")
     return {
         "name": name,
         "model_type": config.model_type,
@@ -77,9 +80,9 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
             "transformers": transformers_version,
             "torch": str(torch.__version__),
         },
-        **_describe_parts(config, model, stored),
-        "generation": _generation_settings(name, revision, model),
-        "training": _training(name, revision),
+        **parts,
+        "generation": generation,
+        "training": record and {key: value for key, value in asdict(record).items() if key not in excluded},
         "commit": folder.name if folder.parent.name == "snapshots" and not os.path.isdir(name) else None,
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()},
     }
@@ -87,9 +90,7 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
 
 def describe_config(config: ITuningConfig) -> dict[str, Any]:
     """Return `describe`'s `vision_model`, `text_model`, `adapter` and `parameters` of a configuration."""
-    model = _build_on_meta(config)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return _describe_parts(config, model, {"parameters": trainable})
+    return _describe_parts(_build_on_meta(config))
 
 
 def _build_on_meta(config: ITuningConfig) -> ITuningForCaptioning:
@@ -98,11 +99,11 @@ def _build_on_meta(config: ITuningConfig) -> ITuningForCaptioning:
         return ITuningForCaptioning(config)
 
 
-def _describe_parts(
-    config: ITuningConfig, model: ITuningForCaptioning, stored: dict[str, Any]
-) -> dict[str, Any]:
-    backbones = {kind: _describe_backbone(kind, config, model) for kind in ("vision", "text")}
-    trainable, frozen = stored["parameters"], sum(part["parameters"] for part in backbones.values())
+def _describe_parts(model: ITuningForCaptioning) -> dict[str, Any]:
+    config = model.config
+    backbones = {kind: _describe_backbone(kind, model) for kind in ("vision", "text")}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(backbone["parameters"] for backbone in backbones.values())
     return {
         "vision_model": backbones["vision"],
         "text_model": backbones["text"],
@@ -113,14 +114,14 @@ def _describe_parts(
             "scale": config.adapter_scale,
             "dropout": config.adapter_dropout,
             "vision_feature_layer": config.vision_feature_layer,
-            **stored,
+            "parameters": trainable,
         },
         "parameters": {"trainable": trainable, "frozen": frozen, "total": trainable + frozen},
     }
 
 
-def _describe_backbone(kind: str, config: ITuningConfig, model: ITuningForCaptioning) -> dict[str, Any]:
-    backbone = getattr(config, f"{kind}_config")
+def _describe_backbone(kind: str, model: ITuningForCaptioning) -> dict[str, Any]:
+    config, backbone = model.config, getattr(model.config, f"{kind}_config")
     weights = getattr(model, f"{kind}_model").named_parameters()  # tied weights once
     return {
         "name_or_path": getattr(config, f"{kind}_model_name_or_path"),
@@ -131,19 +132,6 @@ def _describe_backbone(kind: str, config: ITuningConfig, model: ITuningForCaptio
         "hidden_size": backbone.hidden_size,
         "parameters": sum(weight.numel() for key, weight in weights if ".adapter." not in key),
     }
-
-
-def _generation_settings(name: str, revision: str | None, model: ITuningForCaptioning) -> dict[str, Any]:
-    settings = load_generation_config(name, model.generation_config, revision=revision)
-    return {key: value for key, value in settings.to_diff_dict().items() if key != "transformers_version"}
-
-
-def _training(name: str, revision: str | None) -> dict[str, Any] | None:
-    path = find_optional(name, TRAINING_FILE, revision)
-    record = read_training_record(path.parent) if path else None
-    if record is None:
-        return None
-    return {key: value for key, value in asdict(record).items() if key not in ("settings", "versions")}
 
 
 __all__ = ["describe", "describe_config"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.constants import REPOCARD_NAME
@@ -22,7 +20,9 @@ from ..captioner.pretrained_ituning import fingerprint, is_local
 from ..inference.files import read_config
 from ..inference.loading import load_processor
 from ..utils.errors import UserError
+from ..utils.files import write_json
 from ..utils.hub import explain_hub_error
+from ..utils.json_files import read_json_object
 from .card import PLACEHOLDER, is_rendered, write_card
 from .inspection import describe
 from .records import EVALUATION_FILE, TRAINING_FILE
@@ -83,10 +83,9 @@ def push_captioner(
             folder, or one on the Hub with other weights; or a public repository with `private=True`.
         OSError: if there is no captioner, or the Hub cannot be reached or refuses.
     """
-    replaced = {"vision": vision_model, "text": text_model}
-    _check_captioner(folder, repo_id, replaced)
+    given = _check_captioner(folder, repo_id, vision_model, text_model)
     api = HfApi(token=token)
-    backbones = {kind: _pin(api, folder, kind, name) for kind, name in replaced.items() if name is not None}
+    backbones = {kind: _pin(api, folder, kind, name) for kind, name in given.items()}
     with _hub_errors(f"{os.fspath(folder)!r} was not pushed to {repo_id!r}"), TemporaryDirectory() as staged:
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
@@ -121,9 +120,8 @@ def list_files(
 
     The arguments and errors are those of `push_captioner`.
     """
-    replaced = {"vision": vision_model, "text": text_model}
-    _check_captioner(folder, repo_id, replaced)
-    backbones = {kind: (name, "0" * 40) for kind, name in replaced.items() if name is not None}
+    given = _check_captioner(folder, repo_id, vision_model, text_model)
+    backbones = {kind: (name, "0" * 40) for kind, name in given.items()}
     with TemporaryDirectory() as staged:
         _stage(folder, Path(staged), repo_id, backbones)
         return {path.name: path.stat().st_size for path in sorted(Path(staged).iterdir())}
@@ -137,24 +135,26 @@ def missing_metadata(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _check_captioner(
-    folder: str | os.PathLike[str], repo_id: str, replaced: Mapping[str, str | None]
-) -> None:
-    """Refuse a captioner that others could not load from the Hub, without network access."""
+    folder: str | os.PathLike[str], repo_id: str, vision_model: str | None, text_model: str | None
+) -> dict[str, str]:
+    """Refuse a captioner that others could not load, without network access; return the given backbones."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is not a Hub id, such as org/my-captioner: {error}.") from error
+        raise UserError(f"{repo_id!r} is not a Hub id, such as org/my-captioner: {error}") from error
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"There is no folder {os.fspath(folder)!r}: give a saved captioner.")
     description = describe(folder)  # reads the adapter and compares it with the configuration
     load_processor(folder)
-    for kind, name in replaced.items():
+    given = {"vision": vision_model, "text": text_model}
+    for kind, name in given.items():
         name = name or description[f"{kind}_model"]["name_or_path"]
         if name is None or is_local(name):
             raise UserError(
                 f"The frozen {kind} model is the local folder {name!r}, which others do not have: give the "
                 f"Hub id of the same model, --{kind}_model org/NAME. `hf upload org/NAME FOLDER` uploads it."
             )
+    return {kind: name for kind, name in given.items() if name is not None}
 
 
 def _pin(api: HfApi, folder: str | os.PathLike[str], kind: str, name: str) -> tuple[str, str]:
@@ -178,12 +178,11 @@ def _stage(
     for name in FILES:
         if (source := Path(folder, name)).is_file():
             shutil.copyfile(source, staged / name)
-    config: dict[str, Any] = json.loads((staged / CONFIG_NAME).read_text(encoding="utf-8"))
+    config = read_json_object(staged / CONFIG_NAME)
     for kind, (name, commit) in backbones.items():
         config |= {f"{kind}_model_name_or_path": name, f"{kind}_model_revision": commit}
     if backbones:
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (staged / CONFIG_NAME).write_text(text, encoding="utf-8")
+        write_json(staged / CONFIG_NAME, config)
     if not write_card(staged, repo_id=repo_id):  # a person's card
         card = staged / REPOCARD_NAME
         card.write_bytes(card.read_bytes().replace(PLACEHOLDER.encode(), repo_id.encode()))

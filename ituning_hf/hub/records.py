@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.files import write_json
@@ -18,24 +18,10 @@ from ..utils.json_files import read_json
 
 TRAINING_FILE = "training.json"
 EVALUATION_FILE = "evaluation.json"
-FORMAT_VERSION = 1
-
-
-class _Record:
-    """Refuses values of other types than the fields have, since model cards format them."""
-
-    def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            fits = isinstance(value, dict if get_origin(annotation) is dict else annotation)
-            if fits and annotation == dict[str, float]:
-                fits = all(isinstance(number, int | float) for number in value.values())
-            if not fits:
-                raise ValueError(f"{name} is {value!r}, expected {annotation}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationRecord(_Record):
+class ValidationRecord:
     """A validation during training."""
 
     step: int  # it ran after this optimizer step
@@ -44,7 +30,7 @@ class ValidationRecord(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecord(_Record):
+class TrainingRecord:
     """How a captioner was trained."""
 
     dataset: str | None  # the last part of its path, or its Hub id; None for images passed in Python
@@ -63,7 +49,7 @@ class TrainingRecord(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRecord(_Record):
+class EvaluationRecord:
     """The scores of a captioner on a data set."""
 
     dataset: str  # its name, or its Hub id
@@ -89,10 +75,8 @@ def read_training_record(folder: str | os.PathLike[str]) -> TrainingRecord | Non
     """
 
     def build(content: dict[str, Any]) -> TrainingRecord:
-        validation = content["validation"]
-        return TrainingRecord(
-            **content | {"validation": None if validation is None else ValidationRecord(**validation)}
-        )
+        validation = content["validation"] and ValidationRecord(**content["validation"])
+        return TrainingRecord(**content | {"validation": validation})
 
     return _read(Path(folder) / TRAINING_FILE, build)
 
@@ -108,25 +92,19 @@ def read_evaluation_records(folder: str | os.PathLike[str]) -> list[EvaluationRe
     Raises:
         UserError: if the file does not hold evaluation records.
     """
-
-    def build(content: dict[str, Any]) -> list[EvaluationRecord]:
-        if content["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format_version is {content['format_version']!r}, expected {FORMAT_VERSION}")
-        return [EvaluationRecord(**result) for result in content["results"]]
-
-    return _read(Path(folder) / EVALUATION_FILE, build) or []
+    path = Path(folder) / EVALUATION_FILE
+    return _read(path, lambda content: [EvaluationRecord(**record) for record in content]) or []
 
 
 def write_evaluation_records(folder: str | os.PathLike[str], records: Sequence[EvaluationRecord]) -> None:
     """Write `evaluation.json` into a captioner's folder, in the order that the model card shows."""
-    results = [asdict(record) for record in records]
-    write_json(Path(folder) / EVALUATION_FILE, {"format_version": FORMAT_VERSION, "results": results})
+    write_json(Path(folder) / EVALUATION_FILE, [asdict(record) for record in records])
 
 
-def _read(path: Path, build: Callable[[dict[str, Any]], Any]) -> Any:
+def _read(path: Path, build: Callable[[Any], Any]) -> Any:
     if not path.exists():
         return None
     try:
         return build(read_json(path))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be used ({error}): correct it or remove it.") from error

@@ -1,8 +1,11 @@
 """A captioner, images that it was not trained on, and references that resemble its captions."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +51,10 @@ def captioner(saved: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def captioned(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A folder of images, 0.png to 6.png, and the captioner's caption of each in the batches of `SEARCH`."""
-    folder = tmp_path_factory.mktemp("images")
-    paths = [folder / f"{i}.png" for i in range(NUM_IMAGES)]
+    """An imagefolder data set, test/0.png to test/6.png, and its captions by the captioner."""
+    folder = tmp_path_factory.mktemp("photos")
+    paths = [folder / "test" / f"{i}.png" for i in range(NUM_IMAGES)]
+    (folder / "test").mkdir()
     for i, path in enumerate(paths):
         image = Image.linear_gradient("L").rotate(50 * i).convert("RGB")
         image.paste((35 * i, 200 - 30 * i, 80 * (i % 3)), (0, 0, 60 + 20 * i, 90 + 10 * i))
@@ -58,6 +62,9 @@ def captioned(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     model, processor = load_captioner(saved, device="cpu")
     captions = [result.captions[0] for result in iter_captions(model, processor, paths, **SEARCH)]
     assert len(set(captions)) > 3
+    rows = zip((path.name for path in paths), references_of(captions), strict=True)
+    lines = [json.dumps({"file_name": name, "captions": texts}) for name, texts in rows]
+    (folder / "test" / "metadata.jsonl").write_text("\n".join(lines))
     return folder, captions
 
 
@@ -69,38 +76,46 @@ def references_of(captions: list[str]) -> list[list[str]]:
     ]
 
 
+def make_flags(**settings: Any) -> list[str]:
+    """Return the flags of a short evaluation, without those that are None."""
+    settings = {"split": "test", "java": False, "dataloader_num_workers": 0} | SEARCH | settings
+    return [f"--{name}={value}" for name, value in settings.items() if value is not None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An evaluation with default settings."""
+
+    captioner: Path
+    report: Path
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def finished(
+    saved: Path, captioned: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """An evaluation. Tests copy its folders before they change them."""
+    folder = tmp_path_factory.mktemp("finished")
+    captioner = Path(shutil.copytree(saved, folder / "my-captioner"))
+    photos = Path(shutil.copytree(captioned[0], folder / "photos"))
+    flags = make_flags(model=captioner, dataset=photos, output_dir=folder / "report")
+    with redirect_stdout(io.StringIO()) as output:
+        assert main(["evaluate", *flags]) == 0
+    return Finished(captioner, folder / "report", output.getvalue())
+
+
 @pytest.fixture
 def photos(captioned: tuple[Path, list[str]], tmp_path: Path) -> Path:
-    """The images as an imagefolder data set with the split "test"."""
-    images, captions = captioned
-    folder = tmp_path / "photos"
-    shutil.copytree(images, folder / "test")
-    lines = [
-        json.dumps({"file_name": f"{i}.png", "captions": texts})
-        for i, texts in enumerate(references_of(captions))
-    ]
-    (folder / "test" / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
+    """A copy of the data set."""
+    return Path(shutil.copytree(captioned[0], tmp_path / "photos"))
 
 
 @pytest.fixture
 def flags(captioner: Path, photos: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Return a function that gives the flags of a short evaluation, with changes by keyword."""
-
-    def make(**changes: Any) -> list[str]:
-        settings = {
-            "model": captioner,
-            "dataset": photos,
-            "split": "test",
-            "java": False,
-            "dataloader_num_workers": 0,
-            "output_dir": tmp_path / "report",
-            **SEARCH,
-            **changes,
-        }
-        return [f"--{name}={value}" for name, value in settings.items() if value is not None]
-
-    return make
+    """Return `make_flags` with a captioner, a data set and an output folder, with changes by keyword."""
+    own = {"model": captioner, "dataset": photos, "output_dir": tmp_path / "report"}
+    return lambda **changes: make_flags(**own | changes)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ituning_hf.data.images import UnreadableImageError
 from ituning_hf.evaluation.clip_score import clip_scores
+from ituning_hf.utils.errors import UserError
 
 PREDICTIONS = ["a dog", "two cats sleep", "", "red", "zzz xxx qqq www vvv", "a very long caption " * 40]
 REFERENCES = [
@@ -23,8 +24,8 @@ REFERENCES = [
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_full_clip(tmp_path_factory.mktemp("clip"))
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_full_clip(tmp_path_factory.mktemp("clip")))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return paths
 
 
-def naive(clip: Path, images: list[str]) -> tuple[list[float], list[float]]:
+def naive(clip: str, images: list[str]) -> tuple[list[float], list[float]]:
     """The paper's formulas, one image and one text at a time."""
     model = CLIPModel.from_pretrained(clip)
     tokenizer = CLIPTokenizer.from_pretrained(clip)
@@ -67,7 +68,7 @@ def naive(clip: Path, images: list[str]) -> tuple[list[float], list[float]]:
 
 
 @torch.no_grad()
-def test_agreement_with_a_naive_computation(clip: Path, images: list[str]):
+def test_agreement_with_a_naive_computation(clip: str, images: list[str]):
     scores, with_references = naive(clip, images)
     assert 0 < sum(score > 0 for score in scores) < len(scores)  # negative cosines are cut at 0
     for batch_size in (1, 4, 64):
@@ -77,26 +78,23 @@ def test_agreement_with_a_naive_computation(clip: Path, images: list[str]):
         assert found["ref_clip_score"] == pytest.approx(with_references, abs=1e-5)
 
 
-def test_without_references_and_with_open_images(clip: Path, images: list[str]):
+def test_open_images_and_images_that_cannot_be_read(clip: str, images: list[str], tmp_path: Path):
     opened = [Image.open(path) for path in images]
-    found = clip_scores(clip, opened, PREDICTIONS, device="cpu")
-    assert found == {"clip_score": clip_scores(clip, images, PREDICTIONS, REFERENCES)["clip_score"]}
-
-
-def test_an_image_that_cannot_be_read_is_named(clip: Path, images: list[str], tmp_path: Path):
+    found = clip_scores(clip, opened, PREDICTIONS, REFERENCES, device="cpu")
+    assert found == clip_scores(clip, images, PREDICTIONS, REFERENCES, device="cpu")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(UnreadableImageError, match=r"broken\.jpg"):
-        clip_scores(clip, [*images[:5], str(tmp_path / "broken.jpg")], PREDICTIONS)
+        clip_scores(clip, [*images[:5], str(tmp_path / "broken.jpg")], PREDICTIONS, REFERENCES)
 
 
-def test_bad_input_is_refused(clip: Path, images: list[str]):
-    with pytest.raises(ValueError, match="2 predictions for 6 images"):
-        clip_scores(clip, images, PREDICTIONS[:2])
-    with pytest.raises(ValueError, match="references for 5 of 6 images"):
+def test_missing_captions_are_refused(clip: str, images: list[str]):
+    with pytest.raises(UserError, match="2 predictions and references for 6 images"):
+        clip_scores(clip, images, PREDICTIONS[:2], REFERENCES)
+    with pytest.raises(UserError, match=r"references\[0\] is empty"):
         clip_scores(clip, images, PREDICTIONS, [[], *REFERENCES[1:]])
 
 
-def test_a_clip_without_text_model_is_refused(clip: Path, images: list[str], tmp_path: Path):
+def test_a_clip_without_text_model_is_refused(clip: str, images: list[str], tmp_path: Path):
     model = CLIPModel.from_pretrained(clip)
     vision = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith("text_model")
@@ -104,7 +102,7 @@ def test_a_clip_without_text_model_is_refused(clip: Path, images: list[str], tmp
     model.save_pretrained(tmp_path, state_dict=vision)
     CLIPTokenizer.from_pretrained(clip).save_pretrained(tmp_path)
     CLIPImageProcessorPil(size=IMAGE_SIZE).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"lacks \d+ weights of a full CLIP \(first: \['text_model"):
-        clip_scores(tmp_path, images, PREDICTIONS)
+    with pytest.raises(UserError, match=r"lacks \d+ weights of a full CLIP \(first: \['text_model"):
+        clip_scores(str(tmp_path), images, PREDICTIONS, REFERENCES)
     with pytest.raises(OSError, match=r"no full CLIP .* at '/nowhere'"):
-        clip_scores("/nowhere", images, PREDICTIONS)
+        clip_scores("/nowhere", images, PREDICTIONS, REFERENCES)

@@ -1,9 +1,10 @@
 """`ituning evaluate`, from its flags to the report and the model card."""
 
 import json
+import multiprocessing
 import os
 import re
-import subprocess
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from pycocotools.coco import COCO
 from small_models import save_full_clip
+from torch.distributed import TCPStore
 
 from ituning_hf.cli import main
 from ituning_hf.evaluation import captioning, run
@@ -21,11 +24,12 @@ from ituning_hf.evaluation.clip_score import clip_scores
 from ituning_hf.evaluation.metrics import score_captions
 from ituning_hf.features.build import build_features
 from ituning_hf.inference.int8 import Int8Linear
-from ituning_hf.utils.errors import UserError, WorkError
+from ituning_hf.utils.errors import WorkError
 
 from .conftest import (
     NUM_IMAGES,
     Evaluate,
+    Finished,
     contents,
     read_captions,
     read_json,
@@ -52,23 +56,22 @@ def break_images(photos: Path, *numbers: int) -> None:
         (photos / "test" / f"{i}.png").write_bytes(b"not an image")
 
 
-def test_report(evaluate: Evaluate, captioned: Captioned, report: Path, capsys: pytest.CaptureFixture[str]):
+def test_report(finished: Finished, captioned: Captioned):
     _, captions = captioned
-    assert evaluate() == 0
     expected = score_captions(captions, references_of(captions), java=False)
     assert expected.metrics["cider"] > 0.1
-    assert sorted(contents(report)) == ["metrics.json", "per_image.jsonl", "results.json"]
-    results = read_json(report / "results.json")
+    assert sorted(contents(finished.report)) == ["metrics.json", "per_image.jsonl", "results.json"]
+    results = read_json(finished.report / "results.json")
     assert results == [{"image_id": i, "caption": text} for i, text in enumerate(captions)]
-    lines = read_lines(report / "per_image.jsonl")
+    lines = read_lines(finished.report / "per_image.jsonl")
     assert [line["name"] for line in lines] == [f"test/{i}.png" for i in range(NUM_IMAGES)]
     assert [line["references"] for line in lines] == references_of(captions)
     for name, values in expected.per_image.items():
         assert [line["metrics"][name] for line in lines] == values
-    metrics = read_json(report / "metrics.json")
-    intervals = expected.confidence_intervals()
+    metrics = read_json(finished.report / "metrics.json")
     assert metrics["metrics"] == {
-        name: {"value": value, "interval": list(intervals[name])} for name, value in expected.metrics.items()
+        name: {"value": value, "interval": list(expected.intervals[name])}
+        for name, value in expected.metrics.items()
     }
     assert (metrics["dataset"], metrics["split"], metrics["num_images"]) == ("photos", "test", NUM_IMAGES)
     assert (metrics["tokenizer"], set(metrics["left_out"])) == ("Python", {"meteor", "spice"})
@@ -76,32 +79,25 @@ def test_report(evaluate: Evaluate, captioned: Captioned, report: Path, capsys: 
     assert metrics["speed"]["captions_per_second"] > 0
     assert {"torch", "ituning_hf"} <= set(metrics["versions"])
 
-    printed = capsys.readouterr().out
-    assert re.search(rf"CIDEr +{100 * expected.metrics['cider']:.1f}  ", printed)
-    assert "METEOR is left out: it needs Java" in printed
+    assert re.search(rf"CIDEr +{100 * expected.metrics['cider']:.1f}  ", finished.printed)
+    assert "METEOR is left out: it needs Java" in finished.printed
     cider = expected.per_image["cider"]
     ranked = sorted(range(NUM_IMAGES), key=lambda i: -cider[i])
-    shown = re.findall(r"^ +([\d.]+)  test/(\d).png: ", printed, flags=re.MULTILINE)
+    shown = re.findall(r"^ +([\d.]+)  test/(\d).png: ", finished.printed, flags=re.MULTILINE)
     assert shown == [(f"{100 * cider[i]:.1f}", str(i)) for i in (*ranked[:3], *ranked[:-4:-1])]
-    assert re.search(r"^[\d.e+]+ captions/s on CPU", printed, flags=re.MULTILINE)
+    assert re.search(r"^[\d.e+]+ captions/s on CPU", finished.printed, flags=re.MULTILINE)
 
 
-def test_model_card(evaluate: Evaluate, captioner: Path, report: Path):
-    before = contents(captioner)
-    assert evaluate(no_card=True) == 0
-    assert contents(captioner) == before
-    assert evaluate(dataset_name="Others", overwrite=True) == 0
-    for _ in range(2):  # the second time replaces the first one's scores
-        assert evaluate(overwrite=True) == 0
-    others, ours = read_json(captioner / "evaluation.json")["results"]
-    assert (others["dataset"], ours["dataset"]) == ("Others", "photos")
-    assert (ours["split"], ours["num_images"], ours["tokenizer"]) == ("test", NUM_IMAGES, "Python")
-    values = read_json(report / "metrics.json")["metrics"]
-    assert ours["metrics"] == {name: found["value"] for name, found in values.items()}
-    assert ours["command"] == (
+def test_model_card(finished: Finished):
+    (record,) = read_json(finished.captioner / "evaluation.json")
+    assert (record["dataset"], record["split"], record["num_images"]) == ("photos", "test", NUM_IMAGES)
+    assert record["tokenizer"] == "Python"
+    values = read_json(finished.report / "metrics.json")["metrics"]
+    assert record["metrics"] == {name: found["value"] for name, found in values.items()}
+    assert record["command"] == (
         "ituning evaluate --model my-captioner --num_beams 3 --max_new_tokens 9 --dataset photos --java false"
     )
-    assert f"| {100 * ours['metrics']['cider']:.1f} " in (captioner / "README.md").read_text()
+    assert f"| {100 * record['metrics']['cider']:.1f} " in (finished.captioner / "README.md").read_text()
 
 
 def test_unreadable_images_are_named_and_left_out(
@@ -124,16 +120,13 @@ def test_unreadable_images_are_named_and_left_out(
     assert metrics["unreadable"] == ["test/3.png"]
     assert "left out: cannot read" in caplog.text
     assert "Unreadable images, left out of the scores: 1" in capsys.readouterr().out
-    assert read_json(captioner / "evaluation.json")["results"][0]["num_unreadable"] == 1
+    assert read_json(captioner / "evaluation.json")[0]["num_unreadable"] == 1
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"max_unreadable_share": 0.2},
-            "2 of 7 images .* --max_unreadable_share allows 1",
-        ),
+        ({"max_unreadable_share": 0.2}, "2 of 7 images .* --max_unreadable_share allows 1"),
         ({"max_unreadable_share": 0.5, "expected_images": 7}, "2 of 7 images .* --expected_images allows 0"),
     ],
 )
@@ -151,46 +144,56 @@ def test_too_many_unreadable_images_end_the_evaluation(
     assert not report.exists()
 
 
-def test_a_dry_run_captions_one_batch_and_writes_nothing(
-    evaluate: Evaluate, captioned: Captioned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    before = contents(tmp_path)
-    assert evaluate(dry_run=True) == 0
-    assert contents(tmp_path) == before
-    printed = capsys.readouterr().out
-    assert re.findall(r"^  test/(\d).png: (.*)$", printed, flags=re.MULTILINE) == [
-        (str(i), text) for i, text in enumerate(captioned[1][:2])
-    ]
-    assert "nothing is written" in printed
-
-
 @pytest.mark.parametrize(
-    "settings", [{}, {"dtype": "bfloat16"}, {"quantization": "int8"}], ids=["stored", "bfloat16", "int8"]
+    ("settings", "dtype", "is_int8"),
+    [
+        ({}, torch.float32, False),
+        ({"dtype": "bfloat16"}, torch.bfloat16, False),
+        ({"quantization": "int8"}, torch.float32, True),
+    ],
 )
-def test_precision(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]):
+def test_a_dry_run_captions_one_batch_in_the_given_precision_and_writes_nothing(
+    evaluate: Evaluate,
+    captioned: Captioned,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: dict[str, str],
+    dtype: torch.dtype,
+    is_int8: bool,
+):
     used = []
     generate = captioning.generate_captions
 
     def recording(model: Any, *args: Any) -> list[list[str]]:
-        is_int8 = isinstance(model.get_output_embeddings(), Int8Linear)
-        used.append((next(iter(model.adapters().values())).q_proj.weight.dtype, is_int8))
+        weight = next(iter(model.adapters().values())).q_proj.weight
+        used.append((weight.dtype, isinstance(model.get_output_embeddings(), Int8Linear)))
         return generate(model, *args)
 
     monkeypatch.setattr(captioning, "generate_captions", recording)
+    before = contents(tmp_path)
     assert evaluate(**settings, dry_run=True) == 0
-    assert used == [(torch.bfloat16 if "dtype" in settings else torch.float32, "quantization" in settings)]
+    assert contents(tmp_path) == before
+    assert used == [(dtype, is_int8)]
+    printed = capsys.readouterr().out
+    assert "nothing is written" in printed
+    shown = re.findall(r"^  test/(\d).png: (.*)$", printed, flags=re.MULTILINE)
+    assert [name for name, _ in shown] == ["0", "1"]
+    if not settings:
+        assert [text for _, text in shown] == captioned[1][:2]
 
 
 def test_a_folder_that_is_not_empty_is_refused_without_overwrite(
-    evaluate: Evaluate, report: Path, capsys: pytest.CaptureFixture[str]
+    evaluate: Evaluate, captioner: Path, finished: Finished, report: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert evaluate() == 0
-    before = contents(report)
+    shutil.copytree(finished.report, report)
+    before, captioner_before = contents(report), contents(captioner)
     assert evaluate(num_beams=1) == 2
     assert re.search(r"report is not empty: .* --overwrite", capsys.readouterr().err)
     assert contents(report) == before
-    assert evaluate(num_beams=1, overwrite=True) == 0
+    assert evaluate(num_beams=1, overwrite=True, no_card=True) == 0
     assert read_json(report / "metrics.json")["settings"]["num_beams"] == 1
+    assert contents(captioner) == captioner_before
 
 
 def test_captions_are_kept_if_a_scorer_fails(
@@ -211,15 +214,14 @@ def test_captions_are_kept_if_a_scorer_fails(
 
 
 def test_coco_tools_and_predictions_read_the_results(
-    evaluate: Evaluate, captioned: Captioned, tmp_path: Path
+    evaluate: Evaluate, finished: Finished, captioned: Captioned, report: Path, tmp_path: Path
 ):
-    assert evaluate() == 0
-    results, again = tmp_path / "report" / "results.json", tmp_path / "again"
-    assert evaluate(model=None, predictions=results, output_dir=again) == 0
+    results = finished.report / "results.json"
+    assert evaluate(model=None, predictions=results) == 0
     for name in ("results.json", "per_image.jsonl"):
-        assert (again / name).read_bytes() == (tmp_path / "report" / name).read_bytes()
-    metrics = read_json(again / "metrics.json")
-    assert metrics["metrics"] == read_json(tmp_path / "report" / "metrics.json")["metrics"]
+        assert (report / name).read_bytes() == (finished.report / name).read_bytes()
+    metrics = read_json(report / "metrics.json")
+    assert metrics["metrics"] == read_json(finished.report / "metrics.json")["metrics"]
     assert metrics["speed"] is None
     truth = {"info": {}, "images": [{"id": i} for i in range(NUM_IMAGES)], "annotations": []}
     (tmp_path / "truth.json").write_text(json.dumps(truth))
@@ -251,8 +253,8 @@ def test_clip_score(evaluate: Evaluate, captioned: Captioned, report: Path, capt
     clip = save_full_clip(tmp_path / "clip")
     assert evaluate(clip_model=clip) == 0
     folder, captions = captioned
-    paths = [folder / f"{i}.png" for i in range(NUM_IMAGES)]
-    expected = clip_scores(clip, paths, captions, references_of(captions))
+    paths = [str(folder / "test" / f"{i}.png") for i in range(NUM_IMAGES)]
+    expected = clip_scores(str(clip), paths, captions, references_of(captions))
     lines, metrics = read_lines(report / "per_image.jsonl"), read_json(report / "metrics.json")["metrics"]
     for name, values in expected.items():
         assert [line["metrics"][name] for line in lines] == pytest.approx(values, rel=1e-5)
@@ -271,6 +273,7 @@ def test_clip_score(evaluate: Evaluate, captioned: Captioned, report: Path, capt
         ({"features": "nowhere"}, "nowhere is not a store of features"),
         ({"predictions": "nowhere.json", "model": None}, "nowhere.json"),
         ({"clip_model": "nowhere/at/all"}, "no full CLIP"),
+        ({"java": True}, "no working `java` is on the PATH"),
         ({"predictions": "x"}, "give either --model.* or --predictions"),
         ({"model": None}, "give either --model.* or --predictions"),
         ({"max_unreadable_share": 1.5}, "--max_unreadable_share is 1.5, expected 0 to 1"),
@@ -280,21 +283,16 @@ def test_clip_score(evaluate: Evaluate, captioned: Captioned, report: Path, capt
 def test_errors_before_captioning(
     evaluate: Evaluate,
     report: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     settings: dict[str, Any],
     message: str,
 ):
+    monkeypatch.setenv("PATH", "")
     assert evaluate(**settings) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
     assert not report.exists()
-
-
-@pytest.mark.usefixtures("no_captioning")
-def test_missing_java(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert evaluate(java=True) == 2
-    assert "no working `java` is on the PATH" in capsys.readouterr().err
 
 
 DOMAINS = ["in-domain", "out-domain", "near-domain", "near-domain", "in-domain", "near-domain", "near-domain"]
@@ -304,7 +302,7 @@ INDICES = {"in-domain": [0, 4], "near-domain": [2, 3, 5, 6], "out-domain": [1]}
 def write_nocaps(captioned: Captioned, folder: Path, split: str) -> Path:
     """Write a NoCaps file for the images, with ids from 40."""
     source, captions = captioned
-    (folder / split).symlink_to(source)
+    (folder / split).symlink_to(source / "test")
     images: list[dict[str, Any]] = [
         {"id": 40 + i, "open_images_id": str(i), "file_name": f"{i}.png"} for i in range(NUM_IMAGES)
     ]
@@ -340,7 +338,7 @@ def test_nocaps_scores_by_domain(
         assert found["num_images"] == len(indices)
         values = {name: value["value"] for name, value in found["metrics"].items()}
         assert values == expected.part(indices).metrics
-    records = read_json(captioner / "evaluation.json")["results"]
+    records = read_json(captioner / "evaluation.json")
     assert [(record["subset"], record["num_images"]) for record in records] == [
         *((domain, len(indices)) for domain, indices in INDICES.items()),
         (None, NUM_IMAGES),
@@ -375,23 +373,19 @@ def test_the_command_for_others_has_no_folders_of_this_machine(photos: Path):
         model="org/x", dataset=str(photos), dataset_name="My photos", features="/data/store", batch_size=3
     )
     assert args.command() == "ituning evaluate --model org/x --dataset photos --dataset_name 'My photos'"
-    with pytest.raises(UserError, match="give either"):
-        EvaluateArguments()
 
 
-def test_help(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit, match="0"):
-        main(["evaluate", "--help"])
-    printed = capsys.readouterr().out
-    for text in (
-        "--max_unreadable_share",
-        "Exit code: 0;",
-        "pip install 'ituning_hf[eval]'",
-        "Java 8 to 11",
-    ):
-        assert text in printed
+def evaluate_in_process(rank: int, port: int, argv: list[str], output: Path) -> None:
+    """Run the command in a forked process, as one of two."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the parent has the store, as under torchrun
+    AcceleratorState._reset_state(reset_partial_state=True)
+    sys.stdout = sys.stderr = output.open("w", buffering=1)
+    sys.exit(main(argv))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_processes_get_the_scores_of_one(
     evaluate: Evaluate, flags: Callable[..., list[str]], photos: Path, tmp_path: Path
 ):
@@ -399,14 +393,22 @@ def test_two_processes_get_the_scores_of_one(
     break_images(photos, 2)
     settings = {"max_unreadable_share": 0.2, "no_card": True}
     assert evaluate(**settings, output_dir=tmp_path / "one") == 0
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, "-m", "ituning_hf.cli", "evaluate", *flags(**settings, output_dir=tmp_path / "two")]
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("6 images of photos, test") == 1  # only the main process prints
+    argv = ["evaluate", *flags(**settings, output_dir=tmp_path / "two")]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    outputs = [tmp_path / f"rank {rank}" for rank in range(2)]
+    ranks = [
+        multiprocessing.get_context("fork").Process(
+            target=evaluate_in_process, args=(rank, store.port, argv, output)
+        )
+        for rank, output in enumerate(outputs)
+    ]
+    for process in ranks:
+        process.start()
+    for process, output in zip(ranks, outputs, strict=True):
+        process.join(300)
+        assert process.exitcode == 0, output.read_text()
+    assert "6 images of photos, test" in outputs[0].read_text()
+    assert "photos, test" not in outputs[1].read_text()  # only the main process prints
     for name in ("results.json", "per_image.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     one, two = (read_json(tmp_path / name / "metrics.json") for name in ("one", "two"))

@@ -1,6 +1,5 @@
 """Caption metrics: values computed by hand, the official values, properties, and bad input."""
 
-import doctest
 import json
 import math
 import random
@@ -123,17 +122,14 @@ def test_bad_input_is_refused(predictions: Any, references: Any, error: type[Exc
         score(predictions, references)
 
 
-def test_some_metrics_alone():
+def test_one_metric_alone():
     predictions, references = [BIKE, "dogs asleep"], [[BIKE], [DOGS]]
-    some = score_captions(predictions, references, java=False, only=["cider", "rouge_l"])
-    everything = score_captions(predictions, references, java=False)
-    assert some.metrics == {name: everything.metrics[name] for name in ("rouge_l", "cider")}
-    assert some.left_out == {}
+    everything = score([BIKE, "dogs asleep"], references)
+    for name in ("rouge_l", "cider"):
+        alone = score_captions(predictions, references, java=False, only=name)
+        assert alone.metrics == {name: everything[name]}
     with pytest.raises(UserError, match="METEOR is left out: it needs Java"):
-        score_captions(predictions, references, java=False, only=["meteor"])
-    for wrong in (["bleu_4"], []):
-        with pytest.raises(UserError, match=r"expected some of \['bleu', 'rouge_l', 'cider'"):
-            score_captions(predictions, references, java=False, only=wrong)
+        score_captions(predictions, references, java=False, only="meteor")
 
 
 def test_missing_scorers_are_named(monkeypatch: pytest.MonkeyPatch):
@@ -145,11 +141,6 @@ def test_missing_scorers_are_named(monkeypatch: pytest.MonkeyPatch):
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]):
     score([BIKE], [[BIKE]])
     assert capfd.readouterr() == ("", "")
-
-
-def test_docstring_example_runs():
-    results = doctest.testmod(metrics)
-    assert (results.attempted, results.failed) == (2, 0)
 
 
 @pytest.mark.parametrize(

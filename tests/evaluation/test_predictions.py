@@ -10,7 +10,7 @@ from ituning_hf.data.records import CaptionedImage
 from ituning_hf.evaluation.predictions import read_predictions
 from ituning_hf.utils.errors import UserError
 
-from .conftest import Evaluate, read_captions
+from .conftest import SEARCH
 
 CAPTIONS = ["a dog runs", "two birds", "a man on a bike", "a tree", "grass", "a red dog", "a dog in a tree"]
 IMAGES = [CaptionedImage(f"test/{i}.png", ("a",), Path(f"{i}.png")) for i in range(7)]
@@ -23,14 +23,15 @@ def write(path: Path, content: object) -> Path:
 
 
 def test_the_output_of_ituning_caption(
-    evaluate: Evaluate, captioner: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path, captioned: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Its paths are relative to the working folder."""
-    assert evaluate() == 0
-    monkeypatch.chdir(tmp_path)
-    search = ["--num_beams", "3", "--max_new_tokens", "9", "--batch_size", "2"]
-    assert main(["caption", "photos", "--model", str(captioner), *search, "--output", "captions.jsonl"]) == 0
-    assert read_predictions(Path("captions.jsonl"), IMAGES) == read_captions(tmp_path / "report")
+    photos, captions = captioned
+    monkeypatch.chdir(photos.parent)
+    lines = tmp_path / "captions.jsonl"
+    search = [f"--{name}={value}" for name, value in SEARCH.items()]
+    assert main(["caption", photos.name, "--model", str(saved), *search, "--output", str(lines)]) == 0
+    assert read_predictions(lines, IMAGES) == captions
 
 
 @pytest.mark.parametrize("prefix", ["test/", "/data/photos/test/"])

@@ -1,7 +1,6 @@
 """`push_captioner` and `ituning push`, with the real client, against the loopback Hub."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -21,11 +20,6 @@ HUB = {"vision_model": "org/clip", "text_model": "org/text"}
 FLAGS = ["--vision_model", "org/clip", "--text_model", "org/text"]
 
 
-@pytest.fixture
-def folder(captioners: dict[str, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(captioners["a"], tmp_path / "captioner"))
-
-
 def files_of(hub, name: str = "org/captioner", revision: str = "main") -> dict[str, bytes]:
     return {
         path: data
@@ -38,56 +32,44 @@ def files_of(hub, name: str = "org/captioner", revision: str = "main") -> dict[s
 
 
 @pytest.mark.usefixtures("writer")
-def test_one_commit_has_the_files_of_the_captioner_and_no_others(hub, folder: Path):
-    names = {path.name for path in folder.iterdir()}
+def test_one_commit_has_the_files_of_the_captioner_and_no_others(hub, saved: Path):
+    names = {path.name for path in saved.iterdir()}
     for name in ("notes.txt", "optimizer.pt", "other_ituning.py"):
-        (folder / name).write_text("x")
-    (folder / "checkpoint-9").mkdir()
-    (folder / "checkpoint-9" / "config.json").write_text("{}")
-    commit = push_captioner(folder, "org/captioner", **HUB)
+        (saved / name).write_text("x")
+    (saved / "checkpoint-9").mkdir()
+    (saved / "checkpoint-9" / "config.json").write_text("{}")
+    commit = push_captioner(saved, "org/captioner", **HUB)
     commits = list(hub.repositories["org/captioner"].commits.values())
     assert [made.message for made in commits] == ["initial commit", "Upload captioner"]
     assert commit.oid == commits[1].sha
     assert set(files_of(hub)) == names
-    pushed = {name: data for name, data in files_of(hub).items() if (folder / name).read_bytes() != data}
+    pushed = {name: data for name, data in files_of(hub).items() if (saved / name).read_bytes() != data}
     assert set(pushed) == {"config.json", "README.md"}
 
 
 @pytest.mark.usefixtures("writer")
-def test_local_backbones_are_replaced_by_ids_at_a_commit(hub, folder: Path, backbones):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    push_captioner(folder, "org/captioner", **HUB)
-    config = json.loads(files_of(hub)["config.json"])
+def test_configuration_and_card_name_the_repository_and_backbones_of_the_hub(hub, saved: Path, backbones):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    push_captioner(saved, "captioner", **HUB)  # the user's own namespace is added
+    files = files_of(hub, "ann/captioner")
+    config = json.loads(files["config.json"])
     for kind, name in (("vision", "org/clip"), ("text", "org/text")):
         assert config[f"{kind}_model_name_or_path"] == name
         assert config[f"{kind}_model_revision"] == hub.repositories[name].at("main").sha
-    local = str(backbones["clip"].parent).encode()
-    assert not [name for name, data in files_of(hub).items() if local in data]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-@pytest.mark.usefixtures("writer")
-def test_the_card_names_the_repository_and_the_backbones(hub, folder: Path):
-    push_captioner(folder, "captioner", **HUB)  # the user's own namespace is added
-    card = ModelCard(files_of(hub, "ann/captioner")["README.md"].decode())
+    card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == ["org/clip", "org/text"]
     assert 'captioner = "ann/captioner"' in card.text
     assert "not on the\n> Hub" not in card.text
-    assert PLACEHOLDER not in card.text
+    local = str(backbones["clip"].parent).encode()
+    assert not [name for name, data in files.items() if local in data or PLACEHOLDER.encode() in data]
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 @pytest.mark.usefixtures("writer")
-def test_a_card_of_a_person_is_pushed_with_the_id_filled_in(hub, folder: Path):
-    (folder / "README.md").write_text(f'---\nlicense: mit\n---\n# Mine\n\n"{PLACEHOLDER}"\n')
-    push_captioner(folder, "org/captioner", **HUB)
-    assert files_of(hub)["README.md"] == b'---\nlicense: mit\n---\n# Mine\n\n"org/captioner"\n'
-
-
-@pytest.mark.usefixtures("writer")
-def test_pushing_over_another_captioner(hub, captioners, folder: Path):
-    (folder / "evaluation.json").write_text('{"format_version": 1, "results": []}')
-    first = push_captioner(folder, "org/captioner", **HUB)
-    assert push_captioner(folder, "org/captioner", **HUB).oid == first.oid  # no commit without changes
+def test_pushing_over_another_captioner(hub, captioners, saved: Path):
+    (saved / "evaluation.json").write_text("[]")
+    first = push_captioner(saved, "org/captioner", **HUB)
+    assert push_captioner(saved, "org/captioner", **HUB).oid == first.oid  # no commit without changes
     repository = hub.repositories["org/captioner"]
     repository.commit({"notes.md": b"A person's."})
     push_captioner(captioners["b"], "org/captioner", **HUB)
@@ -98,19 +80,19 @@ def test_pushing_over_another_captioner(hub, captioners, folder: Path):
 
 
 @pytest.mark.usefixtures("writer")
-def test_a_card_edited_on_the_hub_stays_unless_the_local_one_was_edited_too(hub, folder: Path):
-    push_captioner(folder, "org/captioner", **HUB)
+def test_a_card_edited_on_the_hub_stays_unless_the_local_one_was_edited_too(hub, saved: Path):
+    push_captioner(saved, "org/captioner", **HUB)
     hub.repositories["org/captioner"].commit({"README.md": b"# My words\n"})
-    push_captioner(folder, "org/captioner", **HUB)
+    push_captioner(saved, "org/captioner", **HUB)
     assert files_of(hub)["README.md"] == b"# My words\n"
-    (folder / "README.md").write_text("# My newer words\n")
-    push_captioner(folder, "org/captioner", **HUB)
-    assert files_of(hub)["README.md"] == b"# My newer words\n"
+    (saved / "README.md").write_text(f'---\nlicense: mit\n---\n# Mine\n\n"{PLACEHOLDER}"\n')
+    push_captioner(saved, "org/captioner", **HUB)
+    assert files_of(hub)["README.md"] == b'---\nlicense: mit\n---\n# Mine\n\n"org/captioner"\n'
 
 
 @pytest.mark.usefixtures("writer")
-def test_the_command_prints_the_commit_the_loading_code_and_the_missing_metadata(hub, folder: Path, capsys):
-    arguments = ["push", str(folder), "org/captioner", *FLAGS, "--message", "A draft"]
+def test_the_command_prints_the_commit_the_loading_code_and_the_missing_metadata(hub, saved: Path, capsys):
+    arguments = ["push", str(saved), "org/captioner", *FLAGS, "--message", "A draft"]
     assert main([*arguments, "--revision", "draft", "--private"]) == 0
     printed = capsys.readouterr()
     commit = hub.repositories["org/captioner"].at("draft")
@@ -150,23 +132,24 @@ def test_a_captioner_over_the_hub_is_trained_saved_pushed_and_loaded(hub, captio
 # --- The dry run
 
 
-def test_the_dry_run_lists_the_sizes_without_network(folder: Path, capsys):
-    (folder / "notes.txt").write_text("x")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert main(["push", str(folder), "org/new", "--dry_run", *FLAGS]) == 0
+def test_the_dry_run_lists_the_sizes_without_network(saved: Path, capsys):
+    (saved / "notes.txt").write_text("x")
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    assert main(["push", str(saved), "org/new", "--dry_run", *FLAGS]) == 0
     printed = capsys.readouterr()
-    sizes = list_files(folder, "org/new", **HUB)
+    sizes = list_files(saved, "org/new", **HUB)
     assert printed.out.splitlines() == [
         *(f"{size:>13,} bytes  {name}" for name, size in sizes.items()),
         f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files",
+        "Not uploaded: notes.txt",
     ]
     assert sizes.keys() == before.keys() - {"notes.txt"}
     assert sizes["model.safetensors"] == len(before["model.safetensors"])
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert "no license and no language" in printed.err
-    text = (folder / "README.md").read_text()
-    (folder / "README.md").write_text(text.replace("---\n", "---\nlicense: mit\nlanguage: en\n", 1))
-    assert main(["push", str(folder), "org/new", "--dry_run", *FLAGS]) == 0
+    text = (saved / "README.md").read_text()
+    (saved / "README.md").write_text(text.replace("---\n", "---\nlicense: mit\nlanguage: en\n", 1))
+    assert main(["push", str(saved), "org/new", "--dry_run", *FLAGS]) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -174,22 +157,22 @@ def test_the_dry_run_lists_the_sizes_without_network(folder: Path, capsys):
 
 
 @pytest.mark.parametrize("name", ["{clip}", "/nowhere/clip", "./clip", "C:\\clip", "a/b/c", "../clip"])
-def test_a_backbone_in_a_local_folder_is_refused(folder: Path, backbones, name: str):
+def test_a_backbone_in_a_local_folder_is_refused(saved: Path, backbones, name: str):
     with pytest.raises(UserError, match=r"vision model is the local folder .*--vision_model org/NAME"):
-        list_files(folder, "org/new", vision_model=name.format(**backbones), text_model="gpt2")
+        list_files(saved, "org/new", vision_model=name.format(**backbones), text_model="gpt2")
     with pytest.raises(UserError, match=r"text model is the local folder .*--text_model org/NAME"):
-        list_files(folder, "org/new", vision_model="org/clip")
+        list_files(saved, "org/new", vision_model="org/clip")
 
 
-def test_a_folder_with_the_name_of_an_id_is_refused(folder: Path, tmp_path: Path, monkeypatch):
+def test_a_folder_with_the_name_of_an_id_is_refused(saved: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "clip").mkdir(parents=True)
     with pytest.raises(UserError, match="is the local folder 'org/clip'"):
-        list_files(folder, "org/new", **HUB)
+        list_files(saved, "org/new", **HUB)
 
 
-def test_a_model_over_local_folders_does_not_push_itself(folder: Path, tmp_path: Path):
-    model = ITuningForCaptioning.from_pretrained(folder)
+def test_a_model_over_local_folders_does_not_push_itself(saved: Path, tmp_path: Path):
+    model = ITuningForCaptioning.from_pretrained(saved)
     with pytest.raises(ValueError, match=r"Nobody else has .*vision_model"):
         model.push_to_hub("org/new")
     with pytest.raises(ValueError, match="Nobody else has"):
@@ -199,8 +182,8 @@ def test_a_model_over_local_folders_does_not_push_itself(folder: Path, tmp_path:
         model.push_to_hub("org/new")
 
 
-def edit_adapter(folder: Path, **changed: torch.Tensor) -> None:
-    path = folder / "model.safetensors"
+def edit_adapter(saved: Path, **changed: torch.Tensor) -> None:
+    path = saved / "model.safetensors"
     save_file(load_file(path) | changed, path, {"format": "pt"})
 
 
@@ -215,36 +198,37 @@ DAMAGE = [
     (lambda f: (f / "config.json").unlink(), "no captioner"),
     (lambda f: (f / "processor_config.json").unlink(), "processor"),
     (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be read"),
-    (lambda f: (f / "training.json").write_text("{}"), r"training\.json"),
-    (lambda f: (f / "evaluation.json").write_text("{}"), r"evaluation\.json"),
+    (lambda f: (f / "training.json").write_text("{}"), "training.json"),
+    (lambda f: (f / "evaluation.json").write_text("null"), "evaluation.json"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE)
-def test_a_captioner_that_cannot_be_loaded_is_refused(folder: Path, damage, message: str, capsys):
-    damage(folder)
-    assert main(["push", str(folder), "org/new", "--dry_run", *FLAGS]) == 2
+def test_a_captioner_that_cannot_be_loaded_is_refused(saved: Path, damage, message: str, capsys):
+    damage(saved)
+    assert main(["push", str(saved), "org/new", "--dry_run", *FLAGS]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert any(part.replace("\\", "") in error for part in message.split("|"))
+    assert message in error
 
 
-@pytest.mark.parametrize("flags", [["--dry_run"], []])
-@pytest.mark.parametrize("repo", ["a/b/c", "a b/c", "org/x/"])
-def test_an_invalid_repository_id_is_refused(folder: Path, repo: str, flags, capsys):
-    assert main(["push", str(folder), repo, *flags]) == 2
-    assert f"{repo!r} is not a Hub id" in capsys.readouterr().err
+@pytest.mark.parametrize(("repo", "flags"), [("a/b/c", []), ("a b/c", ["--dry_run"]), ("org/x/", [])])
+def test_an_invalid_repository_id_is_refused(saved: Path, repo: str, flags, capsys):
+    assert main(["push", str(saved), repo, *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"{repo!r} is not a Hub id" in error
+    assert ".." not in error
 
 
 @pytest.mark.usefixtures("writer")
-def test_a_backbone_with_other_weights_is_refused(hub, folder: Path):
+def test_a_backbone_with_other_weights_is_refused(hub, saved: Path):
     clip = hub.repositories["org/clip"].at("main").files
     weights = clip["model.safetensors"]
     header = weights[: 8 + int.from_bytes(weights[:8], "little")]
     other = header.ljust(len(weights), b"\x2f")
     hub.create("org/other").commit(clip | {"model.safetensors": other})
     with pytest.raises(UserError, match=r"'org/other' is not the vision model .*--vision_model"):
-        push_captioner(folder, "org/new", vision_model="org/other", text_model="org/text")
+        push_captioner(saved, "org/new", vision_model="org/other", text_model="org/text")
     assert "org/new" not in hub.repositories
 
 
@@ -268,12 +252,12 @@ PUSHES = {
 
 
 @pytest.fixture
-def with_captioners(hub, folder: Path, tmp_path: Path) -> None:
+def with_captioners(hub, saved: Path, tmp_path: Path) -> None:
     """The Hub has org/captioner, org/secret, which is private, and org/empty."""
     hub.create("org/empty")
     with use_hub(hub.endpoint, tmp_path / "first", "writer"):
-        push_captioner(folder, "org/captioner", **HUB)
-        push_captioner(folder, "org/secret", private=True, **HUB)
+        push_captioner(saved, "org/captioner", **HUB)
+        push_captioner(saved, "org/secret", private=True, **HUB)
 
 
 @pytest.mark.usefixtures("with_captioners")
@@ -293,29 +277,15 @@ def test_reading_refused_by_the_hub_is_one_line(hub, captioners, tmp_path: Path,
 
 
 @pytest.mark.usefixtures("with_captioners")
-def test_pushing_refused_by_the_hub_is_one_line(hub, folder: Path, tmp_path: Path, capsys):
+def test_pushing_refused_by_the_hub_is_one_line(hub, saved: Path, tmp_path: Path, capsys):
     for case, (name, token, flags, message) in PUSHES.items():
         with use_hub(hub.endpoint, tmp_path / case, token):
-            assert main(["push", str(folder), name, *FLAGS, *flags]) == 2, case
+            assert main(["push", str(saved), name, *FLAGS, *flags]) == 2, case
         printed = capsys.readouterr()
         assert (printed.out, printed.err.count("\n")) == ("", 1), case
         assert message in printed.err
     with use_hub("http://127.0.0.1:9", tmp_path / "unreachable"):
-        assert main(["push", str(folder), "org/new", *FLAGS]) == 2
+        assert main(["push", str(saved), "org/new", *FLAGS]) == 2
     assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
     assert "org/new" not in hub.repositories
     assert len(hub.repositories["org/captioner"].commits) == 2
-
-
-@pytest.mark.usefixtures("writer")
-@pytest.mark.parametrize(
-    ("fault", "message"), [({}, "cannot be reached"), ({"status": 500}, r"\(500\); try again")]
-)
-def test_a_failed_commit_leaves_nothing_and_can_be_repeated(hub, folder: Path, fault, message: str):
-    met = hub.fail_next("POST .*/commit/", **fault)
-    with pytest.raises(OSError, match=message):
-        push_captioner(folder, "org/captioner", **HUB)
-    assert met.requests == ["POST /api/models/org/captioner/commit/main"]
-    assert files_of(hub) == {}
-    push_captioner(folder, "org/captioner", **HUB)
-    assert "model.safetensors" in files_of(hub)

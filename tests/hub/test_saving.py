@@ -12,15 +12,12 @@ from ituning_hf.captioner import modeling_ituning
 from ituning_hf.hub.records import read_evaluation_records, write_evaluation_records
 
 
-@pytest.fixture
-def folder(captioner, processor, tmp_path: Path) -> Path:
+def test_the_files_of_the_folder(captioner, processor, tmp_path: Path):
+    state = torch.get_rng_state()
     save_captioner(captioner, processor, tmp_path / "new" / "captioner")
-    return tmp_path / "new" / "captioner"
-
-
-def test_the_files_of_the_folder(folder: Path):
+    assert torch.equal(torch.get_rng_state(), state)
     code = {path.name for path in Path(modeling_ituning.__file__).parent.glob("*_ituning.py")}
-    assert {path.name for path in folder.iterdir()} == code | {
+    assert {path.name for path in (tmp_path / "new" / "captioner").iterdir()} == code | {
         "README.md",
         "config.json",
         "generation_config.json",
@@ -31,7 +28,7 @@ def test_the_files_of_the_folder(folder: Path):
     }
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
 def test_all_files_have_the_permissions_of_the_umask(
     captioner, processor, tmp_path: Path, umask: int, mode: int
 ):
@@ -44,7 +41,9 @@ def test_all_files_have_the_permissions_of_the_umask(
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
-def test_records_of_other_weights_are_removed(folder: Path, backbones, captioner, processor, evaluations):
+def test_records_of_other_weights_are_removed(tmp_path: Path, backbones, captioner, processor, evaluations):
+    folder = tmp_path / "captioner"
+    save_captioner(captioner, processor, folder)
     write_evaluation_records(folder, evaluations)
     save_captioner(captioner, processor, folder)
     assert read_evaluation_records(folder) == evaluations
@@ -58,9 +57,3 @@ def test_records_of_other_weights_are_removed(folder: Path, backbones, captioner
     model, _ = load_captioner(folder, device="cpu")
     assert model.config.adapter_layers == [2]
     assert "## Results" not in (folder / "README.md").read_text()
-
-
-def test_saving_does_not_use_the_random_generator(captioner, processor, tmp_path: Path):
-    before = torch.get_rng_state()
-    save_captioner(captioner, processor, tmp_path)
-    assert torch.equal(torch.get_rng_state(), before)

@@ -36,4 +36,4 @@ class CaptionMetric(evaluate.Metric):
     def _compute(
         self, *, predictions: list[str], references: list[list[str]], java: bool | None = None
     ) -> dict[str, float]:
-        return score_captions(predictions, references, java, only=[self.metric]).metrics
+        return score_captions(predictions, references, java, only=self.metric).metrics
