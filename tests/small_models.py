@@ -1,6 +1,7 @@
 """Small models of the real classes. Their sizes differ, so that a test with swapped axes fails."""
 
 import json
+import shutil
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -106,6 +107,44 @@ def make_captioner(backbones: dict[str, Path], **options: Any) -> ITuningForCapt
             backbones["vision"], backbones["text"], **ADAPTER | options
         )
     )
+
+
+def make_batch(
+    images: int = 3, k: int = 5, side: str = "right", seed: int = 1, lengths: list[int] | None = None
+) -> dict[str, torch.Tensor]:
+    """Make pixels, and k rows of text for each image, padded on one side; first tokens have no label.
+
+    By default the rows have 3 to 8 tokens.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    row = torch.arange(images * k)[:, None]
+    tokens = 3 + row * 5 % 6 if lengths is None else torch.tensor(lengths)[:, None]  # (rows, 1)
+    longest = int(tokens.max())
+    token = torch.arange(longest) - (longest - tokens if side == "left" else 0 * tokens)  # (rows, T)
+    mask = (token >= 0) & (token < tokens)
+    input_ids = torch.randint(1, 299, mask.shape, generator=draw)
+    return {
+        "pixel_values": torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=draw),
+        "input_ids": input_ids,
+        "attention_mask": mask.long(),
+        "labels": input_ids.masked_fill(~mask | (token < 1 + row % 2), -100),
+    }
+
+
+def logits_of(model: ITuningForCaptioning) -> torch.Tensor:
+    """Compute the logits of the batch of `make_batch(k=2)`, without padding."""
+    batch = make_batch(k=2)
+    with torch.no_grad():
+        return model(batch["pixel_values"].to(model.vision_model.dtype), batch["input_ids"]).logits
+
+
+def put_in_hub_cache(cache: Path, repo_id: str, commit: str, folder: Path, branch: str = "main") -> Path:
+    """Copy a folder to where the Hub's cache keeps this commit of a repository; return the copy."""
+    root = cache / f"models--{repo_id.replace('/', '--')}"
+    shutil.copytree(folder, root / "snapshots" / commit)
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / branch).write_text(commit)
+    return root / "snapshots" / commit
 
 
 class LeavesAMark:

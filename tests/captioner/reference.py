@@ -142,7 +142,8 @@ class Reference:
             num_items_in_batch: What to divide by, in place of the number of label tokens.
             label_smoothing: s.
         """
-        k, total, count = len(rows) // len(memories), torch.zeros((), dtype=torch.float64), 0
+        k, count = len(rows) // len(memories), 0
+        total = torch.zeros((), dtype=torch.float64, requires_grad=True)  # has a gradient without labels, too
         for i, (ids, labels) in enumerate(rows):
             logits = self.logits(ids, memories[i // k])
             for t in range(len(ids) - 1):
@@ -166,4 +167,5 @@ class Reference:
     def gradients(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each adapter tensor's gradient, by its name."""
         own = {name: tensor for name, tensor in self.weights.items() if tensor.requires_grad}
-        return dict(zip(own, torch.autograd.grad(loss, list(own.values())), strict=True))
+        found = torch.autograd.grad(loss, list(own.values()), materialize_grads=True)
+        return dict(zip(own, found, strict=True))

@@ -1,11 +1,11 @@
 """The configuration: what None resolves to, what survives a round trip, and what is refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_models import edit_json
 from transformers import AutoConfig, CLIPVisionConfig, GPT2Config
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
@@ -23,10 +23,10 @@ def make_config(vision: dict[str, Any] | None = None, text: dict[str, Any] | Non
     )
 
 
-def save_with(config: ITuningConfig, folder: Path, **changes: Any) -> Path:
-    config.save_pretrained(folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def save_with(folder: Path, **changes: Any) -> Path:
+    """Save a configuration, and then edit its file."""
+    make_config().save_pretrained(folder)
+    edit_json(folder / "config.json", **changes)
     return folder
 
 
@@ -35,20 +35,15 @@ def test_none_means_half_the_width_the_decoders_heads_and_all_layers():
     assert (config.adapter_hidden_size, config.adapter_num_heads) == (14, 7)
     assert config.adapter_layers == [0, 1, 2, 3]
     assert (config.adapter_scale, config.adapter_dropout, config.vision_feature_layer) == (1.0, 0.0, -1)
+    assert config.get_text_config(decoder=True) is config.text_config
 
 
-def test_of_backbones_nothing_is_recorded_unless_it_is_given():
+def test_by_default_the_backbones_are_clip_and_gpt2_of_unknown_origin():
     config = ITuningConfig()
     fields = ("name_or_path", "revision", "fingerprint")
     assert [getattr(config, f"{kind}_model_{f}") for kind in ("vision", "text") for f in fields] == [None] * 6
     assert (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "gpt2")
     assert config.format_version == 1
-
-
-def test_given_values_are_kept():
-    config = make_config(adapter_hidden_size=15, adapter_num_heads=5, adapter_scale=4, adapter_dropout=0.25)
-    assert (config.adapter_hidden_size, config.adapter_num_heads) == (15, 5)
-    assert (config.adapter_scale, config.adapter_dropout) == (4, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -59,20 +54,14 @@ def test_layers_are_counted_from_the_bottom_and_sorted(given: Any, resolved: lis
     assert make_config(adapter_layers=given).adapter_layers == resolved
 
 
-def test_the_decoder_is_the_text_config():
-    config = make_config()
-    assert config.get_text_config(decoder=True) is config.text_config
-    assert config.text_config.n_embd == 28
-
-
 def test_survives_a_round_trip_through_json(tmp_path: Path):
     config = make_config(
         adapter_layers=[-1, 1],
         adapter_hidden_size=6,
         adapter_num_heads=2,
-        adapter_scale=0.5,
+        adapter_scale=4,  # an integer serves as a float
         adapter_dropout=0.125,
-        vision_feature_layer=-2,
+        vision_feature_layer=-3,
         vision_model_name_or_path="org/clip",
         vision_model_revision="abc",
         vision_model_fingerprint="0" * 32,
@@ -88,7 +77,7 @@ def test_survives_a_round_trip_through_json(tmp_path: Path):
         assert loaded.to_diff_dict() == config.to_diff_dict()
 
 
-def test_another_place_does_not_keep_the_recorded_revision(tmp_path: Path):
+def test_another_path_does_not_keep_the_recorded_revision(tmp_path: Path):
     recorded = {"vision_model_name_or_path": "org/clip", "vision_model_revision": "abc"}
     recorded |= {"text_model_name_or_path": "org/gpt2", "text_model_revision": "def"}
     make_config(**recorded).save_pretrained(tmp_path)
@@ -110,17 +99,13 @@ def test_local_folders_are_recorded_absolute_and_hub_ids_as_they_are(tmp_path: P
 
 
 BAD_VALUES = [
-    ({"adapter_layers": [0, 4]}, r"adapter_layers contains \[4\], expected integers from -4 to 3"),
-    ({"adapter_layers": [-5]}, r"adapter_layers contains \[-5\]"),
-    ({"adapter_layers": [1.0]}, r"adapter_layers contains \[1\.0\]"),
-    ({"adapter_layers": [True]}, r"adapter_layers contains \[True\]"),
+    ({"adapter_layers": [0, 4, -5]}, r"adapter_layers contains \[4, -5\], expected integers from -4 to 3"),
+    ({"adapter_layers": [1.0, True]}, r"adapter_layers contains \[1\.0, True\]"),
     ({"adapter_layers": "all"}, r"adapter_layers is 'all', expected a list"),
-    ({"adapter_layers": 3}, r"adapter_layers is 3, expected a list"),
     ({"adapter_layers": []}, r"adapter_layers is empty: name at least one"),
     ({"adapter_layers": [1, 2, -3]}, r"adapter_layers is \[1, 2, -3\], which names a layer twice"),
     ({"adapter_hidden_size": 15}, r"adapter_num_heads is 7, which does not divide adapter_hidden_size 15"),
     ({"adapter_hidden_size": 0}, r"adapter_hidden_size is 0, expected a positive integer"),
-    ({"adapter_hidden_size": 14.0}, r"adapter_hidden_size is 14\.0, expected a positive integer"),
     ({"adapter_num_heads": -7}, r"adapter_num_heads is -7, expected a positive integer"),
     ({"adapter_dropout": 1.0}, r"adapter_dropout is 1\.0, expected 0 <= p < 1"),
     ({"adapter_dropout": -0.1}, r"adapter_dropout is -0\.1, expected 0 <= p < 1"),
@@ -129,7 +114,6 @@ BAD_VALUES = [
     ({"adapter_scale": None}, r"adapter_scale is None, expected a finite number"),
     ({"vision_feature_layer": 3}, r"vision_feature_layer is 3, expected -3 to 2 for an encoder of 2"),
     ({"vision_feature_layer": -4}, r"vision_feature_layer is -4, expected -3 to 2"),
-    ({"vision_feature_layer": "last"}, r"vision_feature_layer is 'last', expected -3 to 2"),
     ({"adapter_scale": 10**400}, r"adapter_scale is 10+, expected a finite number"),
     ({"text_model_revision": ["main"]}, r"text_model_revision is \['main'\], expected text or None"),
     ({"format_version": 2}, r"format_version is 2, expected 1: upgrade"),
@@ -138,18 +122,13 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_VALUES)
-def test_refuses_what_is_out_of_range(options: dict[str, Any], message: str):
+def test_values_out_of_range_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(CaptionerError, match=message):
         make_config(**options)
 
 
-@pytest.mark.parametrize("layer", [-3, 2])
-def test_accepts_the_outermost_feature_layers(layer: int):
-    assert make_config(vision_feature_layer=layer).vision_feature_layer == layer
-
-
 @pytest.mark.parametrize("part", ["vision_config", "text_config"])
-def test_refuses_what_is_not_the_configuration_of_a_backbone(part: str):
+def test_a_backbones_configuration_of_another_type_is_refused(part: str):
     with pytest.raises(CaptionerError, match=f"{part} is 'x', expected the frozen model's configuration"):
         ITuningConfig(**{part: "x"})
 
@@ -158,38 +137,30 @@ EDITS = [
     ({"model_type": "gpt2"}, "config.json has model_type 'gpt2', expected 'ituning'"),
     ({"format_version": 7}, "format_version is 7.*upgrade ituning_hf"),
     ({"adapter_scale": "big"}, "adapter_scale is 'big', expected a finite number"),
-    (
-        {"text_config": {"model_type": "gpt2", "n_layer": "x"}},
-        "config.json has a value .*n_layer",
-    ),
+    ({"text_config": {"model_type": "gpt2", "n_layer": "x"}}, "config.json has a value .*n_layer"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "message"), EDITS)
-def test_refuses_an_invalid_value_in_a_saved_file(tmp_path: Path, changes: dict[str, Any], message: str):
-    folder = save_with(make_config(), tmp_path, **changes)
+def test_invalid_values_in_a_saved_file_are_refused(tmp_path: Path, changes: dict[str, Any], message: str):
+    folder = save_with(tmp_path, **changes)
     with pytest.raises(CaptionerError, match=f"(?s){message}"):
         ITuningConfig.from_pretrained(folder)
 
 
-def test_a_valid_value_in_a_saved_file_can_be_changed(tmp_path: Path):
-    folder = save_with(make_config(), tmp_path, adapter_scale=0.5, adapter_layers=[-1])
-    config = ITuningConfig.from_pretrained(folder)
-    assert (config.adapter_scale, config.adapter_layers) == (0.5, [3])
+def test_a_saved_file_may_be_edited_and_overridden(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = save_with(tmp_path, vision_feature_layer=2, adapter_layers=[-1])
+    config = ITuningConfig.from_pretrained(folder, adapter_dropout=0.25)
+    assert (config.vision_feature_layer, config.adapter_layers, config.adapter_dropout) == (2, [3], 0.25)
+    assert not caplog.records
 
 
 def test_warns_of_an_unknown_key_that_looks_like_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    folder = save_with(make_config(), tmp_path, adapter_hiden_size=4, a_key_of_transformers=1)
+    folder = save_with(tmp_path, adapter_hiden_size=4, a_key_of_transformers=1)
     config = ITuningConfig.from_pretrained(folder)
     assert config.adapter_hidden_size == 14
     (record,) = caplog.records
     assert "ignores unknown ['adapter_hiden_size']" in record.getMessage()
-
-
-def test_does_not_warn_without_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    make_config(adapter_layers=[0]).save_pretrained(tmp_path)
-    ITuningConfig.from_pretrained(tmp_path, adapter_dropout=0.5)
-    assert not caplog.records
 
 
 # Over CLIP ViT-B/16's 768-wide features. DESIGN.md states the totals; the formula must give them.
@@ -207,6 +178,6 @@ def test_trainable_parameters_at_the_papers_sizes(text: dict[str, int], stated: 
             ITuningConfig(vision_config=CLIPVisionConfig(patch_size=16), text_config=GPT2Config(**text))
         )
     d, d_v, r = text["n_embd"], 768, text["n_embd"] // 2
-    a_layer = (d * r + r) + 2 * (d_v * r + r) + (r * d + d)
+    of_one_layer = (d * r + r) + 2 * (d_v * r + r) + (r * d + d)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trainable == text["n_layer"] * a_layer == stated
+    assert trainable == text["n_layer"] * of_one_layer == stated

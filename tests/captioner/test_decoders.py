@@ -1,10 +1,7 @@
 """The decoder families and the adapted layer, compared with the frozen layer of Transformers."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from small_models import ADAPTER, make_captioner
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
@@ -17,13 +14,8 @@ FAMILY = GPT2Family()
 ROWS, LENGTH, WIDTH = 3, 7, 22
 
 
-@pytest.fixture
-def captioner(backbones: dict[str, Path]) -> ITuningForCaptioning:
-    return make_captioner(backbones, **ADAPTER)
-
-
 def run(captioner: ITuningForCaptioning) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return the frozen block's output, the gradient of its input, and the widest numbers that it keeps."""
+    """Return a block's output, the gradient of its input, and how many tensors of width 4 d it keeps."""
     hidden = torch.randn(ROWS, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
@@ -39,15 +31,14 @@ def test_the_family_is_found_by_model_type():
 
 
 UNUSABLE = [
-    ({"add_cross_attention": True}, "add_cross_attention is True, expected False"),
-    ({"eos_token_id": None}, "eos_token_id=None: captions need both"),
+    ("add_cross_attention", True, "add_cross_attention is True, expected False"),
+    ("eos_token_id", None, "eos_token_id=None: captions need both"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), UNUSABLE)
-def test_an_unusable_language_model_is_refused(captioner, changes: dict, message: str):
-    for name, value in changes.items():
-        setattr(captioner.config.text_config, name, value)
+@pytest.mark.parametrize(("field", "value", "message"), UNUSABLE)
+def test_an_unusable_language_model_is_refused(captioner, field: str, value: bool | None, message: str):
+    setattr(captioner.config.text_config, field, value)
     with pytest.raises(CaptionerError, match=message):
         ITuningForCaptioning(captioner.config)
 

@@ -5,13 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import IMAGE_SIZE, VISION
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    SiglipVisionConfig,
-)
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig
 
 from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.captioner.encoders_ituning import CLIPFamily, UnloadedVisionModel, encoder_family
@@ -26,13 +20,9 @@ def encoder(backbones: dict[str, Path]) -> CLIPVisionModel:
 
 def test_the_family_is_found_by_model_type():
     assert isinstance(encoder_family(CLIPVisionConfig()), CLIPFamily)
-
-
-@pytest.mark.parametrize("config", [CLIPConfig(), SiglipVisionConfig()])
-def test_an_unsupported_architecture_is_refused(config):
-    message = rf"model_type is '{config.model_type}', expected one of \['clip_vision_model'\]"
+    message = r"model_type is 'siglip_vision_model', expected one of \['clip_vision_model'\]"
     with pytest.raises(CaptionerError, match=message):
-        encoder_family(config)
+        encoder_family(SiglipVisionConfig())
 
 
 @pytest.mark.parametrize("layer", [-3, -2, -1, 0, 1, 2])

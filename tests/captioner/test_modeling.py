@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 from reference import Reference, linear
-from small_models import ADAPTER, IMAGE_SIZE, TEXT, make_captioner
+from small_models import ADAPTER, TEXT, make_batch, make_captioner
 from torch.nn import functional as F
-from transformers import CLIPVisionModel, GPT2LMHeadModel
+from transformers import CLIPVisionModel, GPT2LMHeadModel, Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ituning_hf import ITuningForCaptioning
 
-IMAGES, ROWS, LENGTH = 3, 5, 8
-VOCABULARY = 300
+IMAGES, ROWS, LENGTH, VOCABULARY = 3, 5, 8, 300
 PARTS = [f"{part}_proj.{kind}" for part in ("q", "k", "v", "out") for kind in ("weight", "bias")]
 
 
@@ -26,92 +25,37 @@ def language_model(backbones: dict[str, Path]) -> GPT2LMHeadModel:
     return GPT2LMHeadModel.from_pretrained(backbones["text"])
 
 
-def make_batch(k: int = ROWS, images: int = IMAGES, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Captions of unequal length, padded on the right, image-major."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = images * k
-    input_ids = torch.randint(1, VOCABULARY, (rows, LENGTH), generator=generator)
-    lengths = 3 + torch.arange(rows) * 3 % (LENGTH - 2)
-    attention_mask = (torch.arange(LENGTH) < lengths[:, None]).long()
-    labels = input_ids.masked_fill(attention_mask == 0, -100)
-    pixels = torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-    return {
-        "pixel_values": pixels,
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "labels": labels,
-    }
-
-
 def gradients(model: ITuningForCaptioning, **batch: Any) -> dict[str, torch.Tensor]:
     model.zero_grad()
     model(**batch).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_all_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], **tolerance: float):
-    assert found.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(
-            found[name], expected[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}"
-        )
-
-
 # --- At the start
 
 
-def test_a_new_captioner_is_the_language_model(new_captioner, language_model):
-    batch = make_batch()
-    found = new_captioner(batch["pixel_values"], batch["input_ids"]).logits
-    assert torch.equal(found, language_model(batch["input_ids"]).logits)
-    mask = batch["attention_mask"]
-    expected = language_model(batch["input_ids"], attention_mask=mask).logits
-    found = new_captioner(batch["pixel_values"], batch["input_ids"], mask).logits
-    assert torch.equal(found[mask == 1], expected[mask == 1])
-
-
-def test_a_new_captioner_is_the_language_model_under_left_padding(new_captioner, language_model):
-    batch = make_batch()
-    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"].flip(1)
-    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    expected = language_model(input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
-    found = new_captioner(batch["pixel_values"], input_ids, attention_mask)  # counts positions itself
-    assert torch.equal(found.logits, expected)
-    given = new_captioner(batch["pixel_values"], input_ids, attention_mask, position_ids=position_ids)
-    assert torch.equal(given.logits, expected)
-
-
-def test_a_captioner_over_models_in_memory_keeps_their_weights(new_captioner, language_model):
-    with torch.no_grad():
-        language_model.transformer.wte.weight.mul_(1.5)
-    batch = make_batch(k=1)
-    expected = language_model(batch["input_ids"]).logits
-    model = ITuningForCaptioning(new_captioner.config, new_captioner.vision_model, language_model).eval()
-    assert torch.equal(model(batch["pixel_values"], batch["input_ids"]).logits, expected)
-
-
-def test_the_image_matters_once_the_adapter_is_trained(captioner):
-    batch = make_batch()
-    logits = captioner(batch["pixel_values"], batch["input_ids"]).logits
-    other = captioner(-batch["pixel_values"], batch["input_ids"]).logits
-    assert (logits - other).abs().max() > 0.1
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_new_captioner_is_the_language_model(new_captioner, language_model, side: str):
+    batch = make_batch(side=side)
+    pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
+    assert torch.equal(new_captioner(pixels, ids).logits, language_model(ids).logits)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    expected = language_model(ids, attention_mask=mask, position_ids=positions).logits
+    assert torch.equal(new_captioner(pixels, ids, mask).logits, expected)  # counts positions itself
+    assert torch.equal(new_captioner(pixels, ids, mask, position_ids=positions).logits, expected)
 
 
 # --- What is trained
 
 
-def test_only_the_adapters_of_the_named_layers_are_trainable(backbones: dict[str, Path]):
+def test_only_the_adapters_of_the_named_layers_are_trainable(backbones: dict[str, Path], language_model):
     model = make_captioner(backbones, adapter_layers=[1, -1])
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {f"text_model.transformer.h.{i}.adapter.{part}" for i in (1, 3) for part in PARTS}
     assert set(model.adapter_state_dict()) == trainable
+    found = {name for name in model.state_dict() if name.startswith("text_model.")}
+    assert found == trainable | {f"text_model.{name}" for name in language_model.state_dict()}
     assert sorted(model.adapters()) == [1, 3]
-
-
-def test_backbone_keys_are_the_backbones_own(captioner, language_model):
-    own = {f"text_model.{name}" for name in language_model.state_dict()}
-    found = {n for n in captioner.state_dict() if n.startswith("text_model.") and ".adapter." not in n}
-    assert found == own
 
 
 def test_training_changes_every_adapter_and_not_one_bit_of_the_backbones(captioner):
@@ -131,25 +75,22 @@ def test_training_changes_every_adapter_and_not_one_bit_of_the_backbones(caption
     assert changed == {f"text_model.transformer.h.{i}.adapter.{part}" for i in range(4) for part in PARTS}
 
 
-def test_backbone_dropout_is_off_while_training(captioner, language_model):
-    batch = make_batch()
-    assert captioner.config.text_config.resid_pdrop == 0.1
-    for layer in captioner.vision_model.encoder.layers:
-        layer.self_attn.dropout = 0.5
-    evaluated = captioner(**batch).loss
-    captioner.train()
-    assert torch.equal(captioner(**batch).loss, evaluated)
-    language_model.train()  # the stock model, for comparison, is disturbed
-    text = {name: batch[name] for name in ("input_ids", "labels")}
-    assert language_model(**text).loss != language_model(**text).loss
-
-
-def test_adapter_dropout_is_on_while_training_and_off_afterwards(backbones: dict[str, Path]):
+def test_in_training_adapters_have_dropout_and_backbones_do_not(backbones, language_model):
     model, batch = make_captioner(backbones, adapter_dropout=0.3), make_batch()
+    assert model.config.text_config.resid_pdrop == 0.1
+    for layer in model.vision_model.encoder.layers:
+        layer.self_attn.dropout = 0.5
+    evaluated = model(**batch).loss
     model.train()
     assert model(**batch).loss != model(**batch).loss
-    model.eval()
-    assert torch.equal(model(**batch).loss, model(**batch).loss)
+    for adapter in model.adapters().values():
+        adapter.dropout.p = 0.0
+    trained = model(**batch).loss
+    assert torch.equal(model(**batch).loss, trained)
+    torch.testing.assert_close(trained, evaluated)
+    text = {name: batch[name] for name in ("input_ids", "labels")}
+    language_model.train()
+    assert language_model(**text).loss != language_model(**text).loss  # the stock model has dropout
 
 
 def test_backpropagation_stops_below_the_lowest_adapted_layer(backbones: dict[str, Path]):
@@ -189,22 +130,6 @@ def test_logits_to_keep_selects_positions(captioner, logits_to_keep):
     everything = captioner(**batch).logits
     positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     torch.testing.assert_close(kept, everything[:, positions])
-
-
-def test_rows_without_labels_contribute_nothing(captioner):
-    batch = make_batch(k=2)
-    whole = {name: x if name == "pixel_values" else x[::2] for name, x in batch.items()}
-    batch["labels"][1::2] = -100
-    torch.testing.assert_close(captioner(**batch).loss, captioner(**whole).loss)
-    assert_all_close(gradients(captioner, **batch), gradients(captioner, **whole), rtol=1e-4, atol=1e-6)
-
-
-def test_a_batch_without_any_label_has_a_loss_of_zero(captioner):
-    batch = make_batch()
-    batch["labels"].fill_(-100)
-    found = gradients(captioner, **batch)
-    assert captioner(**batch).loss == 0
-    assert not any(gradient.any() for gradient in found.values())
 
 
 # --- Images and rows
@@ -280,11 +205,12 @@ def test_gradient_checkpointing_recomputes_what_backpropagation_needs(backbones:
     model.activation_checkpointing_enable()
     found = gradients(model, **batch)
     assert calls == {0: 1, 1: 2, 2: 2, 3: 2}
-    assert_all_close(found, expected, rtol=0, atol=0)
-    calls.clear()
-    model.activation_checkpointing_disable()
-    gradients(model, **batch)
-    assert calls == {0: 1, 1: 1, 2: 1, 3: 1}
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for change, times in ((model.eval, 1), (model.train, 2), (model.activation_checkpointing_disable, 1)):
+        calls.clear()
+        change()
+        gradients(model, **batch)
+        assert calls == {0: 1, 1: times, 2: times, 3: times}
 
 
 def test_gradient_checkpointing_keeps_adapter_dropout(backbones: dict[str, Path]):
@@ -293,14 +219,7 @@ def test_gradient_checkpointing_keeps_adapter_dropout(backbones: dict[str, Path]
     expected = gradients(model, **batch)
     model.activation_checkpointing_enable()
     torch.manual_seed(0)
-    assert_all_close(gradients(model, **batch), expected, rtol=0, atol=0)
-
-
-def test_gradient_checkpointing_is_off_in_evaluation(captioner):
-    captioner.activation_checkpointing_enable()
-    calls = count_attention_calls(captioner)
-    gradients(captioner.eval(), **make_batch())
-    assert set(calls.values()) == {1}
+    torch.testing.assert_close(gradients(model, **batch), expected, rtol=0, atol=0)
 
 
 def test_reentrant_checkpointing_is_refused(captioner):
@@ -334,7 +253,7 @@ def test_training_compiles_without_graph_breaks(captioner):
     captioner.zero_grad()
     compiled(**batch, label_smoothing=0.1).loss.backward()
     found = {name: p.grad for name, p in captioner.named_parameters() if p.grad is not None}
-    assert_all_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 # --- Outputs
@@ -354,15 +273,6 @@ def test_hidden_states_and_attentions_are_recorded(backbones: dict[str, Path]):
     for name in ("hidden_states", "attentions"):
         for ours, theirs in zip(found[name], expected[name], strict=True):
             assert torch.equal(ours, theirs)
-
-
-def test_return_dict_false_gives_a_tuple(captioner):
-    batch = make_batch()
-    output = captioner(**batch, logits_to_keep=1, return_dict=False)
-    expected = captioner(**batch, logits_to_keep=1)
-    assert isinstance(output, tuple)
-    assert torch.equal(output[0], expected.loss)
-    assert torch.equal(output[1], expected.logits)
 
 
 def test_visual_attention_is_what_the_adapters_read(backbones: dict[str, Path]):
@@ -412,18 +322,27 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_INPUT)
-def test_refuses_input_that_does_not_fit(captioner, changes: dict[str, Any], message: str):
+def test_input_that_does_not_fit_is_refused(captioner, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         captioner(**make_batch() | changes)
+
+
+def test_a_cache_is_refused_in_training_mode(captioner, pixel_values):
+    ids = torch.tensor([[1, 2, 3]] * 3)
+    past = captioner(pixel_values=pixel_values, input_ids=ids, use_cache=True).past_key_values
+    captioner.train()
+    with pytest.raises(ValueError, match="A cache cannot be continued in training mode"):
+        captioner(pixel_values=pixel_values, input_ids=ids, past_key_values=past)
 
 
 # --- transformers.Trainer
 
 
-def train_one_step(model: ITuningForCaptioning, folder: Path, **options: Any):
-    from transformers import Trainer, TrainingArguments
-
-    batch = make_batch(k=2, images=8)
+@pytest.mark.parametrize(("images", "accumulated", "checkpointing"), [(8, 1, False), (2, 4, True)])
+def test_transformers_trainer_takes_the_step_of_the_whole_batch_and_saves_the_adapter(
+    captioner, tmp_path: Path, images: int, accumulated: int, checkpointing: bool
+):
+    batch = make_batch(images=8, k=2)
     text = ("input_ids", "attention_mask", "labels")
     data = [
         {"pixel_values": batch["pixel_values"][i]} | {name: batch[name][2 * i : 2 * i + 2] for name in text}
@@ -435,8 +354,14 @@ def train_one_step(model: ITuningForCaptioning, folder: Path, **options: Any):
         return {"pixel_values": pixels} | {name: torch.cat([item[name] for item in items]) for name in text}
 
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(tmp_path),
         max_steps=1,
+        per_device_train_batch_size=images,
+        gradient_accumulation_steps=accumulated,
+        activation_checkpointing=checkpointing,
+        optim="sgd",
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
         max_grad_norm=0.0,
         remove_unused_columns=False,
         report_to="none",
@@ -444,54 +369,16 @@ def train_one_step(model: ITuningForCaptioning, folder: Path, **options: Any):
         disable_tqdm=True,
         use_cpu=True,
         dataloader_pin_memory=False,
-        **options,
     )
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        eval_dataset=data,
-        data_collator=collate,
-        optimizers=(optimizer, constant),
-    )
-    trainer.train()
-    return trainer, batch
-
-
-@pytest.mark.parametrize(("images", "accumulated"), [(8, 1), (2, 4)])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_transformers_trainer_takes_the_step_of_the_whole_batch(
-    captioner, tmp_path: Path, images: int, accumulated: int, checkpointing: bool
-):
-    pytest.importorskip("accelerate")
     start = {name: tensor.clone() for name, tensor in captioner.adapter_state_dict().items()}
-    expected = gradients(captioner, **make_batch(k=2, images=8))
-    train_one_step(
-        captioner,
-        tmp_path,
-        per_device_train_batch_size=images,
-        gradient_accumulation_steps=accumulated,
-        activation_checkpointing=checkpointing,
-    )
+    expected = gradients(captioner, **batch)
+    trainer = Trainer(captioner, arguments, collate, train_dataset=data, eval_dataset=data)
+    trainer.train()
     step = {name: start[name] - tensor for name, tensor in captioner.adapter_state_dict().items()}
-    assert_all_close(step, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-5)
 
-
-def test_transformers_trainer_evaluates_and_saves_the_adapter_alone(captioner, tmp_path: Path):
-    pytest.importorskip("accelerate")
-    trainer, batch = train_one_step(captioner, tmp_path, per_device_eval_batch_size=8)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(captioner.eval()(**batch).loss.item(), rel=1e-4)
+    loss = captioner.eval()(**batch).loss
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss.item(), rel=1e-4)
     trainer.save_model()
-    loaded = ITuningForCaptioning.from_pretrained(tmp_path)
-    assert torch.equal(loaded(**batch).loss, captioner(**batch).loss)
+    assert torch.equal(ITuningForCaptioning.from_pretrained(tmp_path)(**batch).loss, loss)
     assert (tmp_path / "model.safetensors").stat().st_size < 40_000
-
-
-def test_a_cache_is_refused_in_training_mode(captioner, pixel_values):
-    ids = torch.tensor([[1, 2, 3]] * 3)
-    past = captioner(pixel_values=pixel_values, input_ids=ids, use_cache=True).past_key_values
-    captioner.train()
-    with pytest.raises(ValueError, match="A cache cannot be continued in training mode"):
-        captioner(pixel_values=pixel_values, input_ids=ids, past_key_values=past)

@@ -1,4 +1,4 @@
-"""What a saved captioner holds, how it comes back, and that it is not loaded over other backbones."""
+"""Saving and loading: the files, options, backbones in other places, and backbones that are refused."""
 
 import copy
 import json
@@ -13,14 +13,16 @@ import pytest
 import torch
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
-from small_models import ADAPTER, IMAGE_SIZE, edit_json, make_captioner, randomize_adapters
-from transformers import (
-    AutoModel,
-    CLIPVisionModel,
-    GenerationConfig,
-    GPT2LMHeadModel,
-    GPT2Model,
+from small_models import (
+    ADAPTER,
+    edit_json,
+    logits_of,
+    make_batch,
+    make_captioner,
+    put_in_hub_cache,
+    randomize_adapters,
 )
+from transformers import AutoModel, CLIPVisionModel, GenerationConfig, GPT2LMHeadModel, GPT2Model
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.captioner.configuration_ituning import CaptionerError
@@ -28,6 +30,7 @@ from ituning_hf.captioner.pretrained_ituning import fingerprint, resolve_backbon
 
 PARTS = [f"{part}_proj.{kind}" for part in ("q", "k", "v", "out") for kind in ("weight", "bias")]
 KEYS = {f"text_model.transformer.h.{i}.adapter.{part}" for i in range(4) for part in PARTS}
+PIXELS, TEXT_ROWS = (make_batch(k=2)[name] for name in ("pixel_values", "input_ids"))
 A_KEY = "text_model.transformer.h.2.adapter.v_proj.weight"
 
 
@@ -44,13 +47,10 @@ def own_backbones(backbones: dict[str, Path], tmp_path: Path) -> dict[str, Path]
     return {name: shutil.copytree(folder, tmp_path / name) for name, folder in backbones.items()}
 
 
-def text_rows() -> torch.Tensor:
-    return torch.arange(1, 19).view(6, 3)
-
-
-def logits_of(model: ITuningForCaptioning) -> torch.Tensor:
-    pixels = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(3))
-    return model(pixels.to(model.vision_model.dtype), text_rows()).logits
+def assert_equal_files(found: Path, expected: Path) -> None:
+    assert {path.name for path in found.iterdir()} == {path.name for path in expected.iterdir()}
+    for path in expected.iterdir():
+        assert (found / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -61,13 +61,6 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Non
 
 
 # --- What is written
-
-
-def test_the_file_holds_the_adapters_tensors_and_no_others(backbones: dict[str, Path], tmp_path: Path):
-    model = make_captioner(backbones, adapter_layers=[1, 3])
-    model.save_pretrained(tmp_path)
-    expected = {f"text_model.transformer.h.{i}.adapter.{part}" for i in (1, 3) for part in PARTS}
-    assert set(load_file(tmp_path / "model.safetensors")) == expected
 
 
 def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
@@ -84,6 +77,7 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "modeling_ituning.py",
         "pretrained_ituning.py",
     }
+    assert set(load_file(saved / "model.safetensors")) == KEYS
     weights = 4 * sum(p.numel() for p in captioner.parameters() if p.requires_grad)
     assert weights <= (saved / "model.safetensors").stat().st_size < weights + 6_000
     assert json.loads((saved / "config.json").read_text())["auto_map"] == {
@@ -118,32 +112,22 @@ def test_saving_over_backbones_in_memory_warns_and_such_a_captioner_cannot_be_lo
 # --- Coming back
 
 
-def test_comes_back_with_equal_logits_in_evaluation_mode(captioner, saved: Path):
-    loaded = ITuningForCaptioning.from_pretrained(saved)
+def test_comes_back_as_it_was(captioner, saved: Path, tmp_path: Path):
+    loaded, info = ITuningForCaptioning.from_pretrained(saved, output_loading_info=True)
+    assert set(info) == {"missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"}
+    assert not any(info.values())
     assert torch.equal(logits_of(loaded), logits_of(captioner))
     assert not any(module.training for module in loaded.modules())
     assert {n for n, p in loaded.named_parameters() if p.requires_grad} == KEYS
     assert loaded.config.name_or_path == loaded.name_or_path == str(saved)
+    loaded.save_pretrained(tmp_path / "again")
+    assert_equal_files(tmp_path / "again", saved)
 
 
-def test_saving_again_gives_the_same_files(saved: Path, tmp_path: Path):
-    ITuningForCaptioning.from_pretrained(saved).save_pretrained(tmp_path / "again")
-    for path in saved.iterdir():
-        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
-
-
-def test_loading_info_is_of_a_complete_model(saved: Path):
-    model, info = ITuningForCaptioning.from_pretrained(saved, output_loading_info=True)
-    assert isinstance(model, ITuningForCaptioning)
-    assert set(info) == {"missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"}
-    assert not any(info.values())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
 def test_dtype_casts_everything(saved: Path, dtype: Any):
     model = ITuningForCaptioning.from_pretrained(saved, dtype=dtype)
-    expected = torch.float16 if dtype is torch.float16 else torch.bfloat16
-    assert {p.dtype for p in model.parameters()} == {expected}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert logits_of(model).isfinite().all()
 
 
@@ -164,21 +148,16 @@ def test_by_default_each_part_keeps_the_precision_of_its_file(
 
 def test_eager_attention_reaches_every_part(captioner, saved: Path, backbones: dict[str, Path]):
     loaded = ITuningForCaptioning.from_pretrained(saved, attn_implementation="eager")
+    options = {"dtype": torch.bfloat16, "attn_implementation": "eager", "low_cpu_mem_usage": True}
+    of_auto_class = AutoModel.from_pretrained(saved, **options)
+    assert {p.dtype for p in of_auto_class.parameters()} == {torch.bfloat16}
     built = make_captioner(backbones, attn_implementation="eager")
     captioner.set_attn_implementation("eager")
-    for model in (loaded, built, captioner):
+    for model in (loaded, of_auto_class, built, captioner):
         blocks = [block.attn for block in model.text_model.transformer.h]
         layers = [layer.self_attn for layer in model.vision_model.encoder.layers]
-        holders = [model, model.vision_model, model.text_model, *blocks, *layers]
-        assert {holder.config._attn_implementation for holder in holders} == {"eager"}
-
-
-def test_the_auto_classes_pass_options_on(saved):
-    options = {"dtype": torch.bfloat16, "attn_implementation": "eager", "low_cpu_mem_usage": True}
-    model = AutoModel.from_pretrained(saved, **options)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    for holder in (model, model.vision_model, model.text_model):
-        assert holder.config._attn_implementation == "eager"
+        parts = [model, model.vision_model, model.text_model, *blocks, *layers]
+        assert {part.config._attn_implementation for part in parts} == {"eager"}
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -196,15 +175,12 @@ def test_copies_are_whole_and_independent(captioner, again: Callable):
 # --- Devices
 
 SPLIT = {"vision_model": "cpu", "text_model": "cpu"}
-WITHOUT_BLOCKS = {
-    f"text_model.{part}": "cpu" for part in ("transformer.wte", "transformer.wpe", "transformer.ln_f")
-}
-WITHOUT_BLOCKS |= {"text_model.lm_head": "cpu"}
+PARTS_OF_TEXT = ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head")
+WITHOUT_BLOCKS = {f"text_model.{part}": "cpu" for part in PARTS_OF_TEXT}
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", torch.device("cpu"), {"": "cpu"}, SPLIT])
 def test_device_maps(captioner, saved: Path, device_map: Any):
-    pytest.importorskip("accelerate")
     loaded = ITuningForCaptioning.from_pretrained(saved, device_map=device_map)
     assert torch.equal(logits_of(loaded), logits_of(captioner))
 
@@ -219,7 +195,7 @@ OFFLOADED = [
 
 @pytest.mark.parametrize("device_map", OFFLOADED)
 def test_offloaded_backbones_leave_the_adapter_in_memory(
-    captioner, saved: Path, tmp_path: Path, pixel_values: torch.Tensor, device_map: dict[str, str]
+    captioner, saved: Path, tmp_path: Path, device_map: dict[str, str]
 ):
     accelerate = pytest.importorskip("accelerate")
     if device_map["vision_model"] == "disk" and Version(accelerate.__version__) < Version("1.15"):
@@ -231,13 +207,12 @@ def test_offloaded_backbones_leave_the_adapter_in_memory(
     assert blocks[3].mlp.c_fc.weight.device.type == "meta"
     assert {p.device.type for a in loaded.adapters().values() for p in a.parameters()} == {"cpu"}
     assert all(block._hf_hook.execution_device is not None for block in blocks)
-    batch = {"pixel_values": pixel_values, "input_ids": text_rows()}
-    assert torch.equal(loaded(**batch).logits, captioner(**batch).logits)
+    assert torch.equal(logits_of(loaded), logits_of(captioner))
     for options in ({}, {"num_beams": 3}):
-        settings = {"pixel_values": pixel_values, "max_new_tokens": 5, **options}
+        settings = {"pixel_values": PIXELS, "max_new_tokens": 5, **options}
         assert torch.equal(loaded.generate(**settings), captioner.generate(**settings))
     for model in (loaded.train(), captioner):
-        model(**batch, labels=text_rows()).loss.backward()
+        model(PIXELS, TEXT_ROWS, labels=TEXT_ROWS).loss.backward()
     for name, p in captioner.named_parameters():
         if p.requires_grad:
             assert torch.equal(loaded.get_parameter(name).grad, p.grad)
@@ -253,22 +228,17 @@ def test_a_device_map_that_leaves_a_backbone_out_is_refused(saved: Path):
 # --- Without the vision encoder
 
 
-def features_of(model: ITuningForCaptioning) -> torch.Tensor:
-    pixels = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(3))
-    return model.get_image_features(pixels)
-
-
 @pytest.fixture
 def without_encoder(own_backbones: dict[str, Path], captioner, tmp_path: Path) -> ITuningForCaptioning:
-    """The captioner, loaded when its encoder was not there."""
+    """The captioner, loaded while its encoder did not exist."""
     make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
-    own_backbones["vision"].rename(tmp_path / "put away")
+    own_backbones["vision"].rename(tmp_path / "moved")
     return ITuningForCaptioning.from_pretrained(tmp_path / "captioner", load_vision_model=False)
 
 
 def test_an_encoder_that_is_not_loaded_need_not_be_there(captioner, without_encoder):
-    features = features_of(captioner)
-    found = without_encoder(input_ids=text_rows(), visual_features=features).logits
+    features = captioner.get_image_features(PIXELS)
+    found = without_encoder(input_ids=TEXT_ROWS, visual_features=features).logits
     assert torch.equal(found, logits_of(captioner))
     for options in ({}, {"num_beams": 3}):
         settings = {"visual_features": features, "max_new_tokens": 5, **options}
@@ -280,44 +250,35 @@ def test_an_encoder_that_is_not_loaded_need_not_be_there(captioner, without_enco
     assert (without_encoder.device.type, without_encoder.dtype) == ("cpu", torch.float32)
 
 
-def test_saved_without_its_encoder_it_is_saved_complete(captioner, without_encoder, tmp_path: Path):
+def test_a_captioner_without_its_encoder_is_saved_complete(captioner, without_encoder, tmp_path: Path):
     without_encoder.save_pretrained(tmp_path / "again")
-    for path in (tmp_path / "captioner").iterdir():
-        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert_equal_files(tmp_path / "again", tmp_path / "captioner")
     with pytest.raises(OSError, match=r"frozen vision model was not found at .*If it has moved"):
         ITuningForCaptioning.from_pretrained(tmp_path / "again")
-    (tmp_path / "put away").rename(tmp_path / "vision")
-    assert torch.equal(
-        logits_of(ITuningForCaptioning.from_pretrained(tmp_path / "again")), logits_of(captioner)
-    )
-    encoder = CLIPVisionModel.from_pretrained(tmp_path / "vision")
-    nudge_one_norm(encoder)
-    encoder.save_pretrained(tmp_path / "vision")
-    ITuningForCaptioning.from_pretrained(tmp_path / "again", load_vision_model=False)
-    with pytest.raises(ValueError, match=r"vision model at .* is not the one this adapter was"):
-        ITuningForCaptioning.from_pretrained(tmp_path / "again")
+    (tmp_path / "moved").rename(tmp_path / "vision")
+    again = ITuningForCaptioning.from_pretrained(tmp_path / "again")
+    assert torch.equal(logits_of(again), logits_of(captioner))
 
 
 def test_a_new_captioner_over_a_recorded_encoder(own_backbones: dict[str, Path], tmp_path: Path):
     model = make_captioner(own_backbones)
     recorded = resolve_backbone("vision", own_backbones["vision"])
     assert recorded.fingerprint == model.config.vision_model_fingerprint
-    own_backbones["vision"].rename(tmp_path / "put away")
+    own_backbones["vision"].rename(tmp_path / "moved")
     new = ITuningForCaptioning.from_vision_text_pretrained(recorded, own_backbones["text"], **ADAPTER)
     randomize_adapters(new)
     assert not new.training
-    features = features_of(model)
-    assert torch.equal(new(input_ids=text_rows(), visual_features=features).logits, logits_of(model))
+    features = model.get_image_features(PIXELS)
+    assert torch.equal(new(input_ids=TEXT_ROWS, visual_features=features).logits, logits_of(model))
     for name, captioner in (("new", new), ("whole", model)):
         captioner.save_pretrained(tmp_path / name)
-    for path in (tmp_path / "whole").iterdir():
-        assert (tmp_path / "new" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert_equal_files(tmp_path / "new", tmp_path / "whole")
 
 
-# --- Quantisation
+# --- Quantization
 
 
-def test_how_the_language_model_was_quantised_is_not_stored(captioner, tmp_path: Path):
+def test_how_the_language_model_was_quantized_is_not_stored(captioner, tmp_path: Path):
     captioner.config.text_config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     captioner.save_pretrained(tmp_path)
     assert "quantization_config" not in (tmp_path / "config.json").read_text()
@@ -325,33 +286,31 @@ def test_how_the_language_model_was_quantised_is_not_stored(captioner, tmp_path:
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
-def test_only_the_language_model_is_quantised(captioner, saved: Path, tmp_path: Path, bits: str):
+def test_only_the_language_model_is_quantized(captioner, saved: Path, tmp_path: Path, bits: str):
     bnb = pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     settings = BitsAndBytesConfig(**{bits: True})
     loaded = ITuningForCaptioning.from_pretrained(saved, quantization_config=settings)
     kinds = {"load_in_4bit": bnb.nn.Linear4bit, "load_in_8bit": bnb.nn.Linear8bitLt}
-    quantised = {name for name, module in loaded.named_modules() if isinstance(module, kinds[bits])}
+    quantized = {name for name, module in loaded.named_modules() if isinstance(module, kinds[bits])}
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    assert quantised == {f"text_model.transformer.h.{i}.{layer}" for i in range(4) for layer in layers}
+    assert quantized == {f"text_model.transformer.h.{i}.{layer}" for i in range(4) for layer in layers}
     if bits == "load_in_4bit":  # its kernels do not support layers as small as these
         return
     found, expected = logits_of(loaded), logits_of(captioner)
     assert 0 < (found - expected).abs().max() < 0.3 * expected.abs().max()
-    loaded.train()(torch.zeros(6, 3, IMAGE_SIZE, IMAGE_SIZE), text_rows(), labels=text_rows()).loss.backward()
-    assert all(
-        p.grad.any() for n, p in loaded.named_parameters() if n.endswith("out_proj.weight") and "h." in n
-    )
+    loaded.train()(PIXELS, TEXT_ROWS, labels=TEXT_ROWS).loss.backward()
+    assert all(adapter.out_proj.weight.grad.any() for adapter in loaded.adapters().values())
     loaded.save_pretrained(tmp_path / "again")
     again = ITuningForCaptioning.from_pretrained(tmp_path / "again")
     assert torch.equal(logits_of(again), expected)
 
 
-# --- Other places and other backbones
+# --- Backbones that moved, and other backbones
 
 
-def test_backbones_that_moved_are_named_and_can_be_brought_from_elsewhere(
+def test_backbones_that_moved_are_named_and_can_be_given_by_path(
     own_backbones: dict[str, Path], tmp_path: Path, monkeypatch
 ):
     model = make_captioner(own_backbones)
@@ -368,7 +327,7 @@ def test_backbones_that_moved_are_named_and_can_be_brought_from_elsewhere(
     assert torch.equal(logits_of(ITuningForCaptioning.from_pretrained("again")), logits_of(model))
 
 
-def test_a_full_clip_serves_for_its_vision_part(captioner, saved: Path, backbones: dict[str, Path]):
+def test_a_full_clip_may_be_given_for_its_vision_part(captioner, saved: Path, backbones: dict[str, Path]):
     assert fingerprint("vision", str(backbones["clip"])) == fingerprint("vision", str(backbones["vision"]))
     loaded = ITuningForCaptioning.from_pretrained(saved, vision_model_name_or_path=backbones["clip"])
     assert torch.equal(logits_of(loaded), logits_of(captioner))
@@ -413,11 +372,7 @@ INCOMPLETE = [
 
 @pytest.mark.parametrize(("part", "key"), INCOMPLETE)
 @pytest.mark.parametrize("change", ["missing", "reshaped"])
-def test_an_incomplete_backbone_is_refused(
-    own_backbones: dict[str, Path], tmp_path: Path, part: str, key: str, change: str
-):
-    make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
-
+def test_an_incomplete_backbone_is_refused(own_backbones: dict[str, Path], part: str, key: str, change: str):
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         (name,) = [name for name in tensors if name.endswith(key)]
         if change == "missing":
@@ -427,9 +382,7 @@ def test_an_incomplete_backbone_is_refused(
 
     rewrite(own_backbones[part] / "model.safetensors", spoil)
     message = rf"{part} model at '.*{part}' is incomplete: 1 weights are missing or .*{key}"
-    with pytest.raises(ValueError, match=r"is not the one this adapter|is incomplete"):
-        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CaptionerError, match=message):
         make_captioner(own_backbones)
 
 
@@ -466,12 +419,7 @@ def test_the_fingerprint_does_not_depend_on_the_files_form(
 
 # --- The adapter's files
 
-DAMAGES = {
-    "truncated": lambda content: content[:-10],
-    "only the header": lambda content: content[:40],
-    "not safetensors": lambda content: bytes(range(250)) * 8,
-    "empty": lambda content: b"",
-}
+DAMAGES = {"truncated": lambda content: content[:-10], "empty": lambda content: b""}
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
@@ -492,28 +440,22 @@ def test_a_missing_adapter_file_is_named(saved: Path):
         ITuningForCaptioning.from_pretrained(saved)
 
 
-def test_an_edited_configuration_takes_effect(captioner, saved: Path):
-    edit_json(saved / "config.json", adapter_scale=0.0)
-    loaded = ITuningForCaptioning.from_pretrained(saved)
-    captioner.config.adapter_scale = loaded.adapters()[0].scale
+def test_the_configuration_may_be_edited_overridden_and_replaced(captioner, saved: Path):
+    edit_json(saved / "config.json", adapter_scale=3.0)
+    config = ITuningConfig.from_pretrained(saved)
+    load = partial(ITuningForCaptioning.from_pretrained, saved)
     for adapter in captioner.adapters().values():
-        adapter.scale = 0.0
-    assert torch.equal(logits_of(loaded), logits_of(captioner))
+        adapter.scale = 3.0
+    for loaded in (load(), load(config=config), load(config=saved / "config.json")):
+        assert torch.equal(logits_of(loaded), logits_of(captioner))
+    assert AutoModel.from_pretrained(saved, config=config).adapters()[0].scale == 3.0
+    assert load(adapter_dropout=0.5).adapters()[0].dropout.p == 0.5
 
 
 def test_a_configuration_for_other_layers_does_not_fit_the_adapter(saved: Path):
     edit_json(saved / "config.json", adapter_layers=[0, 1, 2])
     with pytest.raises(CaptionerError, match=r"8 unexpected \(first: \['text_model\.transformer\.h\.3\.adap"):
         ITuningForCaptioning.from_pretrained(saved)
-
-
-def test_another_configuration_may_be_given(captioner, saved: Path):
-    config = ITuningConfig.from_pretrained(saved, adapter_scale=3.0)
-    for load in (ITuningForCaptioning.from_pretrained, AutoModel.from_pretrained):
-        loaded = load(saved, config=config)
-        assert (type(loaded), loaded.adapters()[0].scale) == (ITuningForCaptioning, 3.0)
-    same = ITuningForCaptioning.from_pretrained(saved, config=saved / "config.json")
-    assert torch.equal(logits_of(same), logits_of(captioner))
 
 
 def test_generation_settings_are_loaded_and_may_be_edited_or_missing(captioner, tmp_path: Path):
@@ -572,9 +514,6 @@ def test_an_adapter_file_that_does_not_fit_is_refused(saved: Path, change: Calla
         ITuningForCaptioning.from_pretrained(saved)
 
 
-# --- Words that are not understood
-
-
 def test_unknown_keywords_are_refused(saved: Path, backbones: dict[str, Path]):
     with pytest.raises(TypeError, match=r"from_pretrained got unexpected keyword argument\(s\) \['dtpye'\]"):
         ITuningForCaptioning.from_pretrained(saved, dtpye="bfloat16")
@@ -582,92 +521,68 @@ def test_unknown_keywords_are_refused(saved: Path, backbones: dict[str, Path]):
         make_captioner(backbones, adapter_size=3)
 
 
-def test_a_field_of_the_configuration_can_be_replaced(saved: Path):
-    assert ITuningForCaptioning.from_pretrained(saved, adapter_dropout=0.5).adapters()[0].dropout.p == 0.5
-
-
 # --- By Hub id, from the cache
 
-
-def put_in_cache(cache: Path, repo_id: str, commit: str, folder: Path, branch: str = "main") -> None:
-    """Lay a repository out as the Hub's cache does."""
-    root = cache / f"models--{repo_id.replace('/', '--')}"
-    shutil.copytree(folder, root / "snapshots" / commit)
-    (root / "refs").mkdir(exist_ok=True)
-    (root / "refs" / branch).write_text(commit)
+BACKBONES = {
+    "vision": (CLIPVisionModel, "layer_norm_eps"),
+    "text": (GPT2LMHeadModel, "layer_norm_epsilon"),
+}
 
 
 @pytest.fixture
 def hub(backbones: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    """Options for a cache that has two revisions of each backbone, with other weights and settings."""
     cache = tmp_path / "cache"
-    put_in_cache(cache, "org/clip", "a" * 40, backbones["clip"])
-    put_in_cache(cache, "org/gpt2", "b" * 40, backbones["text"])
+    for kind, (model_class, epsilon) in BACKBONES.items():
+        put_in_hub_cache(cache, f"org/{kind}", "a" * 40, backbones[kind])
+        other = model_class.from_pretrained(backbones[kind], **{epsilon: 0.25})
+        reinitialise(other)
+        other.save_pretrained(tmp_path / kind)
+        put_in_hub_cache(cache, f"org/{kind}", "b" * 40, tmp_path / kind, "next")
     return {"cache_dir": cache, "local_files_only": True}
 
 
-def make_hub_captioner(hub: dict[str, Any], seed: int = 0) -> ITuningForCaptioning:
-    model = ITuningForCaptioning.from_vision_text_pretrained("org/clip", "org/gpt2", **hub, **ADAPTER)
-    return randomize_adapters(model, seed)
+def make_hub_captioner(hub: dict[str, Any], seed: int = 0, **options: Any) -> ITuningForCaptioning:
+    build = ITuningForCaptioning.from_vision_text_pretrained
+    return randomize_adapters(build("org/vision", "org/text", **hub, **ADAPTER, **options), seed)
 
 
-def test_backbones_by_hub_id_are_pinned_to_their_commits(hub, backbones: dict[str, Path], tmp_path: Path):
+def test_backbones_by_hub_id_are_pinned_to_their_commits(hub, tmp_path: Path):
     model = make_hub_captioner(hub)
-    config = model.config
-    assert (config.vision_model_name_or_path, config.vision_model_revision) == ("org/clip", "a" * 40)
-    assert (config.text_model_name_or_path, config.text_model_revision) == ("org/gpt2", "b" * 40)
+    for kind in BACKBONES:
+        assert getattr(model.config, f"{kind}_model_name_or_path") == f"org/{kind}"
+        assert getattr(model.config, f"{kind}_model_revision") == "a" * 40
     model.save_pretrained(tmp_path / "captioner")
-
-    newer = GPT2LMHeadModel.from_pretrained(backbones["text"])
-    reinitialise(newer)
-    newer.save_pretrained(tmp_path / "newer")
-    put_in_cache(hub["cache_dir"], "org/gpt2", "c" * 40, tmp_path / "newer")
+    (hub["cache_dir"] / "models--org--text/refs/main").write_text("b" * 40)
     loaded = ITuningForCaptioning.from_pretrained(tmp_path / "captioner", **hub)
     assert torch.equal(logits_of(loaded), logits_of(model))
-    with pytest.raises(ValueError, match=rf"text model at 'org/gpt2' \(revision {'c' * 40}\) is not the one"):
-        ITuningForCaptioning.from_pretrained(tmp_path / "captioner", text_model_revision="c" * 40, **hub)
+    with pytest.raises(ValueError, match=rf"text model at 'org/text' \(revision {'b' * 40}\) is not the one"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "captioner", text_model_revision="b" * 40, **hub)
 
 
-@pytest.mark.parametrize(("kind", "place"), [("vision", "org/clip"), ("text", "org/gpt2")])
-def test_a_new_captioner_is_built_over_the_revision_that_is_asked_for(
-    hub, backbones: dict[str, Path], tmp_path: Path, kind: str, place: str
-):
-    backbone = {"vision": CLIPVisionModel, "text": GPT2LMHeadModel}[kind].from_pretrained(backbones[kind])
-    reinitialise(backbone)
-    epsilon = {"vision": "layer_norm_eps", "text": "layer_norm_epsilon"}[kind]
-    setattr(backbone.config, epsilon, 0.25)
-    backbone.save_pretrained(tmp_path / "other")
-    put_in_cache(hub["cache_dir"], place, "c" * 40, tmp_path / "other", "next")
-    build = partial(ITuningForCaptioning.from_vision_text_pretrained, "org/clip", "org/gpt2")
-    usual = build(**hub, **ADAPTER)
-    model = build(**{f"{kind}_revision": "next"}, **hub, **ADAPTER)
-    recorded = {name: getattr(model.config, f"{name}_model_revision") for name in ("vision", "text")}
-    assert recorded == {"vision": "a" * 40, "text": "b" * 40} | {kind: "c" * 40}
-    assert getattr(model.config, f"{kind}_model_fingerprint") == fingerprint(kind, str(tmp_path / "other"))
-    assert resolve_backbone(kind, place, "next", **hub).config[epsilon] == 0.25
-    for name in ("vision", "text"):
-        new, old = (next(getattr(m, f"{name}_model").parameters()) for m in (model, usual))
-        assert torch.equal(new, old) == (name != kind)
+@pytest.mark.parametrize("changed", BACKBONES)
+def test_a_new_captioner_is_built_over_the_given_revision(hub, changed: str):
+    usual, model = make_hub_captioner(hub), make_hub_captioner(hub, **{f"{changed}_revision": "next"})
+    for kind, (_, epsilon) in BACKBONES.items():
+        is_next, config = kind == changed, model.config
+        assert getattr(config, f"{kind}_model_revision") == ("b" if is_next else "a") * 40
+        field = f"{kind}_model_fingerprint"
+        assert (getattr(config, field) != getattr(usual.config, field)) == is_next
+        assert (getattr(getattr(config, f"{kind}_config"), epsilon) == 0.25) == is_next
+        new, old = (next(getattr(m, f"{kind}_model").parameters()) for m in (model, usual))
+        assert torch.equal(new, old) == (not is_next)
 
 
 def test_a_captioner_by_hub_id_has_its_own_revision(hub, tmp_path: Path):
     models = {"v1": make_hub_captioner(hub, seed=1), "main": make_hub_captioner(hub, seed=2)}
     for (branch, model), commit in zip(models.items(), ("d" * 40, "e" * 40), strict=True):
         model.save_pretrained(tmp_path / branch)
-        put_in_cache(hub["cache_dir"], "org/captioner", commit, tmp_path / branch, branch)
-    load = ITuningForCaptioning.from_pretrained
-    assert torch.equal(logits_of(load("org/captioner", **hub)), logits_of(models["main"]))
-    assert torch.equal(logits_of(load("org/captioner", revision="v1", **hub)), logits_of(models["v1"]))
-    assert torch.equal(logits_of(load("org/captioner", revision="d" * 40, **hub)), logits_of(models["v1"]))
+        put_in_hub_cache(hub["cache_dir"], "org/captioner", commit, tmp_path / branch, branch)
+    for revision, name in ((None, "main"), ("v1", "v1"), ("d" * 40, "v1")):
+        loaded = ITuningForCaptioning.from_pretrained("org/captioner", revision=revision, **hub)
+        assert torch.equal(logits_of(loaded), logits_of(models[name]))
 
 
-def test_a_captioner_may_lie_in_a_subfolder(captioner, saved: Path):
+def test_a_captioner_may_be_in_a_subfolder(captioner, saved: Path):
     loaded = ITuningForCaptioning.from_pretrained(saved.parent, subfolder="captioner")
     assert torch.equal(logits_of(loaded), logits_of(captioner))
-
-
-@pytest.mark.parametrize("key", ["transformer.h.0.mlp.c_fc.weight", "transformer.h.3.attn.c_proj.bias"])
-def test_a_change_of_any_weight_is_noticed(own_backbones: dict[str, Path], tmp_path: Path, key: str):
-    make_captioner(own_backbones).save_pretrained(tmp_path / "captioner")
-    rewrite(own_backbones["text"] / "model.safetensors", lambda tensors: tensors[key].mul_(1.01).add_(1e-4))
-    with pytest.raises(ValueError, match=r"text model at .* is not the one this adapter was trained on"):
-        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")

@@ -1,7 +1,6 @@
 """The processor: exact ids, shapes and padding, and the same pixels everywhere."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import IMAGE_SIZE, SHARED_DATA, edit_json
+from small_models import IMAGE_SIZE, SHARED_DATA, edit_json, put_in_hub_cache
 from transformers import AutoProcessor, CLIPImageProcessorPil, GPT2Tokenizer
 
 from ituning_hf import ITuningProcessor
 from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.captioner.processing_ituning import caption_rows, crop_extreme_aspect, prepare_images
 
-# Of the small tokenizer that conftest.py makes; its begin, end and padding token is 0.
+GPT2_TOKENIZER = SHARED_DATA / "gpt2-tokenizer"
+# Of the small tokenizer, whose begin, end and padding token is 0.
 DOG = [65, 284, 71, 293]  # "a dog runs"
 BIRDS = [299, 291, 297, 289]  # "two red birds sit"
 MAN = [65, 287]  # "a man"
@@ -118,13 +118,6 @@ def test_special_tokens_in_a_caption_are_plain_text(processor):
     assert processor.encode_captions([]) == []
 
 
-def test_decoding_leaves_special_tokens_out(processor):
-    batch = processor(captions=["a dog runs", "a man"])
-    decoded = processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
-    assert decoded == ["a dog runs", "a man"]
-    assert processor.decode(batch["input_ids"][1], skip_special_tokens=True) == "a man"
-
-
 def test_rows_may_be_laid_out_for_a_given_number_of_captions():
     rows = caption_rows([[[7, 1, 2]], [[7, 3, 2]]], bos_token_id=7, pad_token_id=9, rows_per_image=2)
     assert rows["input_ids"] == [[7, 1, 2], [7, 9, 9], [7, 3, 2], [7, 9, 9]]
@@ -143,24 +136,10 @@ def test_prompts_get_a_begin_token_and_are_padded_on_the_left(processor):
     }
 
 
-def test_one_prompt_may_be_a_string_and_an_empty_one_is_the_begin_token(processor):
+def test_a_string_is_one_prompt_for_all_images_and_an_empty_one_is_the_begin_token(processor):
     assert lists(processor(text="a man")) == {"input_ids": [[0, *MAN]], "attention_mask": [[1, 1, 1]]}
     assert lists(processor(text="")) == {"input_ids": [[0]], "attention_mask": [[1]]}
-
-
-def test_one_prompt_serves_all_images(processor):
-    one, each = (processor(images=images(), text=text) for text in ("a man", ["a man", "a man"]))
-    assert lists(one) == lists(each)
-    assert one["input_ids"].tolist() == [[0, *MAN]] * 2
-
-
-def test_a_prompts_padding_is_not_read(processor, captioner):
-    pixels = processor(images=images())["pixel_values"]
-    together = captioner.generate(
-        **processor(images=images(), text=["a dog runs", "a man"]), max_new_tokens=5
-    )
-    alone = captioner.generate(**processor(text="a man"), pixel_values=pixels[1:], max_new_tokens=5)
-    assert torch.equal(together[1, 2:], alone[0])
+    assert processor(images=images(), text="a man")["input_ids"].tolist() == [[0, *MAN]] * 2
 
 
 # --- Tensors, errors
@@ -185,21 +164,36 @@ BAD_INPUT = [
     ({"images": images(2), "captions": ["a"]}, "captions has 1 entries for 2 images"),
     ({"images": images(1), "captions": ["a", "b"]}, "captions has 2 entries for 1 images"),
     ({"captions": "a man", "max_length": 2}, "max_length is 2, expected 3 or more"),
+    ({"text": "a dog", "max_length": 4}, "max_length=4 applies to captions, but no captions"),
 ]
 
 
 @pytest.mark.parametrize(("inputs", "message"), BAD_INPUT)
-def test_refuses_what_does_not_fit(processor, inputs: dict[str, Any], message: str):
+def test_input_that_does_not_fit_is_refused(processor, inputs: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         processor(**inputs)
+
+
+def test_image_options_without_images_are_refused(processor):
+    with pytest.raises(TypeError, match=r"\['truncatoin'\] apply to images, but no images are given"):
+        processor(text="a dog", truncatoin=3)
 
 
 # --- Saving and loading
 
 
 def test_comes_back_with_equal_pixels_and_ids(processor, captioner, tmp_path: Path):
-    captioner.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "configuration_ituning.py",
+        "encoders_ituning.py",
+        "loss_ituning.py",
+        "processing_ituning.py",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    captioner.save_pretrained(tmp_path)
     inputs = {"images": images(), "captions": [["a dog runs", "<|endoftext|> two"], ["a man"]]}
     expected = processor(**inputs)
     for loaded in (ITuningProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
@@ -211,31 +205,14 @@ def test_comes_back_with_equal_pixels_and_ids(processor, captioner, tmp_path: Pa
         assert torch.equal(found["pixel_values"], expected["pixel_values"])
 
 
-def test_writes_its_own_files_and_no_weights(processor, tmp_path: Path):
-    processor.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "configuration_ituning.py",
-        "encoders_ituning.py",
-        "loss_ituning.py",
-        "processing_ituning.py",
-        "processor_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
-
-
 def test_image_processor_and_tokenizer_come_from_the_given_revisions(backbones, tmp_path: Path):
-    places = {}
     for kind, file, change in (
         ("vision", "preprocessor_config.json", {"image_mean": [0.25, 0.25, 0.25]}),
         ("text", "tokenizer_config.json", {"pad_token": "dog"}),
     ):
-        places[kind] = root = tmp_path / f"models--org--{kind}"
-        for revision, commit in (("main", "a" * 40), ("next", "b" * 40)):
-            shutil.copytree(backbones[kind], root / "snapshots" / commit)
-            (root / "refs").mkdir(exist_ok=True)
-            (root / "refs" / revision).write_text(commit)
-        edit_json(root / "snapshots" / ("b" * 40) / file, **change)
+        put_in_hub_cache(tmp_path, f"org/{kind}", "a" * 40, backbones[kind])
+        edited = put_in_hub_cache(tmp_path, f"org/{kind}", "b" * 40, backbones[kind], "next")
+        edit_json(edited / file, **change)
     build = partial(
         ITuningProcessor.from_vision_text_pretrained, "org/vision", "org/text", cache_dir=tmp_path
     )
@@ -258,78 +235,6 @@ def test_an_encoder_without_an_image_processor_gets_the_default_at_its_size(
     assert torch.equal(found, expected)
 
 
-# --- Extremely long images
-
-
-@pytest.mark.parametrize("size", [(400, 3), (1001, 13), (7, 1000), (33, 1), (1, 34), (5011, 107)])
-def test_a_cut_strip_gives_the_same_pixels(size: tuple[int, int]) -> None:
-    """Up to rounding: CLIP's resizing truncates the length of the strip to whole pixels."""
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    prepare = CLIPImageProcessorPil(do_normalize=False, do_rescale=False)
-    whole, cut = (
-        prepare(i, return_tensors="np")["pixel_values"] for i in (image, crop_extreme_aspect(image))
-    )
-    assert max(crop_extreme_aspect(image).size) <= 32 * min(size) < max(size)
-    assert np.abs(whole.astype(int) - cut.astype(int)).max() <= 3
-    assert (whole != cut).mean() < 0.3
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"size": {"height": 24, "width": 24}, "do_center_crop": False},
-        {"size": {"height": 24, "width": 24}},
-        {"do_resize": False},
-    ],
-)
-def test_nothing_is_cut_if_the_processor_uses_more_than_the_middle(settings: dict) -> None:
-    row = np.linspace(0, 255, 4000, dtype=np.uint8)[:, None]
-    strip = Image.fromarray(np.tile(row, (20, 1, 1, 3))[:, :, 0])
-    plain = CLIPImageProcessorPil()
-    own = CLIPImageProcessorPil(**settings)
-    expected = own(images=[strip], return_tensors="np")["pixel_values"]
-    for processor, options in ((own, {}), (plain, settings)):
-        found = prepare_images(processor, [strip], return_tensors="np", **options)["pixel_values"]
-        assert np.array_equal(found, expected)
-
-
-def test_only_strips_are_cut() -> None:
-    images = [Image.new("RGB", (32, 1)), Image.new("RGB", (3, 96)), np.zeros((1, 400, 3), np.uint8)]
-    assert all(a is b for a, b in zip(crop_extreme_aspect(images), images, strict=True))
-
-
-# --- GPT-2's real tokenizer
-
-
-@pytest.fixture(scope="module")
-def real_processor(processor) -> ITuningProcessor:
-    folder = SHARED_DATA / "gpt2-tokenizer"
-    if not folder.exists():
-        pytest.skip(f"GPT-2's real tokenizer is not at {folder}")
-    return ITuningProcessor(processor.image_processor, GPT2Tokenizer.from_pretrained(folder))
-
-
-def test_captions_in_gpt2s_own_tokens(real_processor):
-    assert len(real_processor.tokenizer) == 50_257
-    batch = real_processor(captions=["a dog runs", "a dog"])
-    end = 50_256
-    assert batch["input_ids"].tolist() == [[end, 64, 3290, 4539, end], [end, 64, 3290, end, end]]
-    assert batch["labels"].tolist() == [[end, 64, 3290, 4539, end], [end, 64, 3290, end, -100]]
-    decoded = real_processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
-    assert decoded == ["a dog runs", "a dog"]
-    (ids,) = real_processor.encode_captions(["a<|endoftext|>"])
-    assert ids[0] == ids[-1] == end
-    assert end not in ids[1:-1]
-
-
-def test_refuses_options_for_what_is_not_there(processor):
-    with pytest.raises(ValueError, match="max_length=4 applies to captions, but no captions"):
-        processor(text="a big red dog", max_length=4)
-    with pytest.raises(TypeError, match=r"\['truncatoin'\] apply to images, but no images are given"):
-        processor(text="a dog", truncatoin=3)
-
-
 def test_missing_tokenizer_files_are_reported(processor, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
@@ -339,10 +244,65 @@ def test_missing_tokenizer_files_are_reported(processor, tmp_path: Path):
 
 def test_edited_settings_take_effect(processor, tmp_path: Path):
     processor.save_pretrained(tmp_path)
-    content = json.loads((tmp_path / "processor_config.json").read_text())
-    content["image_processor"]["image_mean"] = [0.0, 0.0, 0.0]
-    (tmp_path / "processor_config.json").write_text(json.dumps(content))
+    path = tmp_path / "processor_config.json"
+    stored = json.loads(path.read_text())["image_processor"]
+    edit_json(path, image_processor=stored | {"image_mean": [0.0, 0.0, 0.0]})
     edit_json(tmp_path / "tokenizer_config.json", pad_token="dog")
     loaded = ITuningProcessor.from_pretrained(tmp_path)
     assert list(loaded.image_processor.image_mean) == [0.0, 0.0, 0.0]
     assert loaded.tokenizer.pad_token == "dog"
+
+
+# --- Extremely long images
+
+
+@pytest.mark.parametrize("size", [(400, 3), (1001, 13), (7, 1000), (33, 1), (1, 34), (5011, 107)])
+def test_cropping_an_extremely_long_image_keeps_its_pixels(size: tuple[int, int]) -> None:
+    """Up to rounding: CLIP's resizing truncates the length to whole pixels."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    prepare = CLIPImageProcessorPil(do_normalize=False, do_rescale=False)
+    cropped = crop_extreme_aspect(image)
+    assert max(cropped.size) <= 32 * min(size) < max(size)
+    found, expected = (prepare(i, return_tensors="np")["pixel_values"] for i in (cropped, image))
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 3
+    assert (found != expected).mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"height": 24, "width": 24}, "do_center_crop": False},
+        {"size": {"height": 24, "width": 24}},
+        {"do_resize": False, "crop_size": {"height": 24, "width": 1000}},
+    ],
+)
+def test_nothing_is_cropped_if_the_processor_uses_more_than_the_middle(settings: dict) -> None:
+    strip = Image.linear_gradient("L").rotate(90).resize((4000, 20)).convert("RGB")
+    plain = CLIPImageProcessorPil()
+    own = CLIPImageProcessorPil(**settings)
+    expected = own(images=[strip], return_tensors="np")["pixel_values"]
+    for processor, options in ((own, {}), (plain, settings)):
+        found = prepare_images(processor, [strip], return_tensors="np", **options)["pixel_values"]
+        assert np.array_equal(found, expected)
+
+
+def test_other_images_are_not_cropped() -> None:
+    images = [Image.new("RGB", (32, 1)), Image.new("RGB", (3, 96)), np.zeros((1, 400, 3), np.uint8)]
+    assert all(a is b for a, b in zip(crop_extreme_aspect(images), images, strict=True))
+
+
+# --- GPT-2's real tokenizer
+
+
+@pytest.mark.skipif(not GPT2_TOKENIZER.exists(), reason=f"GPT-2's real tokenizer is not at {GPT2_TOKENIZER}")
+def test_captions_in_gpt2s_own_tokens(processor):
+    real = ITuningProcessor(processor.image_processor, GPT2Tokenizer.from_pretrained(GPT2_TOKENIZER))
+    assert len(real.tokenizer) == 50_257
+    batch, end = real(captions=["a dog runs", "a dog"]), 50_256
+    assert batch["input_ids"].tolist() == [[end, 64, 3290, 4539, end], [end, 64, 3290, end, end]]
+    assert batch["labels"].tolist() == [[end, 64, 3290, 4539, end], [end, 64, 3290, end, -100]]
+    assert real.batch_decode(batch["input_ids"], skip_special_tokens=True) == ["a dog runs", "a dog"]
+    (ids,) = real.encode_captions(["a<|endoftext|>"])
+    assert ids[0] == ids[-1] == end
+    assert end not in ids[1:-1]
