@@ -108,6 +108,12 @@ def test_the_description(saved, backbones):
     assert json.loads(json.dumps(description)) == description
 
 
+def test_default_generation_settings(saved):
+    (saved / "generation_config.json").unlink()
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    assert describe(saved)["generation"] == tokens | {"max_new_tokens": 40}
+
+
 def test_neither_backbones_nor_the_folders_code_are_touched(saved):
     expected = describe(saved)["parameters"]
     edit_json(

@@ -99,15 +99,6 @@ def test_each_is_saved_and_loaded_separately(both, stock, tmp_path: Path):
     assert torch.equal(ITUNING.logits(again), expected)
 
 
-@pytest.mark.parametrize(("other", "name"), [(LORA, "default"), (ITUNING, "forgotten")])
-def test_adapters_without_a_configuration_are_not_saved(gpt2, tmp_path: Path, other, name: str):
-    inject_adapter_in_model(other.config(), gpt2, name)
-    del gpt2.peft_config
-    ITUNING.wrap(gpt2, layers=[3]).save_pretrained(tmp_path)
-    saved = set(load_file(tmp_path / "adapter_model.safetensors"))
-    assert saved == {f"base_model.model.transformer.h.3.{key}" for key in ITUNING.keys}
-
-
 # --- What is refused
 
 

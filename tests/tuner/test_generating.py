@@ -1,7 +1,5 @@
 """Generation with adapters: equal to forward step by step, with the images projected once."""
 
-import threading
-
 import pytest
 import torch
 from methods import DEPTH, IMAGES, ITUNING, ROWS
@@ -95,22 +93,3 @@ def test_left_padding_changes_nothing(gpt2):
             }
             alone["attention_mask"] = torch.ones_like(alone["input_ids"])
             assert torch.equal(model.generate(**alone, **how)[0, alone["input_ids"].shape[1] :], texts[i])
-
-
-def test_threads_share_one_model(gpt2):
-    model = ITUNING.wrap(gpt2)
-    images = torch.randn(6, 2, *IMAGES.shape[1:], generator=torch.Generator().manual_seed(1))
-    rows = torch.randint(3, 90, (6, 4, 5), generator=torch.Generator().manual_seed(1))
-
-    def run(i: int) -> torch.Tensor:
-        inputs = dict.fromkeys(ITUNING.inputs, images[i])
-        return model.generate(input_ids=rows[i], attention_mask=torch.ones_like(rows[i]), **inputs, **BEAMS)
-
-    alone = [run(i) for i in range(6)]
-    found: dict[int, torch.Tensor] = {}
-    threads = [threading.Thread(target=lambda i=i: found.update({i: run(i)})) for i in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(found[i], alone[i]) for i in range(6))
