@@ -16,22 +16,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+import benchmarking as bench
 import torch
-from benchmarking import (
-    DTYPES,
-    Row,
-    captioner_config,
-    frozen_text_model,
-    frozen_vision_model,
-    make_parser,
-    make_report,
-    measure,
-    peak_memory,
-    positive,
-    publish,
-    quiet,
-    vision_encoder_decoder,
-)
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning, quantize_frozen_weights
 from ituning_hf.tuner.conversion import to_peft
@@ -49,8 +35,8 @@ class Models:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.config = captioner_config(options.size)
-        self.dtype = DTYPES[options.dtype]
+        self.config = bench.captioner_config(options.size)
+        self.dtype = bench.DTYPES[options.dtype]
         self.length = {
             "num_beams": options.num_beams,
             "max_new_tokens": options.new_tokens,
@@ -81,7 +67,7 @@ class Models:
     @cached_property
     def captioner(self) -> Any:
         """The captioner."""
-        return self.make_captioner(frozen_text_model(self.config)).to(self.options.device, self.dtype)
+        return self.make_captioner(bench.frozen_text_model(self.config)).to(self.options.device, self.dtype)
 
     def make_captioner(self, text_model: Any) -> Any:
         """Build a captioner whose adapters' output is not zero, so that captions depend on the picture."""
@@ -89,7 +75,7 @@ class Models:
             vision_config=self.config.vision_config.to_dict(), text_config=self.config.text_config.to_dict()
         )
         torch.manual_seed(0)
-        captioner: Any = ITuningForCaptioning(config, frozen_vision_model(self.config), text_model)
+        captioner: Any = ITuningForCaptioning(config, bench.frozen_vision_model(self.config), text_model)
         for adapter in captioner.adapters().values():
             torch.nn.init.normal_(adapter.out_proj.weight, std=0.02)
         return captioner.eval()
@@ -97,7 +83,7 @@ class Models:
 
 def bare_gpt2(models: Models) -> Generate:
     """Generate without a picture."""
-    model = frozen_text_model(models.config).to(models.options.device, models.dtype)
+    model = bench.frozen_text_model(models.config).to(models.options.device, models.dtype)
     pad = {"pad_token_id": model.config.eos_token_id}
     return partial(model.generate, **models.begin, **pad, **models.length)
 
@@ -115,7 +101,7 @@ def from_pictures(models: Models) -> Generate:
 def in_int8(models: Models) -> Generate:
     """Caption from features with the language model's weights in int8."""
     # A copy of its own: quantization replaces weights that the other methods share.
-    text_model = frozen_text_model(models.config)
+    text_model = bench.frozen_text_model(models.config)
     for parameter in text_model.parameters():
         parameter.data = parameter.data.clone()
     captioner = models.make_captioner(text_model)
@@ -135,7 +121,7 @@ def peft_method(models: Models) -> Generate:
 
 def encoder_decoder(models: Models) -> Generate:
     """Encode and caption pictures by a VisionEncoderDecoder."""
-    model = vision_encoder_decoder(models.config).eval().to(models.options.device, models.dtype)
+    model = bench.vision_encoder_decoder(models.config).eval().to(models.options.device, models.dtype)
     return partial(model.generate, pixel_values=models.pictures, **models.length)
 
 
@@ -168,13 +154,10 @@ def count_changed_captions(calls: dict[str, Generate]) -> dict[str, int]:
 
 def make_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = make_parser(__doc__, rounds=5)
+    parser = bench.make_parser(__doc__, rounds=5, methods=METHODS, batch_size=2)
     add = parser.add_argument
-    add("--batch_size", type=positive, default=2, help="pictures captioned at once (default: %(default)s)")
-    add("--num_beams", type=positive, default=5, help="(default: %(default)s)")
-    add("--new_tokens", type=positive, default=20, help="tokens of each caption (default: %(default)s)")
-    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of: {'; '.join(METHODS)}")
-    add("--no_memory", action="store_true", help="skip peak memory, which takes a process for each method")
+    add("--num_beams", type=bench.positive, default=5, help="(default: %(default)s)")
+    add("--new_tokens", type=bench.positive, default=20, help="tokens of each caption (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -183,15 +166,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = make_options(arguments)
     supports_int8 = options.device == "cpu" and options.dtype == "float32"
     names = options.methods or [name for name in METHODS if name != INT8 or supports_int8]
-    report = make_report(__file__, arguments, options.device)
+    report = bench.make_report(__file__, arguments, options.device)
     measured = [] if options.no_memory else names
-    memory = {name: peak_memory(build, name, options, device=options.device, calls=1) for name in measured}
-    with quiet():
+    memory = {
+        name: bench.peak_memory(build, name, options, device=options.device, calls=1) for name in measured
+    }
+    with bench.quiet():
         models = Models(options)
         calls = {name: METHODS[name](models) for name in names}
         changed = count_changed_captions(calls)
-        timings = measure(calls, options.rounds)
-    rows: list[Row] = []
+        timings = bench.measure(calls, options.rounds)
+    rows: list[bench.Row] = []
     for name in names:
         total, own = memory.get(name, (None, None))
         rows.append(
@@ -207,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
     title = f"{options.new_tokens} tokens for {options.batch_size} pictures, {options.num_beams} beams"
     report["tables"][f"{title}, {options.size}"] = rows
-    publish(report, options.report)
+    bench.publish(report, options.report)
     return report
 
 

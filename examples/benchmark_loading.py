@@ -13,21 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import benchmarking as bench
 import torch
-from benchmarking import (
-    DTYPES,
-    Call,
-    captioner_config,
-    frozen_text_model,
-    frozen_vision_model,
-    make_parser,
-    make_report,
-    measure,
-    publish,
-    quiet,
-    saved_bytes,
-    vision_encoder_decoder,
-)
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel, GPT2LMHeadModel, VisionEncoderDecoderModel
 
@@ -40,20 +27,21 @@ ENCODER_DECODER = "VisionEncoderDecoder"
 
 def save_models(folder: Path, size: str, dtype: torch.dtype) -> dict[str, int]:
     """Save the backbones, a captioner and a VisionEncoderDecoder; return the bytes of their weights."""
-    config = captioner_config(size)
-    backbones = {"vision": frozen_vision_model(config), "text": frozen_text_model(config)}
-    sizes = {name: saved_bytes(model.to(dtype), folder / name) for name, model in backbones.items()}
+    config = bench.captioner_config(size)
+    backbones = {"vision": bench.frozen_vision_model(config), "text": bench.frozen_text_model(config)}
+    sizes = {name: bench.saved_bytes(model.to(dtype), folder / name) for name, model in backbones.items()}
     captioner: Any = ITuningForCaptioning.from_vision_text_pretrained(folder / "vision", folder / "text")
     for adapter in captioner.adapters().values():
         torch.nn.init.normal_(adapter.out_proj.weight, std=0.02)
+    encoder_decoder = bench.vision_encoder_decoder(config)
     return {
-        "I-Tuning": saved_bytes(captioner.to(dtype), folder / "captioner"),
+        "I-Tuning": bench.saved_bytes(captioner.to(dtype), folder / "captioner"),
         "frozen backbones": sizes["vision"] + sizes["text"],
-        ENCODER_DECODER: saved_bytes(vision_encoder_decoder(config).to(dtype), folder / "encoder_decoder"),
+        ENCODER_DECODER: bench.saved_bytes(encoder_decoder.to(dtype), folder / "encoder_decoder"),
     }
 
 
-def make_calls(folder: Path, device: str) -> dict[str, Call]:
+def make_calls(folder: Path, device: str) -> dict[str, bench.Call]:
     """Return the functions that load what `save_models` saved."""
     saved = folder / "captioner"
     vision: Any = CLIPVisionModel.from_pretrained(folder / "vision")
@@ -86,11 +74,11 @@ def make_calls(folder: Path, device: str) -> dict[str, Call]:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the tables, and return the report."""
-    options = make_parser(__doc__, rounds=7).parse_args(arguments)
-    report = make_report(__file__, arguments, options.device)
-    with tempfile.TemporaryDirectory() as name, quiet():
-        sizes = save_models(Path(name), options.size, DTYPES[options.dtype])
-        timings = measure(make_calls(Path(name), options.device), options.rounds)
+    options = bench.make_parser(__doc__, rounds=7).parse_args(arguments)
+    report = bench.make_report(__file__, arguments, options.device)
+    with tempfile.TemporaryDirectory() as name, bench.quiet():
+        sizes = save_models(Path(name), options.size, bench.DTYPES[options.dtype])
+        timings = bench.measure(make_calls(Path(name), options.device), options.rounds)
     report["tables"][f"bytes of weights on disk, {options.size}"] = [
         {"model": model, "bytes": size, "over I-Tuning": size / sizes["I-Tuning"]}
         for model, size in sizes.items()
@@ -103,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         }
         for name in timings.seconds
     ]
-    publish(report, options.report)
+    bench.publish(report, options.report)
     return report
 
 

@@ -17,24 +17,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import benchmarking as bench
 import torch
-from benchmarking import (
-    DTYPES,
-    Batch,
-    Row,
-    captioner_config,
-    frozen_text_model,
-    frozen_vision_model,
-    make_parser,
-    make_report,
-    measure,
-    peak_memory,
-    positive,
-    publish,
-    quiet,
-    random_batch,
-    vision_encoder_decoder,
-)
 from torch.nn import functional as F
 from transformers import (
     BlipConfig,
@@ -50,14 +34,14 @@ from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner.encoders_ituning import UnloadedVisionModel
 from ituning_hf.training.optimization import create_optimizer
 
-Loss = Callable[[Batch], torch.Tensor]
+Loss = Callable[[bench.Batch], torch.Tensor]
 
 
 def build_floor(size: str) -> tuple[Any, Loss]:
     """Build a frozen GPT-2; its loss computes logits only where there is a label, as the captioner's does."""
-    model = frozen_text_model(captioner_config(size))
+    model = bench.frozen_text_model(bench.captioner_config(size))
 
-    def loss(batch: Batch) -> torch.Tensor:
+    def loss(batch: bench.Batch) -> torch.Tensor:
         inputs = model.get_input_embeddings()(batch.text["input_ids"]).requires_grad_()
         hidden_states = model.base_model(
             inputs_embeds=inputs, attention_mask=batch.text["attention_mask"], use_cache=False
@@ -77,14 +61,14 @@ def build_captioner(size: str, from_pictures: bool = False, upper_half: bool = F
         from_pictures: Encode the pictures in the step; otherwise read stored features, without an encoder.
         upper_half: Adapt only the upper half of the layers.
     """
-    config = captioner_config(size)
+    config = bench.captioner_config(size)
     depth = config.text_config.num_hidden_layers
     if upper_half:
-        config = captioner_config(size, adapter_layers=[*range(depth // 2, depth)])
-    vision = frozen_vision_model(config) if from_pictures else UnloadedVisionModel(config.vision_config)
-    model: Any = ITuningForCaptioning(config, vision, frozen_text_model(config)).train()
+        config = bench.captioner_config(size, adapter_layers=[*range(depth // 2, depth)])
+    vision = bench.frozen_vision_model(config) if from_pictures else UnloadedVisionModel(config.vision_config)
+    model: Any = ITuningForCaptioning(config, vision, bench.frozen_text_model(config)).train()
 
-    def loss(batch: Batch) -> torch.Tensor:
+    def loss(batch: bench.Batch) -> torch.Tensor:
         if from_pictures:
             return model(pixel_values=batch.pixel_values, **batch.text).loss
         return model(visual_features=batch.visual_features, **batch.text).loss
@@ -94,9 +78,9 @@ def build_captioner(size: str, from_pictures: bool = False, upper_half: bool = F
 
 def build_vision_encoder_decoder(size: str) -> tuple[Any, Loss]:
     """Build a VisionEncoderDecoder with only its cross-attention trained."""
-    model = vision_encoder_decoder(captioner_config(size)).train()
+    model = bench.vision_encoder_decoder(bench.captioner_config(size)).train()
 
-    def loss(batch: Batch) -> torch.Tensor:
+    def loss(batch: bench.Batch) -> torch.Tensor:
         return model(
             pixel_values=batch.pixel_values_for_rows(),
             decoder_input_ids=batch.text["input_ids"][:, :-1],
@@ -133,7 +117,7 @@ def build_blip(size: str) -> tuple[Any, Loss]:
 
 def _sizes(size: str) -> tuple[dict[str, int], dict[str, int]]:
     """Return the encoder's and the decoder's sizes under the names of GIT's and BLIP's configurations."""
-    config = captioner_config(size)
+    config = bench.captioner_config(size)
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     vision = {n: getattr(config.vision_config, n) for n in (*names, "intermediate_size", "image_size")}
     text = {n: getattr(config.text_config, n) for n in names}
@@ -144,7 +128,7 @@ def _sizes(size: str) -> tuple[dict[str, int], dict[str, int]]:
 def _loss_of_own_vocabulary(model: Any, vocab_size: int) -> Loss:
     """Return the loss of a model that takes a picture for each row, in a smaller vocabulary than GPT-2's."""
 
-    def loss(batch: Batch) -> torch.Tensor:
+    def loss(batch: bench.Batch) -> torch.Tensor:
         labels = batch.text["labels"]
         text = batch.text | {
             "input_ids": batch.text["input_ids"] % vocab_size,
@@ -180,7 +164,7 @@ class Step:
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.model, self.loss = METHODS[name](options.size)
-        self.dtype, self.device_type = DTYPES[options.dtype], torch.device(options.device).type
+        self.dtype, self.device_type = bench.DTYPES[options.dtype], torch.device(options.device).type
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.dtype)
@@ -203,21 +187,17 @@ class Step:
             self.optimizer.step()
 
 
-def make_batch(options: argparse.Namespace, seed: int) -> Batch:
+def make_batch(options: argparse.Namespace, seed: int) -> bench.Batch:
     """Draw the batch of a round."""
-    config = captioner_config(options.size)
+    config = bench.captioner_config(options.size)
     shape = options.batch_size, options.captions_per_image
-    return random_batch(config, *shape, seed, options.device, DTYPES[options.dtype])
+    return bench.random_batch(config, *shape, seed, options.device, bench.DTYPES[options.dtype])
 
 
 def make_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = make_parser(__doc__, rounds=7)
-    add = parser.add_argument
-    add("--batch_size", type=positive, default=1, help="images in a step (default: %(default)s)")
-    add("--captions_per_image", type=positive, default=5, help="(default: %(default)s)")
-    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of: {'; '.join(METHODS)}")
-    add("--no_memory", action="store_true", help="skip peak memory, which takes a process for each method")
+    parser = bench.make_parser(__doc__, rounds=7, methods=METHODS)
+    parser.add_argument("--captions_per_image", type=bench.positive, default=5, help="(default: %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -225,10 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the table, and return the report."""
     options = make_options(arguments)
     names = options.methods or [*METHODS]
-    report = make_report(__file__, arguments, options.device)
+    report = bench.make_report(__file__, arguments, options.device)
     measured = [] if options.no_memory else names
-    memory = {name: peak_memory(Step, name, options, device=options.device) for name in measured}
-    with quiet():
+    memory = {name: bench.peak_memory(Step, name, options, device=options.device) for name in measured}
+    with bench.quiet():
         steps = {name: Step(name, options) for name in names}
 
         def draw_batch(number: int) -> None:
@@ -236,8 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             for step in steps.values():
                 step.batch = batch
 
-        timings = measure(steps, options.rounds, draw_batch)
-    rows: list[Row] = []
+        timings = bench.measure(steps, options.rounds, draw_batch)
+    rows: list[bench.Row] = []
     for name, step in steps.items():
         total, own = memory.get(name, (None, None))
         rows.append(
@@ -253,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
     title = f"a training step of {options.batch_size} x {options.captions_per_image} captions"
     report["tables"][f"{title}, {options.size}"] = rows
-    publish(report, options.report)
+    bench.publish(report, options.report)
     return report
 
 

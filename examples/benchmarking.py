@@ -1,4 +1,4 @@
-"""What the three benchmarks share: models of the paper's sizes, random batches, timing, memory and reports.
+"""Shared by the three benchmarks: models of the paper's sizes, random batches, timing, memory and reports.
 
 All weights, pictures and tokens are random, so nothing is downloaded. The compared methods of one run share
 the weights of their frozen backbones.
@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,8 +280,17 @@ def saved_bytes(model: Any, folder: Path | None = None) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-def make_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks have."""
+def make_parser(
+    description: str | None, rounds: int, methods: Iterable[str] = (), batch_size: int = 1
+) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks have.
+
+    Args:
+        description: The script's docstring.
+        rounds: Default of `--rounds`.
+        methods: Names of the compared methods, if the user can choose among them.
+        batch_size: Default of `--batch_size`, with `methods`.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -292,6 +301,10 @@ def make_parser(description: str | None, rounds: int) -> argparse.ArgumentParser
     add("--dtype", choices=DTYPES, default="float32", help="precision (default: %(default)s)")
     add("--rounds", type=positive, default=rounds, help="measurements of each method (default: %(default)s)")
     add("--report", type=Path, metavar="FILE.json", help="write the tables there too")
+    if methods:
+        add("--batch_size", type=positive, default=batch_size, help="images at once (default: %(default)s)")
+        add("--methods", nargs="+", choices=methods, metavar="METHOD", help=f"of: {'; '.join(methods)}")
+        add("--no_memory", action="store_true", help="skip peak memory, which takes a process per method")
     return parser
 
 

@@ -109,18 +109,7 @@ def train_language_model(
     rng: np.random.Generator,
     report: Report,
 ) -> GPT2LMHeadModel:
-    """Train a GPT-2 on captions that are shuffled and joined into documents.
-
-    Args:
-        processor: Tokenizes the captions.
-        captions: The training text.
-        steps: Optimizer steps.
-        rng: Draws the order.
-        report: Called with the loss now and then.
-
-    Returns:
-        The language model, in evaluation mode.
-    """
+    """Train a GPT-2 on captions that are shuffled and joined into documents; `rng` draws the order."""
     tokenizer = processor.tokenizer
     config = GPT2Config(
         n_embd=WIDTH,
@@ -156,18 +145,7 @@ def train_vision_encoder(
     rng: np.random.Generator,
     report: Report,
 ) -> CLIPVisionModel:
-    """Train a CLIP to tell the true phrases of a scene from the false ones.
-
-    Args:
-        processor: Prepares pictures and phrases.
-        scenes: The training scenes.
-        steps: Optimizer steps.
-        rng: Draws the order.
-        report: Called with the loss now and then.
-
-    Returns:
-        Its vision encoder, in evaluation mode.
-    """
+    """Train a CLIP to tell the true phrases of a scene from the false ones, and return its vision encoder."""
     size: dict[str, int] = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
     vision_config = CLIPVisionConfig(
         **size,
@@ -274,17 +252,7 @@ def optimize(
     rng: np.random.Generator,
     report: Report,
 ) -> None:
-    """Minimise a loss over all of a model's weights by AdamW with warm-up and cosine decay.
-
-    Args:
-        model: The model.
-        loss: Returns the loss of a batch, given the indices of its samples.
-        num_samples: Number of samples.
-        steps: Optimizer steps.
-        batch_size: Samples in a step.
-        rng: Draws the order.
-        report: Called with the loss of every fiftieth step.
-    """
+    """Minimise the loss of random batches by AdamW over all weights, with warm-up and cosine decay."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps, pct_start=0.1)
     batches = _batches(num_samples, batch_size, rng)

@@ -44,44 +44,39 @@ class ModelArguments:
 
     vision_model: str | None = option(
         None,
-        "frozen vision encoder: a CLIP's folder or Hub id",
+        "frozen vision encoder: the folder or Hub id of a CLIP",
         NOT_EMPTY,
         "MODEL",
-        f"{DEFAULT_VISION_MODEL}, or a bundled miniature for the scenes",
+        f"{DEFAULT_VISION_MODEL}, or a bundled miniature for scenes",
     )
     text_model: str | None = option(
         None,
-        "frozen language model: a GPT-2's folder or Hub id",
+        "frozen language model: the folder or Hub id of a GPT-2",
         NOT_EMPTY,
         "MODEL",
-        f"{DEFAULT_TEXT_MODEL}, or a bundled miniature for the scenes",
+        f"{DEFAULT_TEXT_MODEL}, or a bundled miniature for scenes",
     )
     size: str | None = option(
         None,
-        "the paper's size, which selects gpt2, gpt2-medium or gpt2-large if --text_model is not given",
+        "the paper's size: without --text_model, selects gpt2, gpt2-medium or gpt2-large",
         one_of(tuple(SIZES)),
         "|".join(SIZES),
     )
     adapter_hidden_size: int | None = option(
-        None,
-        "width of each adapter's bottleneck, in features",
-        AT_LEAST_ONE,
-        unset="half the language model's width",
+        None, "width of each adapter's bottleneck", AT_LEAST_ONE, unset="half the language model's width"
     )
     adapter_num_heads: int | None = option(
-        None, "attention heads of each adapter", AT_LEAST_ONE, unset="as many as the language model's"
+        None, "attention heads of each adapter", AT_LEAST_ONE, unset="the language model's number of heads"
     )
     adapter_layers: list[int] | None = option(
-        None,
-        "language model layers that get an adapter, counted from 0; negative numbers count from the top",
-        unset="all",
+        None, "language model layers with an adapter, from 0; negative: from the top", unset="all"
     )
     adapter_scale: float = option(1.0, "fixed factor on each adapter's output")
     adapter_dropout: float = option(0.0, "dropout probability on each adapter's output", BELOW_ONE)
     vision_feature_layer: int | None = option(
         None,
-        "hidden state of the vision encoder that the adapters read; -1 is the last layer's",
-        unset="the last layer's, or that of --features",
+        "hidden state of the vision encoder that the adapters read; -1 for the last layer",
+        unset="the last layer, or that of --features",
     )
 
 
@@ -91,30 +86,26 @@ class DataArguments(DatasetArguments):
 
     features: str | None = option(
         None,
-        "folder that `ituning features build` wrote for the images: training then reads neither the images "
-        "nor the vision encoder's weights, and --vision_model can be omitted",
+        "folder written by `ituning features build`: training then loads neither images nor vision encoder",
         NOT_EMPTY,
         "FOLDER",
-        "open the images and encode them at each step",
+        "encode the images in each step",
     )
     expected_train_images: int | None = option(
-        None, "refuse a data set with any other number of training images", AT_LEAST_ONE, unset="any number"
+        None, "refuse another number of training images", AT_LEAST_ONE, unset="any number"
     )
     expected_eval_images: int | None = option(
-        None,
-        "refuse a data set with any other number of images in --eval_split",
-        AT_LEAST_ONE,
-        unset="any number",
+        None, "refuse another number of images in --eval_split", AT_LEAST_ONE, unset="any number"
     )
     captions_per_image: int = option(
-        5, "captions of each image in a batch; of more, each epoch draws that many", AT_LEAST_ONE
+        5, "captions of each image in a batch; an epoch draws that many if an image has more", AT_LEAST_ONE
     )
     max_caption_tokens: int = option(
         64, "longer captions are cut to this many tokens, begin and end token included", CAPTION_LENGTH
     )
     augmentation: list[str] = option(
         [],
-        "random changes of the training images, drawn anew in each epoch",
+        "random changes of the training images, different in each epoch",
         some_of(AUGMENTATIONS),
         "|".join(AUGMENTATIONS),
         "none",
@@ -124,8 +115,7 @@ class DataArguments(DatasetArguments):
     )
     dataloader_num_workers: int = option(
         2,
-        "worker processes that read images, for each training process, at most one per core; 0 reads in the "
-        "training process",
+        "processes that read images, at most one per core, for each training process; 0 for no extra process",
         NOT_NEGATIVE,
     )
 
@@ -141,33 +131,27 @@ class OptimizationArguments:
         None, "total optimizer steps; overrides --num_train_epochs", AT_LEAST_ONE, unset="by epochs"
     )
     per_device_train_batch_size: int = option(16, "images in a batch of one process", AT_LEAST_ONE)
-    gradient_accumulation_steps: int = option(
-        1, "batches of each process in one optimizer step", AT_LEAST_ONE
-    )
+    gradient_accumulation_steps: int = option(1, "batches of a process in one optimizer step", AT_LEAST_ONE)
     learning_rate: float = option(5e-4, "peak learning rate of AdamW", POSITIVE)
     lr_scheduler_type: str = option(
         "cosine", "learning rate schedule after warm-up", one_of(SCHEDULERS), "|".join(SCHEDULERS)
     )
     warmup_ratio: float = option(0.05, "share of the steps in which the learning rate rises from zero", SHARE)
     weight_decay: float = option(0.01, "AdamW's weight decay of matrices; biases have none", NOT_NEGATIVE)
-    label_smoothing: float = option(
-        0.0, "share of each target token's probability that is spread over the vocabulary", BELOW_ONE
-    )
+    label_smoothing: float = option(0.0, "probability spread over the whole vocabulary", BELOW_ONE)
     max_grad_norm: float = option(
-        1.0, "gradients with a larger norm are scaled down to it; 0 for no limit", NOT_NEGATIVE
+        1.0, "gradient norm above which gradients are clipped; 0: none", NOT_NEGATIVE
     )
     mixed_precision: str | None = option(
         None,
-        "precision of the computation; the adapters' weights stay in fp32. fp16 is for GPUs: a step whose "
-        "gradients overflow is skipped, counts as a step, and leaves the schedule unchanged",
+        "precision of the computation; fp16 needs a GPU. The adapters' weights stay in fp32",
         one_of(PRECISIONS),
         "|".join(PRECISIONS),
-        "as `accelerate config` says",
+        "as set by `accelerate config`",
     )
     frozen_precision: str | None = option(
         None,
-        "precision of the frozen models' weights; int8 is for the language model, on a CPU. The adapters' "
-        "weights stay in fp32",
+        "precision of the frozen weights; int8 is for the language model, on a CPU",
         one_of(FROZEN_PRECISIONS),
         "|".join(FROZEN_PRECISIONS),
         "that of their files",
@@ -176,75 +160,55 @@ class OptimizationArguments:
         False, "recompute activations in the backward pass: less memory, slower steps"
     )
     full_determinism: bool = option(
-        False, "use deterministic algorithms only, so that two runs write the same bytes on a GPU too"
+        False, "use only deterministic algorithms: two runs on a GPU then write the same bytes"
     )
     seed: int = option(0, "seed of weights, order, caption choice, augmentation, dropout and splits", SEED)
 
 
 @dataclass
 class ValidationArguments:
-    """What is measured on held-out images, how often, and what depends on it."""
+    """Validation on held-out images, the choice of the best captioner, and early stopping."""
 
     title: ClassVar[str] = "validation"
 
     eval_split: str = option(
         "val", "split to validate on; none for no validation", one_of(SPLITS), "|".join(SPLITS)
     )
-    eval_steps: str = option(
-        "epoch",
-        "optimizer steps between validations, or 'epoch' for one after each epoch",
-        EVERY,
-        "INT|epoch",
-    )
+    eval_steps: str = option("epoch", "optimizer steps between validations, or 'epoch'", EVERY, "INT|epoch")
     eval_caption_images: int = option(
-        0,
-        "images of the split to caption at each validation for BLEU, ROUGE-L and CIDEr; 0 for none",
-        NOT_NEGATIVE,
+        0, "images to caption and score (BLEU, ROUGE-L, CIDEr) at each validation", NOT_NEGATIVE
     )
-    num_sample_captions: int = option(
-        4, "images of the split, always the same, whose captions are shown at each validation", NOT_NEGATIVE
-    )
+    num_sample_captions: int = option(4, "sample captions to show at each validation", NOT_NEGATIVE)
     metric_for_best_model: str = option(
         "loss",
-        "metric that decides which captioner is kept as best; all but loss need --eval_caption_images",
+        "metric that chooses best/; all but loss need --eval_caption_images",
         one_of(BEST_METRICS),
         "|".join(BEST_METRICS),
     )
     early_stopping_patience: int | None = option(
-        None,
-        "validations in a row without an improvement after which training stops",
-        AT_LEAST_ONE,
-        unset="never",
+        None, "stop after this many validations without improvement", AT_LEAST_ONE, unset="never"
     )
     early_stopping_threshold: float = option(
-        0.0,
-        "smallest change of the metric that early stopping counts as an improvement",
-        NOT_NEGATIVE,
+        0.0, "smallest change of the metric that counts as an improvement", NOT_NEGATIVE
     )
 
 
 @dataclass
 class RunArguments:
-    """Where a run is written, how it is resumed, and what it reports to."""
+    """Output, checkpoints, resumption and trackers."""
 
     title: ClassVar[str] = "run"
 
     output_dir: str = option(
-        "outputs/captioner",
-        "folder that the run is written to; must not hold another run",
-        NOT_EMPTY,
-        "FOLDER",
+        "outputs/captioner", "folder of the run; must not hold another run", NOT_EMPTY, "FOLDER"
     )
     checkpointing_steps: str = option(
-        "epoch",
-        "optimizer steps between checkpoints, or 'epoch' for one after each epoch",
-        EVERY,
-        "INT|epoch",
+        "epoch", "optimizer steps between checkpoints, or 'epoch'", EVERY, "INT|epoch"
     )
     max_checkpoints: int = option(2, "number of newest checkpoints to keep", AT_LEAST_ONE)
     resume_from_checkpoint: str | None = option(
         None,
-        "checkpoint to resume from: its folder, or 'latest' for the newest in --output_dir",
+        "folder of the checkpoint to resume from, or 'latest' for the newest in --output_dir",
         NOT_EMPTY,
         "FOLDER|latest",
         "start a new run",
@@ -253,13 +217,8 @@ class RunArguments:
         [], "trackers to report to, besides log.jsonl", some_of(TRACKERS), "|".join(TRACKERS), "none"
     )
     dry_run: bool = option(
-        False,
-        "build everything, take one optimizer step, print shapes, memory and the plan, and write nothing",
+        False, "take one optimizer step, print shapes, memory and the plan, and write nothing"
     )
-
-
-# The order in which the help shows them.
-SECTIONS = (ModelArguments, DataArguments, OptimizationArguments, ValidationArguments, RunArguments)
 
 
 @dataclass
@@ -287,8 +246,8 @@ class TrainArguments(
         super().__post_init__()
         if self.features is not None and self.augmentation:
             raise UserError(
-                f"--augmentation {' '.join(self.augmentation)} cannot be used with --features, which were "
-                "computed from the unchanged images: omit one of them."
+                f"--augmentation {' '.join(self.augmentation)} cannot be combined with --features, which are "
+                "those of unchanged images: omit one of them."
             )
         if self.metric_for_best_model != "loss" and self.eval_caption_images == 0:
             raise UserError(

@@ -20,6 +20,7 @@ from ..captioner.pretrained_ituning import read_adapter_file
 from ..utils.distributed import sync_errors
 from ..utils.errors import UserError
 from ..utils.files import sync, write_json
+from .arguments import TrainArguments
 from .identity import check_same_run
 from .run_folder import (
     BEST,
@@ -60,15 +61,12 @@ class TrainState:
     validation: dict[str, Any] | None = None
 
     def update_best(self, value: float, lower_is_better: bool, threshold: float) -> bool:
-        """Account for a validation after the current step.
+        """Account for a validation after the current step, and return whether it is the best so far.
 
         Args:
             value: Its metric.
             lower_is_better: Whether that is a loss.
             threshold: Smaller changes do not count as an improvement for early stopping.
-
-        Returns:
-            Whether it is the best so far, by any margin.
         """
         best = self.best_metric
         gain = math.inf if best is None else best - value if lower_is_better else value - best
@@ -89,23 +87,20 @@ class Checkpoints:
 
     def __init__(
         self,
-        output_dir: Path,
+        args: TrainArguments,
         model: ITuningForCaptioning,
         accelerator: Accelerator,
         schedule: LRScheduler,
         identity: dict[str, Any],
     ) -> None:
-        self.output_dir, self.captioner = output_dir, model
-        self.accelerator, self.schedule, self.identity = accelerator, schedule, identity
+        self.output_dir, self.max_checkpoints = Path(args.output_dir), args.max_checkpoints
+        self.captioner, self.accelerator = model, accelerator
+        self.schedule, self.identity = schedule, identity
         accelerator.register_save_state_pre_hook(self._save_adapter)
         accelerator.register_load_state_pre_hook(self._load_adapter)
 
-    def save(self, state: TrainState, max_checkpoints: int) -> None:
-        """Write a checkpoint, then delete all but the newest.
-
-        Raises:
-            TrainingError: if it cannot be written; the earlier ones are complete.
-        """
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint, then delete the oldest; raise a TrainingError if it cannot be written."""
         main = self.accelerator.is_main_process
         with shared_folder(self.accelerator, checkpoint_folder(self.output_dir, state.step)) as draft:
             self.accelerator.save_state(str(draft))
@@ -115,7 +110,7 @@ class Checkpoints:
                 write_json(draft / STATE_FILE, progress | self.identity)
         with sync_errors(self.accelerator), writing(self.output_dir / CHECKPOINTS):
             if main:
-                self._remove_old(max_checkpoints)
+                self._remove_old()
 
     def restore(self, checkpoint: Path) -> TrainState:
         """Load a checkpoint; changes nothing on disk.
@@ -142,12 +137,8 @@ class Checkpoints:
             state.best_metric = state.best_step = None
         return state
 
-    def rewind(self, checkpoint: Path, max_checkpoints: int) -> bool:
-        """Delete what a run wrote after a checkpoint, since the resumed run writes it again.
-
-        Returns:
-            False, with nothing deleted, if the run is complete.
-        """
+    def rewind(self, checkpoint: Path) -> bool:
+        """Delete what the run wrote after a checkpoint; do nothing and return False if it is complete."""
         newest = list_checkpoints(self.output_dir)[-1].resolve()
         complete = (self.output_dir / LAST).exists() and checkpoint.resolve() == newest
         complete = broadcast_object_list([complete])[0]
@@ -158,11 +149,11 @@ class Checkpoints:
                     if folder.exists():
                         remove_folder(folder)
                         logger.warning("removed %s: the run resumes from %s", folder, checkpoint.name)
-                self._remove_old(max_checkpoints)  # a killed run may not have come to it
+                self._remove_old()  # a killed run may not have come to it
         return not complete
 
-    def _remove_old(self, max_checkpoints: int) -> None:
-        for folder in list_checkpoints(self.output_dir)[:-max_checkpoints]:
+    def _remove_old(self) -> None:
+        for folder in list_checkpoints(self.output_dir)[: -self.max_checkpoints]:
             remove_folder(folder)
 
     def _save_adapter(self, models: list[Any], weights: list[Any], folder: str) -> None:

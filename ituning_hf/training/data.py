@@ -1,4 +1,4 @@
-"""What a run reads: its images, batches of them, and a count of those that cannot be read."""
+"""A run's images: the splits, batches of them, and a count of images that cannot be read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..features.store import FeatureStore
 from ..utils.distributed import raise_on_main
 from ..utils.errors import UserError
 from .arguments import TrainArguments
-from .errors import TooManyUnreadableError
+from .errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,11 @@ def with_features(data: TrainingData, folder: str | None) -> TrainingData:
 
 
 class Batches:
-    """Creates a run's samplers and data loaders; with stored features, the images are not opened."""
+    """Creates a run's samplers and data loaders, and keeps account of images that cannot be read.
+
+    Attributes:
+        unreadable: Why images could not be read on this process; each message is logged once.
+    """
 
     def __init__(
         self,
@@ -104,9 +108,10 @@ class Batches:
     ) -> None:
         self.args, self.processor, self.accelerator = args, processor, accelerator
         self.features = features
+        self.unreadable: set[str] = set()
 
     def inputs(self, augmentation: Sequence[str] = ()) -> ImageInputs:
-        """Return the reader of images: of their pixels, or of their stored features."""
+        """Return what reads an image: its pixels, or its stored features."""
         if self.features is not None:
             return FeatureInputs(self.features)
         return PixelInputs(self.processor.image_processor, augmentation, self.args.seed)
@@ -132,60 +137,45 @@ class Batches:
         captions_per_image: int,
         augmentation: Sequence[str] = (),
         collate: Any = None,
-        num_workers: int | None = None,
     ) -> DataLoader:
         """Return a data loader over batches of keys of `images`, by default collated for the captioner."""
         inputs = self.inputs(augmentation)
-        workers = self.args.dataloader_num_workers if num_workers is None else num_workers
         max_tokens, seed = self.args.max_caption_tokens, self.args.seed
         return DataLoader(
             CaptionDataset(images, inputs, self.processor, captions_per_image, max_tokens, seed),
             batch_sampler=batches,
             collate_fn=collate or Collator(inputs, self.processor, captions_per_image),
-            num_workers=usable_workers(workers),
+            num_workers=usable_workers(self.args.dataloader_num_workers),
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=ignore_stop_signals,
             # Its own: a resumed run creates one loader more, which must not draw from dropout's generator.
             generator=torch.Generator(),
         )
 
-
-class SkippedImages:
-    """The images that this process could not read; each is logged once.
-
-    Args:
-        max_share: Of a split's images that may be unreadable.
-        accelerator: Of the run.
-    """
-
-    def __init__(self, max_share: float, accelerator: Accelerator) -> None:
-        self.max_share, self.accelerator = max_share, accelerator
-        self.problems: set[str] = set()
-
-    def add(self, problems: Iterable[str]) -> None:
+    def log_unreadable(self, problems: Iterable[str]) -> None:
         """Log a warning for each image that was not reported before."""
         for text in problems:
-            if text not in self.problems:
-                self.problems.add(text)
+            if text not in self.unreadable:
+                self.unreadable.add(text)
                 logger.warning("skipped: %s", text)
 
-    def check_limit(self, unreadable: int, images: Sequence[CaptionedImage]) -> None:
+    def check_unreadable(self, count: int, images: Sequence[CaptionedImage]) -> None:
         """End the run if more images of a split are unreadable than allowed, or all of them.
 
         Args:
-            unreadable: How many could not be read, on all processes together.
-            images: All of the split.
+            count: How many could not be read, on all processes together.
+            images: All images of the split.
 
         Raises:
-            TooManyUnreadableError: on the main process; OtherProcessError on the others.
+            TrainingError: on the main process; OtherProcessError on the others.
         """
-        allowed = math.floor(round(self.max_share * len(images), 6))  # 0.29 of 100 is 28.999999999999996
-        if unreadable <= allowed and unreadable < len(images):
+        share = self.args.max_unreadable_share
+        allowed = math.floor(round(share * len(images), 6))  # 0.29 of 100 is 28.999999999999996
+        if count <= allowed and count < len(images):
             return
-        example = min(self.problems, default="see the warnings above")
+        example = min(self.unreadable, default="see the warnings above")
         message = (
-            f"{unreadable} of {len(images)} images could not be read, and --max_unreadable_share "
-            f"{self.max_share} allows {min(allowed, len(images) - 1)} (for example: {example}). Repair the "
-            "images or allow more."
+            f"{count} of {len(images)} images could not be read, and --max_unreadable_share {share} allows "
+            f"{min(allowed, len(images) - 1)} (for example: {example}). Repair the images or allow more."
         )
-        raise_on_main(self.accelerator, TooManyUnreadableError(message))
+        raise_on_main(self.accelerator, TrainingError(message))

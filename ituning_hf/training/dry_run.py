@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..captioner.processing_ituning import IGNORE_INDEX
@@ -18,28 +19,23 @@ from .loop import CaptionTrainer
 
 
 def dry_run(trainer: CaptionTrainer, checkpoint: Path | None, report: Callable[[str], None]) -> None:
-    """Take a run's next optimizer step, and report its shapes, memory and plan; every process must call it.
-
-    Args:
-        trainer: The run.
-        checkpoint: Where it resumes; None for its start.
-        report: Gets each line.
-    """
+    """Take a run's next optimizer step and report shapes, memory and plan; every process must call it."""
     if checkpoint is not None:
         trainer.state = trainer.checkpoints.restore(checkpoint)
     trainer.captioner.train()
+    accumulation, processes, images = trainer.sampler.step_shape
     started = time.perf_counter()
-    batches = trainer.next_step()
+    batches = list(itertools.islice(trainer.micro_batches(), accumulation))
     reading = time.perf_counter() - started
-    tensors = {name: x for name, x in batches[0].items() if isinstance(x, torch.Tensor)}
+    for name, tensor in batches[0].items():
+        if isinstance(tensor, torch.Tensor):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            report(f"Batch      {name:<15} {tuple(tensor.shape)}  {dtype}")
     items = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches)
     num_items = int(trainer.accelerator.reduce(items, "sum"))
     started = time.perf_counter()
     loss = trainer.optimizer_step(batches)
     seconds = time.perf_counter() - started
-    accumulation, processes, images = trainer.sampler.step_shape
-    for name, tensor in tensors.items():
-        report(f"Batch      {name:<15} {tuple(tensor.shape)}  {str(tensor.dtype).removeprefix('torch.')}")
     report(
         f"Step       {accumulation} x {processes} x {images} (batches x processes x images of a batch), "
         f"{num_items:,} label tokens"
@@ -63,7 +59,7 @@ def peak_resident_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _peak_memory(accelerator: Any) -> str:
+def _peak_memory(accelerator: Accelerator) -> str:
     """Return the peak memory of the process that used most."""
     if accelerator.device.type == "cuda":
         own, what = torch.cuda.max_memory_allocated(accelerator.device), "allocated on a GPU at its peak"
@@ -75,21 +71,23 @@ def _peak_memory(accelerator: Any) -> str:
 def _plan(trainer: CaptionTrainer) -> list[str]:
     args, step, total = trainer.args, trainer.state.step, trainer.total_steps
     per_epoch = trainer.steps_per_epoch
+
+    def times(every: str) -> int:
+        """Count what is left of something that is done each epoch, or every so many steps, and at the end."""
+        period = per_epoch if every == "epoch" else int(every)
+        return math.ceil(total / period) - step // period if step < total else 0
+
     lines = [f"Plan       {per_epoch:,} steps per epoch, {total:,} in all ({total / per_epoch:.4g} epochs)"]
     if step:
         lines.append(f"Resume     after step {step:,}; {total - step:,} are left")
-    due = {"Validate  ": args.eval_steps, "Checkpoint": args.checkpointing_steps}
-    times = {
-        name: math.ceil(total / steps) - step // steps if step < total else 0
-        for name, every in due.items()
-        for steps in [per_epoch if every == "epoch" else int(every)]
-    }
     if trainer.data.evaluation:
-        lines.append(f"Validate   {times['Validate  ']:,} times on {len(trainer.data.evaluation):,} images")
+        lines.append(
+            f"Validate   {times(args.eval_steps):,} times on {len(trainer.data.evaluation):,} images"
+        )
     # The adapters' fp32 weights and AdamW's two moments of each.
     size = 3 * sum(4 * tensor.numel() for tensor in trainer.captioner.adapter_state_dict().values())
     lines.append(
-        f"Checkpoint {times['Checkpoint']:,} times, each about {format_bytes(size)}; the newest "
+        f"Checkpoint {times(args.checkpointing_steps):,} times, each about {format_bytes(size)}; the newest "
         f"{args.max_checkpoints} are kept"
     )
     return [*lines, f"Output     {args.output_dir}"]

@@ -13,10 +13,6 @@ class NonFiniteLossError(TrainingError):
     """A loss, a gradient or a weight became NaN or infinite."""
 
 
-class TooManyUnreadableError(TrainingError):
-    """More images are unreadable than the run allows."""
-
-
 class RunStopped(KeyboardInterrupt):
     """A signal ended the run. A KeyboardInterrupt, which no `except Exception` of a library catches.
 

@@ -37,15 +37,6 @@ _FREE_SETTINGS = frozenset(
         "max_unreadable_share",
     }
 )
-# In the identity by name; in messages by these words.
-_PARTS = {
-    "vision_model_fingerprint": "vision model (fingerprint)",
-    "text_model_fingerprint": "text model (fingerprint)",
-    "num_images": "training images",
-    "data_fingerprint": "images and captions (fingerprint)",
-    "image_features": "stored features",
-    "num_processes": "processes",
-}
 
 
 def run_identity(
@@ -63,7 +54,6 @@ def run_identity(
         "image_features": data.describe_features(),
         "vision_model_fingerprint": model.config.vision_model_fingerprint,
         "text_model_fingerprint": model.config.text_model_fingerprint,
-        "ituning_hf": __version__,
     }
 
 
@@ -72,24 +62,17 @@ def run_description(args: TrainArguments, identity: dict[str, Any]) -> dict[str,
     excluded = ("output_dir", "resume_from_checkpoint", "dry_run")
     settings = {name: value for name, value in args.to_dict().items() if name not in excluded}
     settings = _with_absolute_paths(settings, "vision_model", "text_model", "features")
-    return identity | {"settings": settings | identity["settings"]}
+    return identity | {"settings": settings | identity["settings"], "ituning_hf": __version__}
 
 
 def check_same_run(saved: dict[str, Any], identity: dict[str, Any], checkpoint: Path) -> None:
-    """Refuse a checkpoint of other models, data or settings.
-
-    Args:
-        saved: The checkpoint's identity.
-        identity: This run's identity.
-        checkpoint: The checkpoint's folder, for the message.
-
-    Raises:
-        UserError: with everything that differs.
-    """
-    pairs = {text: (saved.get(name), identity[name]) for name, text in _PARTS.items()}
-    for name, value in identity["settings"].items():
-        pairs[f"--{name}"] = (saved["settings"].get(name), value)
-    changed = [f"{name} {was!r}, now {now!r}" for name, (was, now) in pairs.items() if was != now]
+    """Raise a UserError if a checkpoint's identity differs from this run's; it lists every difference."""
+    was, now = (
+        {name: value for name, value in parts.items() if name != "settings"}
+        | {f"--{name}": value for name, value in parts["settings"].items()}
+        for parts in (saved, identity)
+    )
+    changed = [f"{name} {was.get(name)!r}, now {now[name]!r}" for name in now if was.get(name) != now[name]]
     if changed:
         raise UserError(
             f"{checkpoint} belongs to a run with other models, data or settings: it had "
@@ -105,15 +88,9 @@ def training_record(
     validation: dict[str, Any] | None,
     accelerator: Accelerator,
 ) -> TrainingRecord:
-    """Return what `training.json` says about a captioner; an interruption of the run does not change it.
+    """Return the content of `training.json`; an interruption of the run does not change it.
 
-    Args:
-        identity: From `run_identity`.
-        data: The images.
-        step: Optimizer steps taken.
-        epoch: The same in passes over the training images.
-        validation: The last validation, as a `ValidationRecord` by name.
-        accelerator: Where it runs.
+    `epoch` is `step` in passes over the training images, `validation` the last `ValidationRecord` as a dict.
     """
     settings = dict(identity["settings"])
     dataset = settings.pop("dataset")
@@ -140,6 +117,6 @@ def training_record(
 
 
 def _with_absolute_paths(settings: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Return settings in which those that name something on this disk do so from any folder."""
+    """Make those of the named settings absolute that name an existing path."""
     paths = {name: settings[name] for name in names if settings[name] and os.path.exists(settings[name])}
     return settings | {name: os.path.abspath(path) for name, path in paths.items()}

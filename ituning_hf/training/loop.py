@@ -20,20 +20,21 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
 from ..data.records import first_names
+from ..data.sampler import ImageBatchSampler
+from ..evaluation.scores import METRIC_NAMES
 from ..hub.saving import save_captioner
 from ..utils.distributed import raise_on_main, sync_errors
 from ..utils.files import write_json
 from .arguments import TrainArguments
 from .checkpoints import Checkpoints, TrainState
-from .data import Batches, SkippedImages, TrainingData
+from .data import Batches, TrainingData
 from .errors import NonFiniteLossError, RunStopped
 from .identity import run_description, run_identity, training_record
 from .optimization import create_optimizer, create_schedule
-from .progress import Progress
-from .run_folder import BEST, LAST, LOG_FILE, RUN_FILE, shared_folder
+from .reporting import Reporter
+from .run_folder import BEST, LAST, RUN_FILE, shared_folder
 from .signals import StopRequest
-from .tracking import Trackers
-from .validation import SCORE_NAMES, Validation, Validator
+from .validation import Validator
 
 # Thirty halvings of PyTorch's initial scale: a smaller one does not prevent the overflow either.
 LEAST_LOSS_SCALE = 2.0**-14
@@ -44,14 +45,6 @@ class CaptionTrainer:
 
     The optimizer step is the same for any number of processes: the sampler divides its images among them,
     and the loss is divided by the label tokens of all of them.
-
-    Args:
-        args: The settings.
-        model: The captioner.
-        processor: Its processor; saved with every captioner.
-        data: The images.
-        accelerator: Where and in what precision.
-        stop: Whether a signal asked the run to end.
     """
 
     def __init__(
@@ -63,14 +56,13 @@ class CaptionTrainer:
         accelerator: Accelerator,
         stop: StopRequest,
     ) -> None:
-        self.args, self.processor, self.data, self.accelerator = args, processor, data, accelerator
+        self.args, self.captioner, self.processor, self.data = args, model, processor, data
+        self.accelerator, self.stop = accelerator, stop
         self.output_dir = Path(args.output_dir)
-        self.captioner, self.stop = model, stop
         self.state = TrainState()
         self.identity = run_identity(args, model, data, accelerator)
-        self.skipped = SkippedImages(args.max_unreadable_share, accelerator)
         self.batches = Batches(args, processor, accelerator, data.features)
-        self.sampler = self.batches.sampler(data.train, args.gradient_accumulation_steps)
+        self.sampler = self._sampler_from(0)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
         optimizer = create_optimizer(
@@ -81,54 +73,42 @@ class CaptionTrainer:
             optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.validator = Validator(
-            args, self.model, processor, data.evaluation, self.batches, accelerator, self.skipped
-        )
-        self.checkpoints = Checkpoints(self.output_dir, model, accelerator, self.schedule, self.identity)
+        self.validator = Validator(args, self.model, processor, data.evaluation, self.batches, accelerator)
+        self.checkpoints = Checkpoints(args, model, accelerator, self.schedule, self.identity)
         set_seed(args.seed + accelerator.process_index)  # of dropout; everything else has its own seeds
 
     def train(self, checkpoint: Path | None = None) -> TrainState:
-        """Train to the end, from the start or from a checkpoint.
-
-        Returns:
-            The progress. The captioners are in `output_dir`: "best" and "last".
-
-        Raises:
-            NonFiniteLossError: at a NaN or infinite loss or gradient, before the step changes the weights.
-            TooManyUnreadableError: if more images are unreadable than allowed.
-            TrainingError: if a checkpoint, a captioner or the log cannot be written.
-            RunStopped: after a signal, when the checkpoint is saved.
-            UserError: if the checkpoint is damaged, or of other models, data or settings.
-        """
+        """Train from the start or from a checkpoint to the end; raises as `run.train` does."""
         if checkpoint is not None:
             self.state = self.checkpoints.restore(checkpoint)
-            if not self.checkpoints.rewind(checkpoint, self.args.max_checkpoints):
+            if not self.checkpoints.rewind(checkpoint):
                 self.accelerator.print("This run is complete: there is nothing left to do.", flush=True)
                 return self.state
-        main = self.accelerator.is_main_process
-        if main and checkpoint is None:
-            write_json(self.output_dir / RUN_FILE, run_description(self.args, self.identity))
         with sync_errors(self.accelerator):
-            self.trackers = Trackers(self.args, self.accelerator, self.state.step)
-        self.progress = Progress(self.output_dir / LOG_FILE, self.total_steps, self.state.step, main)
+            if self.accelerator.is_main_process and checkpoint is None:
+                write_json(self.output_dir / RUN_FILE, run_description(self.args, self.identity))
+            self.reporter = Reporter(self.args, self.accelerator, self.total_steps, self.state.step)
         try:
             with logging_redirect_tqdm():  # prints warnings above the bar
                 if self.state.step == 0 and self.data.evaluation:
-                    self._report(self.validator.run(0), "before training")
+                    self.reporter.validation("before training", *self.validator.run(0))
                 self._train_steps()
             self._save_captioner(LAST)
         finally:
-            self.progress.close()
+            self.reporter.close()
         return self.state
 
-    def next_step(self) -> list[dict[str, Any]]:
-        """Read this process's batches of the next optimizer step."""
-        return list(itertools.islice(self._micro_batches(), self.args.gradient_accumulation_steps))
+    def micro_batches(self) -> Iterator[dict[str, Any]]:
+        """Yield this process's batches from the current step on, endlessly."""
+        sampler, args = self._sampler_from(self.state.step), self.args
+        loader = self.batches.loader(self.data.train, sampler, args.captions_per_image, args.augmentation)
+        for batch in loader:
+            yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
     def _train_steps(self) -> None:
         self.captioner.train()
         self.stop.deferred, self.saved_step = True, self.state.step
-        micro_batches = self._micro_batches()
+        micro_batches = self.micro_batches()
         while self.state.step < self.total_steps and not self._out_of_patience():
             if self.state.step % self.steps_per_epoch == 0:
                 self.state.unreadable = 0
@@ -145,9 +125,9 @@ class CaptionTrainer:
             if self._is_due(self.args.checkpointing_steps) or run_ends or self._out_of_patience():
                 self._save_checkpoint()
         if self.state.step < self.total_steps:
-            metric = SCORE_NAMES[self.args.metric_for_best_model]
+            metric = METRIC_NAMES.get(self.args.metric_for_best_model, "loss")
             validations = self.state.validations_without_better
-            self.progress.print(f"stopped early: no better {metric} in {validations} validations")
+            self.reporter.print(f"stopped early: no better {metric} in {validations} validations")
 
     def optimizer_step(self, batches: list[dict[str, Any]]) -> float:
         """Take one optimizer step over micro-batches; return the mean loss of its label tokens."""
@@ -186,7 +166,7 @@ class CaptionTrainer:
         same step.
         """
         problems = [text for batch in batches for text in batch.pop("unreadable")]
-        self.skipped.add(problems)
+        self.batches.log_unreadable(problems)
         items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
         counts = [items, len(problems), int(self.stop.signum is not None)]
         summed = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), "sum")
@@ -194,58 +174,32 @@ class CaptionTrainer:
         if stopped:
             self._stop_early()
         self.state.unreadable += unreadable
-        self.skipped.check_limit(self.state.unreadable, self.data.train)
+        self.batches.check_unreadable(self.state.unreadable, self.data.train)
         return max(items, 1)
 
     def _log_step(self, loss: float, rate: float, seconds: float) -> None:
         self.state.step += 1
         speed = math.prod(self.sampler.step_shape) / seconds
-        self.progress.step(loss, rate, speed)
-        entry: dict[str, Any] = {"step": self.state.step, "loss": loss, "learning_rate": rate}
-        if self.accelerator.optimizer_step_was_skipped:
-            entry["skipped"] = True
-            self.progress.print(f"step {self.state.step} is skipped: its gradients overflow fp16")
-        self.progress.log(entry)
-        values = {"train/loss": loss, "train/learning_rate": rate, "train/images_per_second": speed}
-        self.trackers.log(values, self.state.step)
+        skipped = self.accelerator.optimizer_step_was_skipped
+        self.reporter.step(self.state.step, loss, rate, speed, skipped)
 
     def _validate(self) -> None:
         """Validate after an optimizer step; keep the captioner if it is the best so far."""
-        validation = self.validator.run(self.state.step)
-        metric = self.args.metric_for_best_model
-        is_best = self.state.update_best(
-            validation.scores[metric], metric == "loss", self.args.early_stopping_threshold
-        )
-        results = {name: value for name, value in asdict(validation).items() if name != "samples"}
-        self.state.validation = {"step": self.state.step} | results
-        if is_best:
+        validation, samples = self.validator.run(self.state.step)
+        self.state.validation = asdict(validation)
+        metric, threshold = self.args.metric_for_best_model, self.args.early_stopping_threshold
+        when = f"epoch {self.state.step / self.steps_per_epoch:.4g}"
+        if self.state.update_best(validation.scores[metric], metric == "loss", threshold):
             self._save_captioner(BEST)
-        epoch = self.state.step / self.steps_per_epoch
-        self._report(validation, f"epoch {epoch:.4g}" + (", the best so far" if is_best else ""))
-
-    def _report(self, validation: Validation, when: str) -> None:
-        step, scores = self.state.step, validation.scores
-        self.progress.print("\n".join(validation.lines(f"step {step}, {when}")))
-        entry = {"step": step} | {f"validation_{name}": value for name, value in scores.items()}
-        self.progress.log(entry | ({"samples": validation.samples} if validation.samples else {}))
-        self.trackers.log({f"validation/{name}": value for name, value in scores.items()}, step)
-        self.trackers.log_samples(validation.samples, step)
+            when += ", the best so far"
+        self.reporter.validation(when, validation, samples)
 
     def _out_of_patience(self) -> bool:
         patience = self.args.early_stopping_patience
         return patience is not None and self.state.validations_without_better >= patience
 
-    def _sampler_from(self, step: int) -> Any:
+    def _sampler_from(self, step: int) -> ImageBatchSampler:
         return self.batches.sampler(self.data.train, self.args.gradient_accumulation_steps, start_step=step)
-
-    def _micro_batches(self) -> Iterator[dict[str, Any]]:
-        """Yield this process's batches from the current step on, endlessly."""
-        sampler = self._sampler_from(self.state.step)
-        args = self.args
-        for batch in self.batches.loader(
-            self.data.train, sampler, args.captions_per_image, args.augmentation
-        ):
-            yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
     def _is_due(self, every: str) -> bool:
         """Return whether something that is done each epoch, or every so many steps, is due now."""
@@ -260,16 +214,15 @@ class CaptionTrainer:
             losses: Of this process's micro-batches. If any of them is at fault, only its images are named.
         """
         keys = itertools.islice(self._sampler_from(self.state.step), len(losses))
-        finite = [bool(loss.isfinite()) for loss in losses]
-        at_fault = gather_object(
+        images = gather_object(
             [
-                (is_finite, self.data.train[key.index].name)
-                for is_finite, batch in zip(finite, keys, strict=True)
+                (bool(loss.isfinite()), self.data.train[key.index].name)
+                for loss, batch in zip(losses, keys, strict=True)
                 for key in batch
                 if not key.padding
             ]
         )
-        names = [name for is_finite, name in at_fault if not is_finite] or [name for _, name in at_fault]
+        names = [name for is_finite, name in images if not is_finite] or [name for _, name in images]
         message = (
             f"The {problem} at step {self.state.step + 1}, computed from {first_names(names, 8)}. Training "
             "stops; the weights and the checkpoints are unchanged. Check these images, or start a new run "
@@ -286,7 +239,7 @@ class CaptionTrainer:
 
     def _save_checkpoint(self) -> None:
         self._require_finite_weights()
-        self.checkpoints.save(self.state, self.args.max_checkpoints)
+        self.checkpoints.save(self.state)
         self.saved_step = self.state.step
 
     def _save_captioner(self, name: str) -> None:

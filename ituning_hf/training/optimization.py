@@ -14,12 +14,8 @@ def create_optimizer(
 ) -> torch.optim.AdamW:
     """Create AdamW over the trainable parameters; matrices decay, biases do not.
 
-    Args:
-        model: Its parameters with `requires_grad` are optimized.
-        learning_rate: The peak.
-        weight_decay: For tensors of two or more axes.
-        fused: Step in one kernel for each tensor. False with fp16's gradient scaler: Accelerate detects a
-            skipped step by the optimizer not being called, but a fused one is called and skips internally.
+    `fused` must be False with fp16's gradient scaler: Accelerate detects a skipped step by the optimizer not
+    being called, but a fused one is called and skips internally.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -32,14 +28,7 @@ def create_optimizer(
 def create_schedule(
     optimizer: torch.optim.Optimizer, name: str, warmup_ratio: float, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Create a schedule that rises linearly over the first steps and then decays.
-
-    Args:
-        optimizer: Its learning rate is set.
-        name: A name that `transformers.get_scheduler` knows.
-        warmup_ratio: Share of the steps in which the rate rises.
-        total_steps: Optimizer steps of the whole run.
-    """
+    """Create a schedule that rises linearly in the first `warmup_ratio` of the steps and then decays."""
     return get_scheduler(
         name,
         optimizer,

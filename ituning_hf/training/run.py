@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,32 +11,32 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from ..data.dataset import count_over_long
+from ..evaluation.scores import METRIC_NAMES
 from ..hub.inspection import describe_config
 from ..utils.devices import full_determinism
 from ..utils.distributed import create_accelerator, leave_group, sync_errors
-from ..utils.files import require_writable
 from .arguments import TrainArguments
 from .checkpoints import TrainState
 from .data import TrainingData, load_data, with_features
 from .dry_run import dry_run
 from .identity import GIVEN_DATA
 from .loop import CaptionTrainer
-from .run_folder import BEST, LAST, claim_output_dir, find_starting_point
+from .reporting import require_trackers
+from .run_folder import BEST, LAST, claim_output_dir
 from .setup import load_model, with_backbones
 from .signals import StopRequest, stop_on_signals
-from .tracking import require_trackers
-from .validation import SCORE_NAMES, require_scorers
+from .validation import require_scorers
 
 FEW_STEPS = 100  # captions of 30 photographs did not end after 76 optimizer steps, but did after 120
 
 
 def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
-    """Train a captioner as the settings say.
+    """Train a captioner.
 
-    A run can be ended at any time and resumed with `resume_from_checkpoint="latest"`, to the same bytes.
-    That setting may be there from the start: the same command then starts a run, resumes it, and does
-    nothing once it is complete. After SIGTERM or Ctrl-C a run finishes its step and saves a checkpoint.
-    `torchrun` passes signals to its processes, `accelerate launch` does not.
+    A run can be ended at any time and resumed with `resume_from_checkpoint="latest"`, to the same bytes. With
+    that setting from the beginning, the same call starts the run, resumes it, and does nothing once it is
+    complete. After SIGTERM or Ctrl-C a run finishes its step and saves a checkpoint. `torchrun` passes
+    signals to its processes, `accelerate launch` does not.
 
     Args:
         args: The settings.
@@ -49,13 +48,12 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     Raises:
         UserError, OSError: for settings, data or backbones that cannot be used, before long work starts.
         NonFiniteLossError: at a NaN or infinite loss or gradient.
-        TooManyUnreadableError: if too many images cannot be read.
-        TrainingError: if a checkpoint, a captioner or the log cannot be written.
+        TrainingError: if too many images cannot be read, or files cannot be written.
         RunStopped: after SIGTERM or Ctrl-C; a KeyboardInterrupt.
     """
     require_trackers(args.report_to)
     if args.eval_caption_images:
-        require_scorers(args.metric_for_best_model)
+        require_scorers()
     args = with_backbones(args)
     if data is not None:
         args = replace(args, dataset=GIVEN_DATA)
@@ -78,7 +76,13 @@ def _run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, sto
         with suppress(OSError):  # the reader of a pipe has gone; the run continues
             accelerator.print(text, flush=True)
 
-    with _claimed(args, accelerator) as checkpoint:
+    with ExitStack() as claimed:
+        checkpoint = None
+        with sync_errors(accelerator):
+            if accelerator.is_main_process:
+                claim = claim_output_dir(Path(args.output_dir), args.resume_from_checkpoint, args.dry_run)
+                checkpoint = claimed.enter_context(claim)
+        checkpoint = broadcast_object_list([checkpoint])[0]
         if args.dry_run:
             report("Dry run: one optimizer step; nothing is written.")
         elif args.resume_from_checkpoint is not None and checkpoint is None:
@@ -87,7 +91,7 @@ def _run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, sto
         model, processor = load_model(args, data.features, accelerator.device)
         trainer = CaptionTrainer(args, model, processor, data, accelerator, stop)
         if accelerator.is_main_process:
-            for line in describe_run(trainer):
+            for line in _describe_run(trainer):
                 report(line)
         if args.dry_run:
             dry_run(trainer, checkpoint, report)
@@ -98,23 +102,8 @@ def _run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, sto
     return state
 
 
-@contextmanager
-def _claimed(args: TrainArguments, accelerator: Accelerator) -> Iterator[Path | None]:
-    """Claim the run's folder on the main process; give all processes the checkpoint to resume from."""
-    output_dir, checkpoint = Path(args.output_dir), None
-    with ExitStack() as claimed:
-        with sync_errors(accelerator):
-            if accelerator.is_main_process and args.dry_run:
-                checkpoint = find_starting_point(output_dir, args.resume_from_checkpoint)
-                require_writable(output_dir)
-            elif accelerator.is_main_process:
-                claim = claim_output_dir(output_dir, args.resume_from_checkpoint)
-                checkpoint = claimed.enter_context(claim)
-        yield broadcast_object_list([checkpoint])[0]
-
-
-def describe_run(trainer: CaptionTrainer) -> list[str]:
-    """Return what a run trains on what, one line each."""
+def _describe_run(trainer: CaptionTrainer) -> list[str]:
+    """Describe the models and the data, one line each."""
     model, data, args, config = trainer.captioner, trainer.data, trainer.args, trainer.captioner.config
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = describe_config(config)["parameters"]["total"]  # the encoder may not be loaded
@@ -142,13 +131,13 @@ def describe_run(trainer: CaptionTrainer) -> list[str]:
 
 
 def _describe_result(trainer: CaptionTrainer) -> list[str]:
-    """Return what a run produced, one line each; every process must call it."""
+    """Describe the results, one line each; every process must call it."""
     state, output_dir, lines = trainer.state, trainer.output_dir, []
-    unreadable = len(set(gather_object(sorted(trainer.skipped.problems))))
+    unreadable = len(set(gather_object(sorted(trainer.batches.unreadable))))
     if unreadable:
         lines.append(f"Skipped    {unreadable:,} images that could not be read")
     if state.best_metric is not None:
-        metric = SCORE_NAMES[trainer.args.metric_for_best_model]
+        metric = METRIC_NAMES.get(trainer.args.metric_for_best_model, "loss")
         reached = f"validation {metric} {state.best_metric:.4f}, step {state.best_step}"
         lines.append(f"Best       {output_dir / BEST}  ({reached})")
     return [*lines, f"Last       {output_dir / LAST}  (step {state.step})"]

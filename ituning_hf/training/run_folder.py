@@ -16,7 +16,14 @@ from safetensors import SafetensorError
 
 from ..utils.distributed import sync_errors
 from ..utils.errors import UserError
-from ..utils.files import draft_of, exclusive_lock, give_ordinary_permissions, sync, writing_to
+from ..utils.files import (
+    draft_of,
+    exclusive_lock,
+    give_ordinary_permissions,
+    require_writable,
+    sync,
+    writing_to,
+)
 from .errors import TrainingError
 
 RUN_FILE = "run.json"
@@ -27,22 +34,24 @@ BEST, LAST = "best", "last"  # the captioners
 
 
 @contextmanager
-def claim_output_dir(output_dir: Path, resume_from: str | None) -> Iterator[Path | None]:
-    """Lock a run's folder, creating it first, and remove what a killed run left unfinished.
-
-    Args:
-        output_dir: The folder.
-        resume_from: A checkpoint in it, or "latest", or None for a new run.
+def claim_output_dir(
+    output_dir: Path, resume_from: str | None, dry_run: bool = False
+) -> Iterator[Path | None]:
+    """Create and lock a run's folder, and remove the drafts of a killed run; a dry run writes nothing.
 
     Yields:
         The checkpoint to resume from, as `find_starting_point` returns it.
 
     Raises:
-        FileExistsError: if another process is running there, or if the folder holds another run.
-        FileNotFoundError, UserError: if the checkpoint does not exist, or belongs to another folder.
+        FileExistsError: if another process is running there.
         PermissionError: if the folder cannot be written to.
+        Exception: from `find_starting_point`.
     """
-    find_starting_point(output_dir, resume_from)  # before anything is created
+    start = find_starting_point(output_dir, resume_from)  # before anything is created
+    if dry_run:
+        require_writable(output_dir)
+        yield start
+        return
     name = f"--output_dir {output_dir}"
     with exclusive_lock(output_dir, name, "run"):
         with writing_to(name):
@@ -51,16 +60,16 @@ def claim_output_dir(output_dir: Path, resume_from: str | None) -> Iterator[Path
 
 
 def find_starting_point(output_dir: Path, resume_from: str | None) -> Path | None:
-    """Return the checkpoint that a run resumes from; writes nothing.
+    """Return the checkpoint that a run resumes from, None for a new run; writes nothing.
 
-    A folder without a checkpoint or a captioner is free, whatever else an earlier run left in it. "latest"
-    without a checkpoint starts a new run, so that one command starts a run and resumes it.
-
-    Returns:
-        None for a new run.
+    Args:
+        output_dir: The run's folder. Without a checkpoint or a captioner a new run may start in it.
+        resume_from: A checkpoint in it; "latest", which starts a new run if there is none, so that one
+            command starts a run and resumes it; or None for a new run.
 
     Raises:
-        FileExistsError, FileNotFoundError, UserError: as `claim_output_dir`.
+        FileExistsError: if the folder holds another run.
+        FileNotFoundError, UserError: if the checkpoint does not exist, or belongs to another folder.
     """
     checkpoints = list_checkpoints(output_dir)
     if resume_from is None and (checkpoints or any((output_dir / name).exists() for name in (BEST, LAST))):
@@ -68,14 +77,12 @@ def find_starting_point(output_dir: Path, resume_from: str | None) -> Path | Non
             f"--output_dir {output_dir} holds another run: give another folder, remove it, or resume the run "
             "with --resume_from_checkpoint latest."
         )
-    if resume_from is None:
-        return None
-    if resume_from == "latest":
-        if not checkpoints and (output_dir / LAST).exists():
-            raise FileExistsError(
-                f"--output_dir {output_dir} holds a finished run without checkpoints: there is nothing to "
-                "resume. Give another folder, or remove it."
-            )
+    if resume_from == "latest" and not checkpoints and (output_dir / LAST).exists():
+        raise FileExistsError(
+            f"--output_dir {output_dir} holds a finished run without checkpoints: there is nothing to "
+            "resume. Give another folder, or remove it."
+        )
+    if resume_from in (None, "latest"):
         return checkpoints[-1] if checkpoints else None
     folder = Path(resume_from)
     if not (folder / STATE_FILE).is_file():
@@ -113,10 +120,6 @@ def remove_folder(target: Path) -> None:
 def shared_folder(accelerator: Accelerator, target: Path) -> Iterator[Path]:
     """Let all processes write into a draft that replaces the target when everything in it is on disk.
 
-    Args:
-        accelerator: Of the run.
-        target: The folder to write or to replace.
-
     Raises:
         TrainingError: on the process that could not write; OtherProcessError on the others. The target is
             then unchanged.
@@ -141,13 +144,9 @@ def shared_folder(accelerator: Accelerator, target: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn the errors that libraries raise when they cannot write into one.
+    """Turn the errors of libraries that cannot write into a TrainingError.
 
-    Args:
-        target: The file or folder; named if the error does not name a file itself.
-
-    Raises:
-        TrainingError: for a full disk, missing permissions, and the like.
+    It names the file of the error, or else the target, which is a file or folder.
     """
     try:
         yield

@@ -38,10 +38,7 @@ def load_model(
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
     """Build an untrained captioner over the backbones that the settings name, and its processor.
 
-    Args:
-        args: The settings.
-        features: The stored features; the vision encoder is then not loaded.
-        device: Where it will run.
+    With stored features, the vision encoder is not loaded.
 
     Raises:
         OSError: for a backbone that cannot be found.
@@ -78,24 +75,17 @@ def load_model(
 def _load_over_backbones(
     vision: str | None, text: str, features: FeatureStore | None, options: dict[str, Any]
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
-    if features is None:
-        model = ITuningForCaptioning.from_vision_text_pretrained(str(vision), text, **options)
-        image_processor = load_image_processor(str(vision), model.config.vision_model_revision)
-    else:
+    encoder: Any = vision
+    if features is not None:
         encoder = features.spec.vision_model if vision is None else resolve_backbone("vision", vision)
         options = {"vision_feature_layer": features.spec.vision_feature_layer} | options
-        model = ITuningForCaptioning.from_vision_text_pretrained(encoder, text, **options)
-        if vision is None:
-            family = encoder_family(model.config.vision_config)
-            image_processor = family.image_processor_class.from_dict(features.spec.image_processor)
-        else:
-            image_processor = load_image_processor(vision, encoder.revision)
+    model = ITuningForCaptioning.from_vision_text_pretrained(encoder, text, **options)
+    if vision is not None:
+        image_processor = load_image_processor(vision, model.config.vision_model_revision)
+    elif features is not None:
+        family = encoder_family(model.config.vision_config)
+        image_processor = family.image_processor_class.from_dict(features.spec.image_processor)
+    if features is not None:
         features.require_fits(model.config, image_processor.to_dict())
     tokenizer = load_tokenizer(text, model.config.text_model_revision)
-    vocabulary = model.config.text_config.vocab_size
-    if len(tokenizer) > vocabulary:
-        raise UserError(
-            f"The tokenizer of {text} has {len(tokenizer)} tokens, but its language model only {vocabulary}: "
-            "they do not belong together."
-        )
     return model, ITuningProcessor(image_processor, tokenizer)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from textwrap import shorten
 
 import torch
 from accelerate import Accelerator
@@ -15,47 +13,15 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
 from ..data.records import CaptionedImage
 from ..data.sampler import SampleKey
-from ..evaluation.scores import METRIC_NAMES
-from ..inference.captioning import generate_captions, search_options
+from ..hub.records import ValidationRecord
+from ..inference.captioning import generate_captions
 from ..utils.distributed import raise_on_main, sync_errors
 from ..utils.errors import UserError
-from ..utils.terminal import printable
 from .arguments import TrainArguments
-from .data import Batches, SkippedImages
+from .data import Batches
 from .errors import NonFiniteLossError
 
-FEW_BATCHES = 2
-SHOWN_CHARACTERS = 110  # of a sample caption
-
-_SCORERS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")  # those that need no Java
-SCORE_NAMES = {"loss": "loss"} | {name: METRIC_NAMES[name] for name in _SCORERS}
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The results of a validation.
-
-    Args:
-        scores: "loss", the mean over the label tokens of the whole split, without label smoothing; if
-            captions were scored, also the other keys of `SCORE_NAMES`.
-        num_scored: Images whose captions were scored.
-        samples: The sample images' captions, by image name.
-    """
-
-    scores: dict[str, float]
-    num_scored: int
-    samples: dict[str, str]
-
-    def lines(self, when: str) -> list[str]:
-        """Return the results as text; `when` says when it was."""
-        lines = [f"validation loss {self.scores['loss']:.4f}  ({when})"]
-        if self.num_scored:
-            scores = [f"{SCORE_NAMES[key]} {self.scores[key]:.4f}" for key in self.scores if key != "loss"]
-            lines.append(f"  captions of {self.num_scored:,} validation images: {', '.join(scores)}")
-        # An untrained captioner may not end its captions; the log has all of them.
-        samples = {printable(n): printable(shorten(s, SHOWN_CHARACTERS)) for n, s in self.samples.items()}
-        width = max(map(len, samples), default=0) + 1
-        return lines + [f"  {name + ':':<{width}} {text}" for name, text in samples.items()]
+SCORERS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")  # those that need no Java
 
 
 class Validator:
@@ -69,26 +35,20 @@ class Validator:
         images: Sequence[CaptionedImage],
         batches: Batches,
         accelerator: Accelerator,
-        skipped: SkippedImages,
     ) -> None:
         self.args, self.model, self.processor, self.images = args, model, processor, images
-        self.batches, self.accelerator, self.skipped = batches, accelerator, skipped
+        self.batches, self.accelerator = batches, accelerator
         self.captioner = accelerator.unwrap_model(model)
 
-    def run(self, step: int) -> Validation:
+    def run(self, step: int) -> tuple[ValidationRecord, dict[str, str]]:
         """Compute the loss, and the captions and scores that the settings ask for.
 
-        The captions are of the first readable images, so of the same images at each validation.
-
-        Args:
-            step: Optimizer steps taken, for the message of an error.
+        The loss is the mean over the label tokens of the split, without label smoothing. The captions are of
+        the first readable images, so of the same images at each validation.
 
         Returns:
-            The same on every process, and for any number of processes.
-
-        Raises:
-            NonFiniteLossError: if the loss is not finite.
-            TooManyUnreadableError: if more images are unreadable than allowed.
+            The scores, and the sample captions by image name: the same on every process, and for any number
+            of processes.
         """
         self.captioner.eval()
         loss = self._loss()
@@ -100,15 +60,14 @@ class Validator:
             raise_on_main(self.accelerator, NonFiniteLossError(message))
         captions = self._first_captions(max(self.args.eval_caption_images, self.args.num_sample_captions))
         self.captioner.train()
-        indices = list(captions)
-        scored = indices[: self.args.eval_caption_images]
-        scores = {"loss": loss} | (self._score({i: captions[i] for i in scored}) if scored else {})
-        samples = {self.images[i].name: captions[i] for i in indices[: self.args.num_sample_captions]}
-        return Validation(scores, len(scored), samples)
+        scored = dict(itertools.islice(captions.items(), self.args.eval_caption_images))
+        scores = {"loss": loss} | (self._score(scored) if scored else {})
+        shown = itertools.islice(captions.items(), self.args.num_sample_captions)
+        samples = {self.images[index].name: caption for index, caption in shown}
+        return ValidationRecord(step=step, scores=scores, num_scored=len(scored)), samples
 
     @torch.no_grad()
     def _loss(self) -> float:
-        """Compute the mean loss over the label tokens of the whole split."""
         sampler = self.batches.sampler(self.images, shuffle=False)
         keys = itertools.islice(sampler, sampler.steps_per_epoch)
         captions = min(max(len(image.captions) for image in self.images), self.args.captions_per_image)
@@ -116,12 +75,12 @@ class Validator:
         for batch in self.batches.loader(self.images, list(keys), captions):
             batch = send_to_device(batch, self.accelerator.device)
             problems = batch.pop("unreadable")
-            self.skipped.add(problems)
+            self.batches.log_unreadable(problems)
             items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             loss = self.model(**batch, num_items_in_batch=1).loss
             sums += torch.stack([loss.double(), items.double(), items.new_tensor(len(problems)).double()])
         total, items, unreadable = self.accelerator.reduce(sums, "sum").tolist()
-        self.skipped.check_limit(int(unreadable), self.images)
+        self.batches.check_unreadable(int(unreadable), self.images)
         return total / items
 
     def _first_captions(self, wanted: int) -> dict[int, str]:
@@ -141,10 +100,8 @@ class Validator:
         keys = [SampleKey(0, index, padding=False) for index in own]
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
         captions: list[tuple[int, str]] = []
-        # Starting worker processes takes longer than reading a few images.
-        workers = 0 if len(batches) <= FEW_BATCHES else None
-        for items in self.batches.loader(self.images, batches, 1, collate=list, num_workers=workers):
-            self.skipped.add(item["unreadable"] for item in items if item["unreadable"] is not None)
+        for items in self.batches.loader(self.images, batches, 1, collate=list):
+            self.batches.log_unreadable(item["unreadable"] for item in items if item["unreadable"])
             if readable := [item for item in items if item["image"] is not None]:
                 texts = self._generate(torch.stack([item["image"] for item in readable]))
                 captions += zip((item["index"] for item in readable), texts, strict=True)
@@ -152,8 +109,8 @@ class Validator:
 
     def _generate(self, images: torch.Tensor) -> list[str]:
         inputs = {self.batches.inputs().name: images}
-        max_new_tokens = self.args.max_caption_tokens - 1  # without the begin token
-        options = search_options(self.captioner, 1, 1, max_new_tokens, {})
+        length = self.args.max_caption_tokens - 1  # without the begin token
+        options = {"num_return_sequences": 1, "num_beams": 1, "max_new_tokens": length}
         with self.accelerator.autocast():
             captions = generate_captions(self.captioner, self.processor, inputs, options)
         return [caption for (caption,) in captions]
@@ -167,24 +124,16 @@ class Validator:
             if self.accelerator.is_main_process:
                 references = [list(self.images[index].captions) for index in captions]
                 found = compute_caption_metrics(list(captions.values()), references, java=False)
-                scores = [{name: float(found[name]) for name in _SCORERS}]
+                scores = [{name: float(found[name]) for name in SCORERS}]
         return broadcast_object_list(scores)[0]
 
 
-def require_scorers(metric_for_best_model: str) -> None:
-    """Check that the caption scorers are installed, before long work.
-
-    Args:
-        metric_for_best_model: The setting; a metric that needs the scorers must be changed too.
-
-    Raises:
-        UserError: if they are not, with the command that installs them.
-    """
+def require_scorers() -> None:
+    """Raise a UserError if the caption scorers are not installed, before long work."""
     try:
         import pycocoevalcap  # noqa: F401
     except ModuleNotFoundError as error:
-        metric = "" if metric_for_best_model == "loss" else " --metric_for_best_model loss"
         raise UserError(
-            "--eval_caption_images needs the caption scorers, which are not installed: run "
-            f"pip install 'ituning_hf[eval]', or give --eval_caption_images 0{metric}."
+            "--eval_caption_images needs the caption scorers, which are not installed: run pip install "
+            "'ituning_hf[eval]', or omit --eval_caption_images and --metric_for_best_model."
         ) from error

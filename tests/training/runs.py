@@ -1,15 +1,17 @@
-"""Runs of `ituning train` in processes of their own, and what a run leaves on disk.
+"""Training runs in processes of their own, and the files that a run leaves.
 
-A process that has imported everything forks one child for each run, which then starts at once.
+A process that has imported everything forks one child for each `Run`, which then starts at once.
 """
 
 import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from safetensors.torch import load_file
 
 from ituning_hf.cli import main
 from ituning_hf.training.arguments import TrainArguments
+
+Settings = Callable[..., TrainArguments]  # the type of the fixture `settings`
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train.py"
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["ituning_hf.training.run", "ituning_hf.inference.captioning"])
@@ -37,7 +42,7 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 
 
 def differences(ours: str | Path, theirs: str | Path) -> list[str]:
-    """Return the files that two folders do not have in common, byte for byte."""
+    """Return the files that are missing in one of two folders or differ in a byte."""
     one, two = contents(ours), contents(theirs)
     return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
 
@@ -47,6 +52,11 @@ def adapter(run: str | Path, name: str = "last") -> dict[str, torch.Tensor]:
     return load_file(Path(run) / name / "model.safetensors")
 
 
+def checkpoints(run: str | Path) -> list[str]:
+    """Return the names of a run's checkpoints, oldest first."""
+    return sorted(path.name for path in (Path(run) / "checkpoints").iterdir())
+
+
 def count_log_lines(args: TrainArguments) -> int:
     """Return the length of a run's log; without validation, the optimizer steps taken."""
     log = Path(args.output_dir) / "log.jsonl"
@@ -54,7 +64,7 @@ def count_log_lines(args: TrainArguments) -> int:
 
 
 class Run:
-    """One `ituning train` in a process of its own; its output goes to files.
+    """One `ituning train` in a process of its own; its output goes to a file.
 
     Args:
         args: Its settings.
@@ -63,7 +73,7 @@ class Run:
     """
 
     def __init__(self, args: TrainArguments, output: Path, environment: Mapping[str, str] | None = None):
-        self.output = output
+        self.args, self.output = args, output
         task = (flags(args), str(output), dict(environment or {}))
         self.process: Any = _CONTEXT.Process(target=_train, args=task)
         self.process.start()
@@ -73,11 +83,11 @@ class Run:
         """Its output so far."""
         return self.output.read_text() if self.output.exists() else ""
 
-    def wait_until(self, holds: Callable[[], bool], timeout: float = 300) -> None:
-        """Wait until a condition holds."""
+    def wait_for_log(self, lines: int, timeout: float = 300) -> None:
+        """Wait until its log has that many lines."""
         end = time.monotonic() + timeout
-        while not holds():
-            assert self.process.is_alive() or holds(), self.printed
+        while count_log_lines(self.args) < lines:
+            assert self.process.is_alive(), self.printed
             assert time.monotonic() < end, self.printed
             time.sleep(0.005)
 
@@ -93,16 +103,34 @@ class Run:
         return self.process.exitcode
 
 
-def run_on_two(args: TrainArguments, folder: Path) -> list[Run]:
-    """Train on two processes, and wait for their end; returns the main process's run first."""
+def start_two(args: TrainArguments, folder: Path) -> list[Run]:
+    """Start a run on two processes, the main process first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    runs = [Run(args, folder / f"output {r}", common | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
-    for run in runs:
-        run.end()
+    return [Run(args, folder / f"output {r}", common | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
+
+
+def run_on_two(args: TrainArguments, folder: Path, exit_code: int = 0) -> list[Run]:
+    """Train on two processes until both have ended with an exit code."""
+    runs = start_two(args, folder)
+    assert [run.end() for run in runs] == [exit_code] * 2, [run.printed for run in runs]
     return runs
+
+
+@contextmanager
+def torchrun(args: TrainArguments, logs: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start `torchrun examples/train.py` on two processes, whose output goes to files below `logs`."""
+    program = str(Path(sys.executable).parent / "torchrun")
+    options = ["--standalone", "--nproc_per_node", "2", "--log-dir", str(logs), "--redirects", "3"]
+    command = [program, *options, str(SCRIPT), *flags(args)]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _train(arguments: list[str], output: str, environment: dict[str, str]) -> None:

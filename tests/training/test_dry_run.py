@@ -1,4 +1,4 @@
-"""A dry run prints what the run would do, computed by the run's own code, and writes nothing."""
+"""A dry run prints the step and the plan of the run, and writes nothing."""
 
 import re
 import tempfile
@@ -7,17 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from runs import Settings, checkpoints
 from small_models import read_log
 
-from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.run import train
-
-Settings = Callable[..., TrainArguments]
 
 
 @pytest.fixture
 def unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Returns a function after which no file may change until the test ends, temporary ones included."""
+    """Return a function; after its call no file may change until the test ends, temporary ones included."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -62,9 +60,9 @@ def test_step_and_plan_are_the_runs_own(settings: Settings, capsys: pytest.Captu
     first = next(entry["loss"] for entry in read_log(args.output_dir) if "loss" in entry)
     assert f"\nLoss       {first:.4f}\n" in text
     assert "\nCheckpoint 3 times" in text
-    folders = sorted((Path(args.output_dir) / "checkpoints").iterdir())
-    assert [folder.name for folder in folders] == ["step_00000006", "step_00000007"]
-    size = sum(path.stat().st_size for path in folders[-1].iterdir())
+    assert checkpoints(args.output_dir) == ["step_00000006", "step_00000007"]
+    newest = Path(args.output_dir) / "checkpoints" / "step_00000007"
+    size = sum(path.stat().st_size for path in newest.iterdir())
     # besides the weights and moments: random states, the schedule, names
     assert 3 * 4 * 6556 < size < 3 * 4 * 6556 + 64 * 1024
 
@@ -87,7 +85,7 @@ def test_a_resumed_run(settings: Settings, capsys: pytest.CaptureFixture, unchan
         train(replace(args, seed=5, dry_run=True, resume_from_checkpoint="latest"))
 
 
-def test_what_the_run_would_refuse_is_refused(settings: Settings, tmp_path: Path, unchanged):
+def test_a_dry_run_refuses_what_the_run_would_refuse(settings: Settings, tmp_path: Path, unchanged):
     args = settings(dry_run=True)
     (tmp_path / "a file").touch()
     unchanged()

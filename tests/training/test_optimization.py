@@ -1,4 +1,4 @@
-"""What AdamW moves, and how fast."""
+"""AdamW's parameter groups, and the learning rate schedule."""
 
 import pytest
 import torch
@@ -16,20 +16,12 @@ def test_only_trainable_matrices_decay():
     assert (decaying["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("linear", [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]),
-        ("constant_with_warmup", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("cosine", [0.0, 0.5, 1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.0]),
-    ],
-)
-def test_the_rate_rises_and_then_decays(name: str, expected: list[float]):
+def test_the_rate_rises_and_then_decays():
     optimizer = torch.optim.AdamW(nn.Linear(1, 1).parameters(), lr=1.0)
-    schedule = create_schedule(optimizer, name, warmup_ratio=1 / 3, total_steps=6)
+    schedule = create_schedule(optimizer, "linear", warmup_ratio=1 / 3, total_steps=6)
     rates = []
-    for _ in expected:
+    for _ in range(7):
         rates += schedule.get_last_lr()
         optimizer.step()
         schedule.step()
-    assert rates == pytest.approx(expected)
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0])

@@ -1,4 +1,4 @@
-"""Folders of a run: complete or absent, and one run in each."""
+"""The folders of a run are complete or absent, and hold one run each."""
 
 import os
 import shutil
@@ -60,9 +60,7 @@ def test_an_error_while_writing_leaves_the_old_folder(tmp_path: Path):
     assert contents(tmp_path) == {"best/file": b"old"}
 
 
-def test_everything_is_on_disk_before_the_folder_gets_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_files_are_on_disk_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     happened: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -81,7 +79,7 @@ def test_everything_is_on_disk_before_the_folder_gets_its_name(
     assert happened == ["file", ".best.partial", ".best.partial -> best", "run"]
 
 
-def test_a_folder_that_is_being_removed_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_loses_its_name_before_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     old, new = checkpoint(tmp_path, 1), checkpoint(tmp_path, 2)
 
     def killed(path: Path) -> None:
@@ -112,19 +110,14 @@ def test_another_runs_folder_is_refused_unless_it_is_resumed(tmp_path: Path):
     assert claim(run, "latest") == claim(run, str(folder)) == folder
 
 
-@pytest.mark.parametrize("name", ["best", "last"])
-def test_a_captioner_is_not_overwritten_by_a_new_run(tmp_path: Path, name: str):
-    (tmp_path / name).mkdir()
-    with pytest.raises(FileExistsError, match="holds another run"):
-        claim(tmp_path)
-
-
 def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path):
-    """As one that was killed before its first checkpoint: one command starts a run and resumes it."""
+    """After a kill before the first checkpoint, the same command starts the run again."""
     assert claim(tmp_path / "run", "latest") is None
     for name in ("best", "checkpoints"):
         (tmp_path / "run" / name).mkdir()
     assert claim(tmp_path / "run", "latest") is None
+    with pytest.raises(FileExistsError, match="holds another run"):
+        claim(tmp_path / "run")
     (tmp_path / "run" / "best").rmdir()
     (tmp_path / "run" / "run.json").touch()
     assert claim(tmp_path / "run") is None
@@ -157,9 +150,9 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
         claim(tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("resume_from", [None, "latest"])
-def test_two_runs_do_not_share_a_folder(tmp_path: Path, resume_from: str | None):
-    refused = pytest.raises(FileExistsError, match=r"another run .*--output_dir")
-    with claim_output_dir(tmp_path, None), refused:
-        claim(tmp_path, resume_from)
-    assert claim(tmp_path, resume_from) is None
+def test_two_runs_do_not_share_a_folder(tmp_path: Path):
+    with claim_output_dir(tmp_path, None):
+        for resume_from in (None, "latest"):
+            with pytest.raises(FileExistsError, match=r"another run .*--output_dir"):
+                claim(tmp_path, resume_from)
+    assert claim(tmp_path, "latest") is None

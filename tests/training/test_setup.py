@@ -1,17 +1,13 @@
-"""The models that a run starts from."""
+"""The backbones of a run, and settings that do not fit them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_models import read_log
+from runs import Settings
 
-from ituning_hf.training import setup
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.run import train
 from ituning_hf.training.setup import SCENE_BACKBONES, with_backbones
-
-Settings = Callable[..., TrainArguments]
 
 
 @pytest.mark.parametrize(
@@ -37,20 +33,6 @@ def test_default_backbones_that_cannot_be_reached_are_one_clear_error(photos: Pa
     advice = r"openai/clip-vit-base-patch16.*give --vision_model FOLDER .* and --text_model FOLDER"
     with pytest.raises(OSError, match=advice):
         train(args)
-
-
-def test_default_backbones_are_loaded_by_name(
-    settings: Settings, backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(setup, "DEFAULT_VISION_MODEL", str(backbones["clip"]))
-    monkeypatch.setattr(setup, "DEFAULT_TEXT_MODEL", str(backbones["text"]))
-    given, default = (
-        settings(max_train_steps=1, output_dir=f"{settings().output_dir} {name}", **models)
-        for name, models in (("given", {}), ("default", {"vision_model": None, "text_model": None}))
-    )
-    train(given)
-    train(default)
-    assert read_log(default.output_dir) == read_log(given.output_dir)
 
 
 def test_captions_longer_than_the_language_model_are_refused(settings: Settings):

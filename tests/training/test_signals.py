@@ -5,21 +5,18 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from runs import contents, count_log_lines, flags
-from torchrun import outputs, torchrun
+from runs import Settings, checkpoints, contents, count_log_lines, flags, start_two, torchrun
 
 from ituning_hf.cli import main
 from ituning_hf.training import run, signals
-from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.errors import RunStopped
 from ituning_hf.training.signals import stop_on_signals
 
-Settings = Callable[..., TrainArguments]
 LONG = {"max_train_steps": 100_000, "eval_split": "none", "checkpointing_steps": "100000"}
 
 
@@ -110,10 +107,8 @@ def test_a_signal_saves_a_checkpoint_to_resume_from(
     printed = capsys.readouterr().err
     [step] = re.findall(rf"^ituning: stopped by {signum.name} after step (\d+) of 100000: ", printed, re.M)
     assert "--resume_from_checkpoint latest" in printed
-    files = contents(args.output_dir)
-    checkpoints = {name.split("/")[1] for name in files if name.startswith("checkpoints/")}
-    assert checkpoints == {f"step_{int(step):08d}"}
-    assert files["log.jsonl"].count(b"\n") == int(step) >= 3
+    assert checkpoints(args.output_dir) == [f"step_{int(step):08d}"]
+    assert count_log_lines(args) == int(step) >= 3
 
 
 def test_a_signal_while_the_model_is_loaded_ends_the_run(
@@ -132,22 +127,33 @@ def test_a_signal_while_the_model_is_loaded_ends_the_run(
     assert sorted(contents(args.output_dir)) == [".lock"]
 
 
-@pytest.mark.parametrize(
-    "rank", [None, *(pytest.param(rank, marks=pytest.mark.stress) for rank in ("0", "1"))]
-)
-def test_two_processes_stop_at_the_same_step(settings: Settings, tmp_path: Path, rank: str | None):
-    """SIGTERM to torchrun, which passes it on, or to one of its processes alone."""
+def step_of(printed: str) -> int:
+    """Return the step after which SIGTERM stopped a run."""
+    [step] = re.findall(r"^ituning: stopped by SIGTERM after step (\d+) of 100000: ", printed, re.M)
+    return int(step)
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.stress)])
+def test_two_processes_stop_at_the_same_step(settings: Settings, tmp_path: Path, rank: int):
+    """The signal reaches one of the processes, which stops the other."""
+    runs = start_two(settings(**LONG, per_device_train_batch_size=2), tmp_path)
+    runs[0].wait_for_log(3)
+    os.kill(runs[rank].process.pid, signal.SIGTERM)
+    assert [run.end() for run in runs] == [143, 143]
+    saved = tmp_path / "run" / "checkpoints" / f"step_{step_of(runs[0].printed):08d}"
+    assert {"random_states_0.pkl", "random_states_1.pkl"} <= contents(saved).keys()
+    assert "ituning: stopped" not in runs[1].printed
+
+
+@pytest.mark.stress
+def test_torchrun_forwards_a_signal(settings: Settings, tmp_path: Path):
     args = settings(**LONG, per_device_train_batch_size=2)
     with torchrun(args, tmp_path / "output") as process:
         while count_log_lines(args) < 3:
-            assert process.poll() is None, outputs(tmp_path / "output", "stderr")
+            assert process.poll() is None
             time.sleep(0.05)
-        launcher = psutil.Process(process.pid)
-        ranks = {child.environ().get("RANK"): child for child in launcher.children()}
-        (launcher if rank is None else ranks[rank]).terminate()
+        process.terminate()
         process.wait(300)
-    first, second = outputs(tmp_path / "output", "stderr")
-    [step] = re.findall(r"^ituning: stopped by SIGTERM after step (\d+) of 100000: ", first, re.M)
+    first, second = (path.read_text() for path in sorted((tmp_path / "output").rglob("stderr.log")))
+    assert checkpoints(args.output_dir) == [f"step_{step_of(first):08d}"]
     assert "ituning: stopped" not in second
-    saved = {Path(name).name for name in contents(tmp_path / "run" / "checkpoints" / f"step_{int(step):08d}")}
-    assert {"random_states_0.pkl", "random_states_1.pkl"} <= saved
