@@ -73,7 +73,7 @@ class CaptionTrainer:
             optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.validator = Validator(args, self.model, processor, data.evaluation, self.batches, accelerator)
+        self.validator = Validator(self.model, data.evaluation, self.batches)
         self.checkpoints = Checkpoints(args, model, accelerator, self.schedule, self.identity)
         set_seed(args.seed + accelerator.process_index)  # of dropout; everything else has its own seeds
 

@@ -7,17 +7,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 
-from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
+from ..captioner.processing_ituning import IGNORE_INDEX
 from ..data.records import CaptionedImage
 from ..data.sampler import SampleKey
 from ..hub.records import ValidationRecord
 from ..inference.captioning import generate_captions
 from ..utils.distributed import raise_on_main, sync_errors
 from ..utils.errors import UserError
-from .arguments import TrainArguments
 from .data import Batches
 from .errors import NonFiniteLossError
 
@@ -27,18 +25,10 @@ SCORERS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")  # those 
 class Validator:
     """Validates a captioner, as Accelerate prepared it, during training; every process must take part."""
 
-    def __init__(
-        self,
-        args: TrainArguments,
-        model: torch.nn.Module,
-        processor: ITuningProcessor,
-        images: Sequence[CaptionedImage],
-        batches: Batches,
-        accelerator: Accelerator,
-    ) -> None:
-        self.args, self.model, self.processor, self.images = args, model, processor, images
-        self.batches, self.accelerator = batches, accelerator
-        self.captioner = accelerator.unwrap_model(model)
+    def __init__(self, model: torch.nn.Module, images: Sequence[CaptionedImage], batches: Batches) -> None:
+        self.model, self.images, self.batches = model, images, batches
+        self.args, self.processor, self.accelerator = batches.args, batches.processor, batches.accelerator
+        self.captioner = self.accelerator.unwrap_model(model)
 
     def run(self, step: int) -> tuple[ValidationRecord, dict[str, str]]:
         """Compute the loss, and the captions and scores that the settings ask for.
@@ -99,21 +89,17 @@ class Validator:
         size = self.args.per_device_train_batch_size
         keys = [SampleKey(0, index, padding=False) for index in own]
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+        length = self.args.max_caption_tokens - 1  # without the begin token
+        options = {"num_return_sequences": 1, "num_beams": 1, "max_new_tokens": length}
         captions: list[tuple[int, str]] = []
         for items in self.batches.loader(self.images, batches, 1, collate=list):
             self.batches.log_unreadable(item["unreadable"] for item in items if item["unreadable"])
             if readable := [item for item in items if item["image"] is not None]:
-                texts = self._generate(torch.stack([item["image"] for item in readable]))
-                captions += zip((item["index"] for item in readable), texts, strict=True)
+                inputs = {self.batches.inputs().name: torch.stack([item["image"] for item in readable])}
+                with self.accelerator.autocast():
+                    texts = generate_captions(self.captioner, self.processor, inputs, options)
+                captions += [(item["index"], text) for item, (text,) in zip(readable, texts, strict=True)]
         return dict(sorted(gather_object(captions)))
-
-    def _generate(self, images: torch.Tensor) -> list[str]:
-        inputs = {self.batches.inputs().name: images}
-        length = self.args.max_caption_tokens - 1  # without the begin token
-        options = {"num_return_sequences": 1, "num_beams": 1, "max_new_tokens": length}
-        with self.accelerator.autocast():
-            captions = generate_captions(self.captioner, self.processor, inputs, options)
-        return [caption for (caption,) in captions]
 
     def _score(self, captions: dict[int, str]) -> dict[str, float]:
         """Score captions on the main process: the best captioner must be the same on all processes."""

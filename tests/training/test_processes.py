@@ -64,8 +64,9 @@ def test_two_processes_give_the_results_of_one(settings: Settings, tmp_path: Pat
     One of three validation images cannot be read: each process captions one of the first two, and one process
     alone the third, which replaces it.
     """
-    common = {"max_train_steps": 8, "eval_steps": "4", "checkpointing_steps": "4"}
+    common = {"max_train_steps": 16, "checkpointing_steps": "4", "max_checkpoints": 4, "eval_steps": "8"}
     common |= {"eval_caption_images": 2, "num_sample_captions": 2, "max_unreadable_share": 0.4}
+    common |= {"lr_scheduler_type": "linear"}
     one = settings(**common, output_dir=str(tmp_path / "one"), per_device_train_batch_size=4)
     two = replace(one, output_dir=str(tmp_path / "two"), per_device_train_batch_size=2)
     (Path(one.dataset) / "val" / "1.png").write_bytes(b"not a picture")
@@ -78,8 +79,8 @@ def test_two_processes_give_the_results_of_one(settings: Settings, tmp_path: Pat
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
     for name in ("loss", *SCORERS):
         expected = validation_scores(one.output_dir, name)
-        assert list(expected) == [0, 4, 8]
-        assert expected[8] > 0
+        assert list(expected) == [0, 8, 16]
+        assert expected[16] > 0
         assert validation_scores(two.output_dir, name) == pytest.approx(expected, rel=1e-3), name
     samples = [[entry.get("samples") for entry in read_log(args.output_dir)] for args in (one, two)]
     assert samples[0] == samples[1]
