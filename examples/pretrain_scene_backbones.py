@@ -175,7 +175,7 @@ def train_vision_encoder(
     phrase_inputs = {name: phrases[name][:, 1:] for name in ("input_ids", "attention_mask")}
     truths = [true_phrases(scene) for scene in scenes]
     is_true = torch.tensor([[text in true for group in groups for text in group] for true in truths])
-    pictures = (processor(images=scene.render(), return_tensors="pt")["pixel_values"][0] for scene in scenes)
+    pictures = (processor(images=scene.load(), return_tensors="pt")["pixel_values"][0] for scene in scenes)
     pixels = torch.stack([picture.half() for picture in pictures])  # all in memory
 
     def loss(chosen: np.ndarray) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..utils.errors import UserError
 from ..utils.rules import AT_LEAST_ONE, BETWEEN_0_AND_1, NOT_EMPTY
@@ -75,40 +75,28 @@ class DatasetArguments:
         """
         from .loading import load_captioned_images
 
-        settings = self._settings(seed) | ({} if num_scenes is None else {"num_scenes": num_scenes})
         return load_captioned_images(
             self.dataset,
             split,
+            image_root=self.image_root,
+            seed=seed,
+            num_scenes=num_scenes or self.num_scenes,
+            image_column=self.image_column,
+            caption_column=self.caption_column,
+            val_share=self.val_share,
             require_captions=require_captions,
             require_images=require_images,
-            **settings,
         )
 
-    def check_count(
-        self, setting: str, expected: int | None, images: Sequence[CaptionedImage], seed: int
-    ) -> None:
-        """Compare the number of images of a split with the number that a setting expects.
-
-        Args:
-            setting: The setting's name, for the message.
-            expected: Its value; None checks nothing.
-            images: The images of the split.
-            seed: The seed that they were read with.
+    def check_count(self, setting: str, images: Sequence[CaptionedImage]) -> None:
+        """Compare the number of images of a split with a setting, which may be None.
 
         Raises:
-            UserError: The numbers differ. The message has the number of images of each split.
+            UserError: The numbers differ.
         """
-        if expected is None or len(images) == expected:
-            return
-        from .loading import count_splits
-
-        splits = count_splits(self.dataset, **self._settings(seed))
-        counts = ", ".join(f"{split} {count:,}" for split, count in splits.items())
-        raise UserError(
-            f"--{setting} is {expected:,}, and {self.dataset} has {len(images):,} images (in all: {counts}): "
-            "complete the data set, or correct or remove the setting"
-        )
-
-    def _settings(self, seed: int) -> dict[str, Any]:
-        names = ("image_root", "image_column", "caption_column", "num_scenes", "val_share")
-        return {"seed": seed} | {name: getattr(self, name) for name in names}
+        expected = getattr(self, setting)
+        if expected not in (None, len(images)):
+            raise UserError(
+                f"--{setting} is {expected:,}, but the split has {len(images):,} images in {self.dataset}: "
+                "complete the data set, or correct or remove the setting"
+            )

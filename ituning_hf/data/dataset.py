@@ -128,13 +128,7 @@ class Collator:
 
 
 def count_over_long(records: Sequence[CaptionedImage], processor: Any, max_caption_tokens: int) -> int:
-    """Count the captions that training would truncate.
-
-    Args:
-        records: The images.
-        processor: As for `CaptionDataset`.
-        max_caption_tokens: The limit; begin and end token count.
-    """
+    """Count the captions that training would truncate: those of more tokens, with begin and end token."""
     captions = [caption for record in records for caption in record.captions]
     count = 0
     for start in range(0, len(captions), 1024):

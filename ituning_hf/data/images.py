@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -23,10 +23,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
 # The value of white for each Pillow mode. Of several, the first that no value of the image exceeds is used:
 # floats have the range 0..1 or 0..255, and 32-bit integers come from 8-bit or 16-bit originals.
 _WHITE_LEVELS: dict[str, tuple[float, ...]] = {
-    "I;16": (65535,),
-    "I;16L": (65535,),
-    "I;16B": (65535,),
-    "I;16N": (65535,),
+    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), (65535,)),
     "I": (255, 65535),
     "F": (1, 255),
 }
@@ -64,12 +61,14 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
     """
     try:
         if isinstance(source, Image.Image):
-            _check_size(source, limit=None)
             return _to_rgb(_upright(source))
         # Opened as a stream, not by name: given a name, Pillow 13 maps uncompressed data into memory and
         # scrambles rotated TIFFs.
-        with _open(source) as file, Image.open(file, formats=_registered_formats()) as image:
-            _check_size(image, limit=Image.MAX_IMAGE_PIXELS)
+        opened = io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
+        with opened as file, Image.open(file, formats=_registered_formats()) as image:
+            # Pillow itself only warns between one and two times its limit.
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise Image.DecompressionBombError
             return _to_rgb(_upright(image))
     # Decoders raise OSError, SyntaxError, struct.error and others on malformed input.
     except Exception as error:
@@ -115,21 +114,9 @@ def open_file(source: str | os.PathLike[str]) -> io.BufferedReader:
     return open(source, "rb")
 
 
-def _open(source: str | os.PathLike[str] | bytes) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
-
-
 def _registered_formats() -> list[str]:
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
-
-
-def _check_size(image: Image.Image, limit: int | None) -> None:
-    if 0 in image.size:
-        raise ValueError("it has no pixels")
-    # Pillow itself only warns between one and two times its limit.
-    if limit is not None and image.width * image.height > limit:
-        raise Image.DecompressionBombError
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -143,6 +130,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Make a new RGB image, tile by tile: the conversion takes up to 40 bytes a pixel."""
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
     convert = _grey_converter(image) if image.mode in _WHITE_LEVELS else _over_white
     rgb = Image.new("RGB", image.size)
     for corner, tile in _tiles(image):

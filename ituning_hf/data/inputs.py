@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,31 +11,6 @@ from PIL import Image
 from ..captioner.processing_ituning import prepare_images
 from .augmentation import augment
 from .records import CaptionedImage
-
-
-class ImageInputs(Protocol):
-    """Makes the captioner's input for an image.
-
-    Attributes:
-        name: The captioner's keyword for the input.
-    """
-
-    name: str
-
-    def read(self, image: CaptionedImage, epoch: int, index: int) -> torch.Tensor:
-        """Return the input of one image, without a batch axis.
-
-        Args:
-            image: The image.
-            epoch: With the index, determines the random changes.
-            index: The image's index in its data set.
-
-        Raises:
-            UnreadableImageError: The image cannot be read.
-        """
-
-    def blank(self) -> torch.Tensor:
-        """Return zeros of the same shape and dtype."""
 
 
 class PixelInputs:
@@ -48,13 +23,22 @@ class PixelInputs:
         seed: Seed of these changes.
     """
 
-    name = "pixel_values"
+    name = "pixel_values"  # the captioner's keyword
 
     def __init__(self, image_processor: Any, augmentation: Sequence[str] = (), seed: int = 0) -> None:
         self.image_processor, self.augmentation, self.seed = image_processor, tuple(augmentation), seed
 
     def read(self, image: CaptionedImage, epoch: int, index: int) -> torch.Tensor:
-        """Return pixels, (3, H, W)."""
+        """Return the pixels of an image, (3, H, W).
+
+        Args:
+            image: The image.
+            epoch: Together with the index, determines the random changes.
+            index: The image's index in its data set.
+
+        Raises:
+            UnreadableImageError: The image cannot be read.
+        """
         return self._prepare(augment(image.load(), self.augmentation, self.seed, epoch, index))
 
     def blank(self) -> torch.Tensor:
@@ -72,15 +56,22 @@ class FeatureInputs:
         features: A `FeatureStore`, or another object with its methods `read` and `blank`.
     """
 
-    name = "visual_features"
+    name = "visual_features"  # the captioner's keyword
 
     def __init__(self, features: Any) -> None:
         self.features = features
 
     def read(self, image: CaptionedImage, epoch: int, index: int) -> torch.Tensor:
-        """Return features, (N, d_v), the same in every epoch."""
+        """Return the features of an image, (N, d_v), the same in every epoch.
+
+        Raises:
+            UnreadableImageError: The image could not be read when the features were computed.
+        """
         return self.features.read(image.name)
 
     def blank(self) -> torch.Tensor:
         """Return zeros, (N, d_v)."""
         return self.features.blank()
+
+
+ImageInputs = PixelInputs | FeatureInputs

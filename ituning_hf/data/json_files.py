@@ -61,16 +61,15 @@ def _read_coco(content: Any, path: Path, split: str, image_root: Path | None) ->
     """Parse COCO captions; a train file and the val file of the same folder are one data set."""
     found = re.search(r"(train|val|test)\d{4}", path.stem)
     own, parts = (found[1], [found[0]]) if found else (None, [])
-    sibling = path.with_name(path.name.replace("train", "val"))
-    has_sibling = sibling != path and sibling.is_file()
-    if own == "train" and not has_sibling:
-        own = None
+    val_file = path.with_name(path.name.replace("train", "val"))
+    if val_file == path or not val_file.is_file():
+        return list(_parse_coco(content, path, image_root, None if own == "train" else own, parts))
     images: list[CaptionedImage] = []
-    if not has_sibling or split != "val":
-        images += _parse_coco(content, path, image_root, own or ("train" if has_sibling else None), parts)
-    if has_sibling and split != "train":
+    if split != "val":
+        images += _parse_coco(content, path, image_root, "train", parts)
+    if split != "train":
         val_parts = [part.replace("train", "val") for part in parts]
-        images += _parse_coco(read_json(sibling), sibling, image_root, "val", val_parts)
+        images += _parse_coco(read_json(val_file), val_file, image_root, "val", val_parts)
     return images
 
 

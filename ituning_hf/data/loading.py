@@ -6,13 +6,11 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..utils.errors import UserError
-from .imagefolder import has_metadata, read_imagefolder
+from .imagefolder import find_metadata, read_imagefolder
 from .json_files import read_json_dataset
 from .records import CaptionedImage, MissingSplitError, check_images_exist, first_names
 from .scenes import read_scenes
@@ -20,16 +18,8 @@ from .tables import has_parquet, is_hub_name, is_saved_dataset, read_csv, read_h
 
 DEFAULT_VAL_SHARE = 0.1
 
-_JSON, _CSV, _PARQUET = (".json",), (".csv", ".tsv", ".txt"), (".parquet",)
-
-# For each format the settings that it does not use.
-_UNUSED_SETTINGS = {
-    "the built-in scenes": ("image_root", "image_column", "caption_column"),
-    "a JSON file": ("image_column", "caption_column"),
-    "a folder with metadata.jsonl": ("image_root", "image_column", "caption_column"),
-    "a text table": (),
-    "a `datasets` data set": (),
-}
+_TEXT_TABLES = (".csv", ".tsv", ".txt")
+_FILES = (".json", *_TEXT_TABLES, ".parquet")
 
 
 def load_captioned_images(
@@ -76,47 +66,13 @@ def load_captioned_images(
         FileNotFoundError: `dataset` or some of its images do not exist.
         ImportError: `dataset` needs the library `datasets`, which is not installed.
     """
-    given = {"image_root": image_root, "image_column": image_column, "caption_column": caption_column}
     source = os.fspath(dataset)
-    kind = _find_format(source)
-    if unused := [name for name in _UNUSED_SETTINGS[kind] if given[name] is not None]:
-        raise UserError(f"--{' and --'.join(unused)} cannot be used with {kind} ({source!r}): remove it")
-    root, path = None if image_root is None else Path(image_root), Path(source)
-    images: Iterable[CaptionedImage]
-    if kind == "the built-in scenes":
-        images = read_scenes(split, num_scenes, seed)
-    elif kind == "a JSON file":
-        images = read_json_dataset(path, split, root)
-    elif kind == "a text table":
-        images = read_csv(path, root, image_column, caption_column)
-    elif kind == "a folder with metadata.jsonl":
-        images = read_imagefolder(path)
-    else:
-        images = read_hf_dataset(source, split, root, image_column, caption_column)
+    root = None if image_root is None else Path(image_root)
+    images = _read_entries(source, split, root, image_column, caption_column, num_scenes, seed)
     selected = select_split(images, split, source, seed, val_share, require_captions)
     if require_images:
         check_images_exist(selected)
     return selected
-
-
-def count_splits(dataset: str | os.PathLike[str], **settings: Any) -> dict[str, int]:
-    """Count the images of each split of a data set, for messages; image files need not exist.
-
-    Args:
-        dataset: As for `load_captioned_images`.
-        settings: Its keyword arguments.
-
-    Returns:
-        The count of each split that exists; "restval" of a Karpathy file is counted apart from "train".
-    """
-    counts: Counter[str] = Counter()
-    for split in ("train", "val", "test"):
-        with suppress(MissingSplitError):
-            images = load_captioned_images(
-                dataset, split, require_captions=False, require_images=False, **settings
-            )
-            counts.update(image.split or split for image in images)
-    return dict(counts)
 
 
 def select_split(
@@ -129,22 +85,15 @@ def select_split(
 ) -> list[CaptionedImage]:
     """Join the entries of each image and select the images of one split, in the data set's order.
 
-    If no entry states a split, the images are divided into "train" and "val". Whether an image is in "val"
-    depends only on `seed` and its name: images that are added later do not move the others. The only
-    exception is that neither split is left empty.
-
-    Args:
-        images: The entries of the data set.
-        split: "train" includes "restval", as COCO captioners train on both.
-        where: The data set, for messages.
-        seed: Seed of the division; unused if the entries state splits.
-        val_share: Probability of each image to be in "val", between 0 and 1.
-        require_captions: False also accepts a split that has no captions at all.
+    The split "train" includes "restval", as COCO captioners train on both. If no entry states a split, the
+    images are divided into "train" and "val". Whether an image is in "val" depends only on `seed` and its
+    name: images that are added later do not move the others. The only exception is that neither split is left
+    empty.
 
     Raises:
         MissingSplitError: There are no images of `split`.
         UserError: Some entries state a split and others do not, the entries of one image contradict each
-            other, an image has no caption, two images have the same number, or `val_share` cannot be used.
+            other, an image has no caption, two images have the same id, or `val_share` cannot be used.
     """
     joined = join_entries(images, where)
     stated = [image.split is not None for image in joined]
@@ -159,7 +108,12 @@ def select_split(
     selected = [image for image in joined if image.split in wanted]
     if not selected:
         raise MissingSplitError(where, split, Counter(image.split for image in joined))
-    _check_captions(selected, where, require_captions)
+    empty = [image.name for image in selected if not image.captions]
+    if empty and (require_captions or len(empty) < len(selected)):
+        raise UserError(
+            f"{where}: {len(empty):,} of {len(selected):,} images have no caption ({first_names(empty)}): "
+            "write a caption for each, or remove them"
+        )
     ids = Counter(image.image_id for image in selected if image.image_id is not None)
     if repeated := [str(image_id) for image_id, count in ids.items() if count > 1]:
         raise UserError(
@@ -201,33 +155,39 @@ def _random_number(seed: int, name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _check_captions(images: Sequence[CaptionedImage], where: str, require_captions: bool) -> None:
-    empty = [image.name for image in images if not image.captions]
-    if empty and (require_captions or len(empty) < len(images)):
-        raise UserError(
-            f"{where}: {len(empty):,} of {len(images):,} images have no caption ({first_names(empty)}): "
-            "write a caption for each, or remove them"
-        )
+def _read_entries(
+    source: str,
+    split: str,
+    image_root: Path | None,
+    image_column: str | None,
+    caption_column: str | None,
+    num_scenes: int,
+    seed: int,
+) -> Iterable[CaptionedImage]:
+    """Detect the format of a data set and read its entries, or only those of the split."""
+    path, suffix = Path(source), Path(source).suffix.lower()
+    given = {"image_root": image_root, "image_column": image_column, "caption_column": caption_column}
 
+    def refuse(kind: str, *names: str) -> None:
+        if unused := [name for name in names if given[name] is not None]:
+            raise UserError(f"--{' and --'.join(unused)} cannot be used with {kind} ({source!r}): remove it")
 
-def _find_format(dataset: str) -> str:
-    path = Path(dataset)
-    suffix = path.suffix.lower()
-    if dataset == "scenes":
-        return "the built-in scenes"
-    if path.is_file() and suffix in _JSON:
-        return "a JSON file"
-    if path.is_file() and suffix in _CSV:
-        return "a text table"
-    if path.is_file() and suffix in _PARQUET:
-        return "a `datasets` data set"
-    if path.is_dir():
-        for_datasets = not has_metadata(path) and (is_saved_dataset(path) or has_parquet(path))
-        return "a `datasets` data set" if for_datasets else "a folder with metadata.jsonl"
-    if is_hub_name(dataset) and suffix not in _JSON + _CSV + _PARQUET:
-        return "a `datasets` data set"
+    if source == "scenes":
+        refuse("the built-in scenes", *given)
+        return read_scenes(split, num_scenes, seed)
+    if path.is_file() and suffix == ".json":
+        refuse("a JSON file", "image_column", "caption_column")
+        return read_json_dataset(path, split, image_root)
+    if path.is_file() and suffix in _TEXT_TABLES:
+        return read_csv(path, image_root, image_column, caption_column)
+    if path.is_dir() and (find_metadata(path) or not (is_saved_dataset(path) or has_parquet(path))):
+        refuse("a folder with metadata.jsonl", *given)
+        return read_imagefolder(path)
+    is_parquet = path.is_file() and suffix == ".parquet"
+    if path.is_dir() or is_parquet or (is_hub_name(source) and suffix not in _FILES):
+        return read_hf_dataset(source, split, image_root, image_column, caption_column)
     raise UserError(
-        f"no data set at {dataset!r}: give 'scenes', the path of a Karpathy, COCO captions or NoCaps .json "
+        f"no data set at {source!r}: give 'scenes', the path of a Karpathy, COCO captions or NoCaps .json "
         "file, of a .csv, .tsv, .txt or .parquet file, a folder with metadata.jsonl or Parquet files, a "
         "folder saved by `datasets`, or a name on the Hub, 'org/name' or 'org/name:config'"
     )

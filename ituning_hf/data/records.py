@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -32,30 +31,23 @@ class MissingSplitError(UserError):
     """
 
     def __init__(self, where: str, split: str, counts: Mapping[str | None, int]) -> None:
-        present = ", ".join(f"{name!r} ({count:,})" for name, count in counts.items()) or "none"
-        super().__init__(f"{where} has no images of split {split!r}; it has {present}")
+        present = ", ".join(f"{name!r} ({count:,})" for name, count in counts.items())
+        missing = f" of split {split!r}; it has {present}" if counts else ""
+        super().__init__(f"{where} has no images{missing}")
 
 
 class ImageSource(Protocol):
-    """An image that is not a file of its own, such as a cell of a table. It can be pickled.
-
-    Attributes:
-        num_bytes: The length of what `read` returns, known without reading it.
-    """
+    """An image that is not a file of its own: a drawn scene or a cell of a table. It can be pickled."""
 
     @property
     def num_bytes(self) -> int:
-        """See above."""
+        """The length of what `read` returns, known without reading it."""
 
     def read(self) -> bytes:
         """Return the bytes that define the image."""
 
     def load(self) -> Image.Image:
-        """Decode or draw the image as upright RGB.
-
-        Raises:
-            UnreadableImageError: The image does not decode.
-        """
+        """Decode or draw the image as upright RGB; an UnreadableImageError if it does not decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +94,13 @@ def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_file_name(value: Any, where: str, key: str, absolute: bool = False) -> str:
-    """Check the name of an image file that a data set gives.
+    """Check the name of an image file in a data set, and return it without redundant parts.
 
     Args:
-        value: The name.
+        value: The name. It must be text, not a URL, and stay inside the folder that it is relative to.
         where: The row, for the message.
         key: The field or column, for the message.
         absolute: Whether an absolute path is allowed.
-
-    Returns:
-        The name with forward slashes and without redundant parts.
-
-    Raises:
-        UserError: The name is not text, is a URL, or leads out of the folder that it is relative to.
     """
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: {key!r} must be a file name, got {value!r}")
@@ -131,11 +117,7 @@ def parse_file_name(value: Any, where: str, key: str, absolute: bool = False) ->
 
 
 def parse_split(value: Any, where: str) -> str | None:
-    """Parse the `split` of a row. None and an empty text mean that the row does not state one.
-
-    Raises:
-        UserError: The value is not the name of a split.
-    """
+    """Return the split that a row names, or None if its `split` is None or empty."""
     if value is None or value == "":
         return None
     if not (isinstance(value, str) and value in SPLIT_NAMES):
@@ -144,24 +126,20 @@ def parse_split(value: Any, where: str) -> str | None:
 
 
 def check_images_exist(images: Sequence[CaptionedImage]) -> None:
-    """Refuse images whose file is missing, before any time is spent on training; warn about empty files.
+    """Refuse images whose file is missing, and warn about empty files, before training begins.
 
-    An empty file counts as an unreadable image: training names it and skips it. Many empty files mean that an
-    archive was only partly unpacked.
+    An empty file counts as an unreadable image: training names it and skips it.
 
     Raises:
-        FileNotFoundError: Files are missing. The message has their number, the first three, and the folders.
+        FileNotFoundError: Files are missing. The message has their number and the first three.
     """
     sizes = {image.source: _file_size(image.source) for image in images if isinstance(image.source, Path)}
     missing = [path for path, size in sizes.items() if size is None]
     empty = [path for path, size in sizes.items() if size == 0]
     if missing:
-        wanted, absent = (Counter(path.parent for path in paths) for paths in (sizes, missing))
-        folders = [f"{count:,} of {wanted[folder]:,} in {folder}" for folder, count in absent.items()]
         raise FileNotFoundError(
-            f"{len(missing):,} of {len(images):,} images are missing ({first_names(missing)}; "
-            f"{first_names(folders)}): unpack them there, or give --image_root, the folder that their names "
-            "are relative to"
+            f"{len(missing):,} of {len(images):,} images are missing ({first_names(missing)}): unpack them "
+            "there, or give --image_root, the folder that their names are relative to"
         )
     if empty:
         text = "%s of %s images are empty or not files (%s): unpack or copy them again"

@@ -34,6 +34,7 @@ RADII = {"small": 0.12, "large": 0.2}
 
 _MARGIN = 0.03  # between an object and the frame, in frame widths
 _INNER_EDGE = 0.29  # centres of the left or upper group end here, the others' mirror it
+_IMAGE_SIZE = 64  # the side, in pixels
 _SUPERSAMPLING = 4  # drawn this much larger and averaged down: Pillow does not anti-alias
 
 _Point = tuple[float, float]
@@ -102,16 +103,9 @@ class Scene:
     objects: tuple[SceneObject, ...]
     background: str
 
-    def render(self, image_size: int = 64) -> Image.Image:
-        """Draw the scene; the pixels are always the same.
-
-        Args:
-            image_size: The side of the square image, in pixels.
-
-        Returns:
-            An image of mode "RGB".
-        """
-        side = image_size * _SUPERSAMPLING
+    def load(self) -> Image.Image:
+        """Draw the scene, 64 x 64 pixels of mode "RGB", always the same."""
+        side = _IMAGE_SIZE * _SUPERSAMPLING
         image = Image.new("RGB", (side, side), BACKGROUNDS[self.background])
         draw = ImageDraw.Draw(image)
         for item in self.objects:
@@ -121,10 +115,6 @@ class Scene:
             ]
             draw.polygon(points, fill=COLOURS[item.colour])
         return image.reduce(_SUPERSAMPLING)
-
-    def load(self) -> Image.Image:
-        """Draw the scene at the default size."""
-        return self.render()
 
     def read(self) -> bytes:
         """Return the bytes that define the scene."""
@@ -144,8 +134,7 @@ class Scene:
 def make_scene(seed: int, index: int) -> Scene:
     """Compose scene number `index` of an endless series.
 
-    A pure function: the same two numbers give the same scene. Seven scenes in ten have two
-    objects, the others one or three.
+    A pure function of the seed and the index. Seven scenes in ten have two objects, the others one or three.
 
     Args:
         seed: Chooses the series; 0 or more.
@@ -174,15 +163,12 @@ def read_scenes(split: str, num_images: int, seed: int = 0) -> list[CaptionedIma
         seed: Chooses the series.
 
     Raises:
-        UserError: There is no such split, or `num_images` is below 1.
+        UserError: There is no such split.
     """
     if split not in SCENE_SPLITS:
         raise UserError(f"the scenes have no split {split!r}; give one of {', '.join(SCENE_SPLITS)}")
-    if num_images < 1:
-        raise UserError(f"the number of scenes must be at least 1, got {num_images}")
     first, step = SCENE_SPLITS.index(split), len(SCENE_SPLITS)
-    indices = range(first, first + num_images * step, step)
-    scenes = [(index, make_scene(seed, index)) for index in indices]
+    scenes = [(index, make_scene(seed, index)) for index in range(first, first + num_images * step, step)]
     return [
         CaptionedImage(f"scene-{index:06d}", scene.captions(), scene, split=split) for index, scene in scenes
     ]

@@ -10,10 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import UserError
+from ..utils.json_files import read_utf8
 from .images import load_image
 from .records import (
     SPLIT_NAMES,
@@ -38,18 +39,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", re.A
 def find_column(
     columns: Sequence[str], given: str | None, usual: Sequence[str], option: str, where: object
 ) -> str:
-    """Find the column to read.
-
-    Args:
-        columns: The columns of the table.
-        given: The column that the user named, if any.
-        usual: Names, in lower case, by which the column is found otherwise.
-        option: The setting that names the column: "image_column" or "caption_column".
-        where: The table, for the message.
-
-    Raises:
-        UserError: The named column does not exist, or not exactly one column has a usual name.
-    """
+    """Return the column that the user named with an option, or else the only one with a usual name."""
     listed = ", ".join(map(repr, columns)) or "none"
     if given is not None:
         if given not in columns:
@@ -65,26 +55,24 @@ def find_column(
 def read_csv(
     path: Path, image_root: Path | None, image_column: str | None, caption_column: str | None
 ) -> Iterator[CaptionedImage]:
-    """Read a text table with a row for each caption.
+    """Read a UTF-8 text table with a row for each caption.
 
     The first line names the columns. The delimiter is whichever of comma, tab, semicolon and bar is most
     frequent in it. Fields may be quoted. A column `split` states the split of each row.
 
     Args:
-        path: A UTF-8 text.
+        path: The file.
         image_root: The folder that the image names are relative to; the file's own by default.
         image_column: The column of file names; found by `IMAGE_COLUMNS` by default.
         caption_column: The column of captions; found by `CAPTION_COLUMNS` by default.
 
     Raises:
-        UserError: The file is empty, is not such a table or lacks the columns, or a row is malformed (the
-            message has its line).
+        UserError: The file lacks the columns, or a row is malformed (the message has its line).
     """
     rows = _read_rows(path)
-    _, header = next(rows, ("", []))
-    if not header:
+    columns = [name.strip() for name in next(rows, ("", []))[1]]
+    if not columns:
         raise UserError(f"{path} is empty: its first line must name the columns")
-    columns = [name.strip() for name in header]
     image = columns.index(find_column(columns, image_column, IMAGE_COLUMNS, "image_column", path))
     caption = columns.index(find_column(columns, caption_column, CAPTION_COLUMNS, "caption_column", path))
     split = next((i for i, name in enumerate(columns) if name.lower() == "split"), None)
@@ -102,12 +90,9 @@ def read_csv(
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the position and the fields of each row, the header first."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    header = text.partition("\n")[0]
+    """Yield the position and the fields of each row that is not empty, the header first."""
+    text = read_utf8(path)
+    header = text.lstrip().partition("\n")[0]
     # strict: a misplaced quotation mark would swallow the rows that follow
     reader = csv.reader(io.StringIO(text), delimiter=max(_DELIMITERS, key=header.count), strict=True)
     try:
@@ -120,19 +105,11 @@ def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 @dataclass(frozen=True, slots=True)
 class TableImage:
-    """An image whose file is a cell of a table.
+    """An image whose file is a cell of a table."""
 
-    Args:
-        table: A `datasets.Dataset` of one column, of images that it does not decode. It stays on disk, and
-            its pickle is the path of its file.
-        position: The row.
-        name: The image's name in messages.
-        num_bytes: The size of the image file.
-    """
-
-    table: Any
+    table: Any  # a `datasets.Dataset` of one column of undecoded images; its pickle is the path of its file
     position: int
-    name: str
+    name: str  # for messages
     num_bytes: int
 
     def read(self) -> bytes:
@@ -143,13 +120,6 @@ class TableImage:
     def load(self) -> Image.Image:
         """Decode the image; see `load_image`."""
         return load_image(self.read(), name=self.name)
-
-
-class _Cell(NamedTuple):
-    """The image of a row: the name of a file, a file of so many bytes in the row, or both."""
-
-    path: str | None
-    size: int | None
 
 
 def is_hub_name(text: str) -> bool:
@@ -172,16 +142,16 @@ def read_hf_dataset(
 ) -> Iterator[CaptionedImage]:
     """Read one split of a data set with the library `datasets`, in the order of its rows.
 
-    Captions, a string or a list of strings for each row, are read now. Images stay on disk until they are
-    needed. Rows of the same image (the same file name, or the same bytes) have the same name.
+    A row has a caption or a list of captions. Images stay on disk until they are needed. Rows of the same
+    image (the same file name, or the same bytes) have the same name.
 
     The splits "train", "validation" (or "val") and "test" of the data set are used. If its only split is
     "train" or has another name, a column `split` may state the split of each row.
 
     Args:
-        source: A Parquet file; a folder of Parquet files, whose split is named by the file or its folder and
-            is otherwise "train"; a folder that `save_to_disk` wrote; or "org/name" or "org/name:config" of a
-            data set on the Hub.
+        source: A Parquet file; a folder of Parquet files, which `datasets` assigns to splits by their names
+            and folders; a folder that `save_to_disk` wrote; or "org/name" or "org/name:config" of a data set
+            on the Hub.
         split: The split that the caller wants.
         image_root: The folder that file names are relative to, if the images are not inside the rows; the
             data set's own folder by default.
@@ -241,10 +211,10 @@ def _load_tables(source: str) -> dict[str, Any]:
     try:
         if is_saved_dataset(path):
             loaded = datasets.load_from_disk(path)
-        elif path.exists():
-            loaded = datasets.load_dataset("parquet", data_files=_parquet_files(path))
+        elif path.is_file():
+            loaded = datasets.load_dataset("parquet", data_files=glob.escape(source))
         else:
-            name, _, config = source.partition(":")
+            name, _, config = (source, "", "") if path.exists() else source.partition(":")
             loaded = datasets.load_dataset(name, config or None)
     # `datasets` passes on the exceptions of the file system, Arrow, the network and its own modules.
     except Exception as error:
@@ -252,18 +222,6 @@ def _load_tables(source: str) -> dict[str, Any]:
         raise UserError(f"{where} {source!r}: {' '.join(str(error).split())}") from error
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
     return {name: table.with_format(None) for name, table in tables.items()}
-
-
-def _parquet_files(path: Path) -> dict[str, list[str]]:
-    """Group files by the last split that the words of their path name."""
-    if path.is_file():
-        return {"train": [glob.escape(str(path))]}
-    files: dict[str, list[str]] = {}
-    for file in sorted(path.rglob("*.parquet")):
-        words = re.split(r"[^a-z]+", file.relative_to(path).as_posix().lower())
-        split = next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
-        files.setdefault(split, []).append(glob.escape(str(file)))
-    return files
 
 
 def _holds_images(feature: Any) -> bool:
@@ -293,45 +251,38 @@ def _read_images(
     Images are the same if both their paths and their bytes are. Paths alone do not decide: `datasets` keeps
     only the last part of them.
     """
-    if getattr(table.features[column], "dtype", None) in ("string", "large_string"):
-        cells = [_Cell(path, None) for path in _read_column(table, column)]
-    else:
-        table = _undecoded(table, column, where)
-        cells = list(_read_cells(table, column))
-    counts = Counter(cells)
-    first_rows: dict[Any, int] = {}
-    for position, cell in enumerate(cells):
-        at = f"{where}[{position}]"
-        if cell.size is None:
-            file_name = parse_file_name(cell.path, at, column, absolute=True)
-            if root is None:
-                raise UserError(f"{at}: {column!r} is a file name: give --image_root, the files' folder")
-            yield PurePosixPath(file_name).as_posix(), root / file_name
-        else:
-            image = TableImage(table, position, at, cell.size)
-            # A cell whose path and size no other has cannot be a repetition: its bytes need not be read.
-            content = hashlib.sha256(image.read()).digest() if counts[cell] > 1 else b""
-            yield f"{table_name}[{first_rows.setdefault((cell, content), position)}]", image
-
-
-def _undecoded(table: Any, column: str, where: str) -> Any:
     from datasets import Image
 
-    try:
-        return table.select_columns([column]).cast_column(column, Image(decode=False))
+    try:  # file names become images without bytes
+        table = table.select_columns([column]).cast_column(column, Image(decode=False))
     except (NotImplementedError, TypeError, ValueError) as error:  # Arrow's errors are among them
         raise UserError(
-            f"{where}: column {column!r} is of type {table.features[column]}, and neither images nor file "
-            "names: name another one with --image_column"
+            f"{where}: column {column!r} is of type {table.features[column]}, expected images or file names: "
+            "name another column with --image_column"
         ) from error
+    cells = list(_read_paths_and_sizes(table, column))
+    counts = Counter(cells)
+    first_rows: dict[Any, int] = {}
+    for position, (path, size) in enumerate(cells):
+        at = f"{where}[{position}]"
+        if size is None:
+            file_name = parse_file_name(path, at, column, absolute=True)
+            if root is None:
+                raise UserError(f"{at}: {column!r} is a file name: give --image_root, the files' folder")
+            yield file_name, root / file_name
+        else:
+            image = TableImage(table, position, at, size)
+            # A path and size that no other row has cannot be a repetition: its bytes need not be read.
+            content = hashlib.sha256(image.read()).digest() if counts[path, size] > 1 else b""
+            yield f"{table_name}[{first_rows.setdefault((path, size, content), position)}]", image
 
 
-def _read_cells(images: Any, column: str) -> Iterator[_Cell]:
-    """Read the path and the size of each image, not its bytes."""
+def _read_paths_and_sizes(images: Any, column: str) -> Iterator[tuple[str | None, int | None]]:
+    """Read the path of each image and the number of its bytes, not the bytes."""
     import pyarrow.compute as pc
 
     for batch in images.with_format("arrow").iter(batch_size=1000):
         for chunk in batch.column(column).chunks:
             paths = pc.struct_field(chunk, "path").to_pylist()
             sizes = pc.binary_length(pc.struct_field(chunk, "bytes")).to_pylist()
-            yield from map(_Cell, paths, sizes)
+            yield from zip(paths, sizes, strict=True)

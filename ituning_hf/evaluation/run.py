@@ -62,7 +62,7 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
         images = args.load_split(
             args.split, args.seed, require_captions=False, require_images=args.reads_images
         )
-        args.check_count("expected_images", args.expected_images, images, args.seed)
+        args.check_count("expected_images", images)
         _check_scoring(args, images)
         _check_output_dir(args)
         if args.predictions is None:

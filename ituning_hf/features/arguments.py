@@ -14,24 +14,21 @@ STORAGES = ("bfloat16", "int8", "float32")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
 
 
-@dataclass
-class PicturesArguments(DatasetArguments):
-    """The images."""
+@dataclass(kw_only=True)  # a required field may then follow those with defaults
+class BuildArguments(DatasetArguments, Settings):
+    """The settings of a build; `ituning features build --help` describes them.
 
-    title: ClassVar[str] = "data"
+    Raises:
+        UserError: A value has the wrong type or is out of range.
+    """
+
+    title: ClassVar[str] = "features"
+    paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {"vision_model", "output_dir"}
 
     splits: list[str] = option(
         [], "splits to store", some_of(SPLITS), "|".join(SPLITS), "all that the data set has"
     )
     seed: int = option(0, "seed of drawn scenes, and of the splits if the data set has none", SEED)
-
-
-@dataclass(kw_only=True)  # a required field may then follow those with defaults
-class EncoderArguments:
-    """The frozen encoder and its precision."""
-
-    title: ClassVar[str] = "encoder"
-
     vision_model: str = option(
         REQUIRED, "the frozen vision encoder: a folder or Hub id of a CLIP", NOT_EMPTY, "MODEL"
     )
@@ -45,44 +42,20 @@ class EncoderArguments:
         one_of(MIXED_PRECISIONS),
         "|".join(MIXED_PRECISIONS),
     )
+    storage: str = option(
+        "bfloat16", "stored type; int8 has a scale for each token", one_of(STORAGES), "|".join(STORAGES)
+    )
+    output_dir: str = option("outputs/features", "the store's folder", NOT_EMPTY, "FOLDER")
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto selects the best", NOT_EMPTY)
     batch_size: int = option(32, "images encoded at a time", AT_LEAST_ONE)
-    dataloader_num_workers: int = option(
-        2,
-        "processes that decode images, at most one for each core; 0 decodes in the main process",
-        NOT_NEGATIVE,
-    )
-
-
-@dataclass
-class StoreArguments:
-    """The folder and the stored type."""
-
-    title: ClassVar[str] = "store"
-
-    output_dir: str = option("outputs/features", "the store's folder", NOT_EMPTY, "FOLDER")
-    storage: str = option(
-        "bfloat16",
-        "stored type; int8 has a scale for each token",
-        one_of(STORAGES),
-        "|".join(STORAGES),
-    )
     shard_size: int = option(
         500,
         "images of a file; their features are held in memory, 151 MB for ViT-B/16 in bfloat16",
         AT_LEAST_ONE,
     )
+    dataloader_num_workers: int = option(
+        2,
+        "processes that decode images, at most one for each core; 0 decodes in the main process",
+        NOT_NEGATIVE,
+    )
     dry_run: bool = option(False, "print the number of images and their size on disk, and write nothing")
-
-
-@dataclass
-class BuildArguments(
-    StoreArguments, EncoderArguments, PicturesArguments, Settings
-):  # a dataclass takes its fields from the last base first
-    """The settings of a build; `ituning features build --help` describes them.
-
-    Raises:
-        UserError: A value has the wrong type or is out of range.
-    """
-
-    paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {"vision_model", "output_dir"}

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from ..data.records import CaptionedImage
 from ..data.workers import ignore_stop_signals, usable_workers
 from ..utils.devices import usable_device
 from ..utils.errors import UserError, WorkError
-from ..utils.files import exclusive_lock, existing_part
+from ..utils.files import exclusive_lock, existing_part, write_json
 from ..utils.terminal import format_bytes
 from .shards import ImageVersion, ShardIndex, image_version, pack, remove_drafts, write_shard
-from .spec import STORE_FILE, FeatureSpec, describe_encoder, write_spec
+from .spec import STORE_FILE, FeatureSpec, describe_encoder
 from .store import FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -43,14 +43,12 @@ class BuildPlan:
     """The work of a build.
 
     Args:
-        folder: The store's folder.
         spec: How the features are computed.
         records: The images to encode.
         num_present: The number of images that are skipped: the store has them, or they are unreadable.
         unreadable: The unreadable images among them, and why.
     """
 
-    folder: Path
     spec: FeatureSpec
     records: list[CaptionedImage]
     num_present: int
@@ -80,14 +78,9 @@ class BuildResult:
 def plan_build(
     records: Sequence[CaptionedImage], folder: str | os.PathLike[str], spec: FeatureSpec
 ) -> BuildPlan:
-    """Determine the work of a build; nothing is written.
+    """Determine the images to encode; nothing is written.
 
     Images that the store has are skipped, and those that could not be read before and still cannot.
-
-    Args:
-        records: The images.
-        folder: The store's folder, which need not exist.
-        spec: How the features are computed.
 
     Raises:
         UserError: The store was built with different settings, has features of other images or is damaged; or
@@ -95,20 +88,28 @@ def plan_build(
         OSError: The folder is not a store and not empty, or the disk is too small.
     """
     folder = Path(folder)
-    unique = _one_image_per_name(records)
+    records = _one_image_per_name(records)
+    skipped: set[str] = set()
     unreadable: dict[str, str] = {}
-    todo = unique
     if (folder / STORE_FILE).exists():
         store = FeatureStore(folder)
-        store.spec.check_same(spec, folder)
-        store.require_unchanged(unique)
-        unreadable = {
-            record.name: reason for record in unique if (reason := _still_unreadable(store, record))
-        }
-        todo = [record for record in unique if record.name not in store.names | unreadable.keys()]
+        if differences := store.spec.differences(spec.computation):
+            raise UserError(
+                f"the store in {folder} was built with different settings: {differences}. Build into another "
+                "folder, or use the settings of that store"
+            )
+        store.require_unchanged(records)
+        for record in records:
+            if record.name in store.unreadable:
+                try:
+                    record.load()
+                except UnreadableImageError as error:
+                    unreadable[record.name] = str(error)
+        skipped = store.names | unreadable.keys()
     elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise FileExistsError(f"{folder} has files and is not a store of features: give another folder")
-    plan = BuildPlan(folder, spec, todo, len(unique) - len(todo), unreadable)
+    todo = [record for record in records if record.name not in skipped]
+    plan = BuildPlan(spec, todo, len(records) - len(todo), unreadable)
     free = shutil.disk_usage(existing_part(folder)).free
     if plan.num_bytes > free:
         raise OSError(
@@ -129,16 +130,6 @@ def _one_image_per_name(records: Sequence[CaptionedImage]) -> list[CaptionedImag
                 "(--splits), or rename the files"
             )
     return list(first.values())
-
-
-def _still_unreadable(store: FeatureStore, record: CaptionedImage) -> str | None:
-    if record.name not in store.unreadable:
-        return None
-    try:
-        record.load()
-    except UnreadableImageError as error:
-        return str(error)
-    return None
 
 
 def build_features(
@@ -194,14 +185,14 @@ def build_features(
         remove_drafts(folder)
         plan = plan_build(records, folder, spec)  # another build may have ended meanwhile
         if not (folder / STORE_FILE).exists():
-            write_spec(folder, spec)
+            write_json(folder / STORE_FILE, asdict(spec))
         for reason in plan.unreadable.values():
             logger.warning("skipped: %s", reason)
         result = BuildResult(plan.num_present, 0, dict(plan.unreadable))
         if plan.records:
             # Batches do not cross shards: an image's batch depends only on its shard, also after a restart.
             shards = [list(_cut(shard, batch_size)) for shard in _cut(plan.records, shard_size)]
-            for index in _write_shards(shards, plan, target, num_workers, progress):
+            for index in _write_shards(folder, shards, spec, target, num_workers, progress):
                 result.num_encoded += len(index.images)
                 result.unreadable |= index.unreadable
     return result
@@ -212,10 +203,15 @@ def _cut(records: Sequence[CaptionedImage], size: int) -> Iterator[_Batch]:
 
 
 def _write_shards(
-    shards: list[list[_Batch]], plan: BuildPlan, device: torch.device, num_workers: int, progress: bool
+    folder: Path,
+    shards: list[list[_Batch]],
+    spec: FeatureSpec,
+    device: torch.device,
+    num_workers: int,
+    progress: bool,
 ) -> Iterator[ShardIndex]:
     """Encode and write each shard, given as batches; yield what it contains."""
-    spec, encoder = plan.spec, plan.spec.vision_model
+    encoder = spec.vision_model
     model: Any = load_pretrained_backbone("vision", encoder.name_or_path, revision=encoder.revision)
     model = model.to(device)
     loader = DataLoader(
@@ -226,7 +222,8 @@ def _write_shards(
         generator=torch.Generator(),  # its own: the caller's random state does not change
     )
     loaded = iter(loader)
-    bar = tqdm(total=len(plan.records), unit="image", disable=not progress)
+    total = sum(len(batch) for shard in shards for batch in shard)
+    bar = tqdm(total=total, unit="image", disable=not progress)
     with bar, logging_redirect_tqdm() if progress else nullcontext():
         for shard in shards:
             index, parts = ShardIndex(), []
@@ -247,7 +244,7 @@ def _write_shards(
                     )
                 parts.append({key: tensor.cpu() for key, tensor in pack(features, spec.storage).items()})
                 bar.update(len(batch))
-            _write(plan.folder, index, parts)
+            _write(folder, index, parts)
             yield index
 
 

@@ -7,7 +7,7 @@ import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,23 +23,14 @@ _PATTERN = "features-*.safetensors"
 
 
 class ImageVersion(NamedTuple):
-    """Distinguishes an image from another one with the same name.
-
-    Args:
-        num_bytes: The size of its file, or of its source.
-        digest: A digest of these bytes.
-    """
+    """Distinguishes an image from another one with the same name: the size of its file, and a digest."""
 
     num_bytes: int
     digest: str
 
 
 def image_version(record: CaptionedImage) -> ImageVersion:
-    """Read an image file and return its version.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """Read an image file, or another source, and return its version."""
     if not isinstance(record.source, Path):
         digest = hashlib.sha256(record.source.read())
     else:
@@ -49,11 +40,7 @@ def image_version(record: CaptionedImage) -> ImageVersion:
 
 
 def image_size(record: CaptionedImage) -> int:
-    """Return the size in bytes of an image file or another source, without reading it.
-
-    Raises:
-        OSError: The file does not exist.
-    """
+    """Return the size in bytes of an image file, or of another source, without reading it."""
     return record.source.stat().st_size if isinstance(record.source, Path) else record.source.num_bytes
 
 
@@ -105,15 +92,12 @@ def unpack(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def write_shard(folder: Path, index: ShardIndex, tensors: dict[str, torch.Tensor]) -> Path:
-    """Write a shard; the file gets its name once all of it is on disk.
+    """Write a shard under the first free number, atomically, and return its path.
 
     Args:
         folder: The store's folder.
         index: The images.
         tensors: What `pack` returned for the images of `index.images`, in their order.
-
-    Returns:
-        The file, which has the first free number.
 
     Raises:
         OSError: The file cannot be written; nothing is left of it.
@@ -127,20 +111,14 @@ def write_shard(folder: Path, index: ShardIndex, tensors: dict[str, torch.Tensor
         give_ordinary_permissions(draft)
         put_in_place(path)
     except SafetensorError as error:  # of a full disk, for example
-        draft.unlink(missing_ok=True)
         raise OSError(str(error)) from error
-    except BaseException:
+    finally:
         draft.unlink(missing_ok=True)
-        raise
     return path
 
 
 def read_index(path: Path, spec: FeatureSpec) -> ShardIndex:
-    """Read the header of a shard, and none of the features.
-
-    Raises:
-        UserError: The file is damaged, or its features do not have the shape that `spec` says.
-    """
+    """Read the header of a shard, and none of the features; a UserError if it is damaged or does not fit."""
     try:
         with safe_open(path, framework="pt") as file:
             content = json.loads(file.metadata()["index"])
@@ -166,15 +144,3 @@ def remove_drafts(folder: Path) -> None:
     """Remove the incomplete files of a killed build."""
     for draft in folder.glob(draft_of(folder / "*").name):
         draft.unlink()
-
-
-def open_shard(path: Path) -> Any:
-    """Open a shard to read features.
-
-    Raises:
-        UserError: The file cannot be opened any more.
-    """
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} existed, and cannot be read any more: {error}") from error

@@ -1,4 +1,4 @@
-"""How the features of a store were computed: `store.json`, and the checks that compare it with an encoder."""
+"""How the features of a store were computed: `store.json`, and its comparison with an encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ..captioner.encoders_ituning import encoder_family
 from ..captioner.pretrained_ituning import BackboneSource, resolve_backbone
 from ..captioner.processing_ituning import load_image_processor
 from ..utils.errors import UserError
-from ..utils.files import write_json
 from ..utils.json_files import read_json
 from .arguments import MIXED_PRECISIONS, STORAGES
 
@@ -64,8 +63,8 @@ class FeatureSpec:
 
     @property
     def computation(self) -> dict[str, Any]:
-        """All that determines the stored numbers; neither the encoder's path nor who saved it."""
-        return {"storage": self.storage, "mixed_precision": self.mixed_precision} | _computation(
+        """All that determines the stored numbers; see `describe_computation`."""
+        return {"storage": self.storage, "mixed_precision": self.mixed_precision} | describe_computation(
             self.vision_model.fingerprint, self.vision_config, self.image_processor, self.vision_feature_layer
         )
 
@@ -81,47 +80,14 @@ class FeatureSpec:
     @property
     def bytes_per_image(self) -> int:
         """The size of the features of one image on disk, without name and header."""
-        return feature_bytes(self.num_tokens, self.hidden_size, self.storage)
+        per_number, per_token = _BYTES[self.storage]
+        return self.num_tokens * (self.hidden_size * per_number + per_token)
 
-    def check_same(self, other: FeatureSpec, folder: Path) -> None:
-        """Refuse to add features that were computed in another way.
-
-        Args:
-            other: How they would be computed.
-            folder: The store's folder, for the message.
-
-        Raises:
-            UserError: With each difference.
-        """
-        if differences := _differences(self.computation, other.computation):
-            raise UserError(
-                f"the store in {folder} was built with different settings: {differences}. Build into another "
-                "folder, or use the settings of that store"
-            )
-
-    def check_fits(self, config: ITuningConfig, image_processor: dict[str, Any], folder: Path) -> None:
-        """Refuse a captioner whose vision encoder would compute other features.
-
-        Args:
-            config: The captioner's configuration.
-            image_processor: The settings of its image processor, as `to_dict` returns them.
-            folder: The store's folder, for the message.
-
-        Raises:
-            UserError: With each difference.
-        """
-        wanted = _computation(
-            config.vision_model_fingerprint,
-            config.vision_config,
-            _as_json(image_processor),
-            config.vision_feature_layer,
-        )
-        if differences := _differences(self.computation, wanted):
-            raise UserError(
-                f"the features in {folder} are not those of this captioner's vision encoder: {differences} "
-                "(the store's, the captioner's). Give the store that was built with "
-                f"{config.vision_model_name_or_path}, or build it with `ituning features build`"
-            )
+    def differences(self, computation: Mapping[str, Any]) -> str:
+        """List the settings in which another computation differs: "storage 'int8', not 'bfloat16'; ..."."""
+        own = self.computation
+        changed = [name for name, value in computation.items() if own[name] != value]
+        return "; ".join(f"{name} {own[name]!r}, not {computation[name]!r}" for name in changed)
 
 
 def describe_encoder(
@@ -146,10 +112,8 @@ def describe_encoder(
         CaptionerError: The encoder is not supported, or has no such layer.
         OSError: The encoder does not exist.
     """
-    for name, value, known in (
-        ("storage", storage, STORAGES),
-        ("mixed_precision", mixed_precision, MIXED_PRECISIONS),
-    ):
+    choices = {"storage": (storage, STORAGES), "mixed_precision": (mixed_precision, MIXED_PRECISIONS)}
+    for name, (value, known) in choices.items():
         if value not in known:
             raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
     encoder = resolve_backbone("vision", vision_model, vision_revision)
@@ -166,30 +130,8 @@ def describe_encoder(
     )
 
 
-def feature_bytes(num_tokens: int, hidden_size: int, storage: str) -> int:
-    """Compute the size of the features of one image on disk.
-
-    CLIP ViT-B/16 has 197 tokens of 768 numbers:
-
-    >>> feature_bytes(197, 768, "bfloat16"), feature_bytes(197, 768, "int8")
-    (302592, 152084)
-    """
-    per_number, per_token = _BYTES[storage]
-    return num_tokens * (hidden_size * per_number + per_token)
-
-
-def write_spec(folder: Path, spec: FeatureSpec) -> None:
-    """Write `store.json`."""
-    write_json(folder / STORE_FILE, asdict(spec))
-
-
 def read_spec(folder: Path) -> FeatureSpec:
-    """Read `store.json`.
-
-    Raises:
-        FileNotFoundError: It does not exist.
-        UserError: It is damaged.
-    """
+    """Read a store's specification; an OSError if it has none, a UserError if it is damaged."""
     path = folder / STORE_FILE
     if not path.is_file():
         raise FileNotFoundError(
@@ -202,10 +144,11 @@ def read_spec(folder: Path) -> FeatureSpec:
         raise UserError(f"{path} is damaged ({error}): build the store again in another folder") from error
 
 
-def _computation(
+def describe_computation(
     fingerprint: str | None, vision_config: Any, image_processor: Mapping[str, Any], layer: int
 ) -> dict[str, Any]:
-    architecture = encoder_family(vision_config).architecture
+    """Return all that determines an encoder's features; neither its path nor who saved it."""
+    architecture, image_processor = encoder_family(vision_config).architecture, _as_json(image_processor)
     return {
         "vision_model_fingerprint": fingerprint,
         "vision_feature_layer": layer % (vision_config.num_hidden_layers + 1),  # -1 is the last layer
@@ -214,11 +157,6 @@ def _computation(
     }
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    changed = [name for name, value in wanted.items() if found[name] != value]
-    return "; ".join(f"{name} {found[name]!r}, not {wanted[name]!r}" for name in changed)
-
-
-def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as they are after writing and reading JSON: without tuples and enumerations."""
     return json.loads(json.dumps(settings))

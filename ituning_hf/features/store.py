@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from ..captioner.configuration_ituning import ITuningConfig
 from ..data.images import UnreadableImageError
 from ..data.records import CaptionedImage, first_names
 from ..utils.errors import UserError
-from .shards import ImageVersion, image_size, image_version, list_shards, open_shard, read_index, unpack
-from .spec import FeatureSpec, read_spec
+from .shards import ImageVersion, image_size, image_version, list_shards, read_index, unpack
+from .spec import FeatureSpec, describe_computation, read_spec
 
 # The content of this many images is compared, in addition to the size of all. That detects another data set
 # with the same names, and one that was rendered again with files of equal size.
@@ -73,17 +74,15 @@ class FeatureStore:
         return sum(path.stat().st_size for path in self._shards)
 
     def read(self, name: str) -> torch.Tensor:
-        """Read the features of an image.
-
-        Args:
-            name: The image's name.
+        """Read the features of an image by its name.
 
         Returns:
             Shape (N, d_v), the class token first. Of dtype bfloat16, or float32 if they are stored so.
 
         Raises:
             UnreadableImageError: The image could not be read when the store was built.
-            UserError: The store does not have the image, or its file was removed.
+            UserError: The store does not have the image.
+            OSError: The image's shard was removed.
         """
         if name in self.unreadable:
             raise UnreadableImageError(self.unreadable[name])
@@ -91,7 +90,7 @@ class FeatureStore:
             raise UserError(f"{self.folder} has no features of {name!r}")
         shard, row = self._positions[name]
         if shard not in self._files:
-            self._files[shard] = open_shard(self._shards[shard])
+            self._files[shard] = safe_open(self._shards[shard], framework="pt")
         file = self._files[shard]
         features = file.get_slice("features")[row]
         if self.spec.storage == "int8":
@@ -159,5 +158,20 @@ class FeatureStore:
             )
 
     def require_fits(self, config: ITuningConfig, image_processor: dict[str, Any]) -> None:
-        """Refuse a captioner whose vision encoder would compute other features; see `FeatureSpec`."""
-        self.spec.check_fits(config, image_processor, self.folder)
+        """Refuse a captioner whose vision encoder would compute other features.
+
+        Args:
+            config: The captioner's configuration.
+            image_processor: The settings of its image processor, as `to_dict` returns them.
+
+        Raises:
+            UserError: With each difference.
+        """
+        fingerprint, layer = config.vision_model_fingerprint, config.vision_feature_layer
+        wanted = describe_computation(fingerprint, config.vision_config, image_processor, layer)
+        if differences := self.spec.differences(wanted):
+            raise UserError(
+                f"the features in {self.folder} are not those of this captioner's vision encoder: "
+                f"{differences} (the store's, the captioner's). Give the store that was built with "
+                f"{config.vision_model_name_or_path}, or build it with `ituning features build`"
+            )

@@ -68,7 +68,7 @@ def load_data(args: TrainArguments) -> TrainingData:
     """
     require_images = args.features is None
     train = args.load_split("train", args.seed, require_images=require_images)
-    args.check_count("expected_train_images", args.expected_train_images, train, args.seed)
+    args.check_count("expected_train_images", train)
     evaluation: list[CaptionedImage] = []
     if args.eval_split != "none":
         num_scenes = max(1, args.num_scenes // 10)
@@ -78,7 +78,7 @@ def load_data(args: TrainArguments) -> TrainingData:
             )
         except ValueError as error:
             raise UserError(f"{error}. To train without validation, give --eval_split none.") from error
-        args.check_count("expected_eval_images", args.expected_eval_images, evaluation, args.seed)
+        args.check_count("expected_eval_images", evaluation)
     return TrainingData(train, evaluation)
 
 

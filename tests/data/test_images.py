@@ -2,7 +2,6 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,15 +51,6 @@ def test_rotates_tiffs_of_every_mode(tmp_path: Path, mode: str, compression: str
     path = tmp_path / "turned.tif"
     Image.fromarray(GREY).convert(mode).save(path, exif=exif_with(6), compression=compression)
     assert red_channel(load_image(path)) == np.rot90(GREY, -1).tolist()
-
-
-def test_rotates_a_jpeg_and_drops_its_orientation(tmp_path: Path) -> None:
-    blocks = np.kron(GREY, np.ones((16, 16), dtype=np.uint8))
-    Image.fromarray(blocks).save(tmp_path / "turned.jpg", quality=100, exif=exif_with(5))
-    image = load_image(tmp_path / "turned.jpg")
-    assert image.size == (32, 48)
-    assert np.abs(np.asarray(image)[..., 0].astype(int) - blocks.T).max() <= 2
-    assert red_channel(ImageOps.exif_transpose(image)) == red_channel(image)
 
 
 def test_reads_an_image_with_broken_exif(tmp_path: Path) -> None:
@@ -214,24 +204,6 @@ def test_decompression_bombs_are_refused(
         load_image(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert load_image(tmp_path / "bomb.png").size == size
-
-
-def test_threads_give_the_same_results(tmp_path: Path) -> None:
-    filters = list(warnings.filters)
-    for value in range(16):
-        Image.new("P", (64, 64), value).save(tmp_path / f"{value}.png", transparency=3)
-        (tmp_path / f"{value}.jpg").write_bytes(jpeg_bytes()[: 2000 + value])
-
-    def outcome(path: Path) -> bytes | str:
-        try:
-            return load_image(path).tobytes()
-        except UnreadableImageError as error:
-            return str(error)
-
-    paths = [tmp_path / f"{i % 16}{suffix}" for i in range(100) for suffix in (".png", ".jpg")]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(outcome, paths)) == [outcome(path) for path in paths]
-    assert warnings.filters == filters
 
 
 def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:

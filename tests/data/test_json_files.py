@@ -183,14 +183,6 @@ def test_coco_images_are_found(coco2017: Path, tmp_path: Path, folder: str) -> N
         assert load(coco2017, image_root=tmp_path / "elsewhere")[0].source == image
 
 
-def test_coco_names_do_not_depend_on_the_image_files(coco2017: Path, tmp_path: Path) -> None:
-    names = list(captions(coco2017))
-    (tmp_path / "train2017").rename(tmp_path / "gone")
-    assert list(captions(coco2017)) == names
-    with pytest.raises(FileNotFoundError, match=r"^3 of 3 images are missing \(.*train2017/.*--image_root"):
-        load_captioned_images(coco2017, "train")
-
-
 IMAGE, ANNOTATION = {"id": 1, "file_name": "a.png"}, {"image_id": 1, "caption": "a"}
 
 
@@ -207,7 +199,7 @@ IMAGE, ANNOTATION = {"id": 1, "file_name": "a.png"}, {"image_id": 1, "caption": 
         ([{"id": 1, "file_name": "/a.png"}], [], r"images\[0\]: 'file_name' must stay inside the folder"),
         ({}, [], "no list named 'images'"),
         ([], None, "no list named 'annotations'"),
-        ([IMAGE], [], "no images of split 'train'; it has none"),
+        ([IMAGE], [], "has no images$"),
     ],
 )
 def test_malformed_coco_is_named(write_json: WriteJson, images: Any, annotations: Any, message: str) -> None:
@@ -222,11 +214,11 @@ IDS = ("0013ea2087020901", "0002c96937fae3b3", "001464cfae2a30b8")
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 
 
-def nocaps(description: str, texts: list[tuple[int, str]] | None = None, **extra: Any) -> dict[str, Any]:
+def nocaps(description: str, texts: list[tuple[int, str]] | None = None) -> dict[str, Any]:
     """Three images with the ids 10 to 12; with captions, each has a domain, as in NoCaps' own files."""
     domains = [{}] * 3 if texts is None else [{"domain": domain} for domain in DOMAINS]
     images = [
-        {"id": 10 + i, "open_images_id": name, "file_name": f"{name}.jpg", **domains[i], **extra}
+        {"id": 10 + i, "open_images_id": name, "file_name": f"{name}.jpg", **domains[i]}
         for i, name in enumerate(IDS)
     ]
     annotations = {} if texts is None else {"annotations": coco({}, texts)["annotations"]}
@@ -277,18 +269,9 @@ def test_nocaps_files_have_one_split(nocaps_val: Path, nocaps_test: Path, write_
         load(write_json(nocaps("nocaps"), "evaluation.json"), "val")
 
 
-@pytest.mark.parametrize(
-    ("texts", "extra", "message"),
-    [
-        ([(10, "a"), (12, " ")], {}, r"1 of 2 images have no caption \(001464"),
-        (None, {"id": 7}, "has the 'id' of another image"),
-        (None, {"file_name": "a.jpg"}, r"the entries of 'a\.jpg' have different splits or ids"),
-        (None, {"file_name": "../a.jpg"}, "must stay inside the folder"),
-    ],
-)
-def test_malformed_nocaps_is_named(write_json: WriteJson, texts: Any, extra: Any, message: str) -> None:
-    path = write_json(nocaps("", texts, **extra), "nocaps_val.json")
-    with pytest.raises(UserError, match=message):
+def test_a_nocaps_image_with_a_blank_caption_is_named(write_json: WriteJson) -> None:
+    path = write_json(nocaps("", [(10, "a"), (12, " ")]), "nocaps_val.json")
+    with pytest.raises(UserError, match=r"1 of 2 images have no caption \(001464"):
         load(path, "val", require_captions=False)
 
 

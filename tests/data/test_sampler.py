@@ -5,7 +5,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import examples
-from torch.utils.data import DataLoader
 
 from ituning_hf.data.sampler import ImageBatchSampler, SampleKey
 
@@ -22,10 +21,11 @@ SHAPES = st.fixed_dictionaries(
 
 
 def take_steps(num_steps: int, **options: Any) -> list[list[list[SampleKey]]]:
-    """For each optimizer step the micro-batches of one process."""
-    batches = iter(ImageBatchSampler(**options))
-    accumulation = options["gradient_accumulation_steps"]
-    return [list(islice(batches, accumulation)) for _ in range(num_steps)]
+    """For each optimizer step the micro-batches of one process, which are always full."""
+    accumulation, size = options["gradient_accumulation_steps"], options["per_device_batch_size"]
+    batches = list(islice(ImageBatchSampler(**options), num_steps * accumulation))
+    assert {len(batch) for batch in batches} <= {size}
+    return [batches[step * accumulation :][:accumulation] for step in range(num_steps)]
 
 
 def merge_processes(num_steps: int, **options: Any) -> list[list[SampleKey]]:
@@ -41,7 +41,7 @@ def merge_processes(num_steps: int, **options: Any) -> list[list[SampleKey]]:
 
 @given(SHAPES)
 @examples(30, 3000)
-def test_an_epoch_counts_every_image_once(options: dict[str, Any]) -> None:
+def test_all_processes_together_count_every_image_of_an_epoch_once(options: dict[str, Any]) -> None:
     steps_per_epoch = ImageBatchSampler(**options, process_index=0).steps_per_epoch
     steps = merge_processes(2 * steps_per_epoch, **options)
     for epoch in (0, 1):
@@ -50,17 +50,6 @@ def test_an_epoch_counts_every_image_once(options: dict[str, Any]) -> None:
         counted = sorted(key.index for key in keys if not key.padding)
         assert counted == list(range(options["num_images"]))
         assert {key.index for key in keys if key.padding} <= set(counted)
-
-
-@given(SHAPES)
-@examples(30, 3000)
-def test_processes_have_full_micro_batches_and_no_image_in_common(options: dict[str, Any]) -> None:
-    counted = []
-    for index in range(options["num_processes"]):
-        (step,) = take_steps(1, **options, process_index=index)
-        assert [len(batch) for batch in step] == [options["per_device_batch_size"]] * len(step)
-        counted += [key for batch in step for key in batch if not key.padding]
-    assert len(set(counted)) == len(counted)
 
 
 @given(SHAPES, st.integers(0, 30), st.data())
@@ -122,14 +111,3 @@ def test_a_step_is_divided_and_filled_up() -> None:
             [SampleKey(0, 6, False), SampleKey(0, 0, True)],
         ],
     ]
-
-
-def test_a_data_loader_accepts_it_as_batch_sampler() -> None:
-    class Echo:
-        def __getitem__(self, key: SampleKey) -> SampleKey:
-            return key
-
-    loader: DataLoader[Any] = DataLoader(
-        Echo(), batch_sampler=ImageBatchSampler(**SMALL), collate_fn=lambda keys: keys
-    )
-    assert list(islice(loader, 9)) == list(islice(ImageBatchSampler(**SMALL), 9))

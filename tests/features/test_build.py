@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from filelock import FileLock
 from small_models import IMAGE_SIZE, VISION
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from ituning_hf.data.images import UnreadableImageError
 from ituning_hf.data.records import CaptionedImage
 from ituning_hf.data.scenes import read_scenes
 from ituning_hf.features.build import build_features, plan_build
@@ -116,6 +116,10 @@ def test_unreadable_images_are_skipped_and_tried_again(
     assert [message.startswith(f"skipped: cannot read {broken}: ") for message in caplog.messages] == [True]
     store = FeatureStore(into)
     assert store.names == good.names - {name}
+    assert store.unreadable == result.unreadable
+    store.require(train)
+    with pytest.raises(UnreadableImageError, match=r"cannot read .*4\.bmp"):
+        store.read(name)
     for other in store.names:  # to the last bit: no image changed its position in a batch
         assert torch.equal(store.read(other), good.read(other))
 
@@ -256,23 +260,3 @@ def test_the_planned_size_is_the_size_on_disk(tmp_path: Path):
     plan = plan_build(records, tmp_path / "store", describe_encoder(vision))
     build_features(records, tmp_path / "store", vision_model=vision, num_workers=0, device="cpu")
     assert FeatureStore(tmp_path / "store").num_bytes == pytest.approx(plan.num_bytes, rel=0.01)
-
-
-def test_only_one_shard_is_in_memory(build: Build, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """40 MB of features, in shards of 4 MB."""
-    from ituning_hf.features.build import write_shard
-
-    peaks, process = [], psutil.Process()
-
-    def measuring(*arguments: Any) -> Path:
-        peaks.append(process.memory_info().rss)
-        return write_shard(*arguments)
-
-    monkeypatch.setattr(WRITE_SHARD, measuring)
-    monkeypatch.setattr(
-        "ituning_hf.features.build._encode", lambda model, pixels, spec: torch.rand(len(pixels), 100, 600)
-    )
-    build(read_scenes("train", 330), shard_size=33)
-    assert sum(path.stat().st_size for path in shards(folder)) > 39e6
-    assert len(peaks) == 10
-    assert peaks[-1] - peaks[1] < 12e6
