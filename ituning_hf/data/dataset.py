@@ -17,20 +17,12 @@ from .sampler import SampleKey
 
 
 class CaptionItem(TypedDict):
-    """One image with its captions.
+    """One image with its captions."""
 
-    Fields:
-        index: Of the image in the data set.
-        image: The image's input: pixels, (3, H, W), or features, (N, d_v). None for padding and for an image
-            that cannot be read.
-        captions: The token ids of up to captions_per_image captions.
-        unreadable: Why the image could not be read, or None.
-    """
-
-    index: int
-    image: torch.Tensor | None
-    captions: list[list[int]]
-    unreadable: str | None
+    index: int  # of the image in the data set
+    image: torch.Tensor | None  # pixels, (3, H, W), or features, (N, d_v); None if padding or unreadable
+    captions: list[list[int]]  # the token ids of up to captions_per_image captions
+    unreadable: str | None  # why the image could not be read
 
 
 class CaptionDataset(Dataset[CaptionItem]):

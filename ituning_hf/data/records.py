@@ -22,13 +22,7 @@ SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "tes
 
 
 class MissingSplitError(UserError):
-    """A data set has no images of a split.
-
-    Args:
-        where: The data set.
-        split: The split.
-        counts: The number of images of each split that it has.
-    """
+    """A data set has no images of a split; `counts` are those of the splits that it has."""
 
     def __init__(self, where: str, split: str, counts: Mapping[str | None, int]) -> None:
         present = ", ".join(f"{name!r} ({count:,})" for name, count in counts.items())

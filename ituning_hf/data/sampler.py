@@ -11,17 +11,11 @@ from torch.utils.data import Sampler
 
 
 class SampleKey(NamedTuple):
-    """The key of an item of `CaptionDataset`.
+    """The key of an item of `CaptionDataset`."""
 
-    Args:
-        epoch: Counted from 0; determines which captions of the image are used.
-        index: Of the image.
-        padding: True if the image only fills up an epoch's last step and must not count.
-    """
-
-    epoch: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which is not needed here
-    padding: bool
+    epoch: int  # from 0; determines which captions of the image are used
+    index: int  # type: ignore[assignment]  # of the image; hides tuple.index, which is not needed here
+    padding: bool  # whether the image only fills up an epoch's last step and must not count
 
 
 class ImageBatchSampler(Sampler[list[SampleKey]]):

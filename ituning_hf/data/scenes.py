@@ -74,34 +74,21 @@ SHAPES = tuple(_OUTLINES)
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """A shape of one colour.
+    """A shape of one colour."""
 
-    Args:
-        shape: One of `SHAPES`.
-        colour: A key of `COLOURS`.
-        size: A key of `RADII`: half the side of the box that holds the shape, in frame widths.
-        x: The centre, in frame widths from the left.
-        y: The centre, in frame heights from the top.
-    """
-
-    shape: str
-    colour: str
-    size: str
-    x: float
-    y: float
+    shape: str  # one of `SHAPES`
+    colour: str  # a key of `COLOURS`
+    size: str  # a key of `RADII`: half the side of the box that holds the shape, in frame widths
+    x: float  # the centre, in frame widths from the left
+    y: float  # and in frame heights from the top
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One to three objects that neither touch each other nor leave the frame.
+    """One to three objects that neither touch each other nor leave the frame."""
 
-    Args:
-        objects: No two with the same shape, colour and size.
-        background: A key of `BACKGROUNDS`.
-    """
-
-    objects: tuple[SceneObject, ...]
-    background: str
+    objects: tuple[SceneObject, ...]  # no two with the same shape, colour and size
+    background: str  # a key of `BACKGROUNDS`
 
     def load(self) -> Image.Image:
         """Draw the scene, 64 x 64 pixels of mode "RGB", always the same."""

@@ -40,19 +40,12 @@ _Batch = Sequence[CaptionedImage]
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """The work of a build.
+    """The work of a build."""
 
-    Args:
-        spec: How the features are computed.
-        records: The images to encode.
-        num_present: The number of images that are skipped: the store has them, or they are unreadable.
-        unreadable: The unreadable images among them, and why.
-    """
-
-    spec: FeatureSpec
-    records: list[CaptionedImage]
-    num_present: int
-    unreadable: dict[str, str]
+    spec: FeatureSpec  # how the features are computed
+    records: list[CaptionedImage]  # the images to encode
+    num_present: int  # images that are skipped: the store has them, or they are unreadable
+    unreadable: dict[str, str]  # the unreadable ones among them, and why
 
     @property
     def num_bytes(self) -> int:
@@ -62,17 +55,11 @@ class BuildPlan:
 
 @dataclass
 class BuildResult:
-    """The outcome of a build.
+    """The outcome of a build."""
 
-    Args:
-        num_present: The number of images that were skipped: the store has them, or they are unreadable.
-        num_encoded: The number of images whose features were computed.
-        unreadable: The images that could not be read, and why.
-    """
-
-    num_present: int
-    num_encoded: int
-    unreadable: dict[str, str]
+    num_present: int  # images that were skipped: the store has them, or they are unreadable
+    num_encoded: int  # images whose features were computed
+    unreadable: dict[str, str]  # the images that could not be read, and why
 
 
 def plan_build(

@@ -46,14 +46,11 @@ def image_size(record: CaptionedImage) -> int:
 
 @dataclass
 class ShardIndex:
-    """The header of a shard.
+    """The header of a shard."""
 
-    Args:
-        images: The version of each image that has features, by name, in the order of the features.
-        unreadable: The names of the images that could not be read, and why.
-    """
-
+    # The version of each image that has features, by name, in the order of the features.
     images: dict[str, ImageVersion] = field(default_factory=dict)
+    # The names of the images that could not be read, and why.
     unreadable: dict[str, str] = field(default_factory=dict)
 
 

@@ -40,26 +40,15 @@ _IMAGE_PROCESSOR_FIELDS = (
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """How the features of a store were computed and stored.
-
-    Args:
-        vision_model: The encoder.
-        image_processor: The settings of its image processor.
-        vision_feature_layer: The hidden state that is stored; see `ITuningConfig`.
-        storage: The stored type, one of `STORAGES`.
-        mixed_precision: The precision of the encoder's computation, one of `MIXED_PRECISIONS`; "no" is that
-            of its weights.
-        num_tokens: N, the tokens of an image, including the class token.
-        hidden_size: d_v, the numbers of a token.
-    """
+    """How the features of a store were computed and stored."""
 
     vision_model: BackboneSource
-    image_processor: dict[str, Any]
-    vision_feature_layer: int
-    storage: str
-    mixed_precision: str
-    num_tokens: int
-    hidden_size: int
+    image_processor: dict[str, Any]  # its settings
+    vision_feature_layer: int  # the hidden state that is stored; see `ITuningConfig`
+    storage: str  # the stored type, one of `STORAGES`
+    mixed_precision: str  # of the computation, one of `MIXED_PRECISIONS`; "no" is that of the weights
+    num_tokens: int  # N, including the class token
+    hidden_size: int  # d_v, the numbers of a token
 
     @property
     def computation(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +122,19 @@ def encode(model: ITuningForCaptioning, processor: ITuningProcessor, records: li
     return model.get_image_features(processor(images=images, return_tensors="pt")["pixel_values"])
 
 
+def read_all(store: FeatureStore, records: list[CaptionedImage]) -> torch.Tensor:
+    return torch.stack([store.read(record.name) for record in records])
+
+
 def test_features_equal_those_of_the_captioner(
     build: Build, train: list[CaptionedImage], folder: Path, backbones, processor: ITuningProcessor
 ):
-    # One batch of all images: other batches differ by rounding.
-    for storage in STORAGES:
+    found = {}
+    for storage in STORAGES:  # one batch of all images: other batches differ by rounding
         build(train, folder / storage, storage=storage, batch_size=11, shard_size=11)
-    stores = {storage: FeatureStore(folder / storage) for storage in STORAGES}
-    found = {
-        storage: torch.stack([store.read(record.name) for record in train])
-        for storage, store in stores.items()
-    }
+        store = FeatureStore(folder / storage)
+        found[storage] = read_all(store, train)
+        assert torch.equal(store.blank(), torch.zeros_like(found[storage][0]))
     expected = encode(make_captioner(backbones), processor, train)
     assert torch.equal(found["float32"], expected)
     assert torch.equal(found["bfloat16"], expected.to(torch.bfloat16))
@@ -139,8 +142,6 @@ def test_features_equal_those_of_the_captioner(
     largest = expected.abs().amax(dim=-1, keepdim=True)
     assert ((found["int8"].float() - expected).abs() <= largest * (1 / 254 + 1 / 256)).all()
     assert (found["int8"].float() - expected).abs().max() > 0
-    for storage, store in stores.items():
-        assert torch.equal(store.blank(), torch.zeros_like(found[storage][0]))
 
 
 def test_another_layer_and_precision(
@@ -150,8 +151,7 @@ def test_another_layer_and_precision(
     build(train, vision_feature_layer=1, mixed_precision="bf16", **options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = encode(make_captioner(backbones, vision_feature_layer=1), processor, train)
-    store = FeatureStore(folder)
-    assert torch.equal(torch.stack([store.read(record.name) for record in train]), expected.float())
+    assert torch.equal(read_all(FeatureStore(folder), train), expected.float())
     assert not torch.equal(expected.float(), encode(make_captioner(backbones), processor, train))
 
 
@@ -163,27 +163,15 @@ def test_what_is_read_is_a_copy(store: FeatureStore, train: list[CaptionedImage]
     assert torch.equal(store.read(train[0].name), kept)
 
 
-class _Reader:
-    def __init__(self, store: FeatureStore, names: list[str]) -> None:
-        self.store, self.names = store, names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.store.read(self.names[index])
-
-
 def test_workers_threads_and_pickles_read_the_same(store: FeatureStore, train: list[CaptionedImage]):
-    names = [record.name for record in train]
-    expected = torch.stack([store.read(name) for name in names])  # the files are open now
-    reader: Any = DataLoader(_Reader(store, names), batch_size=4, num_workers=1)
+    expected = read_all(store, train)  # the files are open now
+    reader: Any = DataLoader(train, batch_size=4, num_workers=1, collate_fn=partial(read_all, store))
     assert torch.equal(torch.cat(list(reader)), expected)
     pickled = pickle.dumps(store)
     assert len(pickled) < 5000
-    assert torch.equal(pickle.loads(pickled).read(names[0]), expected[0])
+    assert torch.equal(read_all(pickle.loads(pickled), train), expected)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(FeatureStore(store.folder).read, names * 20))
+        found = list(pool.map(FeatureStore(store.folder).read, [record.name for record in train] * 20))
     assert torch.equal(torch.stack(found), expected.repeat(20, 1, 1))
 
 
