@@ -134,12 +134,12 @@ def test_the_configuration_cannot_name_another_adapter_file(folder, tmp_path: Pa
         ITuningForCaptioning.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
-@pytest.mark.parametrize("part", [None, "vision_config", "text_config"])
-def test_the_configuration_cannot_name_a_kernel(folder, part: str | None, field: str):
+def test_the_configuration_cannot_name_a_kernel(folder):
     stored = json.loads((folder / "config.json").read_text())
-    changed = {field: "other/kernel", "_attn_implementation_internal": "other/kernel"}
-    edit_json(folder / "config.json", **(changed if part is None else {part: stored[part] | changed}))
+    names = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+    kernel = dict.fromkeys(names, "other/kernel")
+    parts = {part: stored[part] | kernel for part in ("vision_config", "text_config")}
+    edit_json(folder / "config.json", **kernel, **parts)
     describe(folder)
     for cls in (ITuningForCaptioning, AutoModel):
         assert cls.from_pretrained(folder).text_model.config._attn_implementation == "sdpa"

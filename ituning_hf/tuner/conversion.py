@@ -15,7 +15,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from ..captioner.configuration_ituning import ADAPTER_OPTIONS, ITuningConfig, absolute_if_local, reading
+from ..captioner.configuration_ituning import ITuningConfig, absolute_if_local, reading
 from ..captioner.decoders_ituning import copy_sharing_weights, decoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.pretrained_ituning import (
@@ -33,6 +33,10 @@ from ..utils.errors import UserError
 from .config import PEFT_TYPE, ITuningTunerConfig
 from .layer import ADAPTERS
 from .model import check_fingerprint
+
+# Fields that both configurations have: their names in a captioner's and in an adapter's.
+_FIELDS = {name: name for name in ITuningConfig.__annotations__ if hasattr(ITuningTunerConfig, name)}
+_FIELDS |= {"text_model_name_or_path": "base_model_name_or_path", "text_model_revision": "revision"}
 
 # --- In memory
 
@@ -63,16 +67,8 @@ def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> P
     family = decoder_family(config.text_config)
     text_model = family.without_adapters(captioner.text_model)
     text_model.name_or_path = config.text_model_name_or_path or ""  # PEFT reads it
-    peft_config = ITuningTunerConfig(
-        base_model_name_or_path=config.text_model_name_or_path,
-        revision=config.text_model_revision,
-        vision_hidden_size=config.vision_config.hidden_size,
-        vision_model_name_or_path=config.vision_model_name_or_path,
-        vision_model_revision=config.vision_model_revision,
-        vision_model_fingerprint=config.vision_model_fingerprint,
-        text_model_fingerprint=config.text_model_fingerprint,
-        **{name: getattr(config, name) for name in ADAPTER_OPTIONS},
-    )
+    fields = {theirs: getattr(config, own) for own, theirs in _FIELDS.items()}
+    peft_config = ITuningTunerConfig(vision_hidden_size=config.vision_config.hidden_size, **fields)
     model = get_peft_model(text_model, peft_config, adapter_name)
     layers: Any = family.layers(text_model)
     for i, adapter in captioner.adapters().items():
@@ -88,7 +84,7 @@ def captioner_from_peft(
     adapter_name: str | None,
 ) -> Any:
     """Convert a PEFT model to a captioner; see `ITuningForCaptioning.from_peft`."""
-    name, config = _adapter_of(peft_model, adapter_name)
+    name, fields = _adapter_of(peft_model, adapter_name)
     base_model = peft_model.get_base_model()
     expected = decoder_family(base_model.config).model_class
     if not isinstance(base_model, expected):
@@ -97,19 +93,17 @@ def captioner_from_peft(
             f"{expected.__name__}: load the adapter on that."
         )
     if isinstance(vision_model, str | os.PathLike):
-        source, revision, _ = _recorded_source(config, "vision")
-        vision = absolute_if_local(vision_model)
-        revision = revision if vision == source else None
-        vision_model = load_pretrained_backbone("vision", vision, revision=revision)
+        _set_source(fields, "vision", vision_model)
+        vision_model = _load_backbone(fields, "vision")
     elif not isinstance(vision_model, PreTrainedModel):
         raise TypeError(f"vision_model is a {type(vision_model).__name__}, expected a vision encoder.")
     tensors = get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False)
     text_model = copy_sharing_weights(peft_model).unload()
-    return _build_captioner(captioner_class, vision_model, text_model, config, tensors, "the PEFT model")
+    return _build_captioner(captioner_class, vision_model, text_model, fields, tensors, "the PEFT model")
 
 
-def _adapter_of(peft_model: Any, name: str | None) -> tuple[str, Any]:
-    """Return the name and the configuration of the named adapter, or of the active one."""
+def _adapter_of(peft_model: Any, name: str | None) -> tuple[str, dict[str, Any]]:
+    """Return the name of an adapter, by default the active one, and its fields for a captioner."""
     if not isinstance(peft_model, PeftModel):
         raise UserError(
             f"{type(peft_model).__name__} is not a PEFT model: give what get_peft_model or "
@@ -125,40 +119,50 @@ def _adapter_of(peft_model: Any, name: str | None) -> tuple[str, Any]:
     config = peft_model.peft_config.get(name)
     if not isinstance(config, ITuningTunerConfig):
         raise UserError(f"There is no I-Tuning adapter {name!r}, only {sorted(peft_model.peft_config)}.")
-    return name, config
+    return name, _captioner_fields(config)
+
+
+def _captioner_fields(config: ITuningTunerConfig) -> dict[str, Any]:
+    return {own: getattr(config, theirs) for own, theirs in _FIELDS.items()}
+
+
+def _set_source(fields: dict[str, Any], backbone: str, path: str | os.PathLike[str]) -> None:
+    """Set where a backbone is. The recorded revision does not apply to another place."""
+    name = absolute_if_local(path)
+    if name != fields[f"{backbone}_model_name_or_path"]:
+        fields |= {f"{backbone}_model_name_or_path": name, f"{backbone}_model_revision": None}
+
+
+def _load_backbone(fields: dict[str, Any], backbone: str) -> PreTrainedModel:
+    name, revision = fields[f"{backbone}_model_name_or_path"], fields[f"{backbone}_model_revision"]
+    return load_pretrained_backbone(backbone, name, revision=revision)
 
 
 def _build_captioner(
     captioner_class: Any,
     vision_model: PreTrainedModel,
     text_model: PreTrainedModel,
-    config: ITuningTunerConfig,
+    fields: dict[str, Any],
     tensors: Mapping[str, torch.Tensor],
     name: str,
 ) -> Any:
-    """Build a captioner of loaded backbones and an adapter's weights, under their names in PEFT's files."""
-    fields: dict[str, Any] = {field: getattr(config, field) for field in ADAPTER_OPTIONS}
+    """Build a captioner from loaded backbones and an adapter's weights, named as in PEFT's files."""
     for backbone, model in (("vision", vision_model), ("text", text_model)):
-        fields |= {f"{backbone}_config": model.config.to_dict(), **_source_fields(backbone, model, config)}
-    captioner = captioner_class(ITuningConfig(**fields), vision_model, text_model)
-    keys = {
-        key: key.replace("base_model.model.", "text_model.", 1).replace(f".{ADAPTERS}.", ".adapter.")
-        for key in tensors
+        fields |= _check_source(fields, backbone, model)
+    configs = {"vision_config": vision_model.config.to_dict(), "text_config": text_model.config.to_dict()}
+    captioner = captioner_class(ITuningConfig(**fields, **configs), vision_model, text_model)
+    own = {
+        key.replace("base_model.model.", "text_model.", 1).replace(f".{ADAPTERS}.", ".adapter."): tensor
+        for key, tensor in tensors.items()
     }
-    captioner.load_adapter_state_dict({keys[key]: tensor for key, tensor in tensors.items()}, name)
+    captioner.load_adapter_state_dict(own, name)
     return captioner.eval()
 
 
-def _recorded_source(config: Any, backbone: str) -> tuple[str | None, str | None, str | None]:
-    """Return a backbone's name, revision and fingerprint in an adapter's configuration."""
-    if backbone == "text":
-        return config.base_model_name_or_path, config.revision, config.text_model_fingerprint
-    return config.vision_model_name_or_path, config.vision_model_revision, config.vision_model_fingerprint
-
-
-def _source_fields(backbone: str, model: PreTrainedModel, config: Any) -> dict[str, str | None]:
-    """Return a backbone's source for the configuration, after comparing its weights with the source."""
-    recorded_name, recorded_revision, expected = _recorded_source(config, backbone)
+def _check_source(fields: dict[str, Any], backbone: str, model: PreTrainedModel) -> dict[str, str | None]:
+    """Compare a backbone with its checkpoint and the recorded fingerprint, and return its source's fields."""
+    keys = [f"{backbone}_model_{field}" for field in ("name_or_path", "revision", "fingerprint")]
+    recorded_name, recorded_revision, expected = (fields[key] for key in keys)
     name = model.name_or_path or recorded_name
     if not name:  # built in memory
         return {}
@@ -168,11 +172,7 @@ def _source_fields(backbone: str, model: PreTrainedModel, config: Any) -> dict[s
         revision = recorded_revision
     found = check_fingerprint(backbone, name, revision, expected)
     check_weights_unchanged(backbone, model, name, revision=revision)
-    return {
-        f"{backbone}_model_name_or_path": name,
-        f"{backbone}_model_revision": revision,
-        f"{backbone}_model_fingerprint": found,
-    }
+    return dict(zip(keys, (name, revision, found), strict=True))
 
 
 # --- On disk
@@ -206,17 +206,16 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists: give a new or empty folder.")
     name = os.fspath(source)
+    given = {"vision": vision_model, "text": text_model}
+    moved = {backbone: path for backbone, path in given.items() if path is not None}
     if not holds_peft_adapter(name, revision):
-        moved = {"vision_model_name_or_path": vision_model, "text_model_name_or_path": text_model}
-        names = {field: os.fspath(path) for field, path in moved.items() if path is not None}
+        names = {f"{backbone}_model_name_or_path": os.fspath(path) for backbone, path in moved.items()}
         _write_adapter(load_model(name, "cpu", revision=revision, **names), target)
         return "adapter"
-    config = _read_config(name, revision)
-    if vision_model is not None:
-        config.vision_model_name_or_path, config.vision_model_revision = os.fspath(vision_model), None
-    if text_model is not None:
-        config.base_model_name_or_path, config.revision = os.fspath(text_model), None
-    _write_captioner(name, config, target, revision)
+    fields = _captioner_fields(_read_config(name, revision))
+    for backbone, path in moved.items():
+        _set_source(fields, backbone, path)
+    _write_captioner(name, fields, target, revision)
     return "captioner"
 
 
@@ -242,29 +241,22 @@ def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
     card.save(target / REPOCARD_NAME)  # instead of PEFT's own, a form to fill in
 
 
-def _write_captioner(name: str, config: ITuningTunerConfig, target: Path, revision: str | None) -> None:
-    sources: dict[str, tuple[str, str | None]] = {}
+def _write_captioner(name: str, fields: dict[str, Any], target: Path, revision: str | None) -> None:
     for backbone in ("vision", "text"):
-        source, source_revision, _ = _recorded_source(config, backbone)
-        if source is None:
+        if fields[f"{backbone}_model_name_or_path"] is None:
             raise UserError(
                 f"The adapter {name!r} does not name its {backbone} model: give --{backbone}_model "
                 f"({backbone}_model=... in Python)."
             )
-        sources[backbone] = source, source_revision
     # PEFT would open a pickle, raise the precision to fp32 and initialize missing weights randomly.
     tensors = read_adapter_file(cached_file(name, SAFETENSORS_WEIGHTS_NAME, revision=revision))
-    (vision, vision_revision), (text, text_revision) = sources.values()
-    captioner = _build_captioner(
-        ITuningForCaptioning,
-        load_pretrained_backbone("vision", vision, revision=vision_revision),
-        load_pretrained_backbone("text", text, revision=text_revision),
-        config,
-        tensors,
-        name,
-    )
+    vision, text = _load_backbone(fields, "vision"), _load_backbone(fields, "text")
+    captioner = _build_captioner(ITuningForCaptioning, vision, text, fields, tensors, name)
     processor = ITuningProcessor.from_vision_text_pretrained(
-        vision, text, vision_revision=vision_revision, text_revision=text_revision
+        fields["vision_model_name_or_path"],
+        fields["text_model_name_or_path"],
+        vision_revision=fields["vision_model_revision"],
+        text_revision=fields["text_model_revision"],
     )
     save_captioner(captioner, processor, target)
 
