@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: what they hold, how they are written and read."""
+"""Save, restore and delete checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's images: the splits, batches of them, and a count of images that cannot be read."""
+"""The images of a run: splits, data loaders, and the limit of unreadable images."""
 
 from __future__ import annotations
 
@@ -62,9 +62,8 @@ def load_data(args: TrainArguments) -> TrainingData:
     """Read the splits that the settings name.
 
     Raises:
-        UserError: for a data set that cannot be read, or that has not as many images as the settings say.
-        FileNotFoundError: if the data set or one of its images does not exist; with stored features, the
-            images need not.
+        UserError: for a data set that cannot be read, or with another number of images than expected.
+        FileNotFoundError: if the data set does not exist, or one of its images (without stored features).
     """
     require_images = args.features is None
     train = args.load_split("train", args.seed, require_images=require_images)
@@ -83,7 +82,7 @@ def load_data(args: TrainArguments) -> TrainingData:
 
 
 def with_features(data: TrainingData, folder: str | None) -> TrainingData:
-    """Open the stored features in a folder, and check that they cover all the images; None opens nothing."""
+    """Open the stored features in a folder, if one is given, and check that they cover all images."""
     if folder is None:
         return data
     store = FeatureStore(folder)
@@ -93,10 +92,10 @@ def with_features(data: TrainingData, folder: str | None) -> TrainingData:
 
 
 class Batches:
-    """Creates a run's samplers and data loaders, and keeps account of images that cannot be read.
+    """Creates a run's samplers and data loaders, and reports images that cannot be read.
 
     Attributes:
-        unreadable: Why images could not be read on this process; each message is logged once.
+        unreadable: The errors of images that this process could not read; each is logged once.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class Batches:
         self.unreadable: set[str] = set()
 
     def inputs(self, augmentation: Sequence[str] = ()) -> ImageInputs:
-        """Return what reads an image: its pixels, or its stored features."""
+        """Return the reader of the captioner's inputs: pixels or stored features."""
         if self.features is not None:
             return FeatureInputs(self.features)
         return PixelInputs(self.processor.image_processor, augmentation, self.args.seed)
@@ -153,7 +152,7 @@ class Batches:
         )
 
     def log_unreadable(self, problems: Iterable[str]) -> None:
-        """Log a warning for each image that was not reported before."""
+        """Log each error that was not logged before."""
         for text in problems:
             if text not in self.unreadable:
                 self.unreadable.add(text)

@@ -1,4 +1,4 @@
-"""What defines a run: a checkpoint must agree with it, and the saved captioners record it."""
+"""The identity of a run: compared when a checkpoint is resumed, and recorded with saved captioners."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..utils.errors import UserError
 from .arguments import TrainArguments
 from .data import TrainingData
 
-GIVEN_DATA = "(given in Python)"  # `run.json`'s name for data that no setting names
+GIVEN_DATA = "(given in Python)"  # the data set's name in `run.json` if Python code passed the images
 
 # Settings that a resumed run may change. Backbones and features are identified by their fingerprints.
 _FREE_SETTINGS = frozenset(
@@ -58,7 +58,7 @@ def run_identity(
 
 
 def run_description(args: TrainArguments, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `run.json`: the identity, with all settings from which to repeat the run."""
+    """Return the content of `run.json`: the identity, with all settings that repeat the run."""
     excluded = ("output_dir", "resume_from_checkpoint", "dry_run")
     settings = {name: value for name, value in args.to_dict().items() if name not in excluded}
     settings = _with_absolute_paths(settings, "vision_model", "text_model", "features")

@@ -36,7 +36,7 @@ from .run_folder import BEST, LAST, RUN_FILE, shared_folder
 from .signals import StopRequest
 from .validation import Validator
 
-# Thirty halvings of PyTorch's initial scale: a smaller one does not prevent the overflow either.
+# 30 halvings of PyTorch's initial scale: gradients that still overflow are infinite.
 LEAST_LOSS_SCALE = 2.0**-14
 
 
@@ -211,7 +211,7 @@ class CaptionTrainer:
 
         Args:
             problem: What is not finite.
-            losses: Of this process's micro-batches. If any of them is at fault, only its images are named.
+            losses: Of this process's micro-batches. If some are not finite, only their images are named.
         """
         keys = itertools.islice(self._sampler_from(self.state.step), len(losses))
         images = gather_object(

@@ -1,4 +1,4 @@
-"""From settings to the captioner: the default backbones, the frozen models, the processor."""
+"""Build the captioner and the processor of a run over its backbones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..inference.int8 import quantize_frozen_weights, require_cpu
 from ..utils.errors import UserError
 from .arguments import DEFAULT_TEXT_MODEL, DEFAULT_VISION_MODEL, SIZES, TrainArguments
 
-# Pretrained on rendered scenes; `examples/pretrain_scene_backbones.py` makes them.
+# Pretrained on rendered scenes by `examples/pretrain_scene_backbones.py`.
 SCENE_BACKBONES = Path(__file__).resolve().parents[1] / "data" / "scene_backbones"
 
 

@@ -41,7 +41,7 @@ class StopRequest:
             RunStopped: at the first signal, unless deferred.
             KeyboardInterrupt: at a second Ctrl-C.
         """
-        if os.getpid() != self._pid:  # a forked data loader worker, which its parent ends
+        if os.getpid() != self._pid:  # a forked data loader worker; its parent process ends it
             return
         if self.signum is None:
             self.signum, self._since = signum, time.monotonic()

@@ -1,4 +1,4 @@
-"""How good a captioner is on the validation split: its loss, its captions, and their scores."""
+"""Validation during training: loss, captions, and their scores."""
 
 from __future__ import annotations
 

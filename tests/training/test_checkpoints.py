@@ -5,7 +5,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -168,33 +167,22 @@ def test_a_deleted_best_captioner_is_made_again(settings: Settings):
 # --- Failures to write
 
 
-@pytest.mark.parametrize(
-    ("owner", "function", "error", "named"),
-    [
-        (Accelerator, "save_state", RuntimeError("PytorchStreamWriter failed"), "step_00000004"),
-        (loop, "save_captioner", SafetensorError("I/O error: File too large"), "last"),
-        (loop, "save_captioner", OSError(errno.ENOSPC, "No space left on device", "last/x.json"), "x.json"),
-    ],
-    ids=["checkpoint", "captioner", "disk"],
-)
-def test_a_run_that_cannot_write_names_the_file_and_can_be_resumed(
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    owner: Any,
-    function: str,
-    error: Exception,
-    named: str,
-):
+def test_a_run_that_cannot_write_names_the_file_and_can_be_resumed(settings: Settings, tmp_path: Path):
     common = {"max_train_steps": 4, "checkpointing_steps": "2", "eval_split": "none"}
     whole = settings(**common, output_dir=str(tmp_path / "whole"))
     train(whole)
     args = settings(**common, resume_from_checkpoint="latest")
     train_until(args, 3)
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, function, Mock(side_effect=error))
-        with pytest.raises(TrainingError, match=rf"{named}.* could not be written \(.+\)\. Free some space"):
-            train(args)
-    assert checkpoints(args.output_dir)[0] == "step_00000002"
+    full = OSError(errno.ENOSPC, "No space left on device", "last/x.json")
+    for owner, function, error, named in (
+        (Accelerator, "save_state", RuntimeError("PytorchStreamWriter failed"), "step_00000004"),
+        (loop, "save_captioner", SafetensorError("I/O error: File too large"), "last"),
+        (loop, "save_captioner", full, "x.json"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, function, Mock(side_effect=error))
+            with pytest.raises(TrainingError, match=rf"{named}.* could not be written \(.+\)\. Free some"):
+                train(args)
+        assert checkpoints(args.output_dir)[0] == "step_00000002"
     train(args)
     assert differences(args.output_dir, whole.output_dir) == []
