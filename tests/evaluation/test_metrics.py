@@ -30,26 +30,14 @@ def score(predictions: list[str], references: list[list[str]]) -> dict[str, floa
     return compute_caption_metrics(predictions, references, java=False)
 
 
-def test_the_references_themselves_get_the_highest_scores():
+def test_the_references_themselves_get_the_highest_scores(capfd: pytest.CaptureFixture[str]):
     scores = score([BIKE, DOGS], [["another man", BIKE], [DOGS]])
     assert list(scores) == PYTHON_METRICS
     assert scores["bleu_4"] == pytest.approx(1, abs=1e-9)
     assert scores["rouge_l"] == 1
     assert score([BIKE, DOGS], [[BIKE], [DOGS]])["cider"] == pytest.approx(10)
     assert all(type(value) is float for value in scores.values())
-
-
-def test_a_short_caption_is_penalized():
-    scores = score(["the cat sat", DOGS], [["the cat sat on a mat"], [DOGS]])
-    for n in range(1, 5):  # 9 words of 12, all correct
-        assert scores[f"bleu_{n}"] == pytest.approx(math.exp(1 - 12 / 9), abs=1e-9)
-    # precision 1, recall 1/2, beta 1.2; and 1 for the other image
-    assert scores["rouge_l"] == pytest.approx((2.44 * 0.5 / (0.5 + 1.44) + 1) / 2)
-
-
-def test_unigram_precision_counts_a_word_as_often_as_a_reference_has_it():
-    scores = score(["the the the the the the the"], [["the cat is on the mat"]])
-    assert scores["bleu_1"] == pytest.approx(2 / 7, abs=1e-9)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_empty_caption_scores_0():
@@ -58,19 +46,13 @@ def test_an_empty_caption_scores_0():
     assert scores["rouge_l"] == 0.5
     assert scores["cider"] == pytest.approx(5)
     assert score(["", "..."], [[BIKE], [DOGS]]) == dict.fromkeys(PYTHON_METRICS, 0.0)
+    assert score([BIKE], [[BIKE]])["cider"] == 0  # with one image no word is rare
 
 
-def test_cider_of_one_image_is_0():
-    assert score([BIKE], [[BIKE]])["cider"] == 0
-
-
-def test_case_punctuation_and_line_breaks_are_ignored():
+def test_case_punctuation_and_line_breaks_are_ignored_in_any_script():
     plain = score([BIKE, DOGS], [[BIKE], [DOGS]])
     noisy = score(["A man\nrides a RED bike .", DOGS], [[BIKE], ["Two dogs,\r\nsleep on the grass\n"]])
     assert noisy == plain
-
-
-def test_other_scripts_are_scored():
     captions = ["一只 狗 在 草地 上", "собака бежит по траве быстро", "un café près de l'eau 🙂"]
     assert score(captions, [[caption] for caption in captions])["cider"] == pytest.approx(10)
 
@@ -136,11 +118,6 @@ def test_missing_scorers_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ituning_hf\[eval\]'"):
         score([BIKE], [[BIKE]])
-
-
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]):
-    score([BIKE], [[BIKE]])
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
