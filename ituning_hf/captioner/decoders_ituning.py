@@ -131,18 +131,11 @@ class AdaptedLayer(nn.Module):
         visual_attentions: dict[int, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Compute the layer; arguments that are not listed are the frozen layer's own.
+        """Compute the layer from its input, of shape (rows, T, d), rows image-major.
 
-        Args:
-            hidden_states: The layer's input, of shape (rows, T, d), rows image-major.
-            *args: Arguments of the frozen layer.
-            visual_key_values: Each adapted layer's keys and values, both (num_images, h, N, r / h). Without
-                them the layer is the frozen one.
-            visual_attentions: If given, receives the attention over the image, of shape (rows, h, T, N).
-            **kwargs: Keyword arguments of the frozen layer.
-
-        Returns:
-            The layer's output, of shape (rows, T, d).
+        `visual_key_values` has each adapted layer's keys and values, both (num_images, h, N, r / h); without
+        them the layer is the frozen one. `visual_attentions` receives the attention over the image, of shape
+        (rows, h, T, N). Other arguments, and the output, are those of the frozen layer.
         """
         x, output = self.family.run_layer(self, hidden_states, *args, **kwargs)
         if visual_key_values is None:

@@ -49,13 +49,8 @@ class EncoderFamily:
     def encode(self, model: Any, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
         """Encode images without building a graph.
 
-        Args:
-            model: The vision encoder.
-            pixel_values: Shape (num_images, num_channels, image_size, image_size).
-            layer: Which hidden state to return; `vision_feature_layer` of [`ITuningConfig`].
-
-        Returns:
-            The hidden state, of shape (num_images, N, d_v).
+        `pixel_values` has shape (num_images, num_channels, image_size, image_size). Returns the hidden state
+        of `layer`, of shape (num_images, N, d_v); see `vision_feature_layer` of [`ITuningConfig`].
         """
         config = model.config
         image_shape = (config.num_channels, config.image_size, config.image_size)

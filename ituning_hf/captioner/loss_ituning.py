@@ -109,15 +109,11 @@ def caption_loss(
 ) -> torch.Tensor:
     """Divide the sum of the token losses by the number of targets.
 
+    `hidden_states` has shape (rows, T, d); `targets`, of shape (rows, T), is the token that each position is
+    scored against, -100 if there is none. `num_items_in_batch` replaces the number of targets as divisor.
+
     Logits are computed only at positions that have a target, except in a compiled graph, which has static
     shapes. If the output layer is frozen, the loss is computed in chunks.
-
-    Args:
-        output_layer: The language model's output layer.
-        hidden_states: Shape (rows, T, d).
-        targets: The token that each position is scored against, of shape (rows, T), -100 if there is none.
-        num_items_in_batch: The divisor; by default the number of targets.
-        label_smoothing: The share of the target's probability that is spread over the vocabulary.
     """
     targets = targets.to(hidden_states.device)
     is_labelled = targets != IGNORE_INDEX  # (rows, T)

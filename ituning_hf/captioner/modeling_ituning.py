@@ -100,17 +100,11 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         *,
         adapter_name: str | None = None,
     ) -> ITuningForCaptioning:
-        """Build a captioner from a language model with an adapter of the PEFT method "ituning".
+        """Build a captioner from a PEFT model with an adapter of the method "ituning".
 
-        `ituning_hf.tuner.to_peft` converts in the other direction.
-
-        Args:
-            peft_model: The PEFT model; it is not changed. Its frozen weights are shared.
-            vision_model: The vision encoder that the adapter was trained on, or its folder or Hub id.
-            adapter_name: The adapter, if several are active.
-
-        Returns:
-            The captioner, in evaluation mode.
+        The captioner is in evaluation mode and shares the PEFT model's frozen weights. `vision_model` is the
+        encoder that the adapter was trained on, `adapter_name` the adapter if several are active. Needs the
+        packages ituning_hf and peft. `ituning_hf.tuner.to_peft` converts in the other direction.
         """
         try:
             from ituning_hf.tuner.conversion import captioner_from_peft
@@ -194,25 +188,17 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode images without building a graph.
+        """Encode images, of shape (num_images, 3, image_size, image_size), without building a graph.
 
-        Args:
-            pixel_values: Shape (num_images, 3, image_size, image_size), from the processor.
-
-        Returns:
-            The visual memory, of shape (num_images, N, d_v), the class token first.
+        Returns the visual memory, of shape (num_images, N, d_v), the class token first.
         """
         family = encoder_family(self.config.vision_config)
         return family.encode(self.vision_model, pixel_values, self.config.vision_feature_layer)
 
     def project_visual(self, visual_features: torch.Tensor) -> VisualKeyValues:
-        """Project the visual memory to the keys and values of each adapted layer.
+        """Project the visual memory, (num_images, N, d_v), to the keys and values of each adapted layer.
 
-        Args:
-            visual_features: Shape (num_images, N, d_v), in any floating-point precision.
-
-        Returns:
-            For each adapted layer its keys and values, each of shape (num_images, h, N, r / h).
+        Returns keys and values, each of shape (num_images, h, N, r / h), by the layer's index.
         """
         adapters = self.adapters()
         weight = next(iter(adapters.values())).k_proj.weight

@@ -12,7 +12,6 @@ import os
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from transformers.utils.hub import resolve_revision
 
 from .configuration_ituning import (
     ADAPTER_OPTIONS,
-    HUB_OPTIONS,
     CaptionerError,
     ITuningConfig,
     absolute_if_local,
@@ -57,30 +55,10 @@ _IGNORED |= {"use_safetensors", "_from_auto", "_from_pipeline"}
 # lock is in its module because all saved captioners, each with a copy of this file, must share one lock.
 MODEL_INIT_LOCK = vars(modeling_utils).setdefault("_ituning_model_init_lock", threading.RLock())
 
-_BACKBONES = ("vision", "text")
 _FINGERPRINT_ROWS = 8
 # Names under which quantized layers, of bitsandbytes and of `ituning_hf`, keep what replaces a weight.
 _QUANTIZED = re.compile(r"\.(integers|scale|SCB|weight_format|weight\..+)$")
 _Rows = tuple[list[int], torch.Tensor]  # the shape and the first rows of a weight
-
-
-@dataclass(frozen=True)
-class BackboneSource:
-    """Where a frozen backbone comes from, the fingerprint of its weights, and its configuration."""
-
-    name_or_path: str  # a Hub id or an absolute path
-    revision: str | None  # a commit hash, if it is known
-    fingerprint: str
-    config: dict[str, Any]
-
-    def config_fields(self, backbone: str) -> dict[str, Any]:
-        """Return the fields of an [`ITuningConfig`] for this backbone; `backbone` is "vision" or "text"."""
-        return {
-            f"{backbone}_config": self.config,
-            f"{backbone}_model_name_or_path": self.name_or_path,
-            f"{backbone}_model_revision": self.revision,
-            f"{backbone}_model_fingerprint": self.fingerprint,
-        }
 
 
 class ITuningPreTrainedModel(PreTrainedModel):
@@ -91,7 +69,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_vision_text_pretrained(
         cls,
-        vision: str | os.PathLike[str] | BackboneSource,
+        vision: str | os.PathLike[str] | Mapping[str, Any],
         text: str | os.PathLike[str],
         *,
         vision_revision: str | None = None,
@@ -103,8 +81,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         """Build a new, untrained captioner over two frozen models.
 
         Args:
-            vision: A CLIP vision encoder or a full CLIP: a local folder or a Hub id. An encoder given as a
-                [`BackboneSource`] is not loaded: the captioner takes only `visual_features`.
+            vision: A CLIP vision encoder or a full CLIP: a local folder or a Hub id. An encoder given by its
+                [`Backbone.config_fields`] is not loaded: the captioner takes only `visual_features`.
             text: A GPT-2 language model: a local folder or a Hub id.
             vision_revision: The encoder's revision on the Hub; stored as a commit hash if it is known.
             text_revision: The language model's revision on the Hub.
@@ -124,18 +102,16 @@ class ITuningPreTrainedModel(PreTrainedModel):
         hub, adapter_options = split_hub_options(options)
         if unknown := sorted(set(adapter_options) - set(ADAPTER_OPTIONS)):
             raise TypeError(f"unknown adapter option(s) {unknown}; expected some of {list(ADAPTER_OPTIONS)}.")
-        if isinstance(encoder := vision, str | os.PathLike):
-            encoder = resolve_backbone("vision", encoder, vision_revision, **hub)
-        decoder = resolve_backbone("text", text, text_revision, **hub)
-        config = ITuningConfig(
-            **encoder.config_fields("vision"), **decoder.config_fields("text"), **adapter_options
-        )
-        load: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype, **hub}
-        vision_model = UnloadedVisionModel(config.vision_config)
-        if encoder is not vision:
-            name, revision = encoder.name_or_path, encoder.revision
-            vision_model = load_pretrained_backbone("vision", name, revision=revision, **load)
-        text_model = load_pretrained_backbone("text", decoder.name_or_path, revision=decoder.revision, **load)
+        load: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
+        decoder = Backbone("text", text, text_revision, **hub)
+        if isinstance(vision, Mapping):
+            encoder, fields = None, dict(vision)
+        else:
+            encoder = Backbone("vision", vision, vision_revision, **hub)
+            fields = encoder.config_fields()
+        config = ITuningConfig(**fields, **decoder.config_fields(), **adapter_options)
+        vision_model = encoder.load(**load) if encoder else UnloadedVisionModel(config.vision_config)
+        text_model = decoder.load(**load)
         return cls(config, vision_model, text_model).eval()
 
     @classmethod
@@ -152,7 +128,6 @@ class ITuningPreTrainedModel(PreTrainedModel):
         attn_implementation: str | None = None,
         quantization_config: Any = None,
         generation_config: GenerationConfig | None = None,
-        output_loading_info: bool = False,
         revision: str | None = None,
         subfolder: str = "",
         **kwargs: Any,
@@ -172,7 +147,6 @@ class ITuningPreTrainedModel(PreTrainedModel):
             attn_implementation: "sdpa" or "eager".
             quantization_config: For the language model only; the adapter is never quantized.
             generation_config: Used instead of the adapter's own.
-            output_loading_info: Also return a dictionary of problems; all its lists are empty.
             revision: The adapter's revision on the Hub; the backbones have their own.
             subfolder: The folder inside the repository that contains the adapter.
             **kwargs: `token`, `cache_dir`, `local_files_only`, `force_download`; and fields of the
@@ -180,7 +154,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
                 for backbones that have moved.
 
         Returns:
-            The captioner in evaluation mode; with `output_loading_info`, a pair of it and a dictionary.
+            The captioner in evaluation mode.
 
         Raises:
             OSError: if the adapter or a backbone is not found, or a JSON file is damaged.
@@ -190,11 +164,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         """
         name = os.fspath(pretrained_model_name_or_path)
         hub, kwargs = split_hub_options(kwargs)
-        cache = {key: value for key, value in hub.items() if key != "force_download"}
-        own = {"revision": resolve_revision(name, revision, **cache), "subfolder": subfolder, **hub}
+        own = {"revision": _resolve_commit(name, revision, hub), "subfolder": subfolder, **hub}
         load = {"attn_implementation": attn_implementation, "dtype": dtype, "device_map": device_map}
-        if vision_model is not None and not load_vision_model:
-            raise ValueError("Got both vision_model and load_vision_model=False: give one of them.")
         for_text = load | {"quantization_config": quantization_config}
         for backbone, model, options in (("vision", vision_model, load), ("text", text_model, for_text)):
             if model is not None and (given := [key for key, value in options.items() if value is not None]):
@@ -205,15 +176,10 @@ class ITuningPreTrainedModel(PreTrainedModel):
             )
         if unknown := sorted(set(kwargs) - _IGNORED):
             raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
-        adapter_file = cached_file(
-            name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **own
-        )
-        if adapter_file is None:
-            raise OSError(f"{name!r} has no {SAFE_WEIGHTS_NAME}: give a saved captioner.")
-        tensors = read_adapter_file(adapter_file)
+        tensors = read_adapter_file(cached_file(name, SAFE_WEIGHTS_NAME, **own))
         # The Auto classes store the caller's choice in the configuration.
         attention = {"attn_implementation": attn_implementation or config._attn_implementation}
-        if load_vision_model:
+        if load_vision_model or vision_model is not None:
             vision_model = load_backbone("vision", config, vision_model, hub, **load | attention)
         is_shared = text_model is not None
         text_model = load_backbone("text", config, text_model, hub, **for_text | attention)
@@ -226,26 +192,20 @@ class ITuningPreTrainedModel(PreTrainedModel):
         default = model.generation_config
         model.generation_config = generation_config or load_generation_config(name, default, **own)
         model.name_or_path = config.name_or_path = name
-        info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set()}
-        info |= {"mismatched_keys": set(), "error_msgs": []}
-        return (model.eval(), info) if output_loading_info else model.eval()
+        return model.eval()
 
     def load_adapter_state_dict(
         self, tensors: Mapping[str, torch.Tensor], name: str, dtype: str | torch.dtype | None = None
     ) -> None:
-        """Load adapter weights strictly: `CaptionerError` is raised if they are not exactly this captioner's.
+        """Load weights under the names of `adapter_state_dict`; `CaptionerError` is raised unless all fit.
 
-        Args:
-            tensors: The weights under the names of `adapter_state_dict`.
-            name: Where they come from, for the error message.
-            dtype: The precision to convert them to; by default they keep their own.
+        `name` says where they come from, for the error message. `dtype` is the precision to convert them to.
         """
         check_adapter_tensors(tensors, self.adapter_state_dict(), name)
-        if isinstance(dtype, str):
-            dtype = None if dtype == "auto" else getattr(torch, dtype)
-        family = decoder_family(self.config.text_config)
-        for i, adapter in self.adapters().items():
-            adapter.to(dtype or tensors[f"{family.adapter_prefix(i)}q_proj.weight"].dtype)
+        if dtype is None or dtype == "auto":
+            dtype = next(iter(tensors.values())).dtype
+        for adapter in self.adapters().values():
+            adapter.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         self.load_state_dict(tensors, strict=False)
 
     def save_pretrained(
@@ -350,108 +310,171 @@ def load_generation_config(name: str, default: GenerationConfig, **hub: Any) -> 
 # --- The backbones
 
 
-def backbone_family(backbone: str, config: Any) -> EncoderFamily | DecoderFamily:
-    """Return the family of a backbone's configuration; `backbone` is "vision" or "text"."""
-    return encoder_family(config) if backbone == "vision" else decoder_family(config)
+class Backbone:
+    """A frozen model in a folder or on the Hub: its configuration, weights and fingerprint.
 
+    Args:
+        part: "vision" or "text".
+        name_or_path: A local folder or a Hub id; of a full CLIP, the vision part is used.
+        revision: The revision on the Hub.
+        **hub: `token`, `cache_dir`, `local_files_only`, `force_download`.
 
-def load_backbone_config(backbone: str, name: str, **hub: Any) -> Any:
-    """Load a backbone's configuration; of a full CLIP, that of its vision part."""
-    try:
-        if is_local(name) and not os.path.isdir(name):
-            raise FileNotFoundError("there is no such folder")
-        with reading(f"The configuration of {name!r}"):
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
-    except OSError as error:  # Transformers' message does not always name the model
-        raise OSError(
-            f"The frozen {backbone} model was not found at {name!r}: {str(error).rstrip('.')}. If it "
-            f"has moved, give {backbone}_model_name_or_path=... to from_pretrained."
-        ) from error
-    if backbone == "vision":
-        config = getattr(config, "vision_config", config)
-    backbone_family(backbone, config)
-    return config
+    Attributes:
+        name_or_path: The Hub id, or the folder as an absolute path.
+        revision: The commit hash, if it is known.
+        config: The configuration, of the class of its family.
+        family: Its [`EncoderFamily`] or [`DecoderFamily`].
 
+    Raises:
+        OSError: if the model is not found.
+        CaptionerError: if its configuration is damaged or its family is not supported.
+    """
 
-def resolve_backbone(
-    backbone: str, name_or_path: str | os.PathLike[str], revision: str | None = None, **hub: Any
-) -> BackboneSource:
-    """Find a "vision" or "text" backbone; `hub` may have `token`, `cache_dir`, `local_files_only`."""
-    name = absolute_if_local(name_or_path)
-    resolved = resolve_revision(name, revision, **hub)
-    commit = getattr(resolved, "resolved", resolved)
-    return BackboneSource(
-        name_or_path=name,
-        revision=commit,
-        config=load_backbone_config(backbone, name, revision=commit, **hub).to_dict(),
-        fingerprint=fingerprint(backbone, name, revision=commit, **hub),
-    )
+    def __init__(
+        self, part: str, name_or_path: str | os.PathLike[str], revision: str | None = None, **hub: Any
+    ) -> None:
+        self.part, self.name_or_path = part, absolute_if_local(name_or_path)
+        self.revision = _resolve_commit(self.name_or_path, revision, hub)
+        self._hub = {"revision": self.revision, **hub}
+        self.config = self._load_config()
+        self.family: EncoderFamily | DecoderFamily = (
+            encoder_family(self.config) if part == "vision" else decoder_family(self.config)
+        )
+
+    def _load_config(self) -> Any:
+        name = self.name_or_path
+        try:
+            if is_local(name) and not os.path.isdir(name):
+                raise FileNotFoundError("there is no such folder")
+            with reading(f"The configuration of {name!r}"):
+                config = AutoConfig.from_pretrained(name, trust_remote_code=False, **self._hub)
+        except OSError as error:  # Transformers' message does not always name the model
+            raise OSError(
+                f"The frozen {self.part} model was not found at {name!r}: {str(error).rstrip('.')}. If it "
+                f"has moved, give {self.part}_model_name_or_path=... to from_pretrained."
+            ) from error
+        return getattr(config, "vision_config", config) if self.part == "vision" else config
+
+    def config_fields(self) -> dict[str, Any]:
+        """Return the fields of an [`ITuningConfig`] that describe this backbone."""
+        return {
+            f"{self.part}_config": self.config.to_dict(),
+            f"{self.part}_model_name_or_path": self.name_or_path,
+            f"{self.part}_model_revision": self.revision,
+            f"{self.part}_model_fingerprint": self.fingerprint(),
+        }
+
+    def load(self, **options: Any) -> PreTrainedModel:
+        """Load the model by its family's class; `options` are those of `from_pretrained`, or None.
+
+        Missing weights raise `CaptionerError`; Transformers would initialize them randomly.
+        """
+        # The attention is always given, because the stored configuration could name a remote kernel.
+        options = {key: x for key, x in options.items() if x is not None} | self._hub
+        options.setdefault("attn_implementation", "sdpa")
+        with MODEL_INIT_LOCK:
+            # Mismatched sizes are reported below, together with missing weights.
+            model, info = self.family.load(
+                self.name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        if broken := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
+            raise CaptionerError(
+                f"The {self.part} model at {self.name_or_path!r} is incomplete: {len(broken)} weights are "
+                f"missing or have another shape than its config.json says (first: {broken[:3]})."
+            )
+        return model
+
+    def fingerprint(self) -> str:
+        """Hash the first rows of every weight, as stored on disk, to 32 hexadecimal digits.
+
+        The result does not depend on the precision in which the model is loaded, and is the same for a full
+        CLIP and for its vision part.
+        """
+        digest = hashlib.sha256()
+        for key, (shape, rows) in sorted(self._read_weights().items()):
+            digest.update(f"{key} {shape}".encode())
+            digest.update(rows.float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def check_fingerprint(self, expected: str | None) -> None:
+        """Raise `CaptionerError` if the fingerprint is not the expected one; None expects none."""
+        if expected is not None and (found := self.fingerprint()) != expected:
+            where = f"{self.name_or_path!r}" + (f" (revision {self.revision})" if self.revision else "")
+            raise CaptionerError(
+                f"The {self.part} model at {where} is not the one this adapter was trained on: its "
+                f"fingerprint is {found}, expected {expected}. Give the right {self.part} model."
+            )
+
+    def check_unchanged(self, model: Any) -> None:
+        """Raise an error unless a model in memory is this one.
+
+        Compares its class, and the first rows of its weights, in its precision, with those of the checkpoint.
+        Quantized and offloaded weights are not compared.
+        """
+        if not isinstance(model, self.family.model_class):
+            expected = self.family.model_class.__name__
+            raise TypeError(f"{self.part}_model is a {type(model).__name__}, expected a {expected}.")
+        problem = f"The {self.part} model in memory is not the one at {self.name_or_path!r}"
+        stored = self._read_weights()
+        state = {key.removeprefix(self.family.weight_prefix): x for key, x in model.state_dict().items()}
+        in_memory = {
+            key: tensor
+            for key, tensor in state.items()
+            if ".adapter." not in key and not self.family.not_weights.search(key)
+        }
+        if added := [key for key in in_memory if key not in stored and not _QUANTIZED.search(key)]:
+            raise CaptionerError(
+                f"{problem}: it has {len(added)} more weights (first: {added[:3]}). Remove what was added to "
+                "it, such as a LoRA."
+            )
+        for key, (shape, rows) in stored.items():
+            tensor = in_memory.get(key)
+            if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
+                continue
+            found_shape, found = _first_rows(tensor)
+            if found_shape != shape or not torch.equal(rows.to(tensor.dtype), found.cpu()):
+                raise CaptionerError(f"{problem}: {key} differs.")
+
+    def _read_weights(self) -> dict[str, _Rows]:
+        """Read the first rows of all weights by name, without prefix; of a full CLIP, the vision part."""
+        weights = _read_checkpoint(self.name_or_path, self._hub)
+        prefix = self.family.weight_prefix
+        if prefixed := [key for key in weights if key.startswith(prefix)]:
+            weights = {key.removeprefix(prefix): weights[key] for key in prefixed}
+        if (expected := self.family.first_weight) not in weights:
+            name = self.family.model_class.__name__
+            raise CaptionerError(f"{self.name_or_path!r} is not a {name}: no {expected!r}.")
+        return {key: rows for key, rows in weights.items() if not self.family.not_weights.search(key)}
 
 
 def load_backbone(
-    backbone: str, config: ITuningConfig, model: Any, hub: dict[str, Any], device_map: Any = None, **load: Any
+    part: str, config: ITuningConfig, model: Any, hub: dict[str, Any], device_map: Any = None, **load: Any
 ) -> Any:
     """Load a backbone from where the configuration says it is, or check `model`, which is in memory.
 
     Raises `CaptionerError` if it is not the backbone that the adapter was trained on.
     """
-    expected: Any = getattr(config, f"{backbone}_config")
-    family = backbone_family(backbone, expected)
-    if model is not None and not isinstance(model, family.model_class):
-        raise TypeError(
-            f"{backbone}_model is a {type(model).__name__}, expected a {family.model_class.__name__}."
-        )
-    name, revision = _check_fingerprint(backbone, config, hub)
-    if model is None:
-        load["device_map"] = _own_device_map(device_map, f"{backbone}_model")
-        model = load_pretrained_backbone(backbone, name, revision=revision, **load, **hub)
-    else:
-        check_weights_unchanged(backbone, model, name, revision=revision, **hub)
-    for field in family.architecture:
-        if (found := getattr(model.config, field)) != (wanted := getattr(expected, field)):
-            raise CaptionerError(
-                f"The {backbone} model has {field}={found!r}, expected {wanted!r} as in training."
-            )
-    return model
-
-
-def load_pretrained_backbone(backbone: str, name: str, **kwargs: Any) -> PreTrainedModel:
-    """Load a backbone by its own class; of a full CLIP, the vision part.
-
-    Missing weights raise `CaptionerError`; Transformers would initialize them randomly.
-    """
-    hub = {option: kwargs[option] for option in (*HUB_OPTIONS, "revision") if option in kwargs}
-    family = backbone_family(backbone, load_backbone_config(backbone, name, **hub))
-    # The attention is always given, because the stored configuration could name a remote kernel.
-    options = {"attn_implementation": "sdpa"} | {key: x for key, x in kwargs.items() if x is not None}
-    with MODEL_INIT_LOCK:
-        # Mismatched sizes are reported below, together with missing weights.
-        model, info = family.load(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    if broken := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
-        raise CaptionerError(
-            f"The {backbone} model at {name!r} is incomplete: {len(broken)} weights are missing or have "
-            f"another shape than its config.json says (first: {broken[:3]})."
-        )
-    return model
-
-
-def _check_fingerprint(backbone: str, config: ITuningConfig, hub: dict[str, Any]) -> tuple[str, str | None]:
-    """Return a backbone's name and revision after checking that the weights there are the right ones."""
     name, revision, expected = (
-        getattr(config, f"{backbone}_model_{field}") for field in ("name_or_path", "revision", "fingerprint")
+        getattr(config, f"{part}_model_{field}") for field in ("name_or_path", "revision", "fingerprint")
     )
     if name is None or expected is None:
         raise CaptionerError(
-            f"The configuration has {backbone}_model_name_or_path={name!r} and {backbone}_model_fingerprint="
+            f"The configuration has {part}_model_name_or_path={name!r} and {part}_model_fingerprint="
             f"{expected!r}, so the backbone cannot be loaded: use from_vision_text_pretrained(vision, text)."
         )
-    if (found := fingerprint(backbone, name, revision=revision, **hub)) != expected:
-        where = f"{name!r}" + (f" (revision {revision})" if revision else "")
-        raise CaptionerError(
-            f"The {backbone} model at {where} is not the one this adapter was trained on: its fingerprint is "
-            f"{found}, expected {expected}. Give the right {backbone}_model_name_or_path to from_pretrained."
-        )
-    return name, revision
+    backbone = Backbone(part, name, revision, **hub)
+    backbone.check_fingerprint(expected)
+    if model is None:
+        model = backbone.load(device_map=_own_device_map(device_map, f"{part}_model"), **load)
+    else:
+        backbone.check_unchanged(model)
+    wanted = getattr(config, f"{part}_config")
+    for field in backbone.family.architecture:
+        if (found := getattr(model.config, field)) != getattr(wanted, field):
+            raise CaptionerError(
+                f"The {part} model has {field}={found!r}, expected {getattr(wanted, field)!r} as in training."
+            )
+    return model
 
 
 def is_local(name: str) -> bool:
@@ -465,13 +488,20 @@ def is_local(name: str) -> bool:
 
 def check_backbones_are_public(config: ITuningConfig) -> None:
     """Raise `CaptionerError` if a backbone exists only on this machine."""
-    fields = [f"{backbone}_model_name_or_path" for backbone in _BACKBONES]
+    fields = ["vision_model_name_or_path", "text_model_name_or_path"]
     names = {field: getattr(config, field) for field in fields}
     if local := {field: name for field, name in names.items() if name is None or is_local(name)}:
         raise CaptionerError(
             f"Nobody else has this captioner's backbones: {local}. Load it with ids on the Hub, "
             "from_pretrained(folder, vision_model_name_or_path=..., text_model_name_or_path=...); push that."
         )
+
+
+def _resolve_commit(name: str, revision: str | None, hub: dict[str, Any]) -> str | None:
+    """Return the commit hash of a revision on the Hub if it is known, so that all files are of one commit."""
+    hub = {key: value for key, value in hub.items() if key != "force_download"}
+    resolved = resolve_revision(name, revision, **hub)
+    return getattr(resolved, "resolved", resolved)
 
 
 def _own_device_map(device_map: Any, module: str) -> Any:
@@ -486,66 +516,6 @@ def _own_device_map(device_map: Any, module: str) -> Any:
     if not own and "" not in device_map:
         raise ValueError(f"device_map has no device for {module!r}, only for {sorted(device_map)}.")
     return own or {"": device_map[""]}
-
-
-# --- The fingerprint of a backbone
-
-
-def fingerprint(backbone: str, name: str, **hub: Any) -> str:
-    """Hash the first rows of every weight of a backbone, as stored on disk, to 32 hexadecimal digits.
-
-    The result does not depend on the precision in which the backbone is loaded, and is the same for a full
-    CLIP and for its vision part.
-
-    Args:
-        backbone: "vision" or "text".
-        name: A local folder or a Hub id.
-        **hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
-    """
-    digest = hashlib.sha256()
-    for key, (shape, rows) in sorted(_read_weights(backbone, name, hub).items()):
-        digest.update(f"{key} {shape}".encode())
-        digest.update(rows.float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def check_weights_unchanged(backbone: str, model: PreTrainedModel, name: str, **hub: Any) -> None:
-    """Compare the first rows of a backbone's weights, in their precision, with those of its checkpoint.
-
-    Quantized and offloaded weights are not compared.
-    """
-    family = backbone_family(backbone, model.config)
-    stored = _read_weights(backbone, name, hub)
-    state = {key.removeprefix(family.weight_prefix): tensor for key, tensor in model.state_dict().items()}
-    in_memory = {
-        key: tensor
-        for key, tensor in state.items()
-        if ".adapter." not in key and not family.not_weights.search(key)
-    }
-    if added := [key for key in in_memory if key not in stored and not _QUANTIZED.search(key)]:
-        raise CaptionerError(
-            f"The {backbone} model in memory is not the one at {name!r}: it has {len(added)} more weights "
-            f"(first: {added[:3]}). Remove what was added to it, such as a LoRA."
-        )
-    for key, (shape, rows) in stored.items():
-        tensor = in_memory.get(key)
-        if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
-            continue
-        found_shape, found = _first_rows(tensor)
-        if found_shape != shape or not torch.equal(rows.to(tensor.dtype), found.cpu()):
-            raise CaptionerError(f"The {backbone} model in memory is not the one at {name!r}: {key} differs.")
-
-
-def _read_weights(backbone: str, name: str, hub: dict[str, Any]) -> dict[str, _Rows]:
-    """Read the first rows of a backbone's weights by name without prefix; of a full CLIP, the vision part."""
-    family = backbone_family(backbone, load_backbone_config(backbone, name, **hub))
-    weights = _read_checkpoint(name, hub)
-    prefix = family.weight_prefix
-    if prefixed := [key for key in weights if key.startswith(prefix)]:
-        weights = {key.removeprefix(prefix): weights[key] for key in prefixed}
-    if family.first_weight not in weights:
-        raise CaptionerError(f"{name!r} is not a {family.model_class.__name__}: no {family.first_weight!r}.")
-    return {key: rows for key, rows in weights.items() if not family.not_weights.search(key)}
 
 
 def _read_checkpoint(name: str, hub: dict[str, Any]) -> dict[str, _Rows]:

@@ -276,17 +276,11 @@ def caption_rows(
     pad_token_id: int,
     rows_per_image: int | None = None,
 ) -> dict[str, list[list[int]]]:
-    """Make an image-major batch of tokenized captions, padded on the right.
+    """Make an image-major batch of each image's tokenized captions, padded on the right.
 
-    Args:
-        encoded: For each image its captions, each a list of token ids.
-        bos_token_id: The begin token, the only token in a row without a caption.
-        pad_token_id: The padding token.
-        rows_per_image: k; by default the largest number of captions of an image.
-
-    Returns:
-        `input_ids`, `attention_mask` and `labels`, each of shape (num_images * k, T). Labels are -100 on
-        padding and in rows without a caption.
+    `rows_per_image` is k, by default the largest number of captions of an image. Returns `input_ids`,
+    `attention_mask` and `labels`, each of shape (num_images * k, T). Labels are -100 on padding and in rows
+    without a caption, which contain only the begin token.
     """
     k = max(map(len, encoded)) if rows_per_image is None else rows_per_image
     rows = [row for group in encoded for row in [*group, *[None] * (k - len(group))]]

@@ -110,9 +110,10 @@ def run_info(argv: Sequence[str]) -> int:
 
     store = FeatureStore(Path(args.folder))
     spec, encoder = store.spec, store.spec.vision_model
-    revision = f" at revision {encoder.revision}" if encoder.revision else ""
-    print(f"vision model    {encoder.name_or_path}{revision}")
-    print(f"                fingerprint {encoder.fingerprint}")
+    commit = encoder["vision_model_revision"]
+    revision = f" at revision {commit}" if commit else ""
+    print(f"vision model    {encoder['vision_model_name_or_path']}{revision}")
+    print(f"                fingerprint {encoder['vision_model_fingerprint']}")
     print(f"features        {spec.num_tokens} x {spec.hidden_size} of layer {spec.vision_feature_layer}")
     print(f"storage         {spec.storage}; computed with mixed precision {spec.mixed_precision}")
     print(f"images          {len(store.names):,}, {format_bytes(store.num_bytes)}")
@@ -150,7 +151,7 @@ def _print_plan(plan: BuildPlan) -> None:
 
     spec = plan.spec
     print(f"features        {spec.num_tokens} x {spec.hidden_size} in {spec.storage}", end=", ")
-    print(f"of {spec.vision_model.name_or_path}")
+    print(f"of {spec.vision_model['vision_model_name_or_path']}")
     print(f"to encode       {len(plan.records):,} images, {format_bytes(plan.num_bytes)}", end="; ")
     print(f"{plan.num_present:,} are skipped", flush=True)
 

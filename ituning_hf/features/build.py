@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioner.encoders_ituning import encoder_family
-from ..captioner.pretrained_ituning import load_pretrained_backbone
+from ..captioner.pretrained_ituning import Backbone
 from ..data.images import UnreadableImageError
 from ..data.inputs import PixelInputs
 from ..data.records import CaptionedImage
@@ -198,8 +198,8 @@ def _write_shards(
     progress: bool,
 ) -> Iterator[ShardIndex]:
     """Encode and write each shard, given as batches; yield what it contains."""
-    encoder = spec.vision_model
-    model: Any = load_pretrained_backbone("vision", encoder.name_or_path, revision=encoder.revision)
+    source = (spec.vision_model[f"vision_model_{field}"] for field in ("name_or_path", "revision"))
+    model: Any = Backbone("vision", *source).load()
     model = model.to(device)
     loader = DataLoader(
         _BatchDataset([batch for shard in shards for batch in shard], spec),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.encoders_ituning import encoder_family
-from ..captioner.pretrained_ituning import BackboneSource, resolve_backbone
+from ..captioner.pretrained_ituning import Backbone
 from ..captioner.processing_ituning import load_image_processor
 from ..utils.errors import UserError
 from ..utils.json_files import read_json
@@ -42,7 +42,7 @@ _IMAGE_PROCESSOR_FIELDS = (
 class FeatureSpec:
     """How the features of a store were computed and stored."""
 
-    vision_model: BackboneSource
+    vision_model: dict[str, Any]  # the fields of `ITuningConfig` that describe the encoder
     image_processor: dict[str, Any]  # its settings
     vision_feature_layer: int  # the hidden state that is stored; see `ITuningConfig`
     storage: str  # the stored type, one of `STORAGES`
@@ -54,13 +54,16 @@ class FeatureSpec:
     def computation(self) -> dict[str, Any]:
         """All that determines the stored numbers; see `describe_computation`."""
         return {"storage": self.storage, "mixed_precision": self.mixed_precision} | describe_computation(
-            self.vision_model.fingerprint, self.vision_config, self.image_processor, self.vision_feature_layer
+            self.vision_model["vision_model_fingerprint"],
+            self.vision_config,
+            self.image_processor,
+            self.vision_feature_layer,
         )
 
     @property
     def vision_config(self) -> Any:
         """The encoder's configuration."""
-        return ITuningConfig(vision_config=self.vision_model.config).vision_config
+        return ITuningConfig(**self.vision_model).vision_config
 
     def make_image_processor(self) -> Any:
         """Return the encoder's image processor."""
@@ -105,11 +108,11 @@ def describe_encoder(
     for name, (value, known) in choices.items():
         if value not in known:
             raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-    encoder = resolve_backbone("vision", vision_model, vision_revision)
-    config = ITuningConfig(vision_config=encoder.config, vision_feature_layer=vision_feature_layer)
-    vision = config.vision_config
+    encoder = Backbone("vision", vision_model, vision_revision)
+    fields = encoder.config_fields()
+    vision = ITuningConfig(**fields, vision_feature_layer=vision_feature_layer).vision_config
     return FeatureSpec(
-        vision_model=BackboneSource(**_as_json(asdict(encoder))),
+        vision_model=_as_json(fields),
         image_processor=_as_json(load_image_processor(encoder.name_or_path, encoder.revision).to_dict()),
         vision_feature_layer=vision_feature_layer,
         storage=storage,
@@ -128,7 +131,7 @@ def read_spec(folder: Path) -> FeatureSpec:
         )
     content = read_json(path)
     try:
-        return FeatureSpec(**content | {"vision_model": BackboneSource(**content["vision_model"])})
+        return FeatureSpec(**content)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): build the store again in another folder") from error
 

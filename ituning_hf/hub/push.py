@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..captioner import modeling_ituning
-from ..captioner.pretrained_ituning import fingerprint, is_local
+from ..captioner.pretrained_ituning import Backbone, is_local
 from ..inference.files import read_config
 from ..inference.loading import load_processor
 from ..utils.errors import UserError
@@ -161,7 +161,7 @@ def _pin(api: HfApi, folder: str | os.PathLike[str], kind: str, name: str) -> tu
     """Return a backbone's Hub id and newest commit, after a comparison with the recorded fingerprint."""
     with _hub_errors(f"The frozen {kind} model {name!r} cannot be read"):
         commit = str(api.model_info(name).sha)
-        found = fingerprint(kind, name, revision=commit, token=api.token)
+        found = Backbone(kind, name, commit, token=api.token).fingerprint()
     expected = read_config(folder)[1].get(f"{kind}_model_fingerprint")
     if found != expected:
         raise UserError(

@@ -11,7 +11,7 @@ import torch
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS
 from ..captioner.encoders_ituning import encoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..captioner.pretrained_ituning import resolve_backbone
+from ..captioner.pretrained_ituning import Backbone
 from ..captioner.processing_ituning import ITuningProcessor, load_image_processor, load_tokenizer
 from ..features.store import FeatureStore
 from ..inference.int8 import quantize_frozen_weights, require_cpu
@@ -77,7 +77,9 @@ def _load_over_backbones(
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
     encoder: Any = vision
     if features is not None:
-        encoder = features.spec.vision_model if vision is None else resolve_backbone("vision", vision)
+        encoder = features.spec.vision_model
+        if vision is not None:
+            encoder = Backbone("vision", vision).config_fields()
         options = {"vision_feature_layer": features.spec.vision_feature_layer} | options
     model = ITuningForCaptioning.from_vision_text_pretrained(encoder, text, **options)
     if vision is not None:

@@ -18,12 +18,7 @@ from transformers.utils import cached_file
 from ..captioner.configuration_ituning import ITuningConfig, absolute_if_local, reading
 from ..captioner.decoders_ituning import copy_sharing_weights, decoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..captioner.pretrained_ituning import (
-    check_weights_unchanged,
-    is_local,
-    load_pretrained_backbone,
-    read_adapter_file,
-)
+from ..captioner.pretrained_ituning import Backbone, is_local, read_adapter_file
 from ..captioner.processing_ituning import ITuningProcessor
 from ..hub.card import ADAPTER_TEMPLATE, TAGS
 from ..hub.saving import save_captioner
@@ -32,7 +27,6 @@ from ..inference.loading import load_model
 from ..utils.errors import UserError
 from .config import PEFT_TYPE, ITuningTunerConfig
 from .layer import ADAPTERS
-from .model import check_fingerprint
 
 # Fields that both configurations have: their names in a captioner's and in an adapter's.
 _FIELDS = {name: name for name in ITuningConfig.__annotations__ if hasattr(ITuningTunerConfig, name)}
@@ -135,7 +129,7 @@ def _set_source(fields: dict[str, Any], backbone: str, path: str | os.PathLike[s
 
 def _load_backbone(fields: dict[str, Any], backbone: str) -> PreTrainedModel:
     name, revision = fields[f"{backbone}_model_name_or_path"], fields[f"{backbone}_model_revision"]
-    return load_pretrained_backbone(backbone, name, revision=revision)
+    return Backbone(backbone, name, revision).load()
 
 
 def _build_captioner(
@@ -150,7 +144,7 @@ def _build_captioner(
     for backbone, model in (("vision", vision_model), ("text", text_model)):
         fields |= _check_source(fields, backbone, model)
     configs = {"vision_config": vision_model.config.to_dict(), "text_config": text_model.config.to_dict()}
-    captioner = captioner_class(ITuningConfig(**fields, **configs), vision_model, text_model)
+    captioner = captioner_class(ITuningConfig(**fields | configs), vision_model, text_model)
     own = {
         key.replace("base_model.model.", "text_model.", 1).replace(f".{ADAPTERS}.", ".adapter."): tensor
         for key, tensor in tensors.items()
@@ -159,7 +153,7 @@ def _build_captioner(
     return captioner.eval()
 
 
-def _check_source(fields: dict[str, Any], backbone: str, model: PreTrainedModel) -> dict[str, str | None]:
+def _check_source(fields: dict[str, Any], backbone: str, model: PreTrainedModel) -> dict[str, Any]:
     """Compare a backbone with its checkpoint and the recorded fingerprint, and return its source's fields."""
     keys = [f"{backbone}_model_{field}" for field in ("name_or_path", "revision", "fingerprint")]
     recorded_name, recorded_revision, expected = (fields[key] for key in keys)
@@ -170,9 +164,10 @@ def _check_source(fields: dict[str, Any], backbone: str, model: PreTrainedModel)
     revision = getattr(model.config, "_commit_hash", None)
     if revision is None and name == recorded_name:
         revision = recorded_revision
-    found = check_fingerprint(backbone, name, revision, expected)
-    check_weights_unchanged(backbone, model, name, revision=revision)
-    return dict(zip(keys, (name, revision, found), strict=True))
+    source = Backbone(backbone, name, revision)
+    source.check_fingerprint(expected)
+    source.check_unchanged(model)
+    return source.config_fields()
 
 
 # --- On disk

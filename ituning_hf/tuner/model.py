@@ -16,7 +16,7 @@ from torch import nn
 from ..captioner.adapter_ituning import check_rows
 from ..captioner.configuration_ituning import resolve_adapter
 from ..captioner.decoders_ituning import DECODER_FAMILIES, decoder_family
-from ..captioner.pretrained_ituning import fingerprint
+from ..captioner.pretrained_ituning import Backbone
 from ..utils.errors import UserError
 from .config import PEFT_TYPE, ITuningTunerConfig
 from .layer import (
@@ -237,24 +237,11 @@ def resolve_config(config: Any, model: Any) -> Any:
     if config.text_model_fingerprint is not None and name:
         commit = getattr(model.config, "_commit_hash", None)
         with suppress(OSError):  # the checkpoint has moved since it was loaded
-            check_fingerprint("text", name, commit, config.text_model_fingerprint, local_files_only=True)
+            source = Backbone("text", name, commit, local_files_only=True)
+            source.check_fingerprint(config.text_model_fingerprint)
     config = copy.copy(config)
     resolve_adapter(config, decoder)
     return config
-
-
-def check_fingerprint(
-    backbone: str, name: str, revision: str | None, expected: str | None, **hub: Any
-) -> str:
-    """Return the fingerprint of a backbone's checkpoint; raise `UserError` if another one is expected."""
-    found = fingerprint(backbone, name, revision=revision, **hub)
-    if expected not in (None, found):
-        raise UserError(
-            f"The {backbone} model {name!r} is not the one that this adapter was trained on: its fingerprint "
-            f"is {found}, expected {expected}. To use it nevertheless, set {backbone}_model_fingerprint of "
-            "the adapter's configuration to None."
-        )
-    return found
 
 
 # PEFT's enum of methods is closed (huggingface/peft, pull request 2282), so it is extended first.
@@ -262,4 +249,4 @@ if PEFT_TYPE not in PeftType.__members__:
     extend_enum(PeftType, PEFT_TYPE, PEFT_TYPE)
     register_peft_method(name=PEFT_TYPE.lower(), config_cls=ITuningTunerConfig, model_cls=ITuningTuner)
 
-__all__ = ["ITuningTuner", "check_fingerprint"]
+__all__ = ["ITuningTuner"]

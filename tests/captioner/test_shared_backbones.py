@@ -91,7 +91,6 @@ def test_a_model_of_another_class_is_refused(saved: Path, backbones: dict[str, P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"load_vision_model": False}, "both vision_model and load_vision_model=False"),
         ({"device_map": "cpu"}, "both vision_model and device_map"),
         ({"dtype": torch.bfloat16}, "both vision_model and dtype"),
         ({"attn_implementation": "eager"}, "both vision_model and attn_implementation"),

@@ -172,7 +172,7 @@ def test_other_settings_are_refused_before_anything_is_encoded(
     other = save_encoder(tmp_path / "other")
     prepared = save_encoder(shutil.copytree(backbones["vision"], tmp_path / "prepared"), size=40)
     shutil.copy(backbones["vision"] / "model.safetensors", prepared)
-    monkeypatch.setattr("ituning_hf.features.build.load_pretrained_backbone", None)
+    monkeypatch.setattr("ituning_hf.features.build.Backbone", None)
     for options, problem in (
         ({"vision_model": other}, "vision_model_fingerprint"),
         ({"vision_model": prepared}, r"image_processor\.size"),

@@ -87,7 +87,7 @@ def test_info_and_unreadable_images(run: Run, folder: Path, photos: Path, backbo
     store = FeatureStore(folder)
     assert capsys.readouterr().out.splitlines() == [
         f"vision model    {backbones['vision']}",
-        f"                fingerprint {store.spec.vision_model.fingerprint}",
+        f"                fingerprint {store.spec.vision_model['vision_model_fingerprint']}",
         "features        10 x 15 of layer -1",
         "storage         int8; computed with mixed precision no",
         f"images          13, {store.num_bytes / 1000:.1f} kB",

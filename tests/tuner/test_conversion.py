@@ -160,7 +160,7 @@ def other_vision(backbones, folder: Path, **changes: Any) -> Path:
 
 
 def test_another_encoder_is_refused(captioner, backbones, gpt2, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"The vision model '.*other' is not the one .* expected"):
+    with pytest.raises(ValueError, match=r"The vision model at '.*other' is not the one .* expected"):
         ITuningForCaptioning.from_peft(to_peft(captioner), other_vision(backbones, tmp_path / "other"))
     narrow = other_vision(backbones, tmp_path / "narrow", hidden_size=9)
     with pytest.raises(
@@ -178,13 +178,13 @@ def test_another_language_model_is_refused(captioner, backbones, gpt2, tmp_path:
     gpt2.transformer.h[2].ln_1.bias.data += 1e-3
     gpt2.save_pretrained(tmp_path / "other")
     other = GPT2LMHeadModel.from_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"text model '.*other' is not the one .* to None"):
+    with pytest.raises(ValueError, match=r"text model at '.*other' is not the one .* expected"):
         PeftModel.from_pretrained(other, str(tmp_path / "adapter"))
     shutil.rmtree(tmp_path / "other")  # a checkpoint that cannot be read is not compared
     PeftModel.from_pretrained(other, str(tmp_path / "adapter"))
     model = ITUNING.wrap(GPT2LMHeadModel.from_pretrained(backbones["text"]))
     model.peft_config["default"].text_model_fingerprint = "0" * 32
-    with pytest.raises(ValueError, match=r"The text model '.*text' is not the one that this adapter"):
+    with pytest.raises(ValueError, match=r"The text model at '.*text' is not the one this adapter"):
         ITuningForCaptioning.from_peft(model, backbones["vision"])
 
 
