@@ -4,13 +4,12 @@ They import this module, not the class: `evaluate` uses the first metric class t
 """
 
 from inspect import cleandoc
+from typing import Any
 
 import datasets
 import evaluate
 
 from ituning_hf.evaluation.metrics import score_captions
-
-CAPTIONS = {"predictions": datasets.Value("string"), "references": [datasets.Value("string")]}
 
 
 class CaptionMetric(evaluate.Metric):
@@ -19,16 +18,21 @@ class CaptionMetric(evaluate.Metric):
     Attributes:
         metric: Its name for `score_captions`.
         paper: The address of the paper that defines it.
+        inputs: The types of the inputs.
     """
 
     metric: str
     paper: str
+    inputs: dict[str, Any] = {
+        "predictions": datasets.Value("string"),
+        "references": [datasets.Value("string")],
+    }
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=cleandoc(self.__doc__ or ""),
             citation=self.paper,
-            features=datasets.Features(CAPTIONS),
+            features=datasets.Features(self.inputs),
             inputs_description="predictions: a caption for each image. references: its human captions.",
             reference_urls=[self.paper],
         )
