@@ -140,8 +140,8 @@ class LoopbackHub:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.repositories: dict[str, Repository] = {}
-        self.requests: list[str] = []  # "METHOD /path" of each
         self.misunderstood: list[str] = []
+        self.refuses_commits = False
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.hub = self  # type: ignore[attr-defined]
         self.server.daemon_threads = True
@@ -185,8 +185,6 @@ class Handler(BaseHTTPRequestHandler):
         self.hub: LoopbackHub = self.server.hub  # type: ignore[attr-defined]
         # Parts are unquoted one by one: the revision "refs%2Fpr%2F1" is one part.
         path = urlsplit(self.path).path
-        request = f"{self.command} {path}"
-        self.hub.requests.append(request)
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             with self.hub.lock:
@@ -197,10 +195,10 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"X-Repo-Commit": self.commit.sha} if self.commit else {}
             self.answer_json({"error": refused.message} | refused.body, refused.status, headers)
         except (KeyError, TypeError, ValueError) as error:  # a request that this Hub does not know
-            self.hub.misunderstood.append(f"{request}: {error!r}")
+            self.hub.misunderstood.append(f"{self.command} {path}: {error!r}")
             self.answer(400, b"{}")
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_any  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_any  # noqa: N815
 
     def dispatch(self, path: str) -> None:
         method = "GET" if self.command == "HEAD" else self.command
@@ -336,6 +334,8 @@ def preupload(handler: Handler, repo: str, revision: str) -> None:
 @route("POST", "/api/models/REPO/commit/(?P<revision>[^/]+)")
 def commit(handler: Handler, repo: str, revision: str) -> None:
     repository = handler.writable(repo)
+    if handler.hub.refuses_commits:
+        raise RefusedError(500, "Internal error")
     if revision not in repository.branches:
         raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     lines = [json.loads(line) for line in handler.body.splitlines()]

@@ -277,7 +277,7 @@ def test_reading_refused_by_the_hub_is_one_line(hub, captioners, tmp_path: Path,
 
 
 @pytest.mark.usefixtures("with_captioners")
-def test_pushing_refused_by_the_hub_is_one_line(hub, saved: Path, tmp_path: Path, capsys):
+def test_pushing_refused_by_the_hub_is_one_line(hub, saved: Path, captioners, tmp_path: Path, capsys):
     for case, (name, token, flags, message) in PUSHES.items():
         with use_hub(hub.endpoint, tmp_path / case, token):
             assert main(["push", str(saved), name, *FLAGS, *flags]) == 2, case
@@ -287,5 +287,9 @@ def test_pushing_refused_by_the_hub_is_one_line(hub, saved: Path, tmp_path: Path
     with use_hub("http://127.0.0.1:9", tmp_path / "unreachable"):
         assert main(["push", str(saved), "org/new", *FLAGS]) == 2
     assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+    hub.refuses_commits = True
+    with use_hub(hub.endpoint, tmp_path / "down", "writer"):
+        assert main(["push", str(captioners["b"]), "org/captioner", *FLAGS]) == 2
+    assert "(500); try again later" in capsys.readouterr().err
     assert "org/new" not in hub.repositories
     assert len(hub.repositories["org/captioner"].commits) == 2
