@@ -19,12 +19,15 @@ def make_all(root: Path) -> Path:
     for name, splits in (("coco", COCO), ("flickr30k", FLICKR), ("flickr8k", FLICKR)):
         write_karpathy(root / "data" / name, name, splits)
     write_nocaps(root / "data" / "nocaps")
-    photos = root / "photos"
-    lines = [
-        {"file_name": _save(photos / f"{i}.png", i).name, "captions": _captions(i)[:2]} for i in range(30)
-    ]
-    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_photos(root / "photos", 30)
     return root
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """Write images, and their captions in `metadata.jsonl`."""
+    names = [_save(folder / f"{i}.png", i).name for i in range(count)]
+    lines = [{"file_name": name, "captions": _captions(i)[:2]} for i, name in enumerate(names)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
 def write_karpathy(folder: Path, name: str, splits: dict[str, int]) -> None:

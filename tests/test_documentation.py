@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from loopback_hub import running_hub, use_hub
 from PIL import Image
+from small_benchmarks import write_photos
 from small_models import TEXT, randomize_adapters
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -79,22 +79,15 @@ def workplace(
     config = GPT2Config.from_pretrained(gpt2, **TEXT | {"n_embd": 24, "n_positions": 72})
     GPT2LMHeadModel(config).save_pretrained(gpt2)
     folder = tmp_path / "work"
-    for name in ("photos", "new", "more"):
-        (folder / name).mkdir(parents=True)
+    write_photos(folder / "photos", 20)
+    for name in ("dog.jpg", "bike.jpg", "new/0.jpg", "more/0.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "photos" / "0.png", folder / name)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("PATH", str(tmp_path))  # without Java, whose programs are slow to start
     (folder / "examples").symlink_to(ROOT / "examples")
     Path("run.yaml").write_text("seed: 1\n")
-    random = np.random.default_rng(17)
-    pictures = [Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)) for _ in range(20)]
-    lines = []
-    for i, picture in enumerate(pictures):
-        picture.save(f"photos/{i}.png")
-        lines.append(json.dumps({"file_name": f"{i}.png", "captions": ["a dog runs", f"picture {i}"]}))
-    Path("photos/metadata.jsonl").write_text("\n".join(lines))
-    for name in ("dog.jpg", "bike.jpg", "new/0.jpg", "more/0.png"):
-        pictures[0].save(name)
     with (
         running_hub({CLIP: backbones["clip"], GPT2: gpt2}) as hub,
         use_hub(hub.endpoint, tmp_path / "home", "writer"),
@@ -102,8 +95,8 @@ def workplace(
         model = ITuningForCaptioning.from_vision_text_pretrained(CLIP, GPT2, adapter_hidden_size=12)
         processor = ITuningProcessor.from_vision_text_pretrained(CLIP, GPT2)
         save_captioner(randomize_adapters(model), processor, "outputs/captioner/best")
-        captions = [["a red square", "a square"], ["a blue one"]]
-        yield {"images": pictures[:2], "captions": captions}
+        images = [Image.new("RGB", (40, 34), colour) for colour in ("red", "blue")]
+        yield {"images": images, "captions": [["a red square", "a square"], ["a blue one"]]}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if read_blocks(page)])

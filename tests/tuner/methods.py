@@ -36,13 +36,13 @@ def lora_config(size: int = 3, layers: list[int] | None = None, **options: Any) 
 
 @dataclass(frozen=True)
 class Method:
-    """What the tests know of a PEFT method."""
+    """A PEFT method."""
 
     name: str
-    config: Callable[..., PeftConfig]  # of a size and the layers it goes into
-    prefix: str  # in its parameters' names, and in no others
-    keys: tuple[str, ...]  # of one layer on disk
-    inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # beside the text
+    config: Callable[..., PeftConfig]  # takes a size and layers
+    prefix: str  # only in the names of its parameters
+    keys: tuple[str, ...]  # of one layer in a file
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # other than the text
 
     @staticmethod
     def per_layer(size: int) -> int:
@@ -57,7 +57,7 @@ class Method:
         }
 
     def perturb(self, model: nn.Module, adapter: str = "default", seed: int = 0) -> Any:
-        """Give an adapter weights that show; a fresh one does nothing."""
+        """Give an adapter random weights. A new one does not change the output."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters(model, adapter).values():
@@ -65,7 +65,7 @@ class Method:
         return model
 
     def wrap(self, gpt2: nn.Module, *args: Any, adapter: str = "default", **options: Any) -> PeftModel:
-        """Put an adapter in whose effect shows."""
+        """Add an adapter with random weights, in evaluation mode."""
         return self.perturb(get_peft_model(gpt2, self.config(*args, **options), adapter).eval(), adapter)
 
     @torch.no_grad()

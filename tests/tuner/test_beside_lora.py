@@ -38,7 +38,7 @@ def by_unwrapping(gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
 
 @pytest.fixture(params=[by_injection, by_transformers, by_unwrapping])
 def with_lora(request, gpt2) -> GPT2LMHeadModel:
-    """The language model with a LoRA named "style" whose effect shows."""
+    """The language model with a LoRA named "style", of random weights."""
     return LORA.perturb(request.param(gpt2).eval(), "style", seed=1)
 
 

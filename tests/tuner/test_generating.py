@@ -77,19 +77,3 @@ def test_without_a_prompt_each_image_gets_a_text(gpt2):
     with model.disable_adapter():
         texts = model.generate(encoder_hidden_states=IMAGES, **BEAMS)
     assert torch.equal(texts[0], texts[1])  # without an image
-
-
-def test_left_padding_changes_nothing(gpt2):
-    model = ITUNING.wrap(gpt2)
-    end = gpt2.config.eos_token_id
-    mask = torch.ones_like(ROWS)
-    mask[1, :2] = mask[2, :4] = 0
-    inputs = {"input_ids": ROWS.masked_fill(mask == 0, end), "attention_mask": mask} | ITUNING.inputs
-    for how in (GREEDY, BEAMS):
-        texts = model.generate(**inputs, **how)[:, ROWS.shape[1] :]
-        for i, row in enumerate(ROWS):
-            alone = {"input_ids": row[mask[i] == 1][None]} | {
-                name: image[i // 2][None] for name, image in ITUNING.inputs.items()
-            }
-            alone["attention_mask"] = torch.ones_like(alone["input_ids"])
-            assert torch.equal(model.generate(**alone, **how)[0, alone["input_ids"].shape[1] :], texts[i])

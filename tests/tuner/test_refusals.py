@@ -30,12 +30,7 @@ def test_without_an_image_the_error_names_disable_adapter(model):
 
 @pytest.mark.parametrize(
     ("image", "shape"),
-    [
-        (IMAGES[..., :9], r"\(2, 10, 9\)"),
-        (IMAGES[0], r"\(10, 15\)"),
-        (IMAGES[None], r"\(1, 2, 10, 15\)"),
-        (IMAGES[:, :0], r"\(2, 0, 15\)"),
-    ],
+    [(IMAGES[..., :9], r"\(2, 10, 9\)"), (IMAGES[0], r"\(10, 15\)")],
 )
 def test_an_image_of_another_shape_is_refused(model, image, shape: str):
     message = rf"encoder_hidden_states has shape {shape}, expected \(num_images, tokens, 15\)"
