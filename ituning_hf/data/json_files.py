@@ -32,7 +32,7 @@ def read_json_dataset(path: Path, split: str, image_root: Path | None) -> list[C
       in the same folder is "val". A file with another name, or a train file without such a val file, states
       no splits. Images without annotations are left out.
     - NoCaps: COCO's layout with `open_images_id` and optionally `domain` for each image, and with or without
-      `annotations`. Its description, or else its name, says whether it is "val" or "test".
+      `annotations`. The name of the file says whether it is "val" or "test".
 
     COCO's and NoCaps' images are searched for in `image_root`, by default the folder of the file and the one
     above it, also below `images` and in the folder of the split, such as `train2017`.
@@ -49,7 +49,7 @@ def read_json_dataset(path: Path, split: str, image_root: Path | None) -> list[C
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise UserError(f"{path} is not a Karpathy, COCO or NoCaps file: it has no list named 'images'")
     if any(isinstance(entry, dict) and "open_images_id" in entry for entry in content["images"]):
-        own = _nocaps_split(content, path)
+        own = _nocaps_split(path)
         parts = [name for name, of_split in SPLIT_NAMES.items() if of_split == own]
         return list(_parse_coco(content, path, image_root, own, parts))
     if "annotations" in content:
@@ -101,14 +101,14 @@ def _parse_coco(
         yield CaptionedImage(names[key], clean_captions(texts), source, image_id, domains[key], split)
 
 
-def _nocaps_split(content: dict[str, Any], path: Path) -> str:
-    info = content.get("info")
-    description = info.get("description") if isinstance(info, dict) else None
-    for text in (str(description), path.stem):
-        words = re.findall(r"(?<![a-z])(val|validation|test)(?![a-z])", text.lower())
-        if len(splits := {SPLIT_NAMES[word] for word in words}) == 1:
-            return splits.pop()
-    raise UserError(f"{path} is a NoCaps file of unknown split: name it nocaps_val_... or nocaps_test_...")
+def _nocaps_split(path: Path) -> str:
+    words = re.findall(r"(?<![a-z])(val|validation|test)(?![a-z])", path.stem.lower())
+    splits = {SPLIT_NAMES[word] for word in words}
+    if len(splits) != 1:
+        raise UserError(
+            f"{path} is a NoCaps file of unknown split: name it nocaps_val_... or nocaps_test_..."
+        )
+    return splits.pop()
 
 
 def _parse_karpathy(entries: list[Any], path: Path, image_root: Path | None) -> list[CaptionedImage]:

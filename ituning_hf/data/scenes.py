@@ -105,8 +105,7 @@ class Scene:
 
     def read(self) -> bytes:
         """Return the bytes that define the scene."""
-        objects = [f"{o.size} {o.colour} {o.shape} {float(o.x)!r} {float(o.y)!r}" for o in self.objects]
-        return "\n".join([self.background, *objects]).encode()
+        return repr(self).encode()
 
     @property
     def num_bytes(self) -> int:
@@ -174,7 +173,7 @@ def _place(radii: Sequence[float], rng: np.random.Generator) -> list[_Point]:
 
     if len(radii) == 1:
         room = radii[0] + _MARGIN
-        return [(rng.choice([0.25, 0.5, 0.75]), rng.uniform(room, 1 - room))]
+        return [(float(rng.choice([0.25, 0.5, 0.75])), rng.uniform(room, 1 - room))]
     *group, alone = radii
     if len(group) == 1:
         room = max(radii) + _MARGIN

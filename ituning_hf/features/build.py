@@ -25,9 +25,9 @@ from ..data.records import CaptionedImage
 from ..data.workers import ignore_stop_signals, usable_workers
 from ..utils.devices import usable_device
 from ..utils.errors import UserError, WorkError
-from ..utils.files import exclusive_lock, existing_part, write_json
+from ..utils.files import draft_of, exclusive_lock, existing_part, write_json
 from ..utils.terminal import format_bytes
-from .shards import ImageVersion, ShardIndex, image_version, pack, remove_drafts, write_shard
+from .shards import ImageVersion, ShardIndex, image_version, pack, write_shard
 from .spec import STORE_FILE, FeatureSpec, describe_encoder
 from .store import FeatureStore
 
@@ -169,7 +169,8 @@ def build_features(
     )
     plan_build(records, folder, spec)  # refuses before anything is written
     with exclusive_lock(folder, str(folder), "build"):
-        remove_drafts(folder)
+        for draft in folder.glob(draft_of(folder / "*").name):  # incomplete files of a killed build
+            draft.unlink()
         plan = plan_build(records, folder, spec)  # another build may have ended meanwhile
         if not (folder / STORE_FILE).exists():
             write_json(folder / STORE_FILE, asdict(spec))

@@ -19,7 +19,7 @@ from ..utils.errors import UserError
 from ..utils.files import draft_of, give_ordinary_permissions, put_in_place
 from .spec import FeatureSpec
 
-_PATTERN = "features-*.safetensors"
+SHARD_PATTERN = "features-*.safetensors"
 
 
 class ImageVersion(NamedTuple):
@@ -99,7 +99,7 @@ def write_shard(folder: Path, index: ShardIndex, tensors: dict[str, torch.Tensor
     Raises:
         OSError: The file cannot be written; nothing is left of it.
     """
-    paths = (folder / _PATTERN.replace("*", f"{number:05}") for number in itertools.count())
+    paths = (folder / SHARD_PATTERN.replace("*", f"{number:05}") for number in itertools.count())
     path = next(path for path in paths if not path.exists())
     draft = draft_of(path)
     header = json.dumps({"images": list(index.images.items()), "unreadable": index.unreadable})
@@ -130,14 +130,3 @@ def read_index(path: Path, spec: FeatureSpec) -> ShardIndex:
         raise UserError(
             f"{path} is damaged ({error}): remove it, and run the command that built the store again"
         ) from error
-
-
-def list_shards(folder: Path) -> list[Path]:
-    """List a store's shards, sorted by name."""
-    return sorted(folder.glob(_PATTERN))
-
-
-def remove_drafts(folder: Path) -> None:
-    """Remove the incomplete files of a killed build."""
-    for draft in folder.glob(draft_of(folder / "*").name):
-        draft.unlink()

@@ -16,7 +16,7 @@ from ..captioner.configuration_ituning import ITuningConfig
 from ..data.images import UnreadableImageError
 from ..data.records import CaptionedImage, first_names
 from ..utils.errors import UserError
-from .shards import ImageVersion, image_size, image_version, list_shards, read_index, unpack
+from .shards import SHARD_PATTERN, ImageVersion, image_size, image_version, read_index, unpack
 from .spec import FeatureSpec, describe_computation, read_spec
 
 # The content of this many images is compared, in addition to the size of all. That detects another data set
@@ -48,7 +48,7 @@ class FeatureStore:
         self.folder = Path(folder)
         self.spec: FeatureSpec = read_spec(self.folder)
         self.unreadable: dict[str, str] = {}
-        self._shards = list_shards(self.folder)
+        self._shards = sorted(self.folder.glob(SHARD_PATTERN))
         self._versions: dict[str, ImageVersion] = {}
         self._positions: dict[str, tuple[int, int]] = {}  # the shard of each image and its row there
         self._files: dict[int, Any] = {}

@@ -1,7 +1,5 @@
 """Untrusted captions and the files that hold them: kept as text, or refused in one clear message."""
 
-import json
-import random
 from pathlib import Path
 
 import pytest
@@ -103,19 +101,3 @@ def test_json_with_a_byte_order_mark_and_a_repeated_key_is_read(tmp_path: Path) 
     line = '{"images": [], "images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a"}]}]}'
     (tmp_path / "dataset.json").write_text(line, encoding="utf-8-sig")
     assert captions(tmp_path / "dataset.json") == {"a.jpg": ("a",)}
-
-
-@pytest.mark.stress
-def test_mangled_json_is_read_or_refused(tmp_path: Path) -> None:
-    entries = [{"filename": f"{i}.jpg", "split": "train", "sentences": [{"raw": "a dog"}]} for i in range(4)]
-    whole = json.dumps({"images": entries}).encode()
-    draw, path = random.Random(5), tmp_path / "dataset.json"
-    for _ in range(5_000):
-        changed = bytearray(whole[: draw.randint(1, len(whole))] if draw.random() < 0.2 else whole)
-        for _ in range(draw.randint(1, 4)):
-            changed[draw.randrange(len(changed))] = draw.randrange(256)
-        path.write_bytes(changed)
-        try:
-            assert all(captions(path).values())
-        except UserError:
-            continue

@@ -77,15 +77,6 @@ def test_malformed_lines_are_named_by_number(tmp_path: Path, line: Any, message:
         load(tmp_path)
 
 
-def test_reads_a_byte_order_mark_and_refuses_other_encodings(tmp_path: Path) -> None:
-    path = write_metadata(tmp_path / "train", GOOD) / "metadata.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert captions(tmp_path) == {"train/a.jpg": ("a",)}
-    path.write_bytes('{"file_name": "é.jpg"}'.encode("latin-1"))
-    with pytest.raises(UserError, match=r"metadata\.jsonl is not UTF-8 text"):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize("folders", [("val", "validation"), (".", "train")])
 def test_metadata_in_several_places_is_ambiguous(tmp_path: Path, folders: tuple[str, str]) -> None:
     for folder in folders:

@@ -214,7 +214,7 @@ IDS = ("0013ea2087020901", "0002c96937fae3b3", "001464cfae2a30b8")
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 
 
-def nocaps(description: str, texts: list[tuple[int, str]] | None = None) -> dict[str, Any]:
+def nocaps(texts: list[tuple[int, str]] | None = None) -> dict[str, Any]:
     """Three images with the ids 10 to 12; with captions, each has a domain, as in NoCaps' own files."""
     domains = [{}] * 3 if texts is None else [{"domain": domain} for domain in DOMAINS]
     images = [
@@ -222,18 +222,18 @@ def nocaps(description: str, texts: list[tuple[int, str]] | None = None) -> dict
         for i, name in enumerate(IDS)
     ]
     annotations = {} if texts is None else {"annotations": coco({}, texts)["annotations"]}
-    return {"info": {"description": description}, "images": images, **annotations}
+    return {"images": images, **annotations}
 
 
 @pytest.fixture
 def nocaps_val(write_json: WriteJson) -> Path:
     texts = [(11, "two"), (10, " one  dog "), (12, "three"), (10, "one")]
-    return write_json(nocaps("nocaps validation dataset", texts), "nocaps_val_4500_captions.json")
+    return write_json(nocaps(texts), "nocaps_val_4500_captions.json")
 
 
 @pytest.fixture
 def nocaps_test(write_json: WriteJson) -> Path:
-    return write_json(nocaps("nocaps test dataset"), "nocaps_test_image_info.json")
+    return write_json(nocaps(), "nocaps_test_image_info.json")
 
 
 @pytest.mark.parametrize("folder", ["val", "validation"])
@@ -263,14 +263,14 @@ def test_nocaps_files_have_one_split(nocaps_val: Path, nocaps_test: Path, write_
     for path, own, asked in ((nocaps_val, "val", "test"), (nocaps_test, "test", "val")):
         with pytest.raises(MissingSplitError, match=rf"no images of split '{asked}'; it has '{own}' \(3\)"):
             load(path, asked, require_captions=False)
-    path = write_json(nocaps("nocaps"), "my_nocaps_val_evaluation.json")
+    path = write_json(nocaps(), "my_nocaps_val_evaluation.json")
     assert len(load(path, "val", require_captions=False)) == 3
     with pytest.raises(UserError, match=r"evaluation\.json is a NoCaps file of unknown split: name it"):
-        load(write_json(nocaps("nocaps"), "evaluation.json"), "val")
+        load(write_json(nocaps(), "evaluation.json"), "val")
 
 
 def test_a_nocaps_image_with_a_blank_caption_is_named(write_json: WriteJson) -> None:
-    path = write_json(nocaps("", [(10, "a"), (12, " ")]), "nocaps_val.json")
+    path = write_json(nocaps([(10, "a"), (12, " ")]), "nocaps_val.json")
     with pytest.raises(UserError, match=r"1 of 2 images have no caption \(001464"):
         load(path, "val", require_captions=False)
 

@@ -190,15 +190,6 @@ def test_a_folder_of_parquet_files_by_split(tmp_path: Path, pattern: str) -> Non
     }
 
 
-def test_appended_parquet_rows_do_not_move_the_others(tmp_path: Path) -> None:
-    for part in range(3):
-        write(tmp_path / "pets" / f"part-{part}.parquet", table(40, 40 * part))
-    few = captions(write(tmp_path / "few.parquet", table(100)), "val")
-    train, many = captions(tmp_path / "pets"), captions(tmp_path / "pets", "val")
-    assert train | many == {f"train[{i}]": (f"a {i}",) for i in range(120)}
-    assert {name for name in many if int(name[6:-1]) < 100} == few.keys()
-
-
 def test_saved_data_sets(tmp_path: Path) -> None:
     table(30).with_format("numpy").save_to_disk(tmp_path / "one")
     assert len(captions(tmp_path / "one") | captions(tmp_path / "one", "val")) == 30

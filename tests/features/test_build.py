@@ -63,8 +63,10 @@ def test_a_removed_shard_is_built_again(build: Build, train: list[CaptionedImage
     whole = contents(folder)
     shards(folder)[1].unlink()
     (folder / ".features-00001.safetensors.partial").write_bytes(b"half")  # of a killed build
+    (folder / ".store.json.partial").write_bytes(b"half")
+    (folder / "my notes.partial").write_text("mine")
     assert build(train).num_encoded == 5
-    assert contents(folder) == whole
+    assert contents(folder) == whole | {"my notes.partial": b"mine"}
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 2])

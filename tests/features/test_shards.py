@@ -14,10 +14,8 @@ from safetensors import safe_open
 from ituning_hf.features.shards import (
     ImageVersion,
     ShardIndex,
-    list_shards,
     pack,
     read_index,
-    remove_drafts,
     unpack,
     write_shard,
 )
@@ -116,7 +114,6 @@ def test_equal_shards_have_equal_bytes_and_the_first_free_number(tmp_path: Path)
     assert first.read_bytes() == second.read_bytes()
     first.unlink()
     assert write(tmp_path, ["c"]) == first
-    assert list_shards(tmp_path) == [first, second]
 
 
 def test_other_users_may_read_it(tmp_path: Path):
@@ -150,13 +147,6 @@ def test_a_file_without_an_index_or_of_another_shape_is_refused(tmp_path: Path, 
         read_index(path, spec)
 
 
-def test_drafts_are_removed_and_other_files_kept(tmp_path: Path):
-    path = write(tmp_path, ["a"])
-    for name in (f".{path.name}.partial", ".store.json.partial"):
-        (tmp_path / name).write_bytes(b"half")
-    (tmp_path / "my notes.partial").write_text("mine")
-    assert list_shards(tmp_path) == [path]
-    remove_drafts(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, "my notes.partial"]
+def test_a_folder_that_does_not_exist_is_an_os_error(tmp_path: Path):
     with pytest.raises(OSError, match="No such file"):
         write(tmp_path / "gone", ["a"])
