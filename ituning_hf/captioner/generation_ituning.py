@@ -56,7 +56,7 @@ class ITuningGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: for inputs that do not fit one another or the backbones.
-            NotImplementedError: for a generation mode that is not supported.
+            CaptionerError: for a generation mode that is not supported.
         """
         if kwargs.get("cache_implementation") == "paged":
             return self.generate_batch()
@@ -92,14 +92,14 @@ class ITuningGenerationMixin(GenerationMixin):
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse continuous batching."""
-        raise NotImplementedError("Continuous batching (paged) is not supported: use generate with a batch.")
+        raise CaptionerError("Continuous batching (paged) is not supported: use generate with a batch.")
 
     def _validate_generation_mode(
         self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
     ) -> None:
         if generation_mode not in SUPPORTED_MODES:
             supported = [mode.value for mode in SUPPORTED_MODES]
-            raise NotImplementedError(
+            raise CaptionerError(
                 f"generation mode {generation_mode.value!r} is not supported: use one of {supported}."
             )
         check_guidance(generation_config.guidance_scale)
@@ -141,7 +141,7 @@ def check_guidance(guidance_scale: float | None) -> None:
     """Refuse classifier-free guidance."""
     if guidance_scale not in (None, 1):
         # Transformers computes the unguided branch by calling the model without an image.
-        raise NotImplementedError(f"guidance_scale={guidance_scale} is not supported: leave it unset.")
+        raise CaptionerError(f"guidance_scale={guidance_scale} is not supported: leave it unset.")
 
 
 def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: int) -> torch.Tensor:

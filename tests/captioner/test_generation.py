@@ -18,6 +18,7 @@ from transformers import GenerationConfig, GPT2LMHeadModel, LogitsProcessor, Log
 
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner.adapter_ituning import ITuningAdapter
+from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.captioner.generation_ituning import mask_of_padding, with_begin_token
 
 IMAGES, BOS, PAD = 3, 0, 299
@@ -313,7 +314,7 @@ UNSUPPORTED = [
 
 @pytest.mark.parametrize(("options", "message"), UNSUPPORTED)
 def test_unsupported_modes_are_refused(captioner, options: dict[str, Any], message: str):
-    with pytest.raises(NotImplementedError, match=message):
+    with pytest.raises(CaptionerError, match=message):
         captioner.generate(pixel_values=PIXELS, max_new_tokens=4, **options)
 
 

@@ -24,6 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import ituning_hf
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, quantize_frozen_weights
+from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.data.images import UnreadableImageError
 from ituning_hf.tuner.config import ITuningTunerConfig
 
@@ -150,7 +151,7 @@ def failing_calls(model: Any, processor: Any, files: list[Path]) -> dict[str, Fa
         "another shape": ({"pixel_values": one["pixel_values"][..., :7]}, ValueError, "shape"),
         "too many tokens": (one | {"max_new_tokens": 99}, ValueError, "positions"),
         "an unknown token": (one | {"input_ids": ids}, IndexError, "out of range"),
-        "guidance": (one | {"guidance_scale": 2.0}, NotImplementedError, "not supported"),
+        "guidance": (one | {"guidance_scale": 2.0}, CaptionerError, "not supported"),
     }
     for beams in (1, 3):
         for error in (RuntimeError, KeyboardInterrupt):
