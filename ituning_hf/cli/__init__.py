@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from .._version import __version__
-from ..utils.errors import UserError, exit_code_of
+from ..utils.errors import OtherProcessError, UserError, exit_code_of
 from ..utils.settings import nearest
 from ..utils.terminal import printable
 
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes once more at exit, and would report an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OtherProcessError as error:  # that process reports it
+        return error.exit_code
     except Exception as error:
         exit_code = exit_code_of(error)
         if os.environ.get("ITUNING_TRACEBACK") or exit_code is None:

@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from ..utils.rules import NOT_EMPTY
+from ..utils.rules import FOLDER, MODEL, NAME
 from ..utils.settings import REQUIRED, Settings, option, read_settings
 from ..utils.terminal import quiet_transformers
 
@@ -28,18 +27,16 @@ The weights stay the same: after a round trip every byte is equal.
 class ConvertArguments(Settings):
     """The settings of `ituning convert`."""
 
-    paths: ClassVar[frozenset[str]] = frozenset({"source", "output", "vision_model", "text_model"})
-
     source: str = option(
-        REQUIRED, "the captioner's or adapter's folder or Hub id", NOT_EMPTY, "SOURCE", positional=True
+        REQUIRED, "the captioner's or adapter's folder or Hub id", NAME, metavar="SOURCE", positional=True
     )
-    output: str = option(REQUIRED, "a new or empty folder", NOT_EMPTY, "OUTPUT", positional=True)
-    revision: str | None = option(None, "the source's revision on the Hub", NOT_EMPTY, unset="the newest")
+    output: str = option(REQUIRED, "a new or empty folder", FOLDER, metavar="OUTPUT", positional=True)
+    revision: str | None = option(None, "the source's revision on the Hub", NAME, "the newest")
     vision_model: str | None = option(
-        None, "its vision encoder, instead of the recorded one", NOT_EMPTY, "MODEL", "as recorded"
+        None, "its vision encoder, instead of the recorded one", MODEL, "as recorded"
     )
     text_model: str | None = option(
-        None, "its language model, instead of the recorded one", NOT_EMPTY, "MODEL", "as recorded"
+        None, "its language model, instead of the recorded one", MODEL, "as recorded"
     )
 
 

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from ..utils.rules import NOT_EMPTY, SEED
+from ..utils.rules import FOLDER, SEED
 from ..utils.settings import Settings, option, read_settings
 from ..utils.terminal import quiet_transformers
 
@@ -22,13 +21,8 @@ minutes on two CPU cores, without network access."""
 class DemoArguments(Settings):
     """The settings of `ituning demo`."""
 
-    paths: ClassVar[frozenset[str]] = frozenset({"output_dir"})
-
     output_dir: str = option(
-        "ituning-demo",
-        "folder for the captioner, the pictures and a page that shows them",
-        NOT_EMPTY,
-        "FOLDER",
+        "ituning-demo", "folder for the captioner, the pictures and a page that shows them", FOLDER
     )
     seed: int = option(0, "seed of the scenes and of the training", SEED)
 

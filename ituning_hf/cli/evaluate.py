@@ -44,13 +44,10 @@ def run(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     from ..evaluation.report import describe
     from ..evaluation.run import evaluate_captioner
-    from ..utils.distributed import OtherProcessError, command_process
+    from ..utils.distributed import command_process
 
-    try:
-        with command_process():
-            evaluation = evaluate_captioner(args)
-    except OtherProcessError as error:
-        return error.exit_code
+    with command_process():
+        evaluation = evaluate_captioner(args)
     if evaluation is None:  # another process than the main one
         return 0
     print(describe(evaluation))

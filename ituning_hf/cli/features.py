@@ -6,16 +6,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ..features.arguments import SPLITS, BuildArguments
-from ..utils.rules import NOT_EMPTY
+from ..utils.rules import FOLDER
 from ..utils.settings import REQUIRED, Settings, option, read_settings
 from . import choose_command
 
 if TYPE_CHECKING:
     from ..data.records import CaptionedImage
-    from ..features.build import BuildPlan, BuildResult
 
 _COMMANDS = {
     "build": "compute features and store them, or resume that",
@@ -44,15 +43,13 @@ the command; 130 after Ctrl-C, 143 after SIGTERM.
 class InfoArguments(Settings):
     """The settings of `ituning features info`."""
 
-    paths: ClassVar[frozenset[str]] = frozenset({"folder"})
-
-    folder: str = option(REQUIRED, "the store's folder", NOT_EMPTY, "FOLDER", positional=True)
+    folder: str = option(REQUIRED, "the store's folder", FOLDER, positional=True)
 
 
 def run(argv: Sequence[str]) -> int:
     """Build or describe a store, and return the exit code."""
     command = choose_command("ituning features", _COMMANDS, argv, _DESCRIPTION)
-    return run_build(argv[1:]) if command == "build" else run_info(argv[1:])
+    return _build(parse_arguments(argv[1:])) if command == "build" else _describe(argv[1:])
 
 
 def parse_arguments(argv: Sequence[str]) -> BuildArguments:
@@ -60,66 +57,47 @@ def parse_arguments(argv: Sequence[str]) -> BuildArguments:
     return read_settings(BuildArguments, argv, "ituning features build", _BUILD_DESCRIPTION, _BUILD_EXAMPLES)
 
 
-def run_build(argv: Sequence[str]) -> int:
-    """Build the store, and return the exit code."""
-    args = parse_arguments(argv)
-    from ..training.errors import RunStopped
-    from ..training.signals import stop_on_signals
-    from ..utils.distributed import command_process
-
-    try:
-        with stop_on_signals(), command_process():
-            _build(args, _load_records(args))
-    except RunStopped as stopped:
-        print("ituning: stopped: run the same command to resume", file=sys.stderr)
-        return stopped.exit_code
-    return 0
-
-
-_SPEC = ("vision_model", "vision_revision", "vision_feature_layer", "storage", "mixed_precision")
-
-
-def _build(args: BuildArguments, records: list[CaptionedImage]) -> None:
+def _build(args: BuildArguments) -> int:
     from ..features.build import build_features, plan_build
     from ..features.spec import describe_encoder
     from ..features.store import FeatureStore
-
-    spec: dict[str, Any] = {name: getattr(args, name) for name in _SPEC}
-    _print_plan(plan_build(records, args.output_dir, describe_encoder(**spec)))
-    if args.dry_run:
-        print("nothing was written")
-        return
-    result = build_features(
-        records,
-        args.output_dir,
-        **spec,
-        batch_size=args.batch_size,
-        shard_size=args.shard_size,
-        num_workers=args.dataloader_num_workers,
-        device=None if args.device == "auto" else args.device,
-        progress=sys.stderr.isatty(),
-    )
-    _print_result(result, FeatureStore(args.output_dir))
-
-
-def run_info(argv: Sequence[str]) -> int:
-    """Print what a store holds, and return the exit code."""
-    args = read_settings(InfoArguments, argv, "ituning features info", "Describe a store of features.")
-    from ..features.store import FeatureStore
+    from ..training.errors import RunStopped
+    from ..training.signals import stop_on_signals
+    from ..utils.distributed import command_process
     from ..utils.terminal import format_bytes
 
-    store = FeatureStore(Path(args.folder))
-    spec, encoder = store.spec, store.spec.vision_model
-    commit = encoder["vision_model_revision"]
-    revision = f" at revision {commit}" if commit else ""
-    print(f"vision model    {encoder['vision_model_name_or_path']}{revision}")
-    print(f"                fingerprint {encoder['vision_model_fingerprint']}")
-    print(f"features        {spec.num_tokens} x {spec.hidden_size} of layer {spec.vision_feature_layer}")
-    print(f"storage         {spec.storage}; computed with mixed precision {spec.mixed_precision}")
-    print(f"images          {len(store.names):,}, {format_bytes(store.num_bytes)}")
-    print(f"unreadable      {len(store.unreadable):,}")
-    for reason in store.unreadable.values():
-        print(f"                {reason}")
+    names = ("vision_model", "vision_revision", "vision_feature_layer", "storage", "mixed_precision")
+    settings: dict[str, Any] = {name: getattr(args, name) for name in names}
+    try:
+        with stop_on_signals(), command_process():
+            records = _load_records(args)
+            plan = plan_build(records, args.output_dir, describe_encoder(**settings))
+            shape = f"{plan.spec.num_tokens} x {plan.spec.hidden_size} in {plan.spec.storage}"
+            print(f"features        {shape}, of {plan.spec.vision_model['vision_model_name_or_path']}")
+            size = format_bytes(plan.num_bytes)
+            todo = f"{len(plan.records):,} images, {size}; {plan.num_present:,} are skipped"
+            print(f"to encode       {todo}", flush=True)
+            if args.dry_run:
+                print("nothing was written")
+                return 0
+            result = build_features(
+                records,
+                args.output_dir,
+                **settings,
+                batch_size=args.batch_size,
+                shard_size=args.shard_size,
+                num_workers=args.dataloader_num_workers,
+                device=args.device,
+                progress=sys.stderr.isatty(),
+            )
+    except RunStopped as stopped:
+        print("ituning: stopped: run the same command to resume", file=sys.stderr)
+        return stopped.exit_code
+    store = FeatureStore(args.output_dir)
+    print(f"encoded         {result.num_encoded:,} images")
+    if result.unreadable:
+        print(f"unreadable      {len(result.unreadable):,} images, named above")
+    print(f"store           {store.folder}: {len(store.names):,} images, {format_bytes(store.num_bytes)}")
     return 0
 
 
@@ -146,20 +124,21 @@ def _load_records(args: BuildArguments) -> list[CaptionedImage]:
     return records
 
 
-def _print_plan(plan: BuildPlan) -> None:
+def _describe(argv: Sequence[str]) -> int:
+    args = read_settings(InfoArguments, argv, "ituning features info", "Describe a store of features.")
+    from ..features.store import FeatureStore
     from ..utils.terminal import format_bytes
 
-    spec = plan.spec
-    print(f"features        {spec.num_tokens} x {spec.hidden_size} in {spec.storage}", end=", ")
-    print(f"of {spec.vision_model['vision_model_name_or_path']}")
-    print(f"to encode       {len(plan.records):,} images, {format_bytes(plan.num_bytes)}", end="; ")
-    print(f"{plan.num_present:,} are skipped", flush=True)
-
-
-def _print_result(result: BuildResult, store: Any) -> None:
-    from ..utils.terminal import format_bytes
-
-    print(f"encoded         {result.num_encoded:,} images")
-    if result.unreadable:
-        print(f"unreadable      {len(result.unreadable):,} images, named above")
-    print(f"store           {store.folder}: {len(store.names):,} images, {format_bytes(store.num_bytes)}")
+    store = FeatureStore(Path(args.folder))
+    spec, encoder = store.spec, store.spec.vision_model
+    commit = encoder["vision_model_revision"]
+    revision = f" at revision {commit}" if commit else ""
+    print(f"vision model    {encoder['vision_model_name_or_path']}{revision}")
+    print(f"                fingerprint {encoder['vision_model_fingerprint']}")
+    print(f"features        {spec.num_tokens} x {spec.hidden_size} of layer {spec.vision_feature_layer}")
+    print(f"storage         {spec.storage}; computed with mixed precision {spec.mixed_precision}")
+    print(f"images          {len(store.names):,}, {format_bytes(store.num_bytes)}")
+    print(f"unreadable      {len(store.unreadable):,}")
+    for reason in store.unreadable.values():
+        print(f"                {reason}")
+    return 0

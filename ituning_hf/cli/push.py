@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from ..utils.rules import NOT_EMPTY
+from ..utils.rules import FOLDER, NAME
 from ..utils.settings import REQUIRED, Settings, option, read_settings
 from ..utils.terminal import printable, quiet_transformers
 
@@ -34,27 +33,25 @@ same way. The captioner's folder is not changed.
 class PushArguments(Settings):
     """The settings of `ituning push`."""
 
-    paths: ClassVar[frozenset[str]] = frozenset({"folder"})
-
-    folder: str = option(REQUIRED, "a captioner's folder", NOT_EMPTY, "FOLDER", positional=True)
+    folder: str = option(REQUIRED, "a captioner's folder", FOLDER, positional=True)
     repo: str = option(
         REQUIRED,
         "the repository on the Hub, such as org/my-captioner; created if it does not exist",
-        NOT_EMPTY,
-        "REPO",
+        NAME,
+        metavar="REPO",
         positional=True,
     )
     private: bool = option(False, "create a private repository")
     revision: str | None = option(
-        None, "the branch, created if it does not exist", NOT_EMPTY, "BRANCH", "main"
+        None, "the branch, created if it does not exist", NAME, "main", metavar="BRANCH"
     )
-    message: str = option("Upload captioner", "the commit's message", NOT_EMPTY, "TEXT")
+    message: str = option("Upload captioner", "the commit's message", NAME, metavar="TEXT")
     dry_run: bool = option(False, "check the captioner and list the files to upload, without network access")
     vision_model: str | None = option(
-        None, "the frozen vision encoder's id on the Hub", NOT_EMPTY, "ID", "as stored"
+        None, "the frozen vision encoder's id on the Hub", NAME, "as stored", metavar="ID"
     )
     text_model: str | None = option(
-        None, "the frozen language model's id on the Hub", NOT_EMPTY, "ID", "as stored"
+        None, "the frozen language model's id on the Hub", NAME, "as stored", metavar="ID"
     )
 
 

@@ -44,13 +44,11 @@ def run(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     from ..training.errors import RunStopped
     from ..training.run import train
-    from ..utils.distributed import OtherProcessError, command_process
+    from ..utils.distributed import command_process
 
     try:
         with command_process():
             train(args)
-    except OtherProcessError as error:
-        return error.exit_code
     except RunStopped as stopped:
         if int(os.environ.get("RANK", "0")) == 0:
             flag = "" if args.resume_from_checkpoint == "latest" else " with --resume_from_checkpoint latest"

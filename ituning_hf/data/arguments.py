@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..utils.errors import UserError
-from ..utils.rules import AT_LEAST_ONE, BETWEEN_0_AND_1, NOT_EMPTY
+from ..utils.rules import AT_LEAST_ONE, BETWEEN_0_AND_1, FOLDER, NAME
 from ..utils.settings import option
 
 if TYPE_CHECKING:
@@ -19,35 +19,25 @@ class DatasetArguments:
     """Images and their captions."""
 
     title: ClassVar[str] = "data"
-    paths: ClassVar[frozenset[str]] = frozenset({"dataset", "image_root"})
 
     dataset: str = option(
         "scenes",
         "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name "
         "of a `datasets` data set, or 'scenes' for drawn ones",
-        NOT_EMPTY,
-        "DATA",
+        NAME,
+        metavar="DATA",
     )
     image_root: str | None = option(
         None,
         "the folder that the file names in a JSON file or a table are relative to",
-        NOT_EMPTY,
-        "FOLDER",
+        FOLDER,
         "images/ next to the file, or the file's own folder",
     )
     image_column: str | None = option(
-        None,
-        "column of images in a CSV, Parquet or `datasets` data set",
-        NOT_EMPTY,
-        "NAME",
-        "by its usual names",
+        None, "column of images in a CSV, Parquet or `datasets` data set", NAME, "by its usual names"
     )
     caption_column: str | None = option(
-        None,
-        "column of captions in a CSV, Parquet or `datasets` data set",
-        NOT_EMPTY,
-        "NAME",
-        "by its usual names",
+        None, "column of captions in a CSV, Parquet or `datasets` data set", NAME, "by its usual names"
     )
     num_scenes: int = option(1000, "number of scenes, with --dataset scenes", AT_LEAST_ONE)
     val_share: float = option(

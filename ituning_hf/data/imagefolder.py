@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError
-from ..utils.json_files import parse_json, read_utf8
+from ..utils.files import parse_json, read_utf8
 from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name, parse_split
 
 METADATA_NAME = "metadata.jsonl"

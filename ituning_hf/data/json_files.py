@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.errors import UserError
-from ..utils.json_files import read_json
+from ..utils.files import read_json
 from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name
 
 _PROBED = 100  # images looked for in a folder to decide whether it holds a file's images

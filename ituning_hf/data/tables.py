@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import UserError
-from ..utils.json_files import read_utf8
+from ..utils.files import read_utf8
 from .images import load_image
 from .records import (
     SPLIT_NAMES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.records import CaptionedImage
@@ -45,24 +45,17 @@ def compose_scenes(seed: int, num_train: int, num_validation: int, num_test: int
     """
     indices = itertools.count()
 
-    def take(count: int, is_wanted: Callable[[Scene], bool]) -> list[CaptionedImage]:
-        scenes = ((index, make_scene(seed, index)) for index in indices)
-        chosen = ((i, scene) for i, scene in scenes if len(scene.objects) == 2 and is_wanted(scene))
-        # One wording each: the left or upper object comes first. Both orders would double the task.
-        return [
-            CaptionedImage(f"scene-{index:06d}", scene.captions(1), scene)
-            for index, scene in itertools.islice(chosen, count)
-        ]
+    def take(count: int, unseen: bool = False) -> list[CaptionedImage]:
+        found: list[CaptionedImage] = []
+        while len(found) < count:
+            index = next(indices)
+            scene = make_scene(seed, index)
+            if len(scene.objects) == 2 and has_unseen_pair(scene) == unseen:
+                # One wording each: the left or upper object comes first. Both orders would double the task.
+                found.append(CaptionedImage(f"scene-{index:06d}", scene.captions(1), scene))
+        return found
 
-    def has_known_pairs(scene: Scene) -> bool:
-        return not has_unseen_pair(scene)
-
-    return DemoScenes(
-        take(num_train, has_known_pairs),
-        take(num_validation, has_known_pairs),
-        take(num_test, has_known_pairs),
-        take(num_test, has_unseen_pair),
-    )
+    return DemoScenes(take(num_train), take(num_validation), take(num_test), take(num_test, unseen=True))
 
 
 def has_unseen_pair(scene: Scene) -> bool:
@@ -71,40 +64,42 @@ def has_unseen_pair(scene: Scene) -> bool:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Shares of captions, each from 0 to 1.
+class CaptionedScene:
+    """A scene with a generated caption.
 
     Args:
-        objects: The caption names each object's colour and shape and no other object; sizes, positions and
-            order may be wrong.
-        everything: The caption equals the scene's own sentence.
+        name: The scene's name, also its picture's file name.
+        truth: The scene's own sentence.
+        caption: The generated caption.
     """
+
+    name: str
+    truth: str
+    caption: str
+
+    @property
+    def verdict(self) -> str:
+        """How much of the caption is right: "right", "objects right" or "wrong".
+
+        "objects right" means that it names each object's colour and shape and no other object; sizes,
+        positions and order may be wrong.
+        """
+        if self.caption == self.truth:
+            return "right"
+        same = sorted(_OBJECT.findall(self.caption)) == sorted(_OBJECT.findall(self.truth))
+        return "objects right" if same else "wrong"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares of captions with right objects, and with everything right; each from 0 to 1."""
 
     objects: float
     everything: float
 
 
-def named_objects(caption: str) -> list[tuple[str, str]]:
-    """Return the (colour, shape) pairs that a caption names, sorted.
-
-    Example:
-    ```python
-    >>> named_objects("a small red star above a large blue heart.")
-    [('blue', 'heart'), ('red', 'star')]
-
-    ```
-    """
-    return sorted(_OBJECT.findall(caption))
-
-
-def score_captions(captions: Sequence[str], truths: Sequence[str]) -> Scores:
-    """Compare each caption with the sentence of its scene.
-
-    Args:
-        captions: At least one caption.
-        truths: The scenes' own sentences.
-    """
-    pairs = list(zip(captions, truths, strict=True))
-    objects = sum(named_objects(caption) == named_objects(truth) for caption, truth in pairs)
-    everything = sum(caption == truth for caption, truth in pairs)
-    return Scores(objects / len(pairs), everything / len(pairs))
+def score(scenes: Sequence[CaptionedScene]) -> Scores:
+    """Return the scores of at least one captioned scene."""
+    verdicts = [scene.verdict for scene in scenes]
+    objects = sum(verdict != "wrong" for verdict in verdicts)
+    return Scores(objects / len(verdicts), verdicts.count("right") / len(verdicts))

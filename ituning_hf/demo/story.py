@@ -27,7 +27,7 @@ from ..training.run_folder import RUN_FILE
 from ..training.setup import SCENE_BACKBONES
 from ..utils.files import write_json
 from ..utils.terminal import format_bytes
-from .scenes import UNSEEN_PAIRS, Scores, compose_scenes, named_objects, score_captions
+from .scenes import UNSEEN_PAIRS, CaptionedScene, Scores, compose_scenes, score
 
 FILES = Path(__file__).parent
 SCRIPT, TEMPLATE = "use_it.py", "page.html.jinja"
@@ -36,29 +36,6 @@ NUM_VALIDATION = 100
 NUM_SHOWN = 6  # captions of each kind in the table
 NUM_PICTURES = 24  # of each kind on the page
 NUM_RELOADED = 12  # captioned again in a fresh process
-
-
-@dataclass(frozen=True)
-class CaptionedScene:
-    """One scene in the table and on the page.
-
-    Args:
-        name: The scene's name, also its picture's file name.
-        truth: The scene's own sentence.
-        caption: The generated caption.
-    """
-
-    name: str
-    truth: str
-    caption: str
-
-    @property
-    def verdict(self) -> str:
-        """How much of the caption is right, in words."""
-        if self.caption == self.truth:
-            return "right"
-        same = named_objects(self.caption) == named_objects(self.truth)
-        return "objects right" if same else "wrong"
 
 
 @dataclass(frozen=True)
@@ -115,24 +92,24 @@ def run_demo(
     _check_folder(folder)
     scenes = compose_scenes(seed, num_train, NUM_VALIDATION, num_test)
 
-    report("\n1. Two frozen models that come with the package\n")
-    report(_BACKBONES_TEXT)
+    report(_BACKBONES)
     alone = _caption(*_untrained(), scenes.held_out)
     report(
-        f"Without adapters, the language model gives every picture the same caption:\n  "
-        f"{shorten(alone[0].caption, 100)}"
+        f"Alone, the language model gives every picture the same caption:\n  {shorten(alone[0].caption, 100)}"
     )
 
-    report(f"\n2. Training adapters between them on {num_train:,} scenes\n")
-    report(_PAIRS_TEXT.format(pairs=", ".join(" ".join(pair) for pair in sorted(UNSEEN_PAIRS))))
+    pairs = ", ".join(" ".join(pair) for pair in sorted(UNSEEN_PAIRS))
+    report(_TRAINING.format(num_train=num_train, pairs=pairs))
     train(settings, TrainingData(scenes.train, scenes.validation))
 
     report(f"\n3. Captioning {2 * num_test} scenes that were not trained on\n")
     captioner = load_captioner(folder / "best", device="cpu")
     held_out, unseen = (_caption(*captioner, part) for part in (scenes.held_out, scenes.unseen))
     parts = {"Scenes of known pairs": held_out, "Scenes with an unseen pair": unseen}
-    for line in _table(parts):
-        report(line)
+    for title, captioned in parts.items():
+        report(title)
+        for shown in captioned[:NUM_SHOWN]:
+            report(f"  scene    {shown.truth}\n  caption  {shown.caption:<60} {shown.verdict}\n")
 
     report("\n4. Loading the saved captioner in a new process, with transformers alone\n")
     (folder / PICTURES).mkdir(exist_ok=True)
@@ -144,9 +121,9 @@ def run_demo(
 
     result = DemoResult(
         seed=seed,
-        held_out=_score(held_out),
-        unseen_pairs=_score(unseen),
-        language_model_alone=_score(alone),
+        held_out=score(held_out),
+        unseen_pairs=score(unseen),
+        language_model_alone=score(alone),
         same_in_fresh_process=same,
         adapter_bytes=(folder / "best" / "model.safetensors").stat().st_size,
         seconds=time.perf_counter() - started,
@@ -154,8 +131,8 @@ def run_demo(
     )
     write_json(folder / RESULT_FILE, asdict(result))
     pages = Environment(loader=FileSystemLoader(FILES), autoescape=True)
-    shown = {title: scenes[:NUM_PICTURES] for title, scenes in parts.items()}
-    html = pages.get_template(TEMPLATE).render(result=result, parts=shown)
+    shortened = {title: captioned[:NUM_PICTURES] for title, captioned in parts.items()}
+    html = pages.get_template(TEMPLATE).render(result=result, parts=shortened)
     (folder / PAGE).write_text(html, encoding="utf-8")
     report(_summary(result, folder))
     return result
@@ -208,10 +185,6 @@ def _caption(
     ]
 
 
-def _score(scenes: Sequence[CaptionedScene]) -> Scores:
-    return score_captions([scene.caption for scene in scenes], [scene.truth for scene in scenes])
-
-
 def _captions_in_new_process(folder: Path, scenes: Sequence[CaptionedScene]) -> bool:
     """Caption pictures again by `use_it.py`, and return whether the captions are the same."""
     done = subprocess.run(
@@ -224,16 +197,6 @@ def _captions_in_new_process(folder: Path, scenes: Sequence[CaptionedScene]) -> 
         check=True,
     )
     return done.stdout.splitlines() == [scene.caption for scene in scenes]
-
-
-def _table(parts: dict[str, list[CaptionedScene]]) -> list[str]:
-    """Return each scene's own sentence with the generated caption below it."""
-    lines = []
-    for title, scenes in parts.items():
-        lines.append(title)
-        for scene in scenes[:NUM_SHOWN]:
-            lines += [f"  scene    {scene.truth}", f"  caption  {scene.caption:<60} {scene.verdict}", ""]
-    return lines
 
 
 def _summary(result: DemoResult, folder: Path) -> str:
@@ -257,11 +220,15 @@ def _summary(result: DemoResult, folder: Path) -> str:
     return "\n".join(lines)
 
 
-_BACKBONES_TEXT = """\
+_BACKBONES = """
+1. Two frozen models that come with the package
+
 A CLIP vision encoder, trained on scenes and phrases, and a GPT-2, trained on captions alone.
 Both stay frozen."""
 
-_PAIRS_TEXT = """\
+_TRAINING = """
+2. Training adapters between them on {num_train:,} scenes
+
 These pairs are in none of the training scenes. The frozen models know them, the adapters do not:
 {pairs}
 """

@@ -8,55 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..data.arguments import DatasetArguments
+from ..inference.arguments import CaptionerArguments
 from ..utils.errors import UserError
-from ..utils.rules import AT_LEAST_ONE, NOT_EMPTY, NOT_NEGATIVE, SEED, SHARE, one_of
+from ..utils.rules import AT_LEAST_ONE, FILE, FOLDER, MODEL, NAME, NOT_NEGATIVE, SEED, SHARE, one_of
 from ..utils.settings import Settings, option
 
 SPLITS = ("train", "val", "test")
-DTYPES = ("float32", "bfloat16", "float16")
 _WITHOUT_EFFECT_ON_SCORES = {
     *("vision_model", "text_model", "features", "expected_images", "max_unreadable_share", "batch_size"),
     *("dataloader_num_workers", "output_dir", "overwrite", "no_card", "dry_run"),
 }
-
-
-@dataclass
-class CaptionerArguments:
-    """The source of the captions."""
-
-    title: ClassVar[str] = "captions"
-
-    model: str | None = option(
-        None, "the captioner: its folder or Hub id", NOT_EMPTY, "MODEL", "none, with --predictions"
-    )
-    revision: str | None = option(None, "the captioner's revision on the Hub", NOT_EMPTY, unset="the newest")
-    vision_model: str | None = option(
-        None, "the frozen vision encoder, if it moved", NOT_EMPTY, "MODEL", "as the captioner says"
-    )
-    text_model: str | None = option(
-        None, "the frozen language model, if it moved", NOT_EMPTY, "MODEL", "as the captioner says"
-    )
-    num_beams: int | None = option(
-        None, "number of beams; 1 is greedy search", AT_LEAST_ONE, unset="the captioner's, or 5"
-    )
-    max_new_tokens: int | None = option(
-        None, "length limit of a caption, in tokens", AT_LEAST_ONE, unset="the captioner's"
-    )
-    batch_size: int = option(16, "images in a batch", AT_LEAST_ONE)
-    dtype: str | None = option(
-        None, "precision of all weights", one_of(DTYPES), "|".join(DTYPES), "as in the files"
-    )
-    quantization: str | None = option(
-        None, "quantization of the frozen language model, on a CPU", one_of(["int8"]), "int8", "none"
-    )
-    predictions: str | None = option(
-        None,
-        "captions to score instead of a captioner's: COCO results, the lines of `ituning caption "
-        "--output`, or a JSON object of captions by file name",
-        NOT_EMPTY,
-        "FILE",
-        "none",
-    )
 
 
 @dataclass
@@ -65,26 +26,18 @@ class ImagesArguments(DatasetArguments):
 
     title: ClassVar[str] = "data"
 
-    split: str = option("test", "split to caption", one_of(SPLITS), "|".join(SPLITS))
+    split: str = option("test", "split to caption", one_of(SPLITS))
     expected_images: int | None = option(
-        None,
-        "number of images that the split must have, all of them readable",
-        AT_LEAST_ONE,
-        unset="any number",
+        None, "number of images that the split must have, all of them readable", AT_LEAST_ONE, "any number"
     )
     dataset_name: str | None = option(
-        None,
-        "name of the data set in the report and on the model card",
-        NOT_EMPTY,
-        "NAME",
-        "the last part of --dataset",
+        None, "name of the data set in the report and on the model card", NAME, "the last part of --dataset"
     )
     seed: int = option(0, "seed of rendered scenes, and of the split of a data set without splits", SEED)
     features: str | None = option(
         None,
         "stored features of the images (`ituning features build`), which replace images and vision encoder",
-        NOT_EMPTY,
-        "FOLDER",
+        FOLDER,
         "none",
     )
     max_unreadable_share: float = option(
@@ -101,6 +54,13 @@ class ScoringArguments:
 
     title: ClassVar[str] = "scores"
 
+    predictions: str | None = option(
+        None,
+        "captions to score instead of a captioner's: COCO results, the lines of `ituning caption "
+        "--output`, or a JSON object of captions by file name",
+        FILE,
+        "none",
+    )
     java: bool | None = option(
         None,
         "true requires Java, for the official tokenizer, METEOR and SPICE; false does not use it",
@@ -108,11 +68,7 @@ class ScoringArguments:
         unset="used if installed",
     )
     clip_model: str | None = option(
-        None,
-        "a full CLIP, for CLIPScore and RefCLIPScore, which read the images",
-        NOT_EMPTY,
-        "MODEL",
-        "none",
+        None, "a full CLIP, for CLIPScore and RefCLIPScore, which read the images", MODEL, "none"
     )
 
 
@@ -122,7 +78,7 @@ class ReportArguments:
 
     title: ClassVar[str] = "report"
 
-    output_dir: str = option("outputs/evaluation", "folder of the report, new or empty", NOT_EMPTY, "FOLDER")
+    output_dir: str = option("outputs/evaluation", "folder of the report, new or empty", FOLDER)
     overwrite: bool = option(False, "write into a folder that is not empty, and replace the report in it")
     no_card: bool = option(False, "do not put the scores on the model card of a captioner's folder")
     dry_run: bool = option(False, "check everything, caption one batch, and write nothing")
@@ -138,10 +94,6 @@ class EvaluateArguments(
         UserError: A value has the wrong type or is out of range, or not exactly one of `model` and
             `predictions` is given.
     """
-
-    paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {
-        *("model", "vision_model", "text_model", "predictions", "features", "clip_model", "output_dir")
-    }
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -163,7 +115,7 @@ class EvaluateArguments(
             value: Any = getattr(self, declared.name)
             if value == declared.default or declared.name in _WITHOUT_EFFECT_ON_SCORES:
                 continue
-            if declared.name in self.paths and Path(value).is_absolute():
+            if isinstance(value, str) and Path(value).is_absolute():
                 value = Path(value).name
             words += [f"--{declared.name}", str(value).lower() if isinstance(value, bool) else str(value)]
         return shlex.join(words)

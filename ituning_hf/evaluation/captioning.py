@@ -30,7 +30,6 @@ from ..data.records import CaptionedImage
 from ..data.workers import ignore_stop_signals, usable_workers
 from ..features.store import FeatureStore
 from ..inference.captioning import generate_captions, search_options
-from ..inference.loading import load_model, load_processor
 from ..utils.distributed import sync_errors
 from ..utils.errors import WorkError
 from .arguments import EvaluateArguments
@@ -54,19 +53,8 @@ class Captioner:
         cls, args: EvaluateArguments, images: Sequence[CaptionedImage], device: torch.device
     ) -> Captioner:
         """Load the captioner that the settings name, and the stored features if there are any."""
-        assert args.model is not None
         store = None if args.features is None else FeatureStore(args.features)
-        moved = {"vision_model_name_or_path": args.vision_model, "text_model_name_or_path": args.text_model}
-        model = load_model(
-            args.model,
-            device,
-            revision=args.revision,
-            dtype=args.dtype,
-            quantization=args.quantization,
-            load_vision_model=store is None,
-            **{name: value for name, value in moved.items() if value is not None},
-        )
-        processor = load_processor(args.model, args.revision)
+        model, processor = args.load_captioner(device, load_vision_model=store is None)
         inputs: ImageInputs = PixelInputs(processor.image_processor)
         if store is not None:
             store.require(images)

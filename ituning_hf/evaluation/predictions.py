@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.records import CaptionedImage, first_names
 from ..utils.errors import UserError
-from ..utils.json_files import parse_json, read_json, read_utf8
+from ..utils.files import parse_json, read_json, read_utf8
 
 _EXPECTED = (
     'a list of {"image_id": 42, "caption": "..."} (COCO results), lines of {"image": "dog.jpg", "captions": '

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..data.arguments import DatasetArguments
-from ..utils.rules import AT_LEAST_ONE, NOT_EMPTY, NOT_NEGATIVE, SEED, one_of, some_of
+from ..utils.rules import AT_LEAST_ONE, FOLDER, MODEL, NAME, NOT_NEGATIVE, SEED, one_of, some_of
 from ..utils.settings import REQUIRED, Settings, option
 
 SPLITS = ("train", "val", "test")
@@ -23,30 +23,20 @@ class BuildArguments(DatasetArguments, Settings):
     """
 
     title: ClassVar[str] = "features"
-    paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {"vision_model", "output_dir"}
 
-    splits: list[str] = option(
-        [], "splits to store", some_of(SPLITS), "|".join(SPLITS), "all that the data set has"
-    )
+    splits: list[str] = option([], "splits to store", some_of(SPLITS), "all that the data set has")
     seed: int = option(0, "seed of drawn scenes, and of the splits if the data set has none", SEED)
-    vision_model: str = option(
-        REQUIRED, "the frozen vision encoder: a folder or Hub id of a CLIP", NOT_EMPTY, "MODEL"
-    )
-    vision_revision: str | None = option(None, "its revision on the Hub", NOT_EMPTY, unset="its newest")
+    vision_model: str = option(REQUIRED, "the frozen vision encoder: a folder or Hub id of a CLIP", MODEL)
+    vision_revision: str | None = option(None, "its revision on the Hub", NAME, "its newest")
     vision_feature_layer: int = option(
         -1, "the hidden state that is stored: -1 is the last layer's, 0 the embeddings'"
     )
     mixed_precision: str = option(
-        "no",
-        "precision of the computation; no is that of the weights",
-        one_of(MIXED_PRECISIONS),
-        "|".join(MIXED_PRECISIONS),
+        "no", "precision of the computation; no is that of the weights", one_of(MIXED_PRECISIONS)
     )
-    storage: str = option(
-        "bfloat16", "stored type; int8 has a scale for each token", one_of(STORAGES), "|".join(STORAGES)
-    )
-    output_dir: str = option("outputs/features", "the store's folder", NOT_EMPTY, "FOLDER")
-    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto selects the best", NOT_EMPTY)
+    storage: str = option("bfloat16", "stored type; int8 has a scale for each token", one_of(STORAGES))
+    output_dir: str = option("outputs/features", "the store's folder", FOLDER)
+    device: str | None = option(None, "cpu, cuda, cuda:1 or mps", NAME, "the best available")
     batch_size: int = option(32, "images encoded at a time", AT_LEAST_ONE)
     shard_size: int = option(
         500,

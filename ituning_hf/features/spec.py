@@ -14,7 +14,7 @@ from ..captioner.encoders_ituning import encoder_family
 from ..captioner.pretrained_ituning import Backbone
 from ..captioner.processing_ituning import load_image_processor
 from ..utils.errors import UserError
-from ..utils.json_files import read_json
+from ..utils.files import read_json
 from .arguments import MIXED_PRECISIONS, STORAGES
 
 STORE_FILE = "store.json"

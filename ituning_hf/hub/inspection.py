@@ -17,7 +17,7 @@ from .._version import __version__
 from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.pretrained_ituning import check_adapter_tensors, load_generation_config, read_adapter_file
-from ..inference.files import find_optional, read_config
+from ..inference.loading import find_optional, read_config
 from .records import TRAINING_FILE, read_training_record
 
 

@@ -17,8 +17,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 
 from ..captioner import modeling_ituning
 from ..captioner.pretrained_ituning import Backbone, is_local
-from ..inference.files import read_config
-from ..inference.loading import load_processor
+from ..inference.loading import load_processor, read_config
 from ..utils.errors import UserError
 from ..utils.files import write_json
 from ..utils.hub import explain_hub_error

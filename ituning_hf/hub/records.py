@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError
-from ..utils.files import write_json
-from ..utils.json_files import read_json
+from ..utils.files import read_json, write_json
 
 TRAINING_FILE = "training.json"
 EVALUATION_FILE = "evaluation.json"
@@ -104,7 +103,8 @@ def write_evaluation_records(folder: str | os.PathLike[str], records: Sequence[E
 def _read(path: Path, build: Callable[[Any], Any]) -> Any:
     if not path.exists():
         return None
+    content = read_json(path)
     try:
-        return build(read_json(path))
+        return build(content)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be used ({error}): correct it or remove it.") from error

@@ -44,7 +44,7 @@ def caption(
     *,
     prompt: str | Sequence[str] | None = None,
     num_captions: int = 1,
-    batch_size: int = 8,
+    batch_size: int = 16,
     num_beams: int | None = None,
     max_new_tokens: int | None = None,
     **generate_kwargs: Any,
@@ -74,7 +74,7 @@ def caption(
         UnreadableImageError: An image cannot be read. `iter_captions` continues with the other images.
         UserError: A number is out of range, there are more captions than beams (unless sampling), the
             prompts are not one per image, or the captioner has no processor.
-        TypeError: An image or a prompt has another type, or `num_return_sequences` is given.
+        TypeError: An image has another type, or `num_return_sequences` is given.
         OSError: There is no captioner at the given path or Hub id.
 
     Example:
@@ -119,43 +119,30 @@ def iter_captions(
     *,
     prompt: str | Sequence[str] | None = None,
     num_captions: int = 1,
-    batch_size: int = 8,
+    batch_size: int = 16,
     num_beams: int | None = None,
     max_new_tokens: int | None = None,
     **generate_kwargs: Any,
 ) -> Iterator[CaptionResult]:
     """Caption many images, and yield the results of each batch as soon as it is done.
 
-    Threads decode the next batch while the model captions the current one; at most two batches are in
-    memory. An image that cannot be read gives a result with its error, and does not affect other images.
-
-    Args:
-        model: A captioner.
-        processor: Its processor.
-        sources: Paths, bytes of image files or PIL images.
-        prompt: This argument and the following ones are those of `caption`.
-        num_captions: Captions for each image.
-        batch_size: Images in a batch.
-        num_beams: Beams of the search.
-        max_new_tokens: The maximum length of a caption after its prompt.
-        **generate_kwargs: Further arguments of `generate`.
+    Threads read the next batch while the model captions the current one; at most two batches are in memory.
+    An image that cannot be read gives a result with its error, and does not affect other images. The
+    arguments are those of `caption`; it raises the same errors for them, before the first image is opened.
 
     Returns:
         An iterator over one result for each source, in their order.
-
-    Raises:
-        UserError, TypeError: As in `caption`; at the call, before the first image is opened.
     """
     if wrong := [source for source in sources if not isinstance(source, _SOURCES)]:
         raise _wrong_type(wrong[0])
     options = search_options(model, num_captions, num_beams, max_new_tokens, generate_kwargs)
     _require_positive(batch_size=batch_size)
-    prompts = _prompt_of_each_image(prompt, len(sources))
-    return (
-        result
-        for batch in _prepared_batches(processor, sources, prompts, batch_size)
-        for result in _caption_batch(model, processor, batch, options | generate_kwargs)
-    )
+    prompts = [prompt] * len(sources) if prompt is None or isinstance(prompt, str) else prompt
+    if len(prompts) != len(sources):
+        raise UserError(
+            f"prompt has {len(prompts)} texts for {len(sources)} images: give one for all, or one for each."
+        )
+    return _caption_in_batches(model, processor, sources, prompts, batch_size, options | generate_kwargs)
 
 
 def search_options(
@@ -219,7 +206,7 @@ def generate_captions(
 
 def _require_positive(**numbers: Any) -> None:
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} is {value!r}, expected a positive integer.")
 
 
@@ -230,71 +217,46 @@ def _wrong_type(images: object) -> TypeError:
     )
 
 
-def _prompt_of_each_image(prompt: str | Sequence[str] | None, num_images: int) -> Sequence[str | None]:
-    if prompt is None or isinstance(prompt, str):
-        return [prompt] * num_images
-    if not isinstance(prompt, Sequence):
-        raise TypeError(f"prompt is {prompt!r}, expected a text, or a list with one for each image.")
-    if len(prompt) != num_images:
-        raise UserError(
-            f"prompt has {len(prompt)} texts for {num_images} images: give one for all, or one for each."
-        )
-    return prompt
+def _caption_in_batches(
+    model: Any,
+    processor: Any,
+    sources: Sequence[ImageSource],
+    prompts: Sequence[str | None],
+    batch_size: int,
+    options: dict[str, Any],
+) -> Iterator[CaptionResult]:
+    """Caption a batch while threads read the images of the next one."""
 
-
-@dataclass(frozen=True)
-class _PreparedImage:
-    source: str
-    prompt: str | None
-    pixel_values: torch.Tensor | None = None  # of shape (1, 3, image_size, image_size)
-    error: str | None = None
-
-
-def _prepared_batches(
-    processor: Any, sources: Sequence[ImageSource], prompts: Sequence[str | None], batch_size: int
-) -> Iterator[list[_PreparedImage]]:
-    """Prepare images in threads, one batch ahead of the batch that is yielded."""
-    pool = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="load-image")
-
-    def prepare(i: int) -> _PreparedImage:
-        name = _name(sources[i], i)
+    def read(i: int) -> torch.Tensor | str:
+        """Return pixel values of shape (1, 3, image_size, image_size), or why there are none."""
         try:
             image = load_image(sources[i])
         except UnreadableImageError as error:
-            return _PreparedImage(name, prompts[i], error=str(error))
-        pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
-        return _PreparedImage(name, prompts[i], pixel_values)
+            return str(error)
+        return processor(images=image, return_tensors="pt")["pixel_values"]
 
-    def submit(start: int) -> list[Future[_PreparedImage]]:
-        return [pool.submit(prepare, i) for i in range(start, min(start + batch_size, len(sources)))]
+    with ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="load-image") as pool:
 
-    try:
+        def submit(start: int) -> dict[int, Future[torch.Tensor | str]]:
+            return {i: pool.submit(read, i) for i in range(start, min(start + batch_size, len(sources)))}
+
         following = submit(0)
         for start in range(0, len(sources), batch_size):
             current, following = following, submit(start + batch_size)
-            yield [future.result() for future in current]
-    finally:  # also if the caller stops early
-        pool.shutdown(cancel_futures=True)
+            found = {i: future.result() for i, future in current.items()}
+            readable = {i: pixels for i, pixels in found.items() if isinstance(pixels, torch.Tensor)}
+            captions: Iterator[list[str]] = iter(())
+            if readable:
+                inputs = {"pixel_values": torch.cat(list(readable.values()))}
+                if prompts[start] is not None:
+                    inputs |= processor(text=[prompts[i] for i in readable], return_tensors="pt")
+                captions = iter(generate_captions(model, processor, inputs, options))
+            for i, pixels in found.items():
+                error = pixels if isinstance(pixels, str) else None
+                yield CaptionResult(_name(sources[i], i), [] if error else next(captions), error)
 
 
 def _name(source: ImageSource, index: int) -> str:
     if isinstance(source, Image.Image | bytes):
         return str(getattr(source, "filename", "") or f"image {index}")
     return os.fspath(source)
-
-
-def _caption_batch(
-    model: Any, processor: Any, batch: Sequence[_PreparedImage], options: dict[str, Any]
-) -> Iterator[CaptionResult]:
-    readable = [image for image in batch if image.pixel_values is not None]
-    captions: Iterator[list[str]] = iter(())
-    if readable:
-        inputs = {"pixel_values": torch.cat([image.pixel_values for image in readable])}  # type: ignore[misc]
-        if readable[0].prompt is not None:
-            inputs |= processor(text=[image.prompt for image in readable], return_tensors="pt")
-        captions = iter(generate_captions(model, processor, inputs, options))
-    for image in batch:
-        yield CaptionResult(image.source, [] if image.error else next(captions), image.error)
-
-
-__all__ = ["CaptionResult", "caption", "generate_captions", "iter_captions", "search_options"]

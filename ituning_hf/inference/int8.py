@@ -141,6 +141,3 @@ def require_cpu(device: torch.device) -> None:
             f"int8 is for the CPU, and this is {str(device)!r}: use the CPU, or bfloat16 on this device (in "
             "Python also a quantization_config of bitsandbytes)."
         )
-
-
-__all__ = ["Int8Linear", "quantize_frozen_weights", "require_cpu"]

@@ -1,19 +1,24 @@
-"""Load a saved captioner and its processor."""
+"""Find and load a saved captioner, in a folder or on the Hub."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import CONFIG_NAME, cached_file
 
+from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
 from ..utils.devices import usable_device
 from ..utils.errors import UserError
+from ..utils.files import read_json
 from ..utils.hub import explain_hub_error
-from .files import read_config
 from .int8 import quantize_frozen_weights, require_cpu
+
+_PEFT = "holds a PEFT adapter: `ituning convert` makes a captioner of it"
 
 
 def load_captioner(
@@ -25,6 +30,7 @@ def load_captioner(
     revision: str | None = None,
     vision_model: str | os.PathLike[str] | None = None,
     text_model: str | os.PathLike[str] | None = None,
+    load_vision_model: bool = True,
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
     """Load a saved captioner in evaluation mode, and its processor.
 
@@ -37,6 +43,7 @@ def load_captioner(
         revision: The captioner's revision on the Hub. Its configuration has the revisions of the backbones.
         vision_model: The folder or Hub id of the frozen vision encoder, if it has moved.
         text_model: The folder or Hub id of the frozen language model, if it has moved.
+        load_vision_model: False leaves the vision encoder out: the captioner takes only `visual_features`.
 
     Returns:
         The captioner and its processor.
@@ -46,25 +53,38 @@ def load_captioner(
         UserError: There is no processor, or the device cannot be used, or not with int8.
         ValueError: It is not a captioner, a file is damaged, or a backbone is not the one it was trained on.
     """
-    options: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "revision": revision}
-    if vision_model is not None:
-        options["vision_model_name_or_path"] = os.fspath(vision_model)
-    if text_model is not None:
-        options["text_model_name_or_path"] = os.fspath(text_model)
-    model = load_model(model_name_or_path, device, **options)
+    model = load_model(
+        model_name_or_path,
+        device,
+        quantization=quantization,
+        vision_model=vision_model,
+        text_model=text_model,
+        dtype=dtype,
+        revision=revision,
+        load_vision_model=load_vision_model,
+    )
     return model, load_processor(model_name_or_path, revision)
 
 
 def load_model(
-    name: str | os.PathLike[str], device: Any = None, *, quantization: str | None = None, **options: Any
+    name: str | os.PathLike[str],
+    device: Any = None,
+    *,
+    quantization: str | None = None,
+    vision_model: str | os.PathLike[str] | None = None,
+    text_model: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> ITuningForCaptioning:
-    """Load a saved captioner to a device, by default the best one; `options` are for `from_pretrained`."""
+    """Load a captioner without its processor; `options` are for `from_pretrained`."""
     target = usable_device(device)
     if quantization not in (None, "int8"):
         raise UserError(f"quantization is {quantization!r}, expected 'int8' or None.")
     if quantization is not None:
         require_cpu(target)
     read_config(name, options.get("revision"))  # its errors name what is there instead of a captioner
+    for backbone, moved in (("vision", vision_model), ("text", text_model)):
+        if moved is not None:
+            options[f"{backbone}_model_name_or_path"] = os.fspath(moved)
     model: Any = ITuningForCaptioning.from_pretrained(name, **options)
     if quantization is not None:
         quantize_frozen_weights(model)
@@ -94,4 +114,58 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
         ) from error
 
 
-__all__ = ["load_captioner", "load_model", "load_processor"]
+def read_config(
+    model_name_or_path: str | os.PathLike[str], revision: str | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Read a captioner's `config.json`; return the local folder that holds the file, and its contents.
+
+    Raises:
+        OSError: if there is no such file.
+        UserError: if it belongs to another model.
+    """
+    name = os.fspath(model_name_or_path)
+    try:
+        path = cached_file(name, CONFIG_NAME, revision=revision)
+        if path is None:  # Transformers excuses a folder without config.json, and no other file
+            raise FileNotFoundError(f"no {CONFIG_NAME} in {name!r}")
+    except OSError as error:
+        raise OSError(
+            f"There is no captioner at {name!r}: {_explain(name, revision, error)}. Give the folder or the "
+            "Hub id of a captioner."
+        ) from error
+    config = read_json(path)
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type != ITuningConfig.model_type:
+        advice = f"it {_PEFT}" if holds_peft_adapter(name, revision) else "give an I-Tuning captioner"
+        raise UserError(
+            f"{name!r} holds a model of type {model_type!r}, expected {ITuningConfig.model_type!r}: {advice}."
+        )
+    return Path(path).parent, config
+
+
+def find_optional(name: str, filename: str, revision: str | None = None) -> Path | None:
+    """Find a file in a folder or Hub repository; None without it, or if the Hub cannot be reached."""
+    try:
+        path = cached_file(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        return None
+    return None if path is None else Path(path)
+
+
+def holds_peft_adapter(name: str, revision: str | None = None) -> bool:
+    """Return whether a folder or Hub repository holds a PEFT adapter, of any method."""
+    return find_optional(name, "adapter_config.json", revision) is not None
+
+
+def _explain(name: str, revision: str | None, error: OSError) -> str:
+    """Say what is at a place that has no `config.json`."""
+    if holds_peft_adapter(name, revision):
+        return f"{'the folder' if os.path.isdir(name) else 'the repository'} {_PEFT}"
+    if os.path.isfile(name):
+        return "it is a file, not a folder"
+    if not os.path.isdir(name):
+        reason = explain_hub_error(error) or str(error).rstrip(".")
+        return f"the folder does not exist, and as a Hub id: {reason}"
+    subfolders = sorted(path.parent.name for path in Path(name).glob(f"*/{CONFIG_NAME}"))
+    found = f", but its subfolders {subfolders} do" if subfolders else ""
+    return f"the folder has no {CONFIG_NAME}{found}"

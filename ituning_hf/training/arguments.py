@@ -12,7 +12,8 @@ from ..utils.rules import (
     BELOW_ONE,
     CAPTION_LENGTH,
     EVERY,
-    NOT_EMPTY,
+    FOLDER,
+    MODEL,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -45,28 +46,25 @@ class ModelArguments:
     vision_model: str | None = option(
         None,
         "frozen vision encoder: the folder or Hub id of a CLIP",
-        NOT_EMPTY,
-        "MODEL",
+        MODEL,
         f"{DEFAULT_VISION_MODEL}, or a bundled miniature for scenes",
     )
     text_model: str | None = option(
         None,
         "frozen language model: the folder or Hub id of a GPT-2",
-        NOT_EMPTY,
-        "MODEL",
+        MODEL,
         f"{DEFAULT_TEXT_MODEL}, or a bundled miniature for scenes",
     )
     size: str | None = option(
         None,
-        "the paper's size: without --text_model, selects gpt2, gpt2-medium or gpt2-large",
+        "the paper's size: gpt2, gpt2-medium or gpt2-large, in place of --text_model",
         one_of(tuple(SIZES)),
-        "|".join(SIZES),
     )
     adapter_hidden_size: int | None = option(
-        None, "width of each adapter's bottleneck", AT_LEAST_ONE, unset="half the language model's width"
+        None, "width of each adapter's bottleneck", AT_LEAST_ONE, "half the language model's width"
     )
     adapter_num_heads: int | None = option(
-        None, "attention heads of each adapter", AT_LEAST_ONE, unset="the language model's number of heads"
+        None, "attention heads of each adapter", AT_LEAST_ONE, "the language model's number of heads"
     )
     adapter_layers: list[int] | None = option(
         None, "language model layers with an adapter, from 0; negative: from the top", unset="all"
@@ -87,15 +85,14 @@ class DataArguments(DatasetArguments):
     features: str | None = option(
         None,
         "folder written by `ituning features build`: training then loads neither images nor vision encoder",
-        NOT_EMPTY,
-        "FOLDER",
+        FOLDER,
         "encode the images in each step",
     )
     expected_train_images: int | None = option(
-        None, "refuse another number of training images", AT_LEAST_ONE, unset="any number"
+        None, "refuse another number of training images", AT_LEAST_ONE, "any number"
     )
     expected_eval_images: int | None = option(
-        None, "refuse another number of images in --eval_split", AT_LEAST_ONE, unset="any number"
+        None, "refuse another number of images in --eval_split", AT_LEAST_ONE, "any number"
     )
     captions_per_image: int = option(
         5, "captions of each image in a batch; an epoch draws that many if an image has more", AT_LEAST_ONE
@@ -104,11 +101,7 @@ class DataArguments(DatasetArguments):
         64, "longer captions are cut to this many tokens, begin and end token included", CAPTION_LENGTH
     )
     augmentation: list[str] = option(
-        [],
-        "random changes of the training images, different in each epoch",
-        some_of(AUGMENTATIONS),
-        "|".join(AUGMENTATIONS),
-        "none",
+        [], "random changes of the training images, different in each epoch", some_of(AUGMENTATIONS), "none"
     )
     max_unreadable_share: float = option(
         0.05, "training stops if more than this share of the images cannot be read", SHARE
@@ -128,14 +121,12 @@ class OptimizationArguments:
 
     num_train_epochs: float = option(10.0, "passes over the training images", POSITIVE)
     max_train_steps: int | None = option(
-        None, "total optimizer steps; overrides --num_train_epochs", AT_LEAST_ONE, unset="by epochs"
+        None, "total optimizer steps; overrides --num_train_epochs", AT_LEAST_ONE, "by epochs"
     )
     per_device_train_batch_size: int = option(16, "images in a batch of one process", AT_LEAST_ONE)
     gradient_accumulation_steps: int = option(1, "batches of a process in one optimizer step", AT_LEAST_ONE)
     learning_rate: float = option(5e-4, "peak learning rate of AdamW", POSITIVE)
-    lr_scheduler_type: str = option(
-        "cosine", "learning rate schedule after warm-up", one_of(SCHEDULERS), "|".join(SCHEDULERS)
-    )
+    lr_scheduler_type: str = option("cosine", "learning rate schedule after warm-up", one_of(SCHEDULERS))
     warmup_ratio: float = option(0.05, "share of the steps in which the learning rate rises from zero", SHARE)
     weight_decay: float = option(0.01, "AdamW's weight decay of matrices; biases have none", NOT_NEGATIVE)
     label_smoothing: float = option(0.0, "probability spread over the whole vocabulary", BELOW_ONE)
@@ -146,14 +137,12 @@ class OptimizationArguments:
         None,
         "precision of the computation; fp16 needs a GPU. The adapters' weights stay in fp32",
         one_of(PRECISIONS),
-        "|".join(PRECISIONS),
         "as set by `accelerate config`",
     )
     frozen_precision: str | None = option(
         None,
         "precision of the frozen weights; int8 is for the language model, on a CPU",
         one_of(FROZEN_PRECISIONS),
-        "|".join(FROZEN_PRECISIONS),
         "that of their files",
     )
     gradient_checkpointing: bool = option(
@@ -171,22 +160,17 @@ class ValidationArguments:
 
     title: ClassVar[str] = "validation"
 
-    eval_split: str = option(
-        "val", "split to validate on; none for no validation", one_of(SPLITS), "|".join(SPLITS)
-    )
-    eval_steps: str = option("epoch", "optimizer steps between validations, or 'epoch'", EVERY, "INT|epoch")
+    eval_split: str = option("val", "split to validate on; none for no validation", one_of(SPLITS))
+    eval_steps: str = option("epoch", "optimizer steps between validations, or 'epoch'", EVERY)
     eval_caption_images: int = option(
         0, "images to caption and score (BLEU, ROUGE-L, CIDEr) at each validation", NOT_NEGATIVE
     )
     num_sample_captions: int = option(4, "sample captions to show at each validation", NOT_NEGATIVE)
     metric_for_best_model: str = option(
-        "loss",
-        "metric that chooses best/; all but loss need --eval_caption_images",
-        one_of(BEST_METRICS),
-        "|".join(BEST_METRICS),
+        "loss", "metric that chooses best/; all but loss need --eval_caption_images", one_of(BEST_METRICS)
     )
     early_stopping_patience: int | None = option(
-        None, "stop after this many validations without improvement", AT_LEAST_ONE, unset="never"
+        None, "stop after this many validations without improvement", AT_LEAST_ONE, "never"
     )
     early_stopping_threshold: float = option(
         0.0, "smallest change of the metric that counts as an improvement", NOT_NEGATIVE
@@ -199,23 +183,17 @@ class RunArguments:
 
     title: ClassVar[str] = "run"
 
-    output_dir: str = option(
-        "outputs/captioner", "folder of the run; must not hold another run", NOT_EMPTY, "FOLDER"
-    )
-    checkpointing_steps: str = option(
-        "epoch", "optimizer steps between checkpoints, or 'epoch'", EVERY, "INT|epoch"
-    )
+    output_dir: str = option("outputs/captioner", "folder of the run; must not hold another run", FOLDER)
+    checkpointing_steps: str = option("epoch", "optimizer steps between checkpoints, or 'epoch'", EVERY)
     max_checkpoints: int = option(2, "number of newest checkpoints to keep", AT_LEAST_ONE)
     resume_from_checkpoint: str | None = option(
         None,
         "folder of the checkpoint to resume from, or 'latest' for the newest in --output_dir",
-        NOT_EMPTY,
-        "FOLDER|latest",
+        FOLDER,
         "start a new run",
+        metavar="FOLDER|latest",
     )
-    report_to: list[str] = option(
-        [], "trackers to report to, besides log.jsonl", some_of(TRACKERS), "|".join(TRACKERS), "none"
-    )
+    report_to: list[str] = option([], "trackers to report to, besides log.jsonl", some_of(TRACKERS), "none")
     dry_run: bool = option(
         False, "take one optimizer step, print shapes, memory and the plan, and write nothing"
     )
@@ -232,18 +210,12 @@ class TrainArguments(
             message names the command line's flags.
     """
 
-    paths: ClassVar[frozenset[str]] = DatasetArguments.paths | {
-        "vision_model",
-        "text_model",
-        "features",
-        "output_dir",
-        "resume_from_checkpoint",
-    }
-
     def __post_init__(self) -> None:
         """Check every value, and the combinations."""
         self.eval_steps, self.checkpointing_steps = str(self.eval_steps), str(self.checkpointing_steps)
         super().__post_init__()
+        if self.size is not None and self.text_model is not None:
+            raise UserError("--size and --text_model both name a language model: give one of them.")
         if self.features is not None and self.augmentation:
             raise UserError(
                 f"--augmentation {' '.join(self.augmentation)} cannot be combined with --features, which are "

@@ -13,7 +13,6 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from ..data.dataset import count_over_long
 from ..evaluation.scores import METRIC_NAMES
 from ..hub.inspection import describe_config
-from ..utils.devices import full_determinism
 from ..utils.distributed import create_accelerator, leave_group, sync_errors
 from .arguments import TrainArguments
 from .checkpoints import TrainState
@@ -57,7 +56,11 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     args = with_backbones(args)
     if data is not None:
         args = replace(args, dataset=GIVEN_DATA)
-    with full_determinism(args.full_determinism, args.seed), stop_on_signals() as stop:
+    if args.full_determinism:  # for the rest of the process
+        from transformers import enable_full_determinism  # it imports Transformers' trainer
+
+        enable_full_determinism(args.seed)
+    with stop_on_signals() as stop:
         accelerator = create_accelerator(
             args.mixed_precision,
             log_with=args.report_to or None,

@@ -30,7 +30,7 @@ def with_backbones(args: TrainArguments) -> TrainArguments:
     if args.size is not None:
         text = SIZES[args.size]
     vision_model = args.vision_model or (vision if args.features is None else None)
-    return replace(args, vision_model=vision_model, text_model=args.text_model or text)
+    return replace(args, vision_model=vision_model, text_model=args.text_model or text, size=None)
 
 
 def load_model(

@@ -22,8 +22,7 @@ from ..captioner.pretrained_ituning import Backbone, is_local, read_adapter_file
 from ..captioner.processing_ituning import ITuningProcessor
 from ..hub.card import ADAPTER_TEMPLATE, TAGS
 from ..hub.saving import save_captioner
-from ..inference.files import holds_peft_adapter
-from ..inference.loading import load_model
+from ..inference.loading import holds_peft_adapter, load_model
 from ..utils.errors import UserError
 from .config import PEFT_TYPE, ITuningTunerConfig
 from .layer import ADAPTERS
@@ -204,8 +203,10 @@ def convert(
     given = {"vision": vision_model, "text": text_model}
     moved = {backbone: path for backbone, path in given.items() if path is not None}
     if not holds_peft_adapter(name, revision):
-        names = {f"{backbone}_model_name_or_path": os.fspath(path) for backbone, path in moved.items()}
-        _write_adapter(load_model(name, "cpu", revision=revision, **names), target)
+        captioner = load_model(
+            name, "cpu", revision=revision, vision_model=vision_model, text_model=text_model
+        )
+        _write_adapter(captioner, target)
         return "adapter"
     fields = _captioner_fields(_read_config(name, revision))
     for backbone, path in moved.items():

@@ -6,55 +6,40 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse_flag_from_env
 
-from .errors import UserError, exit_code_of
+from .errors import OtherProcessError, UserError, exit_code_of
 from .terminal import quiet_transformers
 
-# What `accelerate launch` sets for them.
-_UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
-}
-GRACE_SECONDS = 0.5
-
-
-class OtherProcessError(RuntimeError):
-    """Another process failed and reports the error; this one only ends.
-
-    Args:
-        text: The other process's message.
-        exit_code: The other process's exit code, which this one returns too.
-    """
-
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
+_GRACE_SECONDS = 0.5
 
 
 def create_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Accelerator:
     """Return an accelerator over all the processes that were launched.
-
-    Under `torchrun` on a machine without a GPU, Accelerate sees one process only unless it gets `cpu=True`.
 
     Args:
         mixed_precision: As `Accelerator` takes it; None leaves it to `accelerate config`.
         **kwargs: For `Accelerator`.
 
     Raises:
-        UserError: for a launcher's option that is not supported, if Accelerate sees fewer processes than
-            were launched (each would do all the work and overwrite the others' files), and for fp16 on a CPU.
+        UserError: for a launcher's option that would shard the model or accumulate gradients a second time;
+            if Accelerate sees fewer processes than were launched (each would do all the work and overwrite
+            the others' files); for fp16 on a CPU.
     """
-    refuse_unsupported_launch(os.environ)
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):  # `accelerate launch` sets it
+            raise UserError(
+                f"ACCELERATE_USE_{name} is set, and the model cannot be sharded. Only the small adapters "
+                "have gradients and optimizer states: use `accelerate launch --multi_gpu` or `torchrun`."
+            )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # Without a GPU Accelerate otherwise sees one process under `torchrun`.
     cpu = launched > 1 and not torch.accelerator.is_available()
     # Buffers are frozen and equal on all ranks: DDP would broadcast them in each step, int8 weights too.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
@@ -64,39 +49,17 @@ def create_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Acc
             f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: start "
             "them with `accelerate launch` or `torchrun`."
         )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UserError(
+            f"Accelerate accumulates {accelerator.gradient_accumulation_steps} steps: give "
+            "--gradient_accumulation_steps to `ituning train`, and not to `accelerate launch`."
+        )
     if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
         raise UserError(
             f"mixed precision fp16 needs a GPU, and on {accelerator.device} Accelerate would compute "
             "in fp32 and not say so: give --mixed_precision bf16 or no."
         )
     return accelerator
-
-
-def refuse_unsupported_launch(environment: Mapping[str, str]) -> None:
-    """Refuse a launcher's options that would shard the model or accumulate gradients a second time.
-
-    Sharding would affect all code that reads an adapter's weights, without benefit: the frozen backbones have
-    neither gradients nor optimizer states to shard.
-
-    Args:
-        environment: The environment variables.
-
-    Raises:
-        UserError: with what to do instead.
-    """
-    for variable, name in _UNSUPPORTED.items():
-        if environment.get(variable, "false").lower() in ("true", "1", "yes", "on"):
-            raise UserError(
-                f"{name} is not supported, and {variable} asks for it (`accelerate config` and `accelerate "
-                "launch` set it): only the small adapters have gradients and optimizer states, so plain data "
-                "parallelism is enough: `accelerate launch --multi_gpu` or `torchrun`."
-            )
-    variable = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-    if environment.get(variable, "1") != "1":
-        raise UserError(
-            f"{variable} is {environment[variable]}: the loss would be divided by it, though nothing is "
-            "accumulated. Give --gradient_accumulation_steps to the training and not to `accelerate launch`."
-        )
 
 
 @contextmanager
@@ -118,9 +81,6 @@ def sync_errors(accelerator: Accelerator) -> Iterator[None]:
 
     Every process enters the block. The code inside must not wait for other processes.
 
-    Args:
-        accelerator: Of the run.
-
     Raises:
         OtherProcessError: if another process failed. The first that failed raises its own error.
     """
@@ -138,16 +98,7 @@ def sync_errors(accelerator: Accelerator) -> Iterator[None]:
 
 
 def raise_on_main(accelerator: Accelerator, error: Exception) -> NoReturn:
-    """Raise an error that every process has found, so that it is reported once.
-
-    Args:
-        accelerator: Of the run.
-        error: The error, equal on all processes.
-
-    Raises:
-        Exception: the error, on the main process.
-        OtherProcessError: on the others.
-    """
+    """Raise an error that every process has found on the main one, and an OtherProcessError on the others."""
     if accelerator.is_main_process:
         raise error
     raise OtherProcessError(str(error), exit_code_of(error) or 1) from error
@@ -160,5 +111,5 @@ def leave_group() -> None:
     for that thread while it holds the GIL, and deadlock (seen with PyTorch 2.13). The sleep releases the GIL.
     """
     if torch.distributed.is_initialized():
-        time.sleep(GRACE_SECONDS)
+        time.sleep(_GRACE_SECONDS)
         torch.distributed.destroy_process_group()

@@ -9,6 +9,19 @@ class WorkError(RuntimeError):
     """Long work that had begun and cannot continue. Finished work is kept. Exit code 1."""
 
 
+class OtherProcessError(RuntimeError):
+    """Another process failed and reports the error; this one only ends.
+
+    Args:
+        text: The other process's message.
+        exit_code: The other process's exit code, which this one returns too.
+    """
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
 def exit_code_of(error: BaseException) -> int | None:
     """Return a command's exit code after an error that its message explains; None after any other: a bug."""
     if isinstance(error, WorkError):

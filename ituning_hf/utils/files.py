@@ -1,4 +1,4 @@
-"""Atomic writes, and locks on output folders.
+"""Read text and JSON, write files atomically, lock output folders.
 
 A file is written under a draft's name (".NAME.partial") and renamed once it is on disk. A draft that a killed
 process left behind can be deleted.
@@ -15,14 +15,36 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .errors import UserError
+
 # The kernel holds the lock during the work, and releases it when the process ends. The file itself stays: if
 # it were removed, two processes could each lock another file of this name.
-LOCK_FILE = ".lock"
+_LOCK_FILE = ".lock"
 
 
-def draft_of(target: Path) -> Path:
-    """Return the draft's path of a file or folder."""
-    return target.with_name(f".{target.name}.partial")
+def read_utf8(path: str | os.PathLike[str]) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark; another encoding is a UserError."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{os.fspath(path)} is not UTF-8 text: {error}") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON; `where` names its file or line in the error.
+
+    Raises:
+        UserError: It is not JSON, is nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; one that holds something else is a UserError."""
+    return parse_json(read_utf8(path), os.fspath(path))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -34,6 +56,11 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """Write a text file in UTF-8 atomically; `errors` as for `str.encode`."""
     draft_of(path).write_text(text, encoding="utf-8", errors=errors)
     put_in_place(path)
+
+
+def draft_of(target: Path) -> Path:
+    """Return the draft's path of a file or folder."""
+    return target.with_name(f".{target.name}.partial")
 
 
 def put_in_place(target: Path) -> None:
@@ -103,7 +130,7 @@ def exclusive_lock(folder: Path, name: str, work: str) -> Iterator[None]:
     try:
         with writing_to(name):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / LOCK_FILE).acquire(timeout=0)
+            lock = FileLock(folder / _LOCK_FILE).acquire(timeout=0)
     except Timeout as error:
         raise FileExistsError(
             f"another {work} is at work in {name}: give another folder, or wait until it ends."

@@ -1,4 +1,4 @@
-"""Conditions on a setting's value."""
+"""What the value of a setting may be."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """A condition on a setting's value, and its description for the error message."""
+    """A condition on a setting's value.
+
+    Args:
+        expected: Its description, for the error message.
+        holds: Whether a value meets it.
+        metavar: The value's name in the help; None for that of its type.
+    """
 
     expected: str
     holds: Callable[[Any], bool]
+    metavar: str | None = None
+
+
+def _text(metavar: str) -> Rule:
+    return Rule("a text that is not empty", lambda text: text.strip() != "", metavar)
 
 
 ANY = Rule("anything", lambda value: True)
-NOT_EMPTY = Rule("a text that is not empty", lambda text: text.strip() != "")
+MODEL, FOLDER, FILE, NAME = map(_text, ("MODEL", "FOLDER", "FILE", "NAME"))
 AT_LEAST_ONE = Rule("at least 1", lambda number: number >= 1)
 NOT_NEGATIVE = Rule("at least 0", lambda number: number >= 0)
 POSITIVE = Rule("more than 0", lambda number: number > 0)
@@ -26,12 +37,13 @@ SEED = Rule("0 to 2147483647", lambda seed: 0 <= seed < 2**31)
 EVERY = Rule(
     "'epoch' or a number of steps, at least 1",
     lambda text: text == "epoch" or (text.isdecimal() and int(text) >= 1),
+    "INT|epoch",
 )
 
 
 def one_of(choices: Sequence[str]) -> Rule:
     """Return the rule of a setting that is one of a few words."""
-    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
+    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, "|".join(choices))
 
 
 def some_of(choices: Sequence[str]) -> Rule:
@@ -39,4 +51,5 @@ def some_of(choices: Sequence[str]) -> Rule:
     return Rule(
         f"none, or any of {', '.join(choices)}, each once",
         lambda values: set(values) <= set(choices) and len(set(values)) == len(values),
+        "|".join(choices),
     )

@@ -7,9 +7,10 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 from types import NoneType
@@ -23,16 +24,16 @@ from .rules import ANY, Rule
 REQUIRED = dataclasses.MISSING  # as the default of an option that must be given
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML's words
-_YAML_NULLS = ("", "~", "null", "Null", "NULL")
+_YAML_TAG = "tag:yaml.org,2002:"
 
 
 def option(
     default: Any,
     text: str,
     rule: Rule = ANY,
-    metavar: str | None = None,
     unset: str | None = None,
     *,
+    metavar: str | None = None,
     positional: bool = False,
 ) -> Any:
     """Return the dataclass field of a setting.
@@ -41,11 +42,12 @@ def option(
         default: The value if none is given; a list is copied. `REQUIRED` if one must be given.
         text: The meaning, with the unit, for the help.
         rule: The condition on the value.
-        metavar: The value's name in the help; by default its type's.
         unset: The meaning of the default, if that is None or an empty list.
+        metavar: The value's name in the help, if not that of the rule or of the type.
         positional: Whether it is given without a flag. A positional list takes all remaining arguments.
     """
-    metadata = {"help": text, "rule": rule, "metavar": metavar, "unset": unset, "positional": positional}
+    metavar = metavar or rule.metavar
+    metadata = {"help": text, "rule": rule, "unset": unset, "metavar": metavar, "positional": positional}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -56,13 +58,10 @@ class Settings:
     """Base of a command's settings: a dataclass of `option` fields. Wrong values raise a UserError."""
 
     title: ClassVar[str] = "options"  # the help's heading of the fields that a class declares
-    paths: ClassVar[frozenset[str]] = frozenset()  # fields in which ~ is expanded: no shell reads a YAML file
 
     def __post_init__(self) -> None:
         """Convert and check every value."""
-        values, problems = _convert_values(type(self), vars(self))
-        _refuse(problems)
-        vars(self).update(values)
+        _refuse(_convert_values(type(self), vars(self)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings by name."""
@@ -107,10 +106,11 @@ def read_settings(
         problems.append(f"{flag} is not an option{nearest(flag, [*declared, 'config'], '--')}")
     if words and not unknown:  # a word after an unknown flag may be its value
         problems.append(f"unexpected argument {words[0]!r}")
-    values, wrong = _convert_values(settings, {name: given[name] for name in declared if name in given})
+    values = {name: value for name, value in given.items() if name in declared}
+    problems += _convert_values(settings, values)
     missing = [field for name, field in declared.items() if name not in given]
     required = [field for field in missing if field.default is field.default_factory is REQUIRED]
-    problems += [*wrong, *(f"{_label(field)} is missing" for field in required)]
+    problems += [f"{_label(field)} is missing" for field in required]
     _refuse(problems, f". {prog} --help shows the options")
     return settings(**values)
 
@@ -131,23 +131,21 @@ def _label(field: dataclasses.Field[Any]) -> str:
     return field.metadata["metavar"] if field.metadata["positional"] else f"--{field.name}"
 
 
-def _convert_values(settings: type[Settings], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Convert the values of fields. Return them and a list of what is wrong with them."""
-    hints, converted, problems = get_type_hints(settings), {}, []
+def _convert_values(settings: type[Settings], values: dict[str, Any]) -> list[str]:
+    """Convert the values of fields in place, and return what is wrong with them."""
+    hints, problems = get_type_hints(settings), []
     for name, value in values.items():
         field = settings.__dataclass_fields__[name]
         try:
             value = _convert(value, hints[name])
-            if isinstance(value, str) and name in settings.paths:
-                value = os.path.expanduser(value)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError("a finite number")
             if value is not None and not field.metadata["rule"].holds(value):
                 raise ValueError(field.metadata["rule"].expected)
         except ValueError as expected:
             problems.append(f"{_label(field)} is {value!r}, expected {expected}")
-        converted[name] = value
-    return converted, problems
+        values[name] = value
+    return problems
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -157,13 +155,11 @@ def _convert(value: Any, hint: Any) -> Any:
     if get_origin(hint) is list:
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         return [] if items in ([None], ["none"]) else [_convert(item, get_args(hint)[0]) for item in items]
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
     if isinstance(value, str) and hint is bool:
         value = _BOOLEANS.get(value.lower(), value)
-    elif isinstance(value, str):
+    elif isinstance(value, (str, os.PathLike)):
         with suppress(ValueError):
-            value = hint(value)
+            value = hint(os.path.expanduser(value))  # no shell expands ~ in a YAML file
     is_right = isinstance(value, (int, float) if hint is float else hint)
     if not is_right or isinstance(value, bool) != (hint is bool):  # a bool is an int too
         raise ValueError(_TYPE_NAMES[hint])
@@ -172,6 +168,12 @@ def _convert(value: Any, hint: Any) -> Any:
 
 class _TextLoader(yaml.BaseLoader):
     """Reads every value as text. YAML's own types would read 5e-4 as text, and no as false."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if node.tag.removeprefix(_YAML_TAG) not in ("str", "seq", "map"):
+            tag = node.tag.replace(_YAML_TAG, "!!")
+            raise yaml.YAMLError(f"{tag} in line {node.start_mark.line + 1} is a tag: write the value alone")
+        return super().construct_object(node, deep)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -182,8 +184,6 @@ class _TextLoader(yaml.BaseLoader):
 
 def _read_config(path: str) -> dict[str, Any]:
     """Read a YAML file of settings, or the `run.json` of a training run, which holds them as "settings"."""
-    if not os.path.isfile(path):
-        raise UserError(f"--config {path}: there is no such file")
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_TextLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -191,7 +191,7 @@ def _read_config(path: str) -> dict[str, Any]:
     settings = content.get("settings", content) if isinstance(content, dict) else content
     if not isinstance(settings, dict):
         raise UserError(f"--config {path} holds no settings, expected lines of 'name: value'")
-    return {name: None if value in _YAML_NULLS else value for name, value in settings.items()}
+    return {name: None if value in ("", "~", "null") else value for name, value in settings.items()}
 
 
 def _normalize(argv: Sequence[str], settings: type[Settings]) -> list[str]:
@@ -214,23 +214,16 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}. {self.prog} --help shows the options")
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=min(get_terminal_size().columns, 110) - 2)
-
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return f"{action.metavar} ..." if action.nargs in ("+", "*") else str(action.metavar)
-
-
 def _make_parser(settings: type[Settings], prog: str, description: str, examples: str) -> _Parser:
     declared, hints = dataclasses.fields(settings), get_type_hints(settings)
     positional = [_label(field) for field in declared if field.metadata["positional"]]
+    width = min(get_terminal_size().columns, 110) - 2
     parser = _Parser(
         prog=prog,
         usage=" ".join([prog, *positional, "[--config FILE] [--OPTION VALUE ...]"]),
         description=description,
         epilog=examples,
-        formatter_class=_Formatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26, width=width),
         allow_abbrev=False,  # a typo must not become another option
         argument_default=argparse.SUPPRESS,  # only given flags take precedence over the file
     )

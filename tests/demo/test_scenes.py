@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from ituning_hf.data.scenes import COLOURS, SHAPES, Scene
-from ituning_hf.demo.scenes import UNSEEN_PAIRS, Scores, compose_scenes, named_objects, score_captions
+from ituning_hf.demo.scenes import UNSEEN_PAIRS, CaptionedScene, Scores, compose_scenes, score
 
 TRUTH = "a small red star above a large blue heart."
 
@@ -61,27 +61,29 @@ def test_captions_are_one_sentence_with_the_left_or_upper_object_first(scenes):
 
 
 @pytest.mark.parametrize(
-    ("caption", "objects", "everything"),
+    ("caption", "verdict"),
     [
-        (TRUTH, 1, 1),
-        ("a large blue heart above a small red star.", 1, 0),  # wrong order
-        ("a large red star above a small blue heart.", 1, 0),  # wrong sizes
-        ("a small red heart above a large blue star.", 0, 0),  # right words, wrong pairs
-        ("a small red star above a large red star.", 0, 0),  # one object twice
-        ("a small red star.", 0, 0),
-        (TRUTH + TRUTH, 0, 0),  # no end token
-        ("", 0, 0),
+        (TRUTH, "right"),
+        ("a large blue heart above a small red star.", "objects right"),  # wrong order
+        ("a large red star above a small blue heart.", "objects right"),  # wrong sizes
+        ("a small red heart above a large blue star.", "wrong"),  # right words, wrong pairs
+        ("a small red star above a large red star.", "wrong"),  # one object twice
+        ("a small red star.", "wrong"),
+        (TRUTH + TRUTH, "wrong"),  # no end token
+        ("", "wrong"),
     ],
 )
-def test_caption_score(caption: str, objects: int, everything: int):
-    assert score_captions([caption], [TRUTH]) == Scores(objects, everything)
+def test_verdict_of_a_caption(caption: str, verdict: str):
+    assert CaptionedScene("scene", TRUTH, caption).verdict == verdict
+
+
+def test_two_objects_of_one_kind_count_twice():
+    twice = "a small red star above a large red star."
+    assert CaptionedScene("scene", twice, "a large red star above a red star.").verdict == "objects right"
+    assert CaptionedScene("scene", twice, "a red star.").verdict == "wrong"
 
 
 def test_scores_are_shares_of_captions():
     captions = [TRUTH, "a large red star above a small blue heart.", "a dog.", "two dogs."]
-    assert score_captions(captions, [TRUTH] * 4) == Scores(objects=0.5, everything=0.25)
-
-
-def test_two_objects_of_one_kind_count_twice():
-    truth = "a small red star above a large red star."
-    assert named_objects(truth) == [("red", "star"), ("red", "star")]
+    scenes = [CaptionedScene("scene", TRUTH, caption) for caption in captions]
+    assert score(scenes) == Scores(objects=0.5, everything=0.25)

@@ -11,10 +11,10 @@ import transformers
 from small_models import edit_json, make_captioner
 
 from ituning_hf import ITuningForCaptioning, __version__
-from ituning_hf.cli.description import format_description
+from ituning_hf.cli.info import format_description
 from ituning_hf.hub.inspection import describe, describe_config
 from ituning_hf.hub.records import write_training_record
-from ituning_hf.inference.files import read_config
+from ituning_hf.inference.loading import read_config
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -29,5 +29,7 @@ def test_records_are_read_as_written(tmp_path: Path, training, evaluations):
 def test_another_file_is_refused(tmp_path: Path, name: str, text: str):
     (tmp_path / name).write_text(text)
     read = read_training_record if name == "training.json" else read_evaluation_records
-    with pytest.raises(UserError, match=rf"{name} cannot be used \(.*: correct it or remove it"):
+    with pytest.raises(
+        UserError, match=rf"{name} (cannot be used \(.*: correct it or remove it|is not JSON)"
+    ):
         read(tmp_path)

@@ -52,15 +52,10 @@ def generate_and_decode(
     return [processor.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
 
 
-def test_captions_equal_those_of_each_image_alone(captioner, processor, photographs):
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_captions_equal_those_of_each_image_alone(captioner, processor, photographs, batch_size):
     expected = [generate_and_decode(captioner, processor, path)[0] for path in photographs]
     assert len(set(expected)) > 1
-    assert caption(captioner, photographs, processor, **SHORT) == expected
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_captions_do_not_depend_on_the_batch_size(captioner, processor, photographs, batch_size):
-    expected = caption(captioner, photographs, processor, batch_size=3, **SHORT)
     assert caption(captioner, photographs, processor, batch_size=batch_size, **SHORT) == expected
 
 
@@ -70,18 +65,23 @@ def test_the_defaults_are_five_beams_and_forty_tokens(captioner, processor, phot
 
 
 def test_a_single_image_gives_a_single_result(captioner, processor, photographs):
-    path = photographs[1]
-    first = caption(captioner, [path], processor, **SHORT)
-    assert caption(captioner, path, processor, **SHORT) == first[0]
-    assert caption(captioner, str(path), processor, **SHORT) == first[0]
-    with Image.open(path) as image:
-        assert caption(captioner, image, processor, **SHORT) == first[0]
-    several = caption(captioner, path, processor, num_captions=2, **SHORT)
-    assert several == caption(captioner, [path], processor, num_captions=2, **SHORT)[0]
-
-
-def test_no_image_gives_no_caption(captioner, processor):
+    first = caption(captioner, photographs[1:2], processor, **SHORT)
+    assert caption(captioner, str(photographs[1]), processor, **SHORT) == first[0]
+    several = caption(captioner, photographs[1], processor, num_captions=2, **SHORT)
+    assert several == caption(captioner, photographs[1:2], processor, num_captions=2, **SHORT)[0]
     assert caption(captioner, [], processor) == []
+
+
+def test_images_may_be_paths_bytes_of_files_and_images(captioner, processor, photographs):
+    path = photographs[1]
+    with Image.open(path) as opened:
+        sources = [path, path.read_bytes(), opened, opened.convert("RGB"), b"no picture"]
+        *results, wrong = iter_captions(captioner, processor, sources, **SHORT)
+    captions = generate_and_decode(captioner, processor, path)
+    names = [str(path), "image 1", str(path), "image 3"]
+    assert results == [CaptionResult(name, captions) for name in names]
+    assert (wrong.source, wrong.captions) == ("image 4", [])
+    assert "cannot read the given image" in wrong.error
 
 
 def test_several_captions_are_distinct_and_the_most_likely_comes_first(
@@ -96,14 +96,11 @@ def test_several_captions_are_distinct_and_the_most_likely_comes_first(
 
 
 def test_sampling_gives_more_captions_than_beams(captioner, processor, photographs, words):
-    options = {"num_beams": 1, "do_sample": True, "max_new_tokens": 6} | words
-    torch.manual_seed(0)
-    captions = caption(captioner, photographs[0], processor, num_captions=7, **options)
+    captions = caption(
+        captioner, photographs[0], processor, num_captions=7, num_beams=1, do_sample=True, **words
+    )
     assert len(captions) == 7
     assert len(set(captions)) > 1
-
-
-def test_the_generation_config_can_enable_sampling(captioner, processor, photographs):
     captioner.generation_config.do_sample = True
     assert len(caption(captioner, photographs[0], processor, num_captions=4, num_beams=1)) == 4
 
@@ -143,25 +140,14 @@ def test_an_unreadable_image_gives_an_error_and_does_not_affect_others(
     good = [result.captions[0] for result in results if result.error is None]
     kept = [prompt for prompt, result in zip(prompts, results, strict=True) if result.error is None]
     assert good == caption(captioner, photographs[:4], processor, prompt=kept, **SHORT)
+    with pytest.raises(UnreadableImageError, match=r"missing\.png"):
+        caption(captioner, [photographs[0], missing], processor, **SHORT)
 
 
 def test_a_batch_of_unreadable_images_alone(captioner, processor, photographs):
     sources = ["no/a.png", "no/b.png", photographs[0]]
     results = list(iter_captions(captioner, processor, sources, batch_size=2, **SHORT))
     assert [len(result.captions) for result in results] == [0, 0, 1]
-
-
-def test_caption_raises_for_an_unreadable_image(captioner, processor, photographs):
-    with pytest.raises(UnreadableImageError, match=r"no/such\.png"):
-        caption(captioner, [photographs[0], "no/such.png"], processor, **SHORT)
-
-
-def test_images_without_a_path_are_named_by_their_index(captioner, processor, photographs):
-    image = Image.new("RGB", (40, 40), "red")
-    with Image.open(photographs[0]) as opened:
-        results = list(iter_captions(captioner, processor, [image, opened, image], **SHORT))
-    assert [result.source for result in results] == ["image 0", str(photographs[0]), "image 2"]
-    assert results[0] == CaptionResult("image 0", results[2].captions)
 
 
 def test_images_are_loaded_one_batch_ahead_and_no_further(captioner, processor, monkeypatch):
@@ -177,31 +163,11 @@ def test_images_are_loaded_one_batch_ahead_and_no_further(captioner, processor, 
     assert len(loaded) <= 4
 
 
-def test_photographs_are_turned_upright_and_transparency_is_white(
-    captioner, processor, photographs, tmp_path
-):
-    with Image.open(photographs[3]) as opened:
-        image = opened.convert("RGB")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn to the right
-    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    rgba = image.convert("RGBA")
-    rgba.paste((9, 9, 9, 0), (0, 0, 10, 10))
-    rgba.save(tmp_path / "transparent.png")
-    white = image.copy()
-    white.paste("white", (0, 0, 10, 10))
-    files = [tmp_path / "turned.png", tmp_path / "transparent.png"]
-    assert caption(captioner, files, processor, **SHORT) == caption(
-        captioner, [image, white], processor, **SHORT
-    )
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num_captions": 0}, "num_captions is 0, expected a positive integer"),
         ({"batch_size": -1}, "batch_size is -1"),
-        ({"num_beams": True}, "num_beams is True"),
         ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
         ({"num_captions": 4, "num_beams": 3}, "num_captions is 4 and num_beams 3: .* Raise num_beams"),
         ({"num_captions": 2, "num_beams": 1}, "num_captions is 2 and num_beams 1"),
@@ -220,25 +186,12 @@ def test_bad_options_are_refused_before_an_image_is_opened(captioner, processor,
         (7, {}, "images has a int, expected a path"),
         (io.BytesIO(b""), {}, "images has a BytesIO"),
         (["a.png", None], {}, "images has a NoneType"),
-        ("a.png", {"prompt": 3}, "prompt is 3, expected a text"),
         ("a.png", {"num_return_sequences": 3}, "num_return_sequences is called num_captions"),
     ],
 )
 def test_arguments_of_another_type_are_refused(captioner, processor, images, options, message):
     with pytest.raises(TypeError, match=message):
         caption(captioner, images, processor, **options)
-
-
-def test_images_can_be_bytes_of_files(captioner, processor, photographs):
-    files = [path.read_bytes() for path in photographs[:2]]
-    expected = caption(captioner, photographs[:2], processor, **SHORT)
-    assert caption(captioner, files, processor, **SHORT) == expected
-    assert caption(captioner, files[1], processor, **SHORT) == expected[1]
-    results = list(iter_captions(captioner, processor, [files[0], b"no picture"], **SHORT))
-    assert [(result.source, result.error is None) for result in results] == [
-        ("image 0", True),
-        ("image 1", False),
-    ]
 
 
 def test_captioning_during_training_has_no_dropout(backbones, processor, photographs):

@@ -6,14 +6,14 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from ituning_hf.cli import train
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.utils.errors import UserError
-from ituning_hf.utils.rules import AT_LEAST_ONE, EVERY, NOT_EMPTY, one_of, some_of
+from ituning_hf.utils.rules import AT_LEAST_ONE, EVERY, FOLDER, one_of, some_of
 from ituning_hf.utils.settings import REQUIRED, Settings, option, read_settings
 
 
@@ -21,10 +21,8 @@ from ituning_hf.utils.settings import REQUIRED, Settings, option, read_settings
 class Fruit(Settings):
     """Settings with a field of every type."""
 
-    paths: ClassVar[frozenset[str]] = frozenset({"folder"})
-
     names: list[str] = option(REQUIRED, "the fruits", metavar="NAME", positional=True)
-    folder: str = option("fruit", "where they lie", NOT_EMPTY)
+    folder: str = option("fruit", "where they lie", FOLDER)
     count: int = option(1, "how many", AT_LEAST_ONE)
     weight: float = option(0.5, "100% of it, in kg")
     ripe: bool = option(False, "only ripe ones")
@@ -153,6 +151,8 @@ def test_an_empty_file_changes_nothing(tmp_path: Path):
         ("- learning_rate", "holds no settings, expected lines of 'name: value'"),
         ("learning_rate", "holds no settings"),
         ("a: [1,", "is not a YAML file of settings: while parsing"),
+        ("seed: 1\nlearning_rate: !!float 3", "!!float in line 2 is a tag: write the value alone"),
+        ("seed: !!python/object/apply:os.getpid []", "!!python/object/apply:os.getpid in line 1 is a tag"),
         ("num_scenes: 1.5", "num_scenes is '1.5', expected a whole number"),
         ("num_scenes: [1]", "num_scenes is ['1'], expected a whole number"),
         ("adapter_layers: {a: 1}", "adapter_layers is {'a': '1'}, expected a whole number"),
@@ -171,7 +171,7 @@ def test_a_file_that_is_not_text_or_does_not_exist_is_named(tmp_path: Path):
     (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00seed")
     with pytest.raises(UserError, match=r"run\.yaml is not a YAML file"):
         train.parse_arguments(["--config", str(tmp_path / "run.yaml")])
-    with pytest.raises(UserError, match=r"nowhere\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         train.parse_arguments(["--config", "nowhere.yaml"])
 
 
@@ -210,7 +210,12 @@ def test_the_help_of_positional_arguments_lists_and_percent_signs(capsys):
         read("--help", examples="examples:\n  fruit apple")
     text = capsys.readouterr().out
     assert text.startswith("usage: fruit NAME [--config FILE] [--OPTION VALUE ...]\n\nPicks fruit.\n")
-    for line in ("  NAME ", "  --colors STR ...", "  --ripe  ", "100% of it, in kg (default: 0.5)"):
+    for line in (
+        "  NAME ",
+        "  --colors red|green [red|green ...]",
+        "  --ripe  ",
+        "100% of it, in kg (default: 0.5)",
+    ):
         assert line in text
     assert text.endswith("examples:\n  fruit apple\n")
 

@@ -1,0 +1,59 @@
+"""The settings that name a saved captioner, for every command that captions with one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..utils.rules import AT_LEAST_ONE, MODEL, NAME, one_of
+from ..utils.settings import option
+
+if TYPE_CHECKING:
+    from ..captioner.modeling_ituning import ITuningForCaptioning
+    from ..captioner.processing_ituning import ITuningProcessor
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class CaptionerArguments:
+    """A saved captioner, its precision, and its search for captions."""
+
+    title: ClassVar[str] = "captioner"
+
+    model: str | None = option(None, "the captioner's folder or Hub id", MODEL)
+    revision: str | None = option(None, "the captioner's revision on the Hub", NAME, "the newest")
+    vision_model: str | None = option(None, "the frozen vision encoder, if it has moved", MODEL, "as stored")
+    text_model: str | None = option(None, "the frozen language model, if it has moved", MODEL, "as stored")
+    dtype: str | None = option(None, "precision of all weights", one_of(_DTYPES), "as in the files")
+    quantization: str | None = option(
+        None,
+        "quantize the frozen language model's weights: faster on a CPU, and smaller",
+        one_of(("int8",)),
+        "none",
+    )
+    num_beams: int | None = option(
+        None, "beams of the beam search; 1 is greedy", AT_LEAST_ONE, "the captioner's own, or 5"
+    )
+    max_new_tokens: int | None = option(
+        None, "maximum length of a caption, in tokens", AT_LEAST_ONE, "the captioner's own"
+    )
+    batch_size: int = option(16, "images in a batch", AT_LEAST_ONE)
+
+    def load_captioner(
+        self, device: Any, load_vision_model: bool = True
+    ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
+        """Load the captioner and its processor; see [`load_captioner`]."""
+        from .loading import load_captioner
+
+        assert self.model is not None
+        return load_captioner(
+            self.model,
+            device=device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            revision=self.revision,
+            vision_model=self.vision_model,
+            text_model=self.text_model,
+            load_vision_model=load_vision_model,
+        )
