@@ -19,9 +19,8 @@ from ..captioner import modeling_ituning
 from ..captioner.pretrained_ituning import Backbone, is_local
 from ..inference.loading import load_processor, read_config
 from ..utils.errors import UserError
-from ..utils.files import write_json
+from ..utils.files import read_json, write_json
 from ..utils.hub import explain_hub_error
-from ..utils.json_files import read_json_object
 from .card import PLACEHOLDER, is_rendered, write_card
 from .inspection import describe
 from .records import EVALUATION_FILE, TRAINING_FILE
@@ -177,7 +176,7 @@ def _stage(
     for name in FILES:
         if (source := Path(folder, name)).is_file():
             shutil.copyfile(source, staged / name)
-    config = read_json_object(staged / CONFIG_NAME)
+    config = read_json(staged / CONFIG_NAME)
     for kind, (name, commit) in backbones.items():
         config |= {f"{kind}_model_name_or_path": name, f"{kind}_model_revision": commit}
     if backbones:
