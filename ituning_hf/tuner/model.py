@@ -33,6 +33,9 @@ from .layer import (
 )
 
 _LAYER_LISTS = {family.layers_path.rpartition(".")[2] for family in DECODER_FAMILIES.values()}
+# PEFT omits from a file the keys that have another adapter's name anywhere.
+_PARTS_OF_KEYS = {ADAPTERS, "q_proj", "k_proj", "v_proj", "out_proj", "weight", "bias"}
+_PARTS_OF_KEYS |= {part for family in DECODER_FAMILIES.values() for part in family.layers_path.split(".")}
 
 
 class ITuningTuner(BaseTuner):
@@ -101,6 +104,8 @@ class ITuningTuner(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter, or replace the one of that name."""
+        if adapter_name in _PARTS_OF_KEYS or adapter_name.isdigit():
+            raise UserError(f"adapter_name is {adapter_name!r}, a part of weight names: choose another name.")
         self.peft_config[adapter_name] = resolve_config(self.peft_config[adapter_name], model)
         for module in model.modules():
             if isinstance(module, ITuningLayer) and adapter_name in module.ituning_adapter:

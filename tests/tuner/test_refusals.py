@@ -123,6 +123,16 @@ def test_bad_options_change_nothing(gpt2, options: dict, message: str):
     assert state(model) == before
 
 
+@pytest.mark.parametrize("name", ["0", "q_proj", "weight", "transformer"])
+def test_a_name_that_is_part_of_weight_names_is_refused(gpt2, name: str):
+    before = state(gpt2)
+    with pytest.raises(ValueError, match=f"adapter_name is '{name}', a part of weight names"):
+        get_peft_model(gpt2, ituning_config(), name)
+    assert state(gpt2) == before
+    with pytest.raises(ValueError, match="a part of weight names"):
+        ITUNING.wrap(gpt2).add_adapter(name, ituning_config())
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
 def test_a_task_with_another_head_is_refused(task: str):
     with pytest.raises(ValueError, match=rf"task_type is '{task}', expected 'CAUSAL_LM'.*trained nor saved"):
