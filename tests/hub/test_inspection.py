@@ -138,6 +138,12 @@ def test_the_text_for_people(saved, backbones):
         f"parameters      3,278 trainable of {description['parameters']['total']:,} ({share:.2%})",
     ):
         assert line in lines
+    edit_json(
+        saved / "config.json", text_model_name_or_path="/gone/text", vision_model_name_or_path="org/clip"
+    )
+    lines = format_description(describe(saved)).splitlines()
+    assert f"text model      /gone/text at revision {COMMIT} (not found)" in lines
+    assert "vision model    org/clip" in lines
 
 
 def test_a_captioner_of_the_hub(saved, tmp_path, monkeypatch):
@@ -167,15 +173,6 @@ def test_how_it_was_trained(saved, training):
     text = format_description(describe(saved))
     assert "trained on      images given in Python: 29,000 images\n" in text
     assert "                18,120 steps, epoch 10\n" in text
-
-
-def test_a_backbone_that_is_gone_is_marked(saved, backbones):
-    edit_json(
-        saved / "config.json", text_model_name_or_path="/gone/text", vision_model_name_or_path="org/clip"
-    )
-    lines = format_description(describe(saved)).splitlines()
-    assert "text model      /gone/text (not found)" in lines
-    assert "vision model    org/clip" in lines
 
 
 def test_without_a_captioner(saved, backbones, tmp_path):
