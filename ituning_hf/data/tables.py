@@ -149,9 +149,9 @@ def read_hf_dataset(
     "train" or has another name, a column `split` may state the split of each row.
 
     Args:
-        source: A Parquet file; a folder of Parquet files, which `datasets` assigns to splits by their names
-            and folders; a folder that `save_to_disk` wrote; or "org/name" or "org/name:config" of a data set
-            on the Hub.
+        source: A Parquet file; a folder of Parquet files, whose split is named by the file or its folder and
+            is otherwise "train"; a folder that `save_to_disk` wrote; or "org/name" or "org/name:config" of a
+            data set on the Hub.
         split: The split that the caller wants.
         image_root: The folder that file names are relative to, if the images are not inside the rows; the
             data set's own folder by default.
@@ -211,10 +211,10 @@ def _load_tables(source: str) -> dict[str, Any]:
     try:
         if is_saved_dataset(path):
             loaded = datasets.load_from_disk(path)
-        elif path.is_file():
-            loaded = datasets.load_dataset("parquet", data_files=glob.escape(source))
+        elif path.exists():
+            loaded = datasets.load_dataset("parquet", data_files=_parquet_files(path))
         else:
-            name, _, config = (source, "", "") if path.exists() else source.partition(":")
+            name, _, config = source.partition(":")
             loaded = datasets.load_dataset(name, config or None)
     # `datasets` passes on the exceptions of the file system, Arrow, the network and its own modules.
     except Exception as error:
@@ -222,6 +222,16 @@ def _load_tables(source: str) -> dict[str, Any]:
         raise UserError(f"{where} {source!r}: {' '.join(str(error).split())}") from error
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
     return {name: table.with_format(None) for name, table in tables.items()}
+
+
+def _parquet_files(path: Path) -> dict[str, list[str]]:
+    """Assign files to the last split that their path names. `datasets` would also read other files there."""
+    files: dict[str, list[str]] = {}
+    for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
+        words = re.split(r"[^a-z]+", file.relative_to(path).as_posix().lower())
+        split = next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
+        files.setdefault(split, []).append(glob.escape(str(file)))
+    return files
 
 
 def _holds_images(feature: Any) -> bool:
