@@ -155,6 +155,14 @@ def test_a_generation_config_need_not_name_the_special_tokens(captioner, pixel_v
     assert torch.equal(captioner.generate(pixel_values=pixel_values, generation_config=config), expected)
 
 
+@pytest.mark.parametrize("through", ["keyword", "configuration"])
+def test_max_length_counts_the_whole_sequence(captioner, pixel_values, through: str):
+    options = {"max_length": 6, "min_length": 6}
+    if through == "configuration":
+        options = {"generation_config": GenerationConfig(**options)}
+    assert captioner.generate(pixel_values=pixel_values, **options).shape == (IMAGES, 6)
+
+
 # --- Prompts
 
 
@@ -225,6 +233,20 @@ def test_where_the_begin_token_goes(ids, mask, wanted_ids, wanted_mask):
     assert found_ids.tolist() == wanted_ids
 
 
+@pytest.mark.parametrize(
+    ("pad", "expected"),
+    [
+        (9, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]),  # the begin token serves as padding
+        (8, [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]),
+    ],
+)
+def test_which_leading_tokens_are_padding(pad: int, expected: list[list[int]]):
+    ids = torch.tensor([[9, 9, 9, 4], [8, 9, 9, 9], [9, 9, 9, 9]])
+    if pad == 9:
+        ids[1] = torch.tensor([9, 4, 9, 9])
+    assert mask_of_padding(ids, bos_token_id=9, pad_token_id=pad).tolist() == expected
+
+
 # --- Caches
 
 
@@ -271,10 +293,9 @@ def test_each_image_is_encoded_and_projected_once_and_shared_by_all_rows(
 
 
 def test_threads_share_one_model(captioner):
-    threads = 4
-    generator = torch.Generator().manual_seed(8)
-    images = [torch.randn(1 + i, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) for i in range(threads)]
     options = [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"repetition_penalty": 1.7}]
+    threads, generator = len(options), torch.Generator().manual_seed(8)
+    images = [torch.randn(1 + i, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) for i in range(threads)]
 
     def run(i: int) -> torch.Tensor:
         return captioner.generate(pixel_values=images[i], max_new_tokens=12, **options[i])
@@ -294,13 +315,9 @@ def test_threads_share_one_model(captioner):
 
 # --- Refusals
 
-
 PIXELS = torch.zeros(IMAGES, 3, IMAGE_SIZE, IMAGE_SIZE).double()
 UNSUPPORTED = [
-    (
-        {"prompt_lookup_num_tokens": 2},
-        r"'assisted_generation' is not supported: use one of \['greedy_search'",
-    ),
+    ({"prompt_lookup_num_tokens": 2}, r"'assisted_generation' is not supported: use one of \['greedy_"),
     ({"guidance_scale": 2.0}, r"guidance_scale=2\.0 is not supported"),
     ({"cache_implementation": "paged"}, r"Continuous batching .* is not supported"),
     ({"penalty_alpha": 0.6, "top_k": 4, "trust_remote_code": True}, r"mode 'contrastive_search' is not sup"),
@@ -348,25 +365,3 @@ def test_input_that_does_not_fit_is_refused(captioner, inputs: dict[str, Any], m
 def test_every_position_of_the_language_model_can_be_used(captioner):
     settings = {"min_new_tokens": 41, "max_new_tokens": 41}
     assert captioner.generate(pixel_values=PIXELS, input_ids=prompts(), **settings).shape == (IMAGES, 49)
-
-
-@pytest.mark.parametrize("through", ["keyword", "configuration"])
-def test_max_length_counts_the_whole_sequence(captioner, through: str):
-    options = {"max_length": 6, "min_length": 6}
-    if through == "configuration":
-        options = {"generation_config": GenerationConfig(**options)}
-    assert captioner.generate(pixel_values=PIXELS, **options).shape == (IMAGES, 6)
-
-
-@pytest.mark.parametrize(
-    ("pad", "expected"),
-    [
-        (9, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]),  # the begin token serves as padding
-        (8, [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]),
-    ],
-)
-def test_which_leading_tokens_are_padding(pad: int, expected: list[list[int]]):
-    ids = torch.tensor([[9, 9, 9, 4], [8, 9, 9, 9], [9, 9, 9, 9]])
-    if pad == 9:
-        ids[1] = torch.tensor([9, 4, 9, 9])
-    assert mask_of_padding(ids, bos_token_id=9, pad_token_id=pad).tolist() == expected

@@ -37,14 +37,14 @@ def lists(batch: dict[str, torch.Tensor]) -> dict[str, list]:
 # --- Images
 
 
-def test_images_alone(processor):
+def test_images_are_prepared_alone(processor):
     batch = processor(images=images(3))
     assert list(batch) == ["pixel_values"]
     assert batch["pixel_values"].shape == (3, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert torch.equal(processor(images=images(1)[0])["pixel_values"], batch["pixel_values"][:1])
 
 
-def test_pixels_are_those_of_clips_own_preparation(processor):
+def test_pixels_are_scaled_and_normalized_as_for_clip(processor):
     image = Image.new("RGB", (90, 45), (255, 128, 0))
     pixels = processor(images=image)["pixel_values"][0]
     mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
@@ -53,7 +53,7 @@ def test_pixels_are_those_of_clips_own_preparation(processor):
 
 
 def test_the_torchvision_image_processor_is_replaced_by_the_pil_one(processor):
-    class CLIPImageProcessor:  # what Transformers calls its torchvision one, which cannot be had here
+    class CLIPImageProcessor:  # the name of Transformers' class that needs torchvision
         def to_dict(self) -> dict[str, Any]:
             return processor.image_processor.to_dict()
 
@@ -78,19 +78,13 @@ def test_captions_get_begin_and_end_token_and_are_padded_on_the_right(processor)
 def test_images_with_unequal_numbers_of_captions_get_rows_without_labels(processor):
     batch = processor(images=images(3), captions=[["a man"], ["a dog runs", "a man"], []])
     assert batch["pixel_values"].shape[0] == 3
-    man, filler = [0, *MAN, 0, 0, 0], [0] * 6
+    man, dog = [0, *MAN, 0, 0, 0], [0, *DOG, 0]
+    mask, begin_only = [1] * 4 + [0] * 2, [1] + [0] * 5
+    labels, none = [0, *MAN, 0, -100, -100], [-100] * 6
     assert lists(batch) == {
-        "input_ids": [man, filler, [0, *DOG, 0], man, filler, filler],
-        "attention_mask": [[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [1] * 6, [1, 1, 1, 1, 0, 0]]
-        + [[1, 0, 0, 0, 0, 0]] * 2,
-        "labels": [
-            [0, *MAN, 0, -100, -100],
-            [-100] * 6,
-            [0, *DOG, 0],
-            [0, *MAN, 0, -100, -100],
-            [-100] * 6,
-            [-100] * 6,
-        ],
+        "input_ids": [man, [0] * 6, dog, man, [0] * 6, [0] * 6],
+        "attention_mask": [mask, begin_only, [1] * 6, mask, begin_only, begin_only],
+        "labels": [labels, none, dog, labels, none, none],
     }
 
 
@@ -101,7 +95,7 @@ def test_one_caption_may_be_given_in_several_forms(processor, captions: Any):
     assert processor(captions=captions)["labels"].tolist() == expected
 
 
-def test_a_long_caption_is_cut_and_keeps_its_end_token(processor):
+def test_a_long_caption_is_truncated_and_keeps_its_end_token(processor):
     batch = processor(captions=["a dog runs", "a man"], max_length=5)
     assert batch["input_ids"].tolist() == [[0, *DOG[:3], 0], [0, *MAN, 0, 0]]
     assert batch["labels"].tolist() == [[0, *DOG[:3], 0], [0, *MAN, 0, -100]]
@@ -118,7 +112,7 @@ def test_special_tokens_in_a_caption_are_plain_text(processor):
     assert processor.encode_captions([]) == []
 
 
-def test_rows_may_be_laid_out_for_a_given_number_of_captions():
+def test_the_number_of_rows_per_image_may_be_given():
     rows = caption_rows([[[7, 1, 2]], [[7, 3, 2]]], bos_token_id=7, pad_token_id=9, rows_per_image=2)
     assert rows["input_ids"] == [[7, 1, 2], [7, 9, 9], [7, 3, 2], [7, 9, 9]]
     assert rows["labels"] == [[7, 1, 2], [-100] * 3, [7, 3, 2], [-100] * 3]
@@ -145,7 +139,7 @@ def test_a_string_is_one_prompt_for_all_images_and_an_empty_one_is_the_begin_tok
 # --- Tensors, errors
 
 
-def test_other_containers_than_torch_tensors(processor):
+def test_lists_and_numpy_arrays_may_be_requested(processor):
     batch = processor(images=images(), captions=["a man", "a dog runs"], return_tensors=None)
     assert batch["input_ids"] == [[0, *MAN, 0, 0, 0], [0, *DOG, 0]]
     arrays = processor(images=images(), captions=["a man", "a dog runs"], return_tensors="np")

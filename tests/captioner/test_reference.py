@@ -18,8 +18,8 @@ from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.tuner.conversion import to_peft
 
 Batch = dict[str, torch.Tensor]
-# Of the loss, relative to it, and of gradients, relative to the largest.
-TOLERANCES = {torch.float32: (2e-6, 2e-5), torch.float64: (1e-12, 1e-10)}
+# Of the loss, relative to it, and of gradients, relative to the largest. Kernels differ between CPUs.
+TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-10)}
 
 
 def without_padding(batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
