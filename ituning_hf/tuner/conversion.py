@@ -78,18 +78,9 @@ def captioner_from_peft(
 ) -> Any:
     """Convert a PEFT model to a captioner; see `ITuningForCaptioning.from_peft`."""
     name, fields = _adapter_of(peft_model, adapter_name)
-    base_model = peft_model.get_base_model()
-    expected = decoder_family(base_model.config).model_class
-    if not isinstance(base_model, expected):
-        raise UserError(
-            f"The adapter is on a {type(base_model).__name__}, and the language model of a captioner is a "
-            f"{expected.__name__}: load the adapter on that."
-        )
     if isinstance(vision_model, str | os.PathLike):
         _set_source(fields, "vision", vision_model)
         vision_model = _load_backbone(fields, "vision")
-    elif not isinstance(vision_model, PreTrainedModel):
-        raise TypeError(f"vision_model is a {type(vision_model).__name__}, expected a vision encoder.")
     tensors = get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False)
     text_model = copy_sharing_weights(peft_model).unload()
     return _build_captioner(captioner_class, vision_model, text_model, fields, tensors, "the PEFT model")
@@ -156,7 +147,7 @@ def _check_source(fields: dict[str, Any], backbone: str, model: PreTrainedModel)
     """Compare a backbone with its checkpoint and the recorded fingerprint, and return its source's fields."""
     keys = [f"{backbone}_model_{field}" for field in ("name_or_path", "revision", "fingerprint")]
     recorded_name, recorded_revision, expected = (fields[key] for key in keys)
-    name = model.name_or_path or recorded_name
+    name = getattr(model, "name_or_path", None) or recorded_name
     if not name:  # built in memory
         return {}
     name = absolute_if_local(name)
@@ -200,8 +191,6 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists: give a new or empty folder.")
     name = os.fspath(source)
-    given = {"vision": vision_model, "text": text_model}
-    moved = {backbone: path for backbone, path in given.items() if path is not None}
     if not holds_peft_adapter(name, revision):
         captioner = load_model(
             name, "cpu", revision=revision, vision_model=vision_model, text_model=text_model
@@ -209,8 +198,9 @@ def convert(
         _write_adapter(captioner, target)
         return "adapter"
     fields = _captioner_fields(_read_config(name, revision))
-    for backbone, path in moved.items():
-        _set_source(fields, backbone, path)
+    for backbone, path in (("vision", vision_model), ("text", text_model)):
+        if path is not None:
+            _set_source(fields, backbone, path)
     _write_captioner(name, fields, target, revision)
     return "captioner"
 

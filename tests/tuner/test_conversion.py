@@ -69,7 +69,7 @@ def test_a_captioner_without_its_encoder_is_converted(backbones, pixel_values, t
     model = to_peft(without)
     assert torch.equal(peft_logits_of(model, features), logits_of(captioner, pixel_values))
     assert model.peft_config["default"] == to_peft(captioner).peft_config["default"]
-    with pytest.raises(TypeError, match="vision_model is a UnloadedVisionModel, expected a vision encoder"):
+    with pytest.raises(TypeError, match="vision_model is a UnloadedVisionModel, expected a CLIPVisionModel"):
         ITuningForCaptioning.from_peft(model, without.vision_model)
 
 
@@ -220,7 +220,7 @@ def test_a_backbone_without_a_name_gets_the_recorded_source(captioner, kind: str
 def test_a_model_with_another_head_is_refused(gpt2, backbones):
     for model in (gpt2.transformer, GPT2ForSequenceClassification(gpt2.config)):
         adapted = get_peft_model(model, ITUNING.config(task_type=None))
-        with pytest.raises(ValueError, match=f"is on a {type(model).__name__}, and the language model"):
+        with pytest.raises(TypeError, match=f"text_model is a {type(model).__name__}, expected a GPT2LMHead"):
             ITuningForCaptioning.from_peft(adapted, backbones["vision"])
 
 
