@@ -42,12 +42,6 @@ def checkpoint(run: Path, step: int) -> Path:
 # --- Written completely or not at all
 
 
-def test_a_folder_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path):
-    write(tmp_path / "best", "old")
-    write(tmp_path / "best", "new")
-    assert contents(tmp_path) == {"best/file": b"new"}
-
-
 def test_an_error_while_writing_leaves_the_old_folder(tmp_path: Path):
     write(tmp_path / "best", "old")
     with pytest.raises(TrainingError, match="best could not be written"):
@@ -60,7 +54,11 @@ def test_an_error_while_writing_leaves_the_old_folder(tmp_path: Path):
     assert contents(tmp_path) == {"best/file": b"old"}
 
 
-def test_files_are_on_disk_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_replaces_the_old_one_when_its_files_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "best", "old")
     happened: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -74,9 +72,10 @@ def test_files_are_on_disk_before_the_folder_gets_its_name(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "rename", move)
-    (tmp_path / "run").mkdir()
     write(tmp_path / "run" / "best", "new")
-    assert happened == ["file", ".best.partial", ".best.partial -> best", "run"]
+    renamed = ["best -> .best.old", ".best.partial -> best"]
+    assert happened == ["file", ".best.partial", *renamed, "run"]
+    assert contents(tmp_path) == {"run/best/file": b"new"}
 
 
 def test_a_folder_loses_its_name_before_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,21 +46,6 @@ def score(args: TrainArguments, captions: dict[str, str]) -> dict[str, float]:
     )
 
 
-@contextmanager
-def counted_images() -> Iterator[list[int]]:
-    """Collect how many images each call of `generate` captions."""
-    counts: list[int] = []
-    generate = ITuningForCaptioning.generate
-
-    def counting(self, *args, pixel_values, **kwargs):
-        counts.append(len(pixel_values))
-        return generate(self, *args, pixel_values=pixel_values, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ITuningForCaptioning, "generate", counting)
-        yield counts
-
-
 @pytest.mark.parametrize(
     ("eval_steps", "steps"),
     [("epoch", [0, 3, 6, 7]), ("2", [0, 2, 4, 6, 7]), ("100", [0, 7])],
@@ -101,10 +84,19 @@ def test_samples_scores_and_best_are_those_of_the_saved_captioners(
 
 
 @pytest.mark.parametrize(("scored", "shown"), [(0, 0), (3, 1), (100, 100)])
-def test_no_image_is_captioned_twice(settings: Settings, scored: int, shown: int):
+def test_no_image_is_captioned_twice(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, scored: int, shown: int
+):
+    counts = []
+    generate = ITuningForCaptioning.generate
+
+    def counting(self, *args, pixel_values, **kwargs):
+        counts.append(len(pixel_values))
+        return generate(self, *args, pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(ITuningForCaptioning, "generate", counting)
     args = settings(max_train_steps=1, eval_caption_images=scored, num_sample_captions=shown)
-    with counted_images() as counts:
-        train(args)
+    train(args)
     assert sum(counts) == 2 * min(3, max(scored, shown))  # two validations, three images in the split
     assert [len(s) for s in samples(args).values()] == ([min(3, shown)] * 2 if shown else [])
     assert list(validation_scores(args.output_dir, "cider")) == ([0, 1] if scored else [])
