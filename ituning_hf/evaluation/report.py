@@ -55,11 +55,6 @@ class Evaluation:
         """The scores of all images."""
         return self.parts.get(ENTIRE)
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The metrics of all images; empty if they have no human captions."""
-        return self.scores.metrics if self.scores else {}
-
 
 def write_results(folder: Path, evaluation: Evaluation) -> None:
     """Write the captions in the COCO result format; remove the other files of an earlier report."""

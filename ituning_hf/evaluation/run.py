@@ -53,7 +53,7 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
         >>> args = EvaluateArguments(
         ...     predictions=f"{folder}/captions.json", num_scenes=20, java=False, output_dir=f"{folder}/out"
         ... )
-        >>> round(evaluate_captioner(args).metrics["bleu_4"], 3)
+        >>> round(evaluate_captioner(args).scores.metrics["bleu_4"], 3)
         1.0
     """
     accelerator = create_accelerator("no")  # --dtype sets the precision, not `accelerate config`

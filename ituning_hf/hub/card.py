@@ -16,6 +16,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS
 from ..captioner.pretrained_ituning import is_local
 from ..evaluation.scores import METRIC_NAMES
+from ..utils.files import write_text
 from .inspection import describe
 from .records import (
     EvaluationRecord,
@@ -96,7 +97,7 @@ def write_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) ->
         for name, value in ModelCard.load(path).data.to_dict().items():
             if name not in _DERIVED:
                 card.data[name] = value
-    path.write_text(str(card), encoding="utf-8")
+    write_text(path, str(card))
     return True
 
 

@@ -88,8 +88,6 @@ def test_open_images_and_images_that_cannot_be_read(clip: str, images: list[str]
 
 
 def test_missing_captions_are_refused(clip: str, images: list[str]):
-    with pytest.raises(UserError, match="2 predictions and references for 6 images"):
-        clip_scores(clip, images, PREDICTIONS[:2], REFERENCES)
     with pytest.raises(UserError, match=r"references\[0\] is empty"):
         clip_scores(clip, images, PREDICTIONS, [[], *REFERENCES[1:]])
 

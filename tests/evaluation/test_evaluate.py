@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -386,12 +387,8 @@ def test_two_processes_get_the_scores_of_one(
     argv = ["evaluate", *flags(**settings, output_dir=tmp_path / "two")]
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     outputs = [tmp_path / f"rank {rank}" for rank in range(2)]
-    ranks = [
-        multiprocessing.get_context("fork").Process(
-            target=evaluate_in_process, args=(rank, store.port, argv, output)
-        )
-        for rank, output in enumerate(outputs)
-    ]
+    start = partial(multiprocessing.get_context("fork").Process, target=evaluate_in_process, daemon=True)
+    ranks = [start(args=(rank, store.port, argv, output)) for rank, output in enumerate(outputs)]
     for process in ranks:
         process.start()
     for process, output in zip(ranks, outputs, strict=True):

@@ -32,26 +32,20 @@ def files_of(hub, name: str = "org/captioner", revision: str = "main") -> dict[s
 
 
 @pytest.mark.usefixtures("writer")
-def test_one_commit_has_the_files_of_the_captioner_and_no_others(hub, saved: Path):
-    names = {path.name for path in saved.iterdir()}
+def test_one_commit_has_the_files_of_the_captioner_and_names_backbones_of_the_hub(hub, saved, backbones):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
     for name in ("notes.txt", "optimizer.pt", "other_ituning.py"):
         (saved / name).write_text("x")
     (saved / "checkpoint-9").mkdir()
     (saved / "checkpoint-9" / "config.json").write_text("{}")
-    commit = push_captioner(saved, "org/captioner", **HUB)
-    commits = list(hub.repositories["org/captioner"].commits.values())
+    commit = push_captioner(saved, "captioner", **HUB)  # the user's own namespace is added
+    commits = list(hub.repositories["ann/captioner"].commits.values())
     assert [made.message for made in commits] == ["initial commit", "Upload captioner"]
     assert commit.oid == commits[1].sha
-    assert set(files_of(hub)) == names
-    pushed = {name: data for name, data in files_of(hub).items() if (saved / name).read_bytes() != data}
-    assert set(pushed) == {"config.json", "README.md"}
-
-
-@pytest.mark.usefixtures("writer")
-def test_configuration_and_card_name_the_repository_and_backbones_of_the_hub(hub, saved: Path, backbones):
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    push_captioner(saved, "captioner", **HUB)  # the user's own namespace is added
     files = files_of(hub, "ann/captioner")
+    assert files.keys() == before.keys()
+    assert {name for name in files if files[name] != before[name]} == {"config.json", "README.md"}
+    assert {name: (saved / name).read_bytes() for name in before} == before
     config = json.loads(files["config.json"])
     for kind, name in (("vision", "org/clip"), ("text", "org/text")):
         assert config[f"{kind}_model_name_or_path"] == name
@@ -62,31 +56,23 @@ def test_configuration_and_card_name_the_repository_and_backbones_of_the_hub(hub
     assert "not on the\n> Hub" not in card.text
     local = str(backbones["clip"].parent).encode()
     assert not [name for name, data in files.items() if local in data or PLACEHOLDER.encode() in data]
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 @pytest.mark.usefixtures("writer")
-def test_pushing_over_another_captioner(hub, captioners, saved: Path):
+def test_pushing_over_another_captioner_and_a_card_edited_on_the_hub(hub, captioners, saved: Path):
     (saved / "evaluation.json").write_text("[]")
     first = push_captioner(saved, "org/captioner", **HUB)
     assert push_captioner(saved, "org/captioner", **HUB).oid == first.oid  # no commit without changes
     repository = hub.repositories["org/captioner"]
-    repository.commit({"notes.md": b"A person's."})
+    repository.commit({"notes.md": b"A person's.", "README.md": b"# My words\n"})
     push_captioner(captioners["b"], "org/captioner", **HUB)
-    before = repository.commits[first.oid].files
-    assert before.keys() - files_of(hub).keys() == {".gitattributes", "evaluation.json"}
-    assert files_of(hub).keys() - before.keys() == {"notes.md"}
-    assert before["model.safetensors"] != files_of(hub)["model.safetensors"]
-
-
-@pytest.mark.usefixtures("writer")
-def test_a_card_edited_on_the_hub_stays_unless_the_local_one_was_edited_too(hub, saved: Path):
-    push_captioner(saved, "org/captioner", **HUB)
-    hub.repositories["org/captioner"].commit({"README.md": b"# My words\n"})
-    push_captioner(saved, "org/captioner", **HUB)
-    assert files_of(hub)["README.md"] == b"# My words\n"
+    before, after = repository.commits[first.oid].files, files_of(hub)
+    assert before.keys() - after.keys() == {".gitattributes", "evaluation.json"}
+    assert after.keys() - before.keys() == {"notes.md"}
+    assert before["model.safetensors"] != after["model.safetensors"]
+    assert after["README.md"] == b"# My words\n"
     (saved / "README.md").write_text(f'---\nlicense: mit\n---\n# Mine\n\n"{PLACEHOLDER}"\n')
-    push_captioner(saved, "org/captioner", **HUB)
+    push_captioner(saved, "org/captioner", **HUB)  # the local card was edited too
     assert files_of(hub)["README.md"] == b'---\nlicense: mit\n---\n# Mine\n\n"org/captioner"\n'
 
 
