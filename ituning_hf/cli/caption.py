@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, ClassVar
 
 from ..inference.arguments import CaptionerArguments
 from ..utils.errors import UserError
@@ -37,6 +37,8 @@ captioned); 2 for a mistake in the command; 130 after Ctrl-C.
 @dataclass(kw_only=True)  # required fields may follow those with defaults
 class CaptionArguments(CaptionerArguments, Settings):
     """The settings of `ituning caption`."""
+
+    title: ClassVar[str] = Settings.title
 
     model: str = option(REQUIRED, "the captioner's folder or Hub id", MODEL)
     images: list[str] = option(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -28,7 +26,10 @@ def explain_hub_error(error: BaseException) -> str | None:
     Returns:
         One line, without a full stop; None if the Hub did not cause the error, or only lacks the file.
     """
-    chain = list(_with_causes(error))
+    chain, following = [error], error.__cause__ or error.__context__
+    while following is not None:
+        chain.append(following)
+        following = following.__cause__ or following.__context__
     for cause in chain:
         if isinstance(cause, HfHubHTTPError):
             return None if isinstance(cause, EntryNotFoundError) else _explain_answer(cause)
@@ -40,12 +41,6 @@ def explain_hub_error(error: BaseException) -> str | None:
     if any(isinstance(cause, LocalEntryNotFoundError) for cause in chain):
         return "it is not in the local cache, and HF_HUB_OFFLINE is set"
     return None
-
-
-def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _explain_answer(error: HfHubHTTPError) -> str:
