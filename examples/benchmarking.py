@@ -182,13 +182,9 @@ def random_batch(
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of each method in each round.
+    """Seconds of each method in each round."""
 
-    Args:
-        seconds: By method, one number for each round.
-    """
-
-    seconds: dict[str, list[float]]
+    seconds: dict[str, list[float]]  # by method, one number for each round
 
     def median(self, name: str) -> float:
         """Return a method's median seconds."""
@@ -283,14 +279,7 @@ def saved_bytes(model: Any, folder: Path | None = None) -> int:
 def make_parser(
     description: str | None, rounds: int, methods: Iterable[str] = (), batch_size: int = 1
 ) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks have.
-
-    Args:
-        description: The script's docstring.
-        rounds: Default of `--rounds`.
-        methods: Names of the compared methods, if the user can choose among them.
-        batch_size: Default of `--batch_size`, with `methods`.
-    """
+    """Return a parser with the common options; with `methods`, the user can choose among these."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
