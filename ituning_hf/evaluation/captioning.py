@@ -1,8 +1,8 @@
 """Caption the images of a split on one process or several.
 
-The whole split is cut into batches before the processes share them. So a batch holds the same images for
-any number of processes, and captions and scores are the same on the same kind of device. (In batches of other
-images the last digits differ, which can decide between two nearly equal beams.)
+The split is cut into batches before the processes share them. So a batch holds the same images for any number
+of processes, and captions and scores are the same on the same kind of device. (In other batches an image's
+numbers differ in the last digits, which can decide between two nearly equal beams.)
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Captions:
     """The captions of a split.
 
     Attributes:
-        by_index: The captions by index of the image in the split.
-        unreadable: The reasons why other images have none, likewise.
+        by_index: The captions, by the image's index in the split.
+        unreadable: Why other images have none, by the same index.
         seconds: The time that captioning took, without reading images; over all processes.
     """
 

@@ -97,7 +97,10 @@ def meteor_counts(
     arguments = ["-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
     command = [java.program, *_SETTINGS, *arguments]
     text = "".join(f"{line}\n" for line in lines)
-    return read_meteor_counts(_run("METEOR", command, text, _package_folder("meteor")).splitlines())
+    answers = _run("METEOR", command, text, _package_folder("meteor")).splitlines()
+    if len(answers) != len(lines):
+        raise WorkError(f"METEOR returned {len(answers)} lines for {len(lines)} images")
+    return read_meteor_counts(answers)
 
 
 def why_no_spice(java: Java) -> str | None:

@@ -71,7 +71,7 @@ class CaptionScores:
     def part(self, indices: Sequence[int]) -> "CaptionScores":
         """Score some of the images, as the NoCaps server scores a domain.
 
-        CIDEr's document frequencies stay those of the whole set, so a domain's CIDEr is the mean over its
+        CIDEr's document frequencies stay those of all images, so a domain's CIDEr is the mean over its
         images. The server's code is not public; its published values show this: in
         https://github.com/nocaps-org/updown-baseline the image-weighted means of the domains' CIDEr (55.28,
         73.28, 55.45) are the "overall" values (55.3, 73.3, 55.4) within rounding.
@@ -89,8 +89,8 @@ class CaptionScores:
         """Estimate how much the metrics depend on the choice of images.
 
         The percentile bootstrap (Efron 1979, https://doi.org/10.1214/aos/1176344552) over the images. BLEU
-        and METEOR of a resample follow from its summed counts; CIDEr's document frequencies stay those of the
-        whole set.
+        and METEOR of a resample follow from its summed counts; CIDEr's document frequencies stay those of all
+        images.
 
         Args:
             num_resamples: How often images are drawn, with replacement.

@@ -112,7 +112,7 @@ _ABBREVIATION = rf"(?:{_any_case(_ABBREVIATIONS)}|{_capitalized(_CAPITALIZED)})\
 _TAG = r"</?[A-Za-z][\w:.-]* ?>"
 _NEW_SENTENCE = rf"\s+(?:(?:{_capitalized(_SENTENCE_STARTS)})(?:\s|$)|{_TAG})|\s*$"
 
-# The token is the group that matched, else the whole match.
+# The token is the group that matched, else the match.
 _RULES = [
     # words in two: can|not, 't|is, could|n't
     rf"(?i:(can)not|(gon|wan)na|(got)ta|(lem|gim)me)(?!{_A})",

@@ -71,7 +71,7 @@ def push_captioner(
         token: The token; by default the stored one or HF_TOKEN.
         vision_model: The Hub id of the frozen vision encoder, if the captioner was trained over a local copy.
             Its weights must have the recorded fingerprint.
-        text_model: The Hub id of the frozen language model, likewise.
+        text_model: The Hub id of the frozen language model, in the same case.
 
     Returns:
         The commit; the last one if the repository had the same files.

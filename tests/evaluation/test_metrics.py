@@ -1,4 +1,4 @@
-"""Caption metrics: values computed by hand, the official values, properties, and bad input."""
+"""Caption metrics: hand-computed values, the official values, properties, and bad input."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Scores of each image and of parts, and confidence intervals: values by hand and by the official scorers."""
+"""Scores of each image and of parts, and confidence intervals, against hand-computed and official values."""
 
 import math
 import random
@@ -62,7 +62,7 @@ def test_values_agree_with_the_official_scorers(captions, scores: CaptionScores)
     assert all(type(value) is float for values in scores.per_image.values() for value in values)
 
 
-def test_values_by_hand():
+def test_hand_computed_values():
     # 3 words of 6, all correct; 1 of 2 words correct, no pair; the correct words twice
     scores = score_captions(
         ["the cat sat", "a dog", "red red"],
