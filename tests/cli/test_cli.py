@@ -72,7 +72,7 @@ def printed_paths(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
 
 
-def test_captions_are_the_models(caption, saved_captioner, capsys):
+def test_captions_equal_those_of_the_model(caption, saved_captioner, capsys):
     files = ["photos/c.jpg", "photos/b.png"]
     assert caption(*files, "--output", str(LINES)) == 0
     expected = [(file, expected_captions(saved_captioner, file)) for file in files]
@@ -91,7 +91,7 @@ def test_options_reach_the_model(caption, saved_captioner, capsys):
     assert capsys.readouterr().out == as_line(file, texts) + "\n"
 
 
-def test_the_language_model_may_be_in_int8(caption, capsys, monkeypatch):
+def test_the_language_model_can_be_quantized(caption, capsys, monkeypatch):
     generate, layers = ITuningForCaptioning.generate, []
 
     def watched(self, **options):
@@ -133,7 +133,7 @@ def test_a_file_name_that_is_not_unicode(caption, capsys):
     assert name in [line["image"] for line in read_lines()]
 
 
-def test_an_unreadable_image_fails_at_the_end_and_harms_no_other(caption, saved_captioner, capsys):
+def test_an_unreadable_image_gives_exit_code_1_and_does_not_affect_others(caption, saved_captioner, capsys):
     Path("photos/gone.png").symlink_to("nowhere.png")
     files = ["photos/notes.txt", "photos/b.png", "photos/gone.png", "photos/c.jpg"]
     assert caption(*files, "--output", str(LINES)) == 1
@@ -165,11 +165,11 @@ def test_results_are_written_as_each_batch_is_done(caption, capsys, monkeypatch)
     assert len(read_lines()) == 2
 
 
-def test_an_output_file_is_replaced_only_when_told(caption, capsys):
-    LINES.write_text("three days of work")
+def test_an_output_file_is_replaced_only_with_overwrite(caption, capsys):
+    LINES.write_text("earlier captions")
     assert caption("photos/b.png", "--output", str(LINES)) == 2
     assert "captions.jsonl exists: give another --output, or --overwrite" in capsys.readouterr().err
-    assert LINES.read_text() == "three days of work"
+    assert LINES.read_text() == "earlier captions"
     assert caption("photos/b.png", "--output", str(LINES), "--overwrite") == 0
     assert [line["image"] for line in read_lines()] == ["photos/b.png"]
 
@@ -237,7 +237,7 @@ def test_a_usage_error_is_one_line(capsys, arguments, message: str):
     assert (output.out, output.err.count("\n")) == ("", 1)
 
 
-def test_a_backbone_that_has_moved_is_asked_for_by_the_commands_own_option(
+def test_the_error_for_a_moved_backbone_names_the_option_of_the_command(
     saved_captioner, photos, tmp_path, capsys
 ):
     folder = shutil.copytree(saved_captioner, tmp_path / "moved")
@@ -288,7 +288,7 @@ def test_help_and_version(capsys, monkeypatch, arguments, texts):
     assert max(map(len, output.splitlines())) <= 80
 
 
-def test_a_reader_that_has_gone_ends_it_quietly(saved_captioner, capsys, monkeypatch):
+def test_a_closed_pipe_ends_the_command_quietly(saved_captioner, capsys, monkeypatch):
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as stdout:  # closing it writes what is left, as Python does at exit
@@ -297,7 +297,7 @@ def test_a_reader_that_has_gone_ends_it_quietly(saved_captioner, capsys, monkeyp
     assert capsys.readouterr().err == ""
 
 
-def test_what_a_terminal_cannot_show_ends_nothing():
+def test_characters_that_a_terminal_cannot_show_are_escaped():
     code = "from ituning_hf.cli import main; import sys; sys.exit(main(['\U0001f600']))"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -306,7 +306,7 @@ def test_what_a_terminal_cannot_show_ends_nothing():
     assert "\\U0001f600" in done.stderr
 
 
-def test_a_stopped_demo_says_how_to_go_on(monkeypatch, capsys):
+def test_a_stopped_demo_says_how_to_resume(monkeypatch, capsys):
     def stopped(folder, seed):
         raise RunStopped(15, "after step 7 of 600")
 

@@ -61,10 +61,10 @@ def test_page_shows_every_picture(demo):
 
 
 def test_folder_with_other_files_is_refused(tmp_path: Path):
-    (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "thesis.txt").write_text("other work")
     with pytest.raises(FileExistsError, match="is not empty: remove it, or choose another folder"):
         run_demo(tmp_path)
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "thesis.txt").read_text() == "other work"
 
 
 def test_unusable_arguments_are_refused_before_work_starts(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The frozen language model in int8: what is computed, what stays as it was, and where it is refused."""
+"""The language model in int8: its products and gradients, what is not quantised, where it is refused."""
 
 import os
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_the_product_is_close_and_keeps_shape_and_dtype():
 
 
 @pytest.mark.usefixtures("eight_bits")
-def test_the_gradient_is_that_of_the_weights_as_they_are_held():
+def test_the_gradient_is_that_of_the_quantised_weights():
     layer = Int8Linear(WEIGHT, bias=None)
     x = torch.randn(5, 2, requires_grad=True)
     coefficients = torch.randn(5, 3)
@@ -149,7 +149,7 @@ def test_cached_steps_agree_with_whole_sequences(quantised, pixel_values):
     assert torch.equal(scores.argmax(dim=-1), ids[:, 1:])
 
 
-def test_what_is_saved_is_what_was_saved_before(captioner, processor, pixel_values, tmp_path: Path):
+def test_quantisation_does_not_change_the_saved_files(captioner, processor, pixel_values, tmp_path: Path):
     expected = captioner(pixel_values, ROWS).logits
     save_captioner(captioner, processor, tmp_path / "before")
     quantize_frozen_weights(captioner)
@@ -163,7 +163,7 @@ def test_what_is_saved_is_what_was_saved_before(captioner, processor, pixel_valu
     assert torch.equal(loaded(pixel_values, ROWS).logits, found)
 
 
-def test_it_travels_to_peft_and_back(quantised, pixel_values):
+def test_conversion_to_peft_and_back_keeps_the_quantised_weights(quantised, pixel_values):
     peft_model = to_peft(quantised)
     features = quantised.get_image_features(pixel_values)
     expected = quantised(visual_features=features, input_ids=ROWS).logits
