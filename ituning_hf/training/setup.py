@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS
-from ..captioner.encoders_ituning import encoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.pretrained_ituning import Backbone
 from ..captioner.processing_ituning import ITuningProcessor, load_image_processor, load_tokenizer
@@ -85,9 +84,13 @@ def _load_over_backbones(
     if vision is not None:
         image_processor = load_image_processor(vision, model.config.vision_model_revision)
     elif features is not None:
-        family = encoder_family(model.config.vision_config)
-        image_processor = family.image_processor_class.from_dict(features.spec.image_processor)
+        image_processor = features.spec.make_image_processor()
     if features is not None:
         features.require_fits(model.config, image_processor.to_dict())
     tokenizer = load_tokenizer(text, model.config.text_model_revision)
+    if len(tokenizer) > (vocabulary := model.config.text_config.vocab_size):
+        raise UserError(
+            f"The tokenizer of {text} has {len(tokenizer)} tokens, its language model only {vocabulary}: "
+            "give a folder in which they belong together."
+        )
     return model, ITuningProcessor(image_processor, tokenizer)
