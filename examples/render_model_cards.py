@@ -1,4 +1,4 @@
-"""Render the cards in model_cards/, for captioners of the paper's benchmarks; none of them is trained yet.
+"""Render the model cards in model_cards/ for the paper's benchmarks. No captioner has been trained on them yet.
 
 python examples/render_model_cards.py                    # into model_cards/
 python examples/render_model_cards.py --folder cards/
@@ -21,19 +21,18 @@ from ituning_hf.hub.records import EvaluationRecord
 
 FOLDER = Path(__file__).resolve().parents[1] / "model_cards"
 NOTICE = (
-    "**No weights have been published yet**, and nothing was measured. The cells of the results stay empty "
-    "until they are measured."
+    "**No weights have been published yet** and nothing has been measured, so the result cells are empty."
 )
 NOCAPS_NOTICE = (
-    " Zero-shot, by domain: the captioner was not trained on images of [NoCaps](https://nocaps.org). "
-    "[Its copy on the Hub](https://huggingface.co/datasets/HuggingFaceM4/NoCaps) is tagged CC BY 2.0. The "
-    "references of its test split are not public; its server computes the scores."
+    " The evaluation is zero-shot: the captioner was not trained on [NoCaps](https://nocaps.org). [The copy on "
+    "the Hub](https://huggingface.co/datasets/HuggingFaceM4/NoCaps) is tagged CC BY 2.0. The references of the "
+    "test split are not public; the NoCaps server computes its scores."
 )
 COCO = DataSet(
     name="COCO, Karpathy's splits",
     splits={"train and restval": 113_287, "val": 5_000, "test": 5_000},
     terms=(
-        "Annotations: CC BY 4.0. The images belong to others and are under Flickr's terms of use "
+        "Annotations: CC BY 4.0. The images belong to their owners and are subject to Flickr's terms of use "
         "([COCO's terms](https://cocodataset.org/#termsofuse))."
     ),
 )
@@ -41,8 +40,8 @@ FLICKR30K = DataSet(
     name="Flickr30k, Karpathy's splits",
     splits={"train": 29_000, "val": 1_014, "test": 1_000},
     terms=(
-        "The images are under Flickr's terms of use, for non-commercial research and education "
-        "([its authors' note](https://github.com/BryanPlummer/flickr30k_entities))."
+        "The images are subject to Flickr's terms of use, for non-commercial research and education "
+        "([note by the authors](https://github.com/BryanPlummer/flickr30k_entities))."
     ),
 )
 # Card, title, notice, training data, and the rows of the results: data set, split, subset, images.
