@@ -3,7 +3,7 @@
     python examples/compare_tokenizers.py captions_val2014.json dataset_flickr8k.json texts.txt
     python examples/compare_tokenizers.py --num_scenes 2000 --perturb captions.json
 
-Reads COCO annotations and results, data sets in the Karpathy format, and text files with one caption a line.
+Reads COCO annotations and results, datasets in the Karpathy format, and text files with one caption a line.
 Needs Java and pycocoevalcap.
 """
 

@@ -1,4 +1,4 @@
-"""Render the model cards in model_cards/ for the paper's benchmarks. No captioner has been trained on them yet.
+"""Render the cards in model_cards/ for the paper's benchmarks, on which no captioner has been trained yet.
 
 python examples/render_model_cards.py                    # into model_cards/
 python examples/render_model_cards.py --folder cards/
@@ -24,9 +24,9 @@ NOTICE = (
     "**No weights have been published yet** and nothing has been measured, so the result cells are empty."
 )
 NOCAPS_NOTICE = (
-    " The evaluation is zero-shot: the captioner was not trained on [NoCaps](https://nocaps.org). [The copy on "
-    "the Hub](https://huggingface.co/datasets/HuggingFaceM4/NoCaps) is tagged CC BY 2.0. The references of the "
-    "test split are not public; the NoCaps server computes its scores."
+    " The evaluation is zero-shot: the captioner was not trained on [NoCaps](https://nocaps.org). [The copy "
+    "on the Hub](https://huggingface.co/datasets/HuggingFaceM4/NoCaps) is tagged CC BY 2.0. The references "
+    "of the test split are not public; the NoCaps server computes its scores."
 )
 COCO = DataSet(
     name="COCO, Karpathy's splits",
@@ -44,7 +44,7 @@ FLICKR30K = DataSet(
         "([note by the authors](https://github.com/BryanPlummer/flickr30k_entities))."
     ),
 )
-# Card, title, notice, training data, and the rows of the results: data set, split, subset, images.
+# Card, title, notice, training data, and the rows of the results: dataset, split, subset, images.
 CARDS: list[tuple[str, str, str, DataSet, list[tuple[str, str, str | None, int]]]] = [
     (
         "coco.md",

@@ -1,8 +1,8 @@
-"""I-Tuning: a small trainable captioner between a frozen CLIP and a frozen GPT-2.
+"""I-Tuning: image captioning with small trainable adapters between a frozen CLIP and a frozen GPT-2.
 
-After `import ituning_hf` the Auto classes of Transformers know `model_type` "ituning", and PEFT knows the
-method "ituning". The package imports neither library: it registers each class as soon as the library's module
-that holds the registry has been imported.
+Importing `ituning_hf` registers the model type "ituning" with the Auto classes of Transformers and the method
+"ituning" with PEFT. It imports neither library: each class is registered as soon as the module with the
+registry has been imported.
 """
 
 import warnings
@@ -68,11 +68,11 @@ def _register_processor() -> None:
 def _register_tuner() -> None:
     try:
         from .tuner import model  # noqa: F401 (its import registers the method)
-    except ImportError as error:  # the captioner does not need PEFT, and PEFT must stay importable
+    except ImportError as error:  # the captioner does not require PEFT, and importing PEFT must not fail
         warnings.warn(f"The PEFT method 'ituning' is not available: {error}", stacklevel=2)
 
 
-# One action for each module: registering everything at once would make `import peft` circular.
+# One action per module: registering everything at once would make `import peft` circular.
 ImportHook(
     {
         "transformers.models.auto.configuration_auto": _register_config,

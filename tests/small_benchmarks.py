@@ -1,4 +1,4 @@
-"""Small data sets in the file layouts of the benchmarks, at the paths of the recipes."""
+"""Small datasets in the file layouts of the benchmarks, at the paths of the recipes."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ NOCAPS = {"val": 4, "test": 3}
 
 
 def make_all(root: Path) -> Path:
-    """Write the data sets that the recipes read: `data/` and `photos/`."""
+    """Write the datasets that the recipes read: `data/` and `photos/`."""
     for name, splits in (("coco", COCO), ("flickr30k", FLICKR), ("flickr8k", FLICKR)):
         write_karpathy(root / "data" / name, name, splits)
     write_nocaps(root / "data" / "nocaps")

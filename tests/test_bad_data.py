@@ -35,7 +35,7 @@ BAD = {name: content for name, content in corpus.broken_files().items() if not n
 
 
 def write_data(folder: Path, bad: dict[str, bytes]) -> tuple[list[Path], list[Path]]:
-    """Write a data set of good and bad images with hostile captions; return the paths of both kinds."""
+    """Write a dataset of good and bad images with hostile captions; return the paths of both kinds."""
     good = corpus.write(folder / "train", GOOD | corpus.named_files())
     broken = [*corpus.write(folder / "train", bad), *corpus.not_files(folder / "train")]
     names = sorted([path.name for path in good + broken], key=lambda name: name[::-1])

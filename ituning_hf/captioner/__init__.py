@@ -1,1 +1,1 @@
-"""The captioner. Every file of this folder is copied into each saved captioner."""
+"""The captioner. Every other file in this folder is copied into each saved captioner."""

@@ -1,7 +1,7 @@
 r"""The I-Tuning adapter: a cross-modal filter in parallel to a frozen feed-forward network.
 
 Luo, Hu, Xi, Zhang, Ma: *I-Tuning: Tuning Frozen Language Models with Image for Lightweight Image
-Captioning*, ICASSP 2023, <https://arxiv.org/abs/2202.06574>. This file is the only one that computes it.
+Captioning*, ICASSP 2023, <https://arxiv.org/abs/2202.06574>. The whole method is implemented in this file.
 
 For one decoder layer:
 
@@ -13,20 +13,20 @@ For one decoder layer:
     output of the layer's feed-forward network := FFN(X) + dX
 
     X        T x d    the layer-normed input of the feed-forward network, T tokens
-    I        N x d_v  the visual memory: the vision encoder's N tokens, the class token first
+    I        N x d_v  the visual memory: the N tokens of the vision encoder, class token first
     d, d_v            `hidden_size`, `vision_hidden_size`: the widths of decoder and encoder
     r                 `adapter_hidden_size`: the width of the bottleneck
     h                 `num_heads`: heads of r / h channels
-    lambda            `scale`: a fixed number
+    lambda            `scale`: a constant
     W_q, W_k, W_v     initialized from N(0, 0.02); their biases are initialized to zero
-    W_o, b_o          initialized to zero, so dX is zero and the model equals the frozen language model
+    W_o, b_o          initialized to zero: dX is zero, and the model computes the frozen language model
 
 The module is a bottleneck adapter whose non-linearity is cross-attention to the image.
 
-From the paper's abstract and introduction: both backbones are frozen, and a cross-attention filter picks
-visual information to adjust the decoder's output hidden states. From memory, and consistent with the
-published parameter counts: the position parallel to the feed-forward network, r = d / 2, and lambda = 1. Not
-from the paper: dropout on dX, and the initial values.
+Stated in the paper's abstract and introduction: both backbones are frozen, and a cross-attention filter
+selects visual information to adjust the decoder's output hidden states. Recalled from the paper, and
+consistent with its parameter counts: the position parallel to the feed-forward network, r = d / 2, and
+lambda = 1. Not from the paper: dropout on dX, and the initialization.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ INITIAL_STD = 0.02
 
 
 class ITuningAdapter(nn.Module):
-    """The adapter of one decoder layer; this file's docstring has the formula.
+    """The adapter of one decoder layer; see the module docstring for the formula.
 
-    Rows are image-major: with `num_images` images and k rows of text for each, row i belongs to image
-    i // k. The rows of one image are folded into the query axis, so all of them (five captions in training,
-    five beams in generation) attend to one copy of its keys and values.
+    Rows are image-major: with `num_images` images and k rows of text per image, row i belongs to image
+    i // k. The rows of one image are folded into the query axis, so all of them (such as five captions in
+    training, or five beams in generation) attend to a single copy of its keys and values.
 
     Args:
         hidden_size: Width d of the decoder.
         vision_hidden_size: Width d_v of the visual memory.
         adapter_hidden_size: Width r of the bottleneck.
         num_heads: Attention heads h; must divide `adapter_hidden_size`.
-        scale: The fixed factor lambda.
-        dropout: Probability of dropout on the output while training.
+        scale: The constant factor lambda.
+        dropout: Dropout probability on the output during training.
 
     Example:
     ```python
@@ -88,19 +88,19 @@ class ITuningAdapter(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialize the projections randomly and the output to zero."""
-        if not self.out_proj.weight.is_meta:  # random functions on the meta device import much of torch
+        if not self.out_proj.weight.is_meta:  # on the meta device, random functions import much of torch
             for projection in (self.q_proj, self.k_proj, self.v_proj):
                 projection.weight.normal_(0.0, INITIAL_STD)
                 projection.bias.zero_()
             self.out_proj.weight.zero_()
             self.out_proj.bias.zero_()
-        # Without this mark, Transformers would initialize the modules by the decoder's rules, and out_proj
+        # Without this flag, Transformers would reinitialize the modules by the decoder's rules, and out_proj
         # would not be zero.
         for module in self.modules():
             module._is_hf_initialized = True  # type: ignore[assignment]
 
     def project_visual(self, visual_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Project the visual memory once for all rows and all steps.
+        """Project the visual memory to keys and values, once for all rows and generation steps.
 
         Args:
             visual_features: Shape (num_images, N, d_v).
@@ -129,7 +129,7 @@ class ITuningAdapter(nn.Module):
             hidden_states: X, of shape (num_images * k, T, d), image-major.
             key: From `project_visual`, shape (num_images, h, N, r / h).
             value: From `project_visual`, shape (num_images, h, N, r / h).
-            eager: Compute attention step by step instead of with torch's fused kernels.
+            eager: Compute attention without torch's fused kernels.
 
         Returns:
             dX, of shape (num_images * k, T, d), in the dtype of `hidden_states`.
@@ -145,7 +145,7 @@ class ITuningAdapter(nn.Module):
         return update.to(hidden_states.dtype)
 
     def attention_weights(self, hidden_states: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Return A: how much each text token attends to each image token.
+        """Return A, the attention weights of each text token over the image tokens.
 
         Args:
             hidden_states: X, of shape (num_images * k, T, d), image-major.
@@ -177,11 +177,13 @@ class ITuningAdapter(nn.Module):
 def check_rows(rows: int, images: int) -> None:
     """Raise `ValueError` if the text rows cannot be divided evenly among the images."""
     if rows == 0 or images == 0 or rows % images:
-        raise ValueError(f"input_ids has {rows} rows for {images} images: give k rows for each, image-major.")
+        raise ValueError(
+            f"input_ids has {rows} rows for {images} images: pass k rows per image, image-major."
+        )
 
 
 def check_visual_features(features: torch.Tensor, width: int, name: str = "visual_features") -> None:
-    """Raise an error if the visual memory has another shape than (num_images, N, d_v)."""
+    """Raise an error unless the visual memory has shape (num_images, N, d_v)."""
     if not isinstance(features, torch.Tensor):
         raise TypeError(f"{name} is a {type(features).__name__}, expected a tensor (last_hidden_state).")
     if features.ndim != 3 or features.shape[1] == 0 or features.shape[-1] != width:

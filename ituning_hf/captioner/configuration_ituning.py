@@ -1,4 +1,4 @@
-"""The captioner's configuration: two frozen backbones, and the shape of the adapters between them."""
+"""The captioner's configuration: two frozen backbones and the adapters between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils.versions import require_version
 
-# Checked before anything is imported that older versions lack.
+# Checked before importing names that older versions do not have.
 require_version("transformers>=5.23", "I-Tuning captioners need it: pip install -U transformers")
 
 from huggingface_hub.errors import StrictDataclassError
@@ -33,47 +33,48 @@ HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 
 
 class CaptionerError(ValueError):
-    """A configuration, adapter file or backbone that cannot be used. The message says what to do."""
+    """A configuration, adapter file or backbone cannot be used. The message says what to do."""
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Report a malformed file, for which the libraries raise many classes, as `CaptionerError`."""
+    """Convert the various exceptions that libraries raise for a malformed file to `CaptionerError`."""
     try:
         yield
     except (CaptionerError, StrictDataclassError, OSError, ImportError):
         raise
-    except Exception as error:  # tokenizers has no narrower class
+    except Exception as error:  # tokenizers raises plain Exception
         raise CaptionerError(f"{what} cannot be read ({type(error).__name__}: {error}).") from error
 
 
 class ITuningConfig(PreTrainedConfig):
     r"""Configuration of an [`ITuningForCaptioning`] model.
 
-    The paper's three sizes differ only in the decoder: Base uses GPT-2, Medium GPT-2 medium and Large GPT-2
-    large, each with `adapter_hidden_size` at half the decoder's width.
+    The paper's three sizes differ only in the decoder: Base uses GPT-2, Medium uses GPT-2 medium and Large
+    uses GPT-2 large, each with an `adapter_hidden_size` of half the decoder's hidden size.
 
     Args:
-        vision_config: The frozen vision encoder, as a dictionary or configuration; by default CLIP ViT's.
-        text_config: The frozen language model, of width d; by default GPT-2's.
-        vision_model_name_or_path: Where the encoder's weights are: a Hub id, or an absolute local path.
-        vision_model_revision: The encoder's revision on the Hub, as a commit hash if it is known.
-        vision_model_fingerprint: The fingerprint of its weights; see `fingerprint` of `pretrained_ituning`.
-        text_model_name_or_path: Where the language model's weights are.
+        vision_config: The configuration of the frozen vision encoder, or a dictionary; by default CLIP ViT's.
+        text_config: The configuration of the frozen language model of hidden size d; by default GPT-2's.
+        vision_model_name_or_path: The Hub id or absolute path of the encoder's weights.
+        vision_model_revision: The encoder's revision on the Hub; a commit hash if it is known.
+        vision_model_fingerprint: The fingerprint of its weights; see [`Backbone.fingerprint`].
+        text_model_name_or_path: The Hub id or absolute path of the language model's weights.
         text_model_revision: The language model's revision on the Hub.
         text_model_fingerprint: The fingerprint of its weights.
         adapter_hidden_size: The bottleneck width r of each adapter. `None` means d / 2.
-        adapter_num_heads: The attention heads h of each adapter; must divide r. `None` means the decoder's.
-        adapter_scale: The fixed factor lambda on the adapter's output.
+        adapter_num_heads: The number of attention heads h of each adapter; must divide r. `None` means the
+            decoder's number.
+        adapter_scale: The constant factor lambda on the adapter's output.
         adapter_layers: The decoder layers that have an adapter, counted from 0 at the bottom; negative
             indices count from the top. `None` means all layers.
         adapter_dropout: Dropout probability on the adapter's output during training.
-        vision_feature_layer: The encoder's hidden state that is the visual memory: -1 is the last layer's
-            output, 0 the output of the embeddings.
+        vision_feature_layer: The index of the encoder's hidden state used as visual memory: -1 is the output
+            of the last layer, 0 the output of the embeddings.
         format_version: The version of the checkpoint format.
 
     Raises:
-        CaptionerError: if a value is out of its range; the message names the value and the expected range.
+        CaptionerError: if a value is out of range; the message has the value and the expected range.
 
     Example:
     ```python
@@ -108,9 +109,11 @@ class ITuningConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Replace `None` by the decoder's sizes, and check every value."""
+        """Replace `None` with the decoder's sizes, and check every value."""
         if unknown := [name for name in kwargs if name.startswith(("adapter_", "vision_", "text_"))]:
-            logger.warning(f"ITuningConfig ignores unknown {unknown}; its fields are {sorted(_OWN_FIELDS)}.")
+            logger.warning(
+                f"ITuningConfig ignores the unknown fields {unknown}; known are {sorted(_OWN_FIELDS)}."
+            )
         if not _is_int(self.format_version) or not 1 <= self.format_version <= FORMAT_VERSION:
             raise CaptionerError(
                 f"format_version is {self.format_version!r}, expected {FORMAT_VERSION}: upgrade ituning_hf."
@@ -120,7 +123,7 @@ class ITuningConfig(PreTrainedConfig):
                 raise CaptionerError(f"{name} is {value!r}, expected the frozen model's configuration.")
         for name in _TEXT_FIELDS:
             if not isinstance(value := getattr(self, name), str | None):
-                raise CaptionerError(f"{name} is {value!r}, expected text or None.")
+                raise CaptionerError(f"{name} is {value!r}, expected a string or None.")
         with reading("vision_config or text_config"):
             super().__post_init__(**kwargs)
         layer, depth = self.vision_feature_layer, self.vision_config.num_hidden_layers
@@ -131,9 +134,9 @@ class ITuningConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build from a dictionary; keyword arguments that name a field override it.
+        """Build a configuration from a dictionary; keyword arguments override its fields.
 
-        A backbone that is loaded from another path loses the stored revision. The stored
+        The stored revision of a backbone is dropped if its path is overridden. The stored
         `attn_implementation` is ignored: it could name a kernel that Transformers would download and run.
         """
         if (model_type := config_dict.get("model_type", cls.model_type)) != cls.model_type:
@@ -156,7 +159,7 @@ class ITuningConfig(PreTrainedConfig):
             raise CaptionerError(f"config.json has a value that cannot be used: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as it is stored: without how and from where a backbone was loaded."""
+        """Return the configuration to store, without the quantization and load paths of the backbones."""
         output = super().to_dict()
         output["text_config"].pop("quantization_config", None)
         for backbone in ("vision_config", "text_config"):
@@ -169,13 +172,13 @@ _TEXT_FIELDS = sorted(name for name in _OWN_FIELDS if name.endswith(("_path", "_
 
 
 def _without_attn_implementation(stored: dict[str, Any]) -> dict[str, Any]:
-    """Remove it under its private names, too."""
+    """Remove `attn_implementation` and all private fields, under which it is stored, too."""
     ignored = [key for key in stored if key == "attn_implementation" or key.startswith("_")]
     return {key: value for key, value in stored.items() if key not in ignored}
 
 
 def resolve_adapter(options: Any, decoder: Any) -> None:
-    """Replace adapter options that are `None` by the decoder's sizes, from its configuration; check all."""
+    """Replace adapter options that are `None` with sizes from the decoder's configuration; check all."""
     if options.adapter_hidden_size is None:
         options.adapter_hidden_size = decoder.hidden_size // 2
     if options.adapter_num_heads is None:
@@ -198,7 +201,7 @@ def resolve_adapter(options: Any, decoder: Any) -> None:
 
 
 def _resolve_layers(layers: Any, depth: int) -> list[int]:
-    """Return the layer indices as positive numbers in ascending order."""
+    """Return the layer indices as non-negative numbers in ascending order."""
     if not isinstance(layers, list | tuple | range | set | frozenset):
         raise CaptionerError(f"adapter_layers is {layers!r}, expected a list of layer indices or None.")
     if outside := [i for i in layers if not _is_int(i) or not -depth <= i < depth]:
@@ -207,9 +210,9 @@ def _resolve_layers(layers: Any, depth: int) -> list[int]:
         )
     resolved = sorted({i % depth for i in layers})
     if not resolved:
-        raise CaptionerError("adapter_layers is empty: name at least one layer, or use None for all.")
+        raise CaptionerError("adapter_layers is empty: list at least one layer, or use None for all.")
     if len(resolved) < len(layers):
-        raise CaptionerError(f"adapter_layers is {list(layers)}, which names a layer twice.")
+        raise CaptionerError(f"adapter_layers is {list(layers)}, which contains a layer twice.")
     return resolved
 
 
@@ -223,13 +226,13 @@ def _is_finite(value: Any) -> bool:
 
 
 def absolute_if_local(name_or_path: str | os.PathLike[str]) -> str:
-    """Return a local folder as an absolute path; return anything else, such as a Hub id, unchanged."""
+    """Return the absolute path of a local folder; return anything else, such as a Hub id, unchanged."""
     name = os.fspath(name_or_path)
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 def split_hub_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split keyword arguments into those that say how to download, and the others."""
+    """Split keyword arguments into download options and the others."""
     hub = {name: options[name] for name in HUB_OPTIONS if name in options}
     return hub, {name: value for name, value in options.items() if name not in hub}
 

@@ -1,7 +1,7 @@
-"""Decoder families: everything that is specific to one language model architecture, and its adapted layer.
+"""Decoder families: all code that is specific to a language model architecture, with its adapted layer.
 
 To support another architecture, add a subclass of [`DecoderFamily`], its adapted layer class and an entry in
-`DECODER_FAMILIES`. No other file knows an architecture.
+`DECODER_FAMILIES`. No other file depends on the architecture.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ VisualKeyValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 class DecoderFamily:
-    """What the captioner needs to know of one decoder architecture."""
+    """What the captioner needs to know about a decoder architecture."""
 
     model_type: str  # as in Transformers' configurations
     model_class: type[PreTrainedModel]  # the language model with its output layer
     decoder_class: type[PreTrainedModel]  # the language model without its output layer
     layer_class: type[GradientCheckpointingLayer]
     adapted_layer_class: type[AdaptedLayer]  # the subclass of `layer_class` that has an adapter
-    layers_path: str  # of the list of layers, inside the language model
-    attention_name: str  # of a layer's self-attention, which has `config` and `layer_idx`
-    ffn_norm_name: str  # of the norm whose output the feed-forward network reads
-    architecture: tuple[str, ...]  # fields that must agree for equal weights to be an equal model
-    weight_prefix: str  # precedes the names of the decoder's weights in some checkpoints
+    layers_path: str  # the path of the layer list inside the language model
+    attention_name: str  # the attribute of a layer's self-attention, which has `config` and `layer_idx`
+    ffn_norm_name: str  # the attribute of the norm before the feed-forward network
+    architecture: tuple[str, ...]  # configuration fields that change the output of given weights
+    weight_prefix: str  # prefix of the decoder's weight names in some checkpoints
     first_weight: str  # a weight that every checkpoint has, without the prefix
-    not_weights: re.Pattern[str]  # buffers and tied copies, which only some checkpoints have
+    not_weights: re.Pattern[str]  # buffers and tied weights, which only some checkpoints contain
 
     def load(self, name: str, **kwargs: Any) -> Any:
         """Load a language model."""
         return self.model_class.from_pretrained(name, **kwargs)
 
     def run_layer(self, layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Compute a frozen layer from its input, of shape (rows, T, d).
+        """Compute a frozen layer's output for an input of shape (rows, T, d).
 
-        Returns X, the normed input of the feed-forward network, and the layer's output; both (rows, T, d).
+        Returns X, the layer-normed input of the feed-forward network, and the output; both (rows, T, d).
         """
         raise NotImplementedError
 
@@ -56,10 +56,10 @@ class DecoderFamily:
         """Raise `CaptionerError` if the language model cannot be used."""
         if config.bos_token_id is None or config.eos_token_id is None:
             tokens = f"bos_token_id={config.bos_token_id} and eos_token_id={config.eos_token_id}"
-            raise CaptionerError(f"text_config has {tokens}: captions need both, so set them.")
+            raise CaptionerError(f"text_config has {tokens}: set both, captions need them.")
 
     def special_tokens(self, config: Any) -> dict[str, Any]:
-        """Return the begin, end and padding token ids; without a padding token, the end token pads."""
+        """Return the BOS, EOS and padding token ids; the padding token defaults to the EOS token."""
         end, pad = config.eos_token_id, config.pad_token_id
         if pad is None:
             pad = end[0] if isinstance(end, list) else end
@@ -70,7 +70,7 @@ class DecoderFamily:
         return text_model.get_submodule(self.layers_path)  # type: ignore[return-value]
 
     def adapter_prefix(self, index: int) -> str:
-        """Return what precedes the names of a layer's adapter weights in a captioner."""
+        """Return the prefix of the names of a layer's adapter weights in a captioner."""
         return f"text_model.{self.layers_path}.{index}.adapter."
 
     def layer_index(self, layer: nn.Module) -> int:
@@ -86,16 +86,16 @@ class DecoderFamily:
         return getattr(layer, self.ffn_norm_name)
 
     def compute_device(self, layer: nn.Module) -> Any:
-        """Return where a layer computes; the weights of an offloaded layer are elsewhere."""
+        """Return the device on which a layer computes, which differs from that of offloaded weights."""
         device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
         return self.ffn_norm(layer).weight.device if device is None else device
 
     def without_adapters(self, text_model: Any) -> Any:
-        """Return a copy of a language model that has no adapters and shares all parameters."""
+        """Return a copy of a language model without adapters that shares all its parameters."""
         copied = copy_sharing_weights(text_model)
         layers: Any = self.layers(copied)
         for i, layer in enumerate(layers):
-            if hasattr(layer, "adapter"):  # also if its class comes from another captioner's repository
+            if hasattr(layer, "adapter"):  # of any class, as remote code has its own
                 layers[i] = plain = object.__new__(self.layer_class)
                 _take_modules(layer, plain)
                 copy_block_state(layer, plain)
@@ -106,10 +106,10 @@ class AdaptedLayer(nn.Module):
     """A frozen decoder layer with an adapter in parallel to its feed-forward network.
 
     A family's adapted layer class also inherits from the family's own layer class: Transformers recognizes
-    layers by their class to record hidden states, and wraps `forward` for gradient checkpointing when a
-    subclass is defined. The layer takes the modules of a loaded layer, so the names of weights do not change.
+    layers by class to record hidden states, and wraps `forward` for gradient checkpointing when a subclass is
+    defined. The layer takes over the modules of a loaded layer, so weight names do not change.
 
-    The keys and values of the images come with every call, and no module keeps them: threads share a model.
+    The images' keys and values are arguments of each call, not module state, so threads can share a model.
     """
 
     family: DecoderFamily
@@ -118,7 +118,7 @@ class AdaptedLayer(nn.Module):
     def __init__(self, layer: nn.Module, adapter: ITuningAdapter) -> None:
         _take_modules(layer, self)
         device = self.family.compute_device(layer)
-        # A checkpoint's tensors are about to fill an adapter that was made on the meta device.
+        # An adapter on the meta device is filled from a checkpoint later.
         adapter = adapter.to_empty(device=device) if adapter.q_proj.weight.is_meta else adapter.to(device)
         self.adapter = adapter.train(layer.training)
         copy_block_state(layer, self)
@@ -131,11 +131,11 @@ class AdaptedLayer(nn.Module):
         visual_attentions: dict[int, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Compute the layer from its input, of shape (rows, T, d), rows image-major.
+        """Compute the layer's output for an input of shape (rows, T, d), with image-major rows.
 
-        `visual_key_values` has each adapted layer's keys and values, both (num_images, h, N, r / h); without
-        them the layer is the frozen one. `visual_attentions` receives the attention over the image, of shape
-        (rows, h, T, N). Other arguments, and the output, are those of the frozen layer.
+        `visual_key_values` has the keys and values of each adapted layer, both (num_images, h, N, r / h);
+        without it, only the frozen layer is computed. The attention weights over the image, (rows, h, T, N),
+        are added to `visual_attentions`. Other arguments and the output are those of the frozen layer.
         """
         x, output = self.family.run_layer(self, hidden_states, *args, **kwargs)
         if visual_key_values is None:
@@ -197,8 +197,8 @@ class GPT2Family(DecoderFamily):
         return x, residual + self._feed_forward(layer, x)
 
     def _feed_forward(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        # GPT-2's own GELU has eight operations, which keep four tensors of the largest size for the backward
-        # pass. torch's keeps one and differs by rounding, so evaluation uses GPT-2's own.
+        # GPT-2's GELU consists of eight operations that keep four (rows, T, 4 d) tensors for backpropagation;
+        # torch's keeps one. They differ by rounding, so evaluation uses GPT-2's.
         mlp = layer.mlp
         is_hooked = mlp._forward_hooks or mlp._forward_pre_hooks or "forward" in vars(mlp)
         if is_hooked or not (layer.training and isinstance(mlp.act, NewGELUActivation)):
@@ -228,7 +228,7 @@ def decoder_family(config: Any) -> DecoderFamily:
 
 
 def copy_sharing_weights(model: nn.Module) -> Any:
-    """Return a copy of a model that shares its parameters and buffers."""
+    """Copy a model, sharing its parameters and buffers."""
     shared = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
@@ -236,7 +236,7 @@ def copy_sharing_weights(model: nn.Module) -> Any:
 def copy_block_state(source: Any, target: Any) -> None:
     """Copy training mode, gradient checkpointing and hooks from a layer to the layer that replaces it.
 
-    The hooks are those that record hidden states, and that of a device map, which moves inputs.
+    The hooks record hidden states or, with a device map, move inputs between devices.
     """
     target.training = source.training
     if source.gradient_checkpointing:
@@ -251,7 +251,7 @@ def copy_block_state(source: Any, target: Any) -> None:
 
 
 def _take_modules(source: Any, target: Any) -> None:
-    """Initialize a layer with the frozen modules of another layer, without building them a second time."""
+    """Initialize a layer with the frozen modules of another layer instead of building new ones."""
     nn.Module.__init__(target)
     for name, module in source.named_children():
         if name != "adapter":

@@ -1,7 +1,7 @@
-"""Encoder families: everything that is specific to one vision encoder architecture.
+"""Encoder families: all code that is specific to a vision encoder architecture.
 
 To support another architecture, add a subclass of [`EncoderFamily`] and an entry in `_FAMILIES`. No other
-file knows an architecture.
+file depends on the architecture.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .configuration_ituning import CaptionerError
 
 
 class EncoderFamily:
-    """What the captioner needs to know of one vision encoder architecture."""
+    """What the captioner needs to know about a vision encoder architecture."""
 
     model_type: str  # as in Transformers' configurations
     model_class: type[PreTrainedModel]
-    # Always the one over PIL: torchvision's resizing gives slightly different pixels, and a captioner must
-    # not depend on what else is installed.
+    # Always the PIL class: torchvision resizes slightly differently, and a captioner must not depend on which
+    # packages are installed.
     image_processor_class: Any
-    has_class_token: bool  # whether the first token is not of a patch
-    architecture: tuple[str, ...]  # fields that must agree for equal weights to be an equal model
-    weight_prefix: str  # precedes the names of the encoder's weights in some checkpoints
+    has_class_token: bool  # whether the first token is a class token
+    architecture: tuple[str, ...]  # configuration fields that change the output of given weights
+    weight_prefix: str  # prefix of the encoder's weight names in some checkpoints
     first_weight: str  # a weight that every checkpoint has, without the prefix
-    not_weights: re.Pattern[str]  # buffers, which only some checkpoints have
+    not_weights: re.Pattern[str]  # buffers, which only some checkpoints contain
 
     def load(self, name: str, **kwargs: Any) -> Any:
-        """Call the model class's own `from_pretrained`."""
+        """Load the encoder with the model class's `from_pretrained`."""
         return self.model_class.from_pretrained(name, **kwargs)
 
     def num_tokens(self, config: Any) -> int:
@@ -47,7 +47,7 @@ class EncoderFamily:
 
     @torch.no_grad()
     def encode(self, model: Any, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
-        """Encode images without building a graph.
+        """Encode images without recording gradients.
 
         `pixel_values` has shape (num_images, num_channels, image_size, image_size). Returns the hidden state
         of `layer`, of shape (num_images, N, d_v); see `vision_feature_layer` of [`ITuningConfig`].
@@ -57,7 +57,7 @@ class EncoderFamily:
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != image_shape or pixel_values.shape[0] == 0:
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}, expected (num_images, "
-                f"{', '.join(map(str, image_shape))}): prepare images with the captioner's own processor."
+                f"{', '.join(map(str, image_shape))}): prepare images with the captioner's processor."
             )
         if layer == -1:
             return model(pixel_values).last_hidden_state
@@ -65,13 +65,13 @@ class EncoderFamily:
 
 
 class _CLIPVisionModel(CLIPVisionModel):
-    """Loads from a full CLIP without a report that the weights of its text half are unexpected."""
+    """Loads from a full CLIP without reporting its other weights as unexpected."""
 
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
 
 
 class CLIPFamily(EncoderFamily):
-    """The ViT of CLIP, saved alone or as part of a full CLIP."""
+    """The vision transformer of CLIP, saved alone or as part of a full CLIP."""
 
     model_type = "clip_vision_model"
     model_class = CLIPVisionModel
@@ -83,8 +83,8 @@ class CLIPFamily(EncoderFamily):
     not_weights = re.compile(r"(^|\.)position_ids$")
 
     def load(self, name: str, **kwargs: Any) -> Any:
-        """Load the encoder; of a full CLIP, its vision part."""
-        # Transformers renames weights only for its own classes.
+        """Load the encoder; from a full CLIP, its vision part."""
+        # Transformers strips this prefix only for its own classes, not for subclasses.
         return _CLIPVisionModel.from_pretrained(name, key_mapping={r"^vision_model\.": ""}, **kwargs)
 
 
@@ -109,12 +109,12 @@ def pil_image_processor(image_processor: Any) -> Any:
 
 
 class UnloadedVisionModel(nn.Module):
-    """Replaces a vision encoder that is not loaded; it has a configuration and no weights."""
+    """A placeholder for a vision encoder that is not loaded: a configuration without weights."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to encode images."""
-        raise ValueError("The vision encoder is not loaded: give visual_features instead of pixel_values.")
+        """Raise an error: there is no encoder."""
+        raise ValueError("The vision encoder is not loaded: pass visual_features instead of pixel_values.")

@@ -1,4 +1,4 @@
-"""Generation: Transformers' `generate` with an image and with prompts that start with the begin token."""
+"""Generation: Transformers' `generate` conditioned on images; prompts start with the BOS token."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SUPPORTED_MODES = (
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
 )
-# Captions are short. This limits a model that never generates its end token.
+# Captions are short. This limits a model that never generates the EOS token.
 DEFAULT_MAX_NEW_TOKENS = 40
 
 
 class ITuningGenerationMixin(GenerationMixin):
-    """Transformers' generation, with an image for every row."""
+    """Transformers' generation, conditioned on images."""
 
     @torch.no_grad()
     def generate(
@@ -36,37 +36,37 @@ class ITuningGenerationMixin(GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        r"""Caption images. Takes all arguments of `GenerationMixin.generate`, and the image.
+        r"""Caption images. Accepts the arguments of `GenerationMixin.generate` in addition to the images.
 
-        The image is encoded once, and its keys and values are projected once for all steps and beams.
+        Each image is encoded once, and its keys and values are projected once for all steps and beams.
 
         Args:
-            inputs: Another name for `input_ids`, as in other models of Transformers.
-            generation_config: Replaces the model's own.
+            inputs: An alias of `input_ids`, as in other Transformers models.
+            generation_config: Replaces the model's generation configuration.
             pixel_values: Images, of shape (num_images, 3, image_size, image_size).
             visual_features: Replaces `pixel_values`; shape (num_images, N, d_v).
-            input_ids: Prompts, left-padded, of shape (num_images * k, T), image-major. A prompt without a
-                begin token gets one. Without prompts, each image gets one caption.
+            input_ids: Left-padded prompts of shape (num_images * k, T), image-major. A BOS token is added to
+                prompts that lack it. Without prompts, each image gets one caption.
             attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
-            **kwargs: For `GenerationMixin.generate`.
+            **kwargs: Passed to `GenerationMixin.generate`.
 
         Returns:
-            Token ids, of shape (num_images * k * num_return_sequences, length), prompt included; or a
+            Token ids of shape (num_images * k * num_return_sequences, length), including the prompt; or a
             `ModelOutput` with `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: for inputs that do not fit one another or the backbones.
-            CaptionerError: for a generation mode that is not supported.
+            ValueError: if inputs are inconsistent with each other or with the backbones.
+            CaptionerError: if the generation mode is not supported.
         """
         if kwargs.get("cache_implementation") == "paged":
             return self.generate_batch()
         if inputs is not None and input_ids is not None:
-            raise ValueError("inputs and input_ids are two names for the prompt: give one of them.")
+            raise ValueError("inputs and input_ids are two names for the prompt: pass one of them.")
         input_ids = inputs if input_ids is None else input_ids
         visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))
         key, _ = next(iter(visual_key_values.values()))  # (num_images, h, N, r / h)
         if input_ids is None:
-            # On the adapter's device: the model's own is that of its first weight, which may be offloaded.
+            # The adapter's device, because `self.device` is that of the first weight, which may be offloaded.
             input_ids = torch.empty((key.shape[0], 0), dtype=torch.long, device=key.device)
             attention_mask = None
         check_rows(input_ids.shape[0], key.shape[0])
@@ -78,7 +78,7 @@ class ITuningGenerationMixin(GenerationMixin):
             pad = own.pad_token_id if given.pad_token_id is None else given.pad_token_id
             if attention_mask is None:
                 attention_mask = mask_of_padding(input_ids, begin, pad)
-            input_ids, attention_mask = with_begin_token(input_ids, attention_mask, begin)
+            input_ids, attention_mask = add_bos_token(input_ids, attention_mask, begin)
         if kwargs.get("max_length", getattr(generation_config, "max_length", None)) is not None:
             # The default max_new_tokens must not override a given max_length.
             kwargs.setdefault("max_new_tokens", getattr(generation_config, "max_new_tokens", None))
@@ -91,7 +91,7 @@ class ITuningGenerationMixin(GenerationMixin):
         )
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse continuous batching."""
+        """Raise an error: continuous batching is not supported."""
         raise CaptionerError("Continuous batching (paged) is not supported: use generate with a batch.")
 
     def _validate_generation_mode(
@@ -100,7 +100,7 @@ class ITuningGenerationMixin(GenerationMixin):
         if generation_mode not in SUPPORTED_MODES:
             supported = [mode.value for mode in SUPPORTED_MODES]
             raise CaptionerError(
-                f"generation mode {generation_mode.value!r} is not supported: use one of {supported}."
+                f"Generation mode {generation_mode.value!r} is not supported: use one of {supported}."
             )
         check_guidance(generation_config.guidance_scale)
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
@@ -113,14 +113,14 @@ class ITuningGenerationMixin(GenerationMixin):
         if generation_config.max_length - 1 > positions:  # the last token is never an input
             new = generation_config.max_length - input_ids_length
             raise CaptionerError(
-                f"A prompt of {input_ids_length} tokens and {new} new ones do not fit the language model's "
+                f"A prompt of {input_ids_length} tokens and {new} new tokens exceed the language model's "
                 f"{positions} positions: lower max_new_tokens, or shorten the prompt."
             )
 
     def _prepare_static_cache(
         self, cache_implementation: str, batch_size: int, max_cache_len: int, *args: Any, **kwargs: Any
     ) -> StaticCache:
-        """Make each static cache as long as its call needs; Transformers reuses the longest earlier one."""
+        """Create a static cache for this call; Transformers would reuse the longest earlier one."""
         return StaticCache(
             config=self.config.text_config,
             max_cache_len=max_cache_len,
@@ -129,7 +129,7 @@ class ITuningGenerationMixin(GenerationMixin):
 
 
 def default_generation_config(config: ITuningConfig) -> GenerationConfig:
-    """Return the settings of a captioner without `generation_config.json`."""
+    """Return the generation settings of a captioner without `generation_config.json`."""
     text = config.text_config
     return GenerationConfig(
         **decoder_family(text).special_tokens(text),
@@ -138,14 +138,14 @@ def default_generation_config(config: ITuningConfig) -> GenerationConfig:
 
 
 def check_guidance(guidance_scale: float | None) -> None:
-    """Refuse classifier-free guidance."""
+    """Raise an error if classifier-free guidance is requested."""
     if guidance_scale not in (None, 1):
-        # Transformers computes the unguided branch by calling the model without an image.
+        # Transformers would call the model without an image for the unconditional branch.
         raise CaptionerError(f"guidance_scale={guidance_scale} is not supported: leave it unset.")
 
 
 def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: int) -> torch.Tensor:
-    """Return the mask of left-padded prompts; the last padding token is the begin token if they are equal."""
+    """Infer the mask of left-padded prompts. If BOS also pads, the last leading one is the BOS token."""
     is_padding = (input_ids == pad_token_id).long().cumprod(dim=1)  # (rows, T)
     if pad_token_id == bos_token_id:
         next_is_padding = torch.cat([is_padding[:, 1:], torch.zeros_like(is_padding[:, :1])], dim=1)
@@ -153,13 +153,13 @@ def mask_of_padding(input_ids: torch.Tensor, bos_token_id: int, pad_token_id: in
     return 1 - is_padding
 
 
-def with_begin_token(
+def add_bos_token(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, bos_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the begin token to each left-padded prompt that has none.
+    """Add the BOS token to each left-padded prompt that lacks it.
 
-    Ids and mask have shape (rows, T), where T may be 0. The results have shape (rows, T) if every prompt has
-    a begin token, and (rows, T + 1) otherwise.
+    Ids and mask have shape (rows, T), where T may be 0. The results have shape (rows, T) if no prompt lacks
+    it, and (rows, T + 1) otherwise.
     """
     rows, length = input_ids.shape
     if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
@@ -170,8 +170,8 @@ def with_begin_token(
     is_lacking |= start == length  # empty prompts
     if not is_lacking.any():
         return input_ids, attention_mask
-    # Add a column of padding on the left. In rows without a begin token, the last padding token before the
-    # prompt becomes the begin token.
+    # Add a column of padding on the left. In rows that lack the BOS token, it replaces the last padding token
+    # before the prompt.
     ids = torch.cat([input_ids.new_full((rows, 1), bos_token_id), input_ids], dim=1)  # (rows, T + 1)
     mask = torch.cat([attention_mask.new_zeros((rows, 1)), attention_mask], dim=1)  # (rows, T + 1)
     row = torch.arange(rows, device=ids.device)[is_lacking]

@@ -1,12 +1,12 @@
 """The loss: all captions of an image packed into one row, and cross-entropy computed in chunks.
 
-Packing. A batch pads every caption to the longest one, and no label needs anything after a caption's last
-token. If only the loss is wanted, all captions of an image fit into one row without padding. Position ids
-start again at 0 with each caption; Transformers' mask functions separate the captions by that. The adapter
-then gets one row for each image instead of k. The sum of the token losses is the same.
+Packing. In a batch, all captions are padded to the length of the longest one. If only the loss is needed, all
+captions of an image are packed into one row without padding instead. Position ids restart at 0 with each
+caption, from which Transformers' mask functions infer where captions begin. The adapter then gets one row per
+image instead of k. The sum of the token losses is the same.
 
 Chunks. The output layer is the language model's largest matrix, and it is frozen. Logits are computed for a
-few hundred positions at a time, together with the gradient of the hidden states, and are not kept.
+few hundred positions at a time, together with the gradient of the hidden states, and are not stored.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 IGNORE_INDEX = -100  # the label of positions without a target, as in PyTorch
-HAS_MKL = torch.backends.mkl.is_available()  # read once: a compiled graph cannot
+HAS_MKL = torch.backends.mkl.is_available()  # read here: a compiled graph cannot call it
 MKL_BLOCK_ROWS = 16
-# A chunk of logits of GPT-2's vocabulary takes 103 MB in fp32, and its gradient as much again.
+# With GPT-2's vocabulary, a chunk of logits takes 103 MB in fp32, and its gradient the same.
 POSITIONS_PER_CHUNK = 512
 
 
 def pad_lm_head_rows(
     lm_head: Callable[[torch.Tensor], torch.Tensor], hidden_states: torch.Tensor
 ) -> torch.Tensor:
-    """Compute logits, (..., d) to (..., vocab_size), with a few rows padded to 16 on a CPU.
+    """Compute logits, (..., d) to (..., vocab_size), padding a small number of rows to 16 on a CPU.
 
     MKL, PyTorch's library on x86 CPUs, multiplies fewer than 16 rows three at a time and reads the matrix
-    again for every three. GPT-2's output matrix has 154 MB: ten rows (five beams of two images) took 25 ms on
-    two cores, 16 rows took 13 ms. Logits differ by rounding.
+    again for every three. GPT-2's output matrix takes 154 MB: on two cores, ten rows (five beams of two
+    images) took 25 ms and 16 rows took 13 ms. Logits differ by rounding.
     """
     rows = hidden_states.shape[:-1].numel()
     is_fp32_on_cpu = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.float32
@@ -47,12 +47,12 @@ def pad_lm_head_rows(
 
 def compute_logits(lm_head: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """Apply the output layer: (..., d) to (..., vocab_size)."""
-    is_linear = type(lm_head) is nn.Linear  # and not quantized, or changed by PEFT
+    is_linear = type(lm_head) is nn.Linear  # not quantized or changed by PEFT
     return pad_lm_head_rows(lm_head, hidden_states) if is_linear else lm_head(hidden_states)
 
 
 def next_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """Return the token that each position is scored against: the label of the next position."""
+    """Return the target of each position: the label of the next position."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (rows, T)
 
 
@@ -69,7 +69,7 @@ def pack_rows(
     num_images: int,
     hidden_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """Pack the rows of each image into one.
+    """Pack the rows of each image into one row.
 
     `input_ids`, `attention_mask` and `targets` have shape (num_images * k, T), image-major. Returns token
     ids, position ids and targets, each of shape (num_images, L), where L is the largest number of tokens of
@@ -83,7 +83,7 @@ def pack_rows(
     is_needed = is_labelled.flip(1).cumsum(1).flip(1) > 0  # this position or a later one has a target
     is_kept = is_needed & is_token
     counts = [*is_kept.view(num_images, -1).sum(1), (is_labelled & ~is_token).sum()]
-    *sizes, labels_on_padding = torch.stack(counts).tolist()  # one transfer from the device
+    *sizes, labels_on_padding = torch.stack(counts).tolist()  # a single transfer from the device
     if labels_on_padding or not _is_less_work(num_images, max(sizes), is_kept.shape, hidden_size):
         return None
 
@@ -94,7 +94,7 @@ def pack_rows(
 
 
 def _is_less_work(num_images: int, longest: int, shape: torch.Size, hidden_size: int) -> bool:
-    """Compare a layer's multiplications: 12 d^2 for each token, and 2 d for each pair of tokens."""
+    """Compare the multiplications in a layer: 12 d^2 per token, and 2 d per pair of tokens."""
     rows, length = shape
     packed = num_images * longest * (6 * hidden_size + longest)
     return 0 < packed < rows * length * (6 * hidden_size + length)
@@ -109,11 +109,11 @@ def caption_loss(
 ) -> torch.Tensor:
     """Divide the sum of the token losses by the number of targets.
 
-    `hidden_states` has shape (rows, T, d); `targets`, of shape (rows, T), is the token that each position is
-    scored against, -100 if there is none. `num_items_in_batch` replaces the number of targets as divisor.
+    `hidden_states` has shape (rows, T, d). `targets`, of shape (rows, T), has the target token of each
+    position, or -100. `num_items_in_batch` replaces the number of targets as divisor.
 
-    Logits are computed only at positions that have a target, except in a compiled graph, which has static
-    shapes. If the output layer is frozen, the loss is computed in chunks.
+    Logits are computed only at positions with a target, except in a compiled graph, which has static shapes.
+    If the output layer is frozen, the loss is computed in chunks.
     """
     targets = targets.to(hidden_states.device)
     is_labelled = targets != IGNORE_INDEX  # (rows, T)
@@ -142,7 +142,7 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
 
 
 class _ChunkedSum(torch.autograd.Function):
-    """A sum over positions whose gradient is computed in the forward pass, chunk by chunk, and kept."""
+    """A sum over positions whose gradient is computed chunk by chunk in the forward pass, and saved."""
 
     @staticmethod
     def forward(

@@ -1,8 +1,8 @@
 """The captioner: a frozen vision encoder, a frozen language model, and I-Tuning adapters between them.
 
-`adapter_ituning.py` has the formula, `decoders_ituning.py` the decoder layer with an adapter. This file
-combines the parts into one Transformers model; `loss_ituning.py`, `generation_ituning.py` and
-`pretrained_ituning.py` have its loss, its generation, and its saving and loading.
+This file combines the parts into one Transformers model. The formula is in `adapter_ituning.py`, the decoder
+layer with an adapter in `decoders_ituning.py`, the loss in `loss_ituning.py`, generation in
+`generation_ituning.py`, and saving and loading in `pretrained_ituning.py`.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from .pretrained_ituning import MODEL_INIT_LOCK, ITuningPreTrainedModel
 
 
 class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
-    r"""An image captioner whose backbones are frozen; only its adapters are trained and stored.
+    r"""An image captioner with frozen backbones; only its adapters are trained and saved.
 
-    Batches are image-major: with B images and k rows of text for each, `input_ids` has B * k rows and row
-    i belongs to image i // k. The image is encoded once, its keys and values are projected once for each
-    layer, and all its rows share them: the captions of one image in training, the beams in generation.
+    Batches are image-major: with B images and k rows of text per image, `input_ids` has B * k rows and row i
+    belongs to image i // k. Each image is encoded once, its keys and values are projected once per layer, and
+    all its rows share them: its captions in training, its beams in generation.
 
-    `__init__` loads nothing: it takes built backbones, or builds them with random weights. Use
+    `__init__` loads nothing: it takes initialized backbones, or initializes them with random weights. Use
     `from_vision_text_pretrained` for a new captioner, and `from_pretrained` for a saved one.
 
     Args:
         config: The configuration.
-        vision_model: A built encoder or an [`UnloadedVisionModel`]; sets `config.vision_config`.
-        text_model: A built language model; sets `config.text_config`.
+        vision_model: An initialized encoder or an [`UnloadedVisionModel`]; sets `config.vision_config`.
+        text_model: An initialized language model; sets `config.text_config`.
 
     Example:
     ```python
@@ -71,8 +71,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         vision_model: PreTrainedModel | UnloadedVisionModel | None = None,
         text_model: PreTrainedModel | None = None,
     ) -> None:
-        # The backbones' modules keep their own configuration objects. Sharing them lets a change, such as of
-        # the attention implementation, reach all parts.
+        # Share the configuration objects of the backbones, so that a change, such as of the attention
+        # implementation, reaches all parts.
         if vision_model is not None:
             config.vision_config = vision_model.config
         if text_model is not None:
@@ -82,7 +82,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         encoder_family(config.vision_config)
         with MODEL_INIT_LOCK:
             super().__init__(config)
-            # Transformers' Trainer counts the label tokens of a causal model from the second position on.
+            # With this type, Transformers' Trainer ignores the first position when it counts label tokens.
             self.loss_type = "ForCausalLM"
             self.vision_model = vision_model or AutoModel.from_config(config.vision_config)
             self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
@@ -100,16 +100,16 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         *,
         adapter_name: str | None = None,
     ) -> ITuningForCaptioning:
-        """Build a captioner from a PEFT model with an adapter of the method "ituning".
+        """Convert a PEFT model with an adapter of the method "ituning" to a captioner.
 
         The captioner is in evaluation mode and shares the PEFT model's frozen weights. `vision_model` is the
-        encoder that the adapter was trained on, `adapter_name` the adapter if several are active. Needs the
-        packages ituning_hf and peft. `ituning_hf.tuner.to_peft` converts in the other direction.
+        encoder that the adapter was trained with; `adapter_name` selects an adapter if several are active.
+        Requires the packages ituning_hf and peft. `ituning_hf.tuner.to_peft` is the reverse conversion.
         """
         try:
             from ituning_hf.tuner.conversion import captioner_from_peft
         except ImportError as error:
-            raise ImportError("from_peft needs the packages ituning_hf and peft.") from error
+            raise ImportError("from_peft requires the packages ituning_hf and peft.") from error
         return captioner_from_peft(cls, peft_model, vision_model, adapter_name)
 
     def _insert_adapters(self) -> None:
@@ -132,26 +132,26 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         return decoder_family(self.config.text_config).layers(self.text_model)
 
     def freeze_backbones(self) -> None:
-        """Make the adapters, and nothing else, trainable."""
+        """Make only the adapters trainable."""
         self.requires_grad_(False)
         for adapter in self.adapters().values():
             adapter.requires_grad_(True)
 
     def adapters(self) -> dict[int, ITuningAdapter]:
-        """Return the adapter of each adapted layer, by the layer's index."""
+        """Return the adapters by layer index."""
         layers: Any = self._decoder_layers()
         return {i: layers[i].adapter for i in self.config.adapter_layers}
 
     def adapter_state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the adapters' weights under their full names: what a checkpoint contains."""
+        """Return the weights that a checkpoint contains: those of the adapters, under their full names."""
         names = {name for name, _ in self.named_parameters() if ".adapter." in name}
         return {name: tensor for name, tensor in self.state_dict().items() if name in names}
 
     def train(self, mode: bool = True) -> ITuningForCaptioning:
         """Set the adapters to training mode; the frozen backbones' dropout stays off.
 
-        The adapted layers have the flag, without their modules: Transformers recomputes activations in the
-        backward pass only in layers that are in training mode.
+        The decoder layers from the lowest adapter up get the flag, but their frozen modules do not: with
+        gradient checkpointing, Transformers recomputes only layers in training mode.
         """
         super().train(mode)
         self.vision_model.eval()
@@ -175,22 +175,22 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         return self.text_model.base_model
 
     def enable_input_require_grads(self) -> None:
-        """Do nothing: nothing below the lowest adapter needs a gradient."""
+        """Do nothing: no input below the lowest adapter needs a gradient."""
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Recompute the decoder's activations in the backward pass instead of keeping them."""
+        """Recompute the decoder's activations in the backward pass instead of storing them."""
         if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError(
-                "use_reentrant=True gives the lowest adapter no gradient: use use_reentrant=False."
+                "use_reentrant=True gives the lowest adapter no gradient: pass use_reentrant=False."
             )
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode images, of shape (num_images, 3, image_size, image_size), without building a graph.
+        """Encode images of shape (num_images, 3, image_size, image_size), without recording gradients.
 
-        Returns the visual memory, of shape (num_images, N, d_v), the class token first.
+        Returns the visual memory, of shape (num_images, N, d_v), class token first.
         """
         family = encoder_family(self.config.vision_config)
         return family.encode(self.vision_model, pixel_values, self.config.vision_feature_layer)
@@ -198,11 +198,11 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     def project_visual(self, visual_features: torch.Tensor) -> VisualKeyValues:
         """Project the visual memory, (num_images, N, d_v), to the keys and values of each adapted layer.
 
-        Returns keys and values, each of shape (num_images, h, N, r / h), by the layer's index.
+        Returns keys and values, each of shape (num_images, h, N, r / h), by layer index.
         """
         adapters = self.adapters()
         weight = next(iter(adapters.values())).k_proj.weight
-        # Converted once for all layers, and after the transfer: stored features have half as many bytes.
+        # Cast once for all layers, and after the transfer: stored features have half as many bytes.
         visual_features = visual_features.to(weight.device).to(weight.dtype)
         return {i: adapter.project_visual(visual_features) for i, adapter in adapters.items()}
 
@@ -222,22 +222,22 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        r"""Score text rows given their images.
+        r"""Compute logits, the loss, or both, for rows of text given their images.
 
         Args:
             pixel_values: Images, of shape (num_images, 3, image_size, image_size).
             input_ids: Text rows, of shape (num_images * k, T), image-major.
             attention_mask: 1 at tokens, 0 at padding, of shape (num_images * k, past tokens + T).
-            labels: Target tokens, of the shape of `input_ids`, -100 if there is none. They are shifted here:
+            labels: Target tokens, of the shape of `input_ids`; -100 is ignored. The model shifts them:
                 position t is scored against label t + 1.
-            visual_features: Replaces `pixel_values`: what `get_image_features` returned for them.
+            visual_features: Replaces `pixel_values`: the output of `get_image_features`.
             past_key_values: The decoder's self-attention cache.
-            position_ids: Shape (num_images * k, T). Counted from each row's first token by default.
-            visual_key_values: Replaces both: what `project_visual` returned.
-            use_cache: Whether to return a cache. Off by default in training and with labels.
+            position_ids: Shape (num_images * k, T). By default they start at each row's first token.
+            visual_key_values: Replaces both: the output of `project_visual`.
+            use_cache: Whether to return a cache. By default False in training mode and with labels.
             logits_to_keep: The number of last positions whose logits are returned; 0 means all, or none if
                 there are labels.
-            num_items_in_batch: The divisor of the summed loss: the number of label tokens of the whole
+            num_items_in_batch: The divisor of the summed loss, such as the number of label tokens in the
                 optimizer step. By default the number in this batch.
             **kwargs: `label_smoothing` (0 by default), and arguments of the decoder, such as
                 `output_hidden_states` and `output_attentions`.
@@ -247,16 +247,16 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             `past_key_values`, `hidden_states` and `attentions` if requested.
 
         Raises:
-            ValueError: for inputs that do not fit one another or the backbones.
+            ValueError: if inputs are inconsistent with each other or with the backbones.
         """
         input_ids = self._check_text(input_ids, attention_mask, labels)
-        # Not in the signature: Transformers' Trainer takes every parameter with "label" in its name for
-        # labels, misses this one in the batch, and then evaluates without a loss.
+        # Not in the signature: Transformers' Trainer treats every parameter with "label" in its name as
+        # labels, does not find this one in the batch, and then evaluates without a loss.
         label_smoothing = kwargs.pop("label_smoothing", 0.0)
         if visual_key_values is None:
             visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))
         elif pixel_values is not None or visual_features is not None:
-            raise ValueError("visual_key_values replaces pixel_values and visual_features: give one of them.")
+            raise ValueError("visual_key_values replaces pixel_values and visual_features: pass one of them.")
         num_images = next(iter(visual_key_values.values()))[0].shape[0]
         check_rows(input_ids.shape[0], num_images)
         if self.training and torch.is_grad_enabled():  # recomputation would write the cache a second time
@@ -267,7 +267,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             use_cache = False if labels is not None else self.config.text_config.use_cache
 
         needs_logits = labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)
-        # Outputs other than the loss have the shape of the given rows, so those cannot be packed.
+        # Outputs other than the loss have one entry per input row, so rows cannot be packed for them.
         decoder = self.config.text_config
         returns_rows = needs_logits or use_cache or past_key_values is not None
         returns_rows = returns_rows or decoder.output_hidden_states or decoder.output_attentions
@@ -277,7 +277,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             packed = pack_rows(input_ids, attention_mask, targets, num_images, decoder.hidden_size)
         if packed is not None:
             input_ids, position_ids, targets = packed
-            embeds = self.get_input_embeddings()(input_ids)  # Transformers warns of ids without a mask
+            embeds = self.get_input_embeddings()(input_ids)  # Transformers warns about ids without a mask
             inputs = {"inputs_embeds": embeds, "position_ids": position_ids.to(embeds.device)}
         else:
             if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -307,7 +307,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     def _check_text(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return `input_ids`; refuse text rows that do not fit one another or the language model."""
+        """Return `input_ids`, after checking them against the mask, the labels and the language model."""
         if input_ids is None:
             raise ValueError("input_ids is None. To caption an image, call generate(pixel_values=...).")
         if input_ids.ndim != 2:
@@ -327,12 +327,12 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     def _visual_memory(
         self, pixel_values: torch.Tensor | None, visual_features: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the visual memory, of shape (num_images, N, d_v), from whichever input is given."""
+        """Return the visual memory, of shape (num_images, N, d_v), from either input."""
         if pixel_values is not None and visual_features is None:
             return self.get_image_features(pixel_values)
         if visual_features is None or pixel_values is not None:
             given = "neither" if pixel_values is None else "both"
-            raise ValueError(f"Got {given} of pixel_values and visual_features: give one of them.")
+            raise ValueError(f"Got {given} of pixel_values and visual_features: pass one of them.")
         check_visual_features(visual_features, self.config.vision_config.hidden_size)
         return visual_features
 
@@ -344,7 +344,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         visual_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return how much each caption token attends to each image token.
+        """Return the attention weights of each caption token over the image tokens.
 
         Args:
             input_ids: Captions, of shape (num_images * k, T), image-major.
@@ -353,7 +353,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
 
         Returns:
-            Shape (num_images * k, adapted layers, h, T, N); the lowest layer and the class token come first.
+            Shape (num_images * k, adapted layers, h, T, N); the lowest layer and the class token are first.
         """
         attentions: dict[int, torch.Tensor] = {}
         self(

@@ -1,7 +1,7 @@
-"""Saving and loading: the adapter is stored, the frozen backbones are found, checked and loaded.
+"""Saving and loading: the adapter is saved; the frozen backbones are located, checked and loaded.
 
-A captioner's folder holds the adapter's weights alone. `config.json` names both backbones and has a
-fingerprint of their weights: an adapter over other weights gives wrong captions without any error.
+A captioner's folder contains only the adapter's weights. `config.json` has the names of both backbones and
+fingerprints of their weights, because an adapter on other weights would silently generate wrong captions.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ AUTO_MAP = {
     "AutoModel": "modeling_ituning.ITuningForCaptioning",
     "AutoModelForImageTextToText": "modeling_ituning.ITuningForCaptioning",
 }
-# Keyword arguments that the Auto classes and pipelines pass to every model, and that have no effect here.
+# Keyword arguments that the Auto classes and pipelines pass to every model and that have no effect here.
 _IGNORED = {"trust_remote_code", "code_revision", "adapter_kwargs", "tqdm_class", "low_cpu_mem_usage"}
 _IGNORED |= {"use_safetensors", "_from_auto", "_from_pipeline"}
 
-# While Transformers builds a model, it changes torch's default dtype and initializers for all threads. The
-# lock is in its module because all saved captioners, each with a copy of this file, must share one lock.
+# While Transformers initializes a model, it changes torch's default dtype and initializers for all threads.
+# The lock is stored in Transformers' module because every saved captioner has its own copy of this file.
 MODEL_INIT_LOCK = vars(modeling_utils).setdefault("_ituning_model_init_lock", threading.RLock())
 
 _FINGERPRINT_ROWS = 8
-# Names under which quantized layers, of bitsandbytes and of `ituning_hf`, keep what replaces a weight.
+# Names of the tensors that replace a weight in the quantized layers of bitsandbytes and `ituning_hf`.
 _QUANTIZED = re.compile(r"\.(integers|scale|SCB|weight_format|weight\..+)$")
 _Rows = tuple[list[int], torch.Tensor]  # the shape and the first rows of a weight
 
 
 class ITuningPreTrainedModel(PreTrainedModel):
-    """Loading and saving of a captioner; [`ITuningForCaptioning`] adds what it computes."""
+    """Saving and loading of a captioner; [`ITuningForCaptioning`] adds the computation."""
 
     config_class = ITuningConfig
 
@@ -78,30 +78,30 @@ class ITuningPreTrainedModel(PreTrainedModel):
         attn_implementation: str | None = None,
         **options: Any,
     ) -> Any:
-        """Build a new, untrained captioner over two frozen models.
+        """Create a new, untrained captioner from two frozen models.
 
         Args:
-            vision: A CLIP vision encoder or a full CLIP: a local folder or a Hub id. An encoder given by its
-                [`Backbone.config_fields`] is not loaded: the captioner takes only `visual_features`.
-            text: A GPT-2 language model: a local folder or a Hub id.
+            vision: The local folder or Hub id of a CLIP vision encoder or a full CLIP. An encoder given as
+                its [`Backbone.config_fields`] is not loaded: the captioner then takes only `visual_features`.
+            text: The local folder or Hub id of a GPT-2 language model.
             vision_revision: The encoder's revision on the Hub; stored as a commit hash if it is known.
             text_revision: The language model's revision on the Hub.
-            dtype: The backbones' precision; the adapter is in fp32.
+            dtype: The dtype of the backbones; the adapter is in fp32.
             attn_implementation: "sdpa" or "eager".
             **options: The adapter's options (`ADAPTER_OPTIONS`; see [`ITuningConfig`]), and `token`,
                 `cache_dir`, `local_files_only`.
 
         Returns:
-            The captioner in evaluation mode. Its logits are the language model's until it is trained.
+            The captioner in evaluation mode. Until it is trained, its logits equal the language model's.
 
         Raises:
             TypeError: if an option does not exist.
-            CaptionerError: if an option is out of its range, or a backbone is incomplete or not supported.
+            CaptionerError: if an option is out of range, or a backbone is incomplete or not supported.
             OSError: if a backbone is not found.
         """
         hub, adapter_options = split_hub_options(options)
         if unknown := sorted(set(adapter_options) - set(ADAPTER_OPTIONS)):
-            raise TypeError(f"unknown adapter option(s) {unknown}; expected some of {list(ADAPTER_OPTIONS)}.")
+            raise TypeError(f"unknown adapter option(s) {unknown}; the options are {list(ADAPTER_OPTIONS)}.")
         load: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
         decoder = Backbone("text", text, text_revision, **hub)
         if isinstance(vision, Mapping):
@@ -132,26 +132,26 @@ class ITuningPreTrainedModel(PreTrainedModel):
         subfolder: str = "",
         **kwargs: Any,
     ) -> Any:
-        """Load a saved captioner: both backbones from where `config.json` says they are, then the adapter.
+        """Load a saved captioner: both backbones from the sources in `config.json`, then the adapter.
 
         Args:
             pretrained_model_name_or_path: The adapter's folder or Hub id.
-            config: A configuration, or its path, to use instead of the adapter's own.
-            vision_model: The vision encoder, if it is already in memory. It is shared, and frozen.
-            text_model: The language model, if it is already in memory, with or without another captioner's
-                adapters. Its weights are shared, and frozen. (An Auto class copies it first.)
-            load_vision_model: False leaves the vision encoder out; it need not exist. The captioner then
-                takes only `visual_features`, and keeps the encoder's name when it is saved.
-            dtype: Precision of all parts, such as `torch.bfloat16` or "bfloat16"; by default each file's own.
+            config: A configuration, or its path, to use instead of the saved one.
+            vision_model: A vision encoder that is already in memory. It is shared and frozen.
+            text_model: A language model that is already in memory, with or without another captioner's
+                adapters. Its weights are shared and frozen. (An Auto class copies it first.)
+            load_vision_model: False skips the vision encoder, which need not exist. The captioner then takes
+                only `visual_features`, and keeps the encoder's name when it is saved.
+            dtype: The dtype of all parts, such as `torch.bfloat16` or "bfloat16"; by default each file's.
             device_map: A device, "auto", or a dictionary from module names to devices.
             attn_implementation: "sdpa" or "eager".
             quantization_config: For the language model only; the adapter is never quantized.
-            generation_config: Used instead of the adapter's own.
-            revision: The adapter's revision on the Hub; the backbones have their own.
+            generation_config: Used instead of the saved one.
+            revision: The adapter's revision on the Hub; those of the backbones are in `config.json`.
             subfolder: The folder inside the repository that contains the adapter.
-            **kwargs: `token`, `cache_dir`, `local_files_only`, `force_download`; and fields of the
-                configuration to override, such as `vision_model_name_or_path` and `text_model_name_or_path`
-                for backbones that have moved.
+            **kwargs: `token`, `cache_dir`, `local_files_only`, `force_download`; and configuration fields to
+                override, such as `vision_model_name_or_path` and `text_model_name_or_path` for backbones that
+                have moved.
 
         Returns:
             The captioner in evaluation mode.
@@ -159,8 +159,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
         Raises:
             OSError: if the adapter or a backbone is not found, or a JSON file is damaged.
             CaptionerError: if a file cannot be used, or a backbone is not the one used in training.
-            TypeError: for an unknown keyword argument, or a backbone in memory of another class.
-            ValueError: for arguments that contradict each other.
+            TypeError: if a keyword argument is unknown, or a backbone in memory is of another class.
+            ValueError: if arguments contradict each other.
         """
         name = os.fspath(pretrained_model_name_or_path)
         hub, kwargs = split_hub_options(kwargs)
@@ -169,7 +169,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         for_text = load | {"quantization_config": quantization_config}
         for backbone, model, options in (("vision", vision_model, load), ("text", text_model, for_text)):
             if model is not None and (given := [key for key, value in options.items() if value is not None]):
-                raise ValueError(f"Got both {backbone}_model and {given[0]}: give one of them.")
+                raise ValueError(f"Got both {backbone}_model and {given[0]}: pass one of them.")
         if config is None or isinstance(config, (str, os.PathLike)):
             config, kwargs = ITuningConfig.from_pretrained(
                 name if config is None else config, return_unused_kwargs=True, **own, **kwargs
@@ -177,7 +177,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         if unknown := sorted(set(kwargs) - _IGNORED):
             raise TypeError(f"from_pretrained got unexpected keyword argument(s) {unknown}.")
         tensors = read_adapter_file(cached_file(name, SAFE_WEIGHTS_NAME, **own))
-        # The Auto classes store the caller's choice in the configuration.
+        # The Auto classes move this argument to the configuration.
         attention = {"attn_implementation": attn_implementation or config._attn_implementation}
         if load_vision_model or vision_model is not None:
             vision_model = load_backbone("vision", config, vision_model, hub, **load | attention)
@@ -185,7 +185,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         text_model = load_backbone("text", config, text_model, hub, **for_text | attention)
         if is_shared:
             text_model = decoder_family(config.text_config).without_adapters(text_model)
-            text_model.activation_checkpointing_disable()  # another captioner may train with it
+            text_model.activation_checkpointing_disable()  # another captioner may have enabled it
         with torch.device("meta"):  # the adapter's tensors come from its file
             model = cls(config, vision_model or UnloadedVisionModel(config.vision_config), text_model)
         model.load_adapter_state_dict(tensors, name, dtype)
@@ -197,9 +197,9 @@ class ITuningPreTrainedModel(PreTrainedModel):
     def load_adapter_state_dict(
         self, tensors: Mapping[str, torch.Tensor], name: str, dtype: str | torch.dtype | None = None
     ) -> None:
-        """Load weights under the names of `adapter_state_dict`; `CaptionerError` is raised unless all fit.
+        """Load weights with the keys of `adapter_state_dict`; raise `CaptionerError` unless all match.
 
-        `name` says where they come from, for the error message. `dtype` is the precision to convert them to.
+        `name` is the source of the weights, for the error message. `dtype` is the dtype to convert them to.
         """
         check_adapter_tensors(tensors, self.adapter_state_dict(), name)
         if dtype is None or dtype == "auto":
@@ -215,17 +215,17 @@ class ITuningPreTrainedModel(PreTrainedModel):
         state_dict: Mapping[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save the adapter, the configuration, the generation settings, and the code that loads them.
+        """Save the adapter, the configuration, the generation settings and the model code.
 
         Args:
             save_directory: The folder; it is created if it does not exist.
-            state_dict: Weights whose adapter part is saved instead of the model's own, as Accelerate gathers.
-            **kwargs: For `PreTrainedModel.save_pretrained`: `push_to_hub`, `repo_id`, `token` and so on.
+            state_dict: A complete state dict, such as Accelerate gathers, to save the adapter from.
+            **kwargs: Passed to `PreTrainedModel.save_pretrained`, such as `push_to_hub` and `repo_id`.
         """
         if kwargs.get("push_to_hub"):
             check_backbones_are_public(self.config)
         if self.config.vision_model_fingerprint is None or self.config.text_model_fingerprint is None:
-            logger.warning("The backbones exist only in memory, so the saved adapter cannot be loaded.")
+            logger.warning("The backbones exist only in memory, so the saved captioner cannot be loaded.")
         adapter = self.adapter_state_dict()
         if state_dict is not None:
             adapter = {name: state_dict[name] for name in adapter}
@@ -233,13 +233,13 @@ class ITuningPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, state_dict=adapter, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Upload the adapter, the configuration and the code that loads them.
+        """Upload the adapter, the configuration and the model code.
 
-        A model card that the repository already has on its main branch is kept.
+        A model card that is already on the repository's main branch is kept.
 
         Args:
             repo_id: The repository; it is created if it does not exist.
-            **kwargs: For `PreTrainedModel.push_to_hub`: `private`, `commit_message`, `token` and so on.
+            **kwargs: Passed to `PreTrainedModel.push_to_hub`, such as `private` and `commit_message`.
 
         Raises:
             CaptionerError: if a backbone is a local folder; nothing is uploaded.
@@ -252,7 +252,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
 
 
 def read_adapter_file(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Read an adapter's safetensors file; a damaged one raises `CaptionerError`."""
+    """Read an adapter's safetensors file; raise `CaptionerError` if it is damaged."""
     with _open_safetensors(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
 
@@ -267,11 +267,11 @@ def _open_safetensors(path: str | os.PathLike[str]) -> Any:
 def check_adapter_tensors(
     found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], name: str
 ) -> None:
-    """Raise `CaptionerError` unless the weights have exactly the expected names and shapes and are finite."""
+    """Raise `CaptionerError` unless the weights are finite and have exactly the expected names and shapes."""
     problems = {
         "missing": [key for key in expected if key not in found],
         "unexpected": [key for key in found if key not in expected],
-        "not fitting": [
+        "mismatched": [
             f"{key} is {tuple(found[key].shape)} {found[key].dtype}, expected floats {tuple(wanted.shape)}"
             for key, wanted in expected.items()
             if key in found and not (found[key].shape == wanted.shape and found[key].is_floating_point())
@@ -280,18 +280,17 @@ def check_adapter_tensors(
     }
     if listed := [f"{len(keys)} {what} (first: {keys[:3]})" for what, keys in problems.items() if keys]:
         raise CaptionerError(
-            f"The adapter weights of {name!r} do not fit config.json, with which they must have been saved: "
-            f"{'; '.join(listed)}."
+            f"The adapter weights of {name!r} do not match config.json: {'; '.join(listed)}."
         )
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # A value that is not finite makes the sum not finite. The slower second test is for sums that overflow.
+    # A non-finite value makes the sum non-finite. The slower second test handles sums that overflow.
     return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.double().isfinite().all())
 
 
 def load_generation_config(name: str, default: GenerationConfig, **hub: Any) -> GenerationConfig:
-    """Load `generation_config.json`; `default` replaces a missing file and missing token ids."""
+    """Load `generation_config.json`, with `default` for a missing file and for missing token ids."""
     path = cached_file(name, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub)
     if path is None:
         return default
@@ -311,18 +310,18 @@ def load_generation_config(name: str, default: GenerationConfig, **hub: Any) -> 
 
 
 class Backbone:
-    """A frozen model in a folder or on the Hub: its configuration, weights and fingerprint.
+    """A frozen model in a local folder or on the Hub: its configuration, weights and fingerprint.
 
     Args:
         part: "vision" or "text".
-        name_or_path: A local folder or a Hub id; of a full CLIP, the vision part is used.
+        name_or_path: A local folder or a Hub id. Of a full CLIP, only the vision part is used.
         revision: The revision on the Hub.
         **hub: `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Attributes:
-        name_or_path: The Hub id, or the folder as an absolute path.
+        name_or_path: The Hub id, or the absolute path of the folder.
         revision: The commit hash, if it is known.
-        config: The configuration, of the class of its family.
+        config: The configuration; of a full CLIP, that of the vision part.
         family: Its [`EncoderFamily`] or [`DecoderFamily`].
 
     Raises:
@@ -348,10 +347,10 @@ class Backbone:
                 raise FileNotFoundError("there is no such folder")
             with reading(f"The configuration of {name!r}"):
                 config = AutoConfig.from_pretrained(name, trust_remote_code=False, **self._hub)
-        except OSError as error:  # Transformers' message does not always name the model
+        except OSError as error:  # Transformers' message does not always contain the model's name
             raise OSError(
                 f"The frozen {self.part} model was not found at {name!r}: {str(error).rstrip('.')}. If it "
-                f"has moved, give {self.part}_model_name_or_path=... to from_pretrained."
+                f"has moved, pass {self.part}_model_name_or_path=... to from_pretrained."
             ) from error
         return getattr(config, "vision_config", config) if self.part == "vision" else config
 
@@ -365,11 +364,11 @@ class Backbone:
         }
 
     def load(self, **options: Any) -> PreTrainedModel:
-        """Load the model by its family's class; `options` are those of `from_pretrained`, or None.
+        """Load the model; `options` are arguments of `from_pretrained`, ignored if None.
 
-        Missing weights raise `CaptionerError`; Transformers would initialize them randomly.
+        Raises `CaptionerError` for missing weights, which Transformers would initialize randomly.
         """
-        # The attention is always given, because the stored configuration could name a remote kernel.
+        # attn_implementation is always set, because the stored configuration could name a remote kernel.
         options = {key: x for key, x in options.items() if x is not None} | self._hub
         options.setdefault("attn_implementation", "sdpa")
         with MODEL_INIT_LOCK:
@@ -380,15 +379,15 @@ class Backbone:
         if broken := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
             raise CaptionerError(
                 f"The {self.part} model at {self.name_or_path!r} is incomplete: {len(broken)} weights are "
-                f"missing or have another shape than its config.json says (first: {broken[:3]})."
+                f"missing or have a shape that does not match its config.json (first: {broken[:3]})."
             )
         return model
 
     def fingerprint(self) -> str:
-        """Hash the first rows of every weight, as stored on disk, to 32 hexadecimal digits.
+        """Hash the first rows of each weight, as stored on disk, to 32 hexadecimal digits.
 
-        The result does not depend on the precision in which the model is loaded, and is the same for a full
-        CLIP and for its vision part.
+        The result does not depend on the dtype in which the model is loaded, and is the same for a full CLIP
+        and its vision part.
         """
         digest = hashlib.sha256()
         for key, (shape, rows) in sorted(self._read_weights().items()):
@@ -397,19 +396,19 @@ class Backbone:
         return digest.hexdigest()[:32]
 
     def check_fingerprint(self, expected: str | None) -> None:
-        """Raise `CaptionerError` if the fingerprint is not the expected one; None expects none."""
+        """Raise `CaptionerError` unless the fingerprint is the expected one; None accepts any."""
         if expected is not None and (found := self.fingerprint()) != expected:
             where = f"{self.name_or_path!r}" + (f" (revision {self.revision})" if self.revision else "")
             raise CaptionerError(
                 f"The {self.part} model at {where} is not the one this adapter was trained on: its "
-                f"fingerprint is {found}, expected {expected}. Give the right {self.part} model."
+                f"fingerprint is {found}, expected {expected}. Use the {self.part} model of the training run."
             )
 
     def check_unchanged(self, model: Any) -> None:
-        """Raise an error unless a model in memory is this one.
+        """Raise an error unless a model in memory is this backbone.
 
-        Compares its class, and the first rows of its weights, in its precision, with those of the checkpoint.
-        Quantized and offloaded weights are not compared.
+        Compares its class, and the first rows of its weights, in its dtype, with the checkpoint. Quantized
+        and offloaded weights are not compared.
         """
         if not isinstance(model, self.family.model_class):
             expected = self.family.model_class.__name__
@@ -424,8 +423,8 @@ class Backbone:
         }
         if added := [key for key in in_memory if key not in stored and not _QUANTIZED.search(key)]:
             raise CaptionerError(
-                f"{problem}: it has {len(added)} more weights (first: {added[:3]}). Remove what was added to "
-                "it, such as a LoRA."
+                f"{problem}: it has {len(added)} additional weights (first: {added[:3]}). Remove what was "
+                "added to it, such as LoRA."
             )
         for key, (shape, rows) in stored.items():
             tensor = in_memory.get(key)
@@ -436,21 +435,21 @@ class Backbone:
                 raise CaptionerError(f"{problem}: {key} differs.")
 
     def _read_weights(self) -> dict[str, _Rows]:
-        """Read the first rows of all weights by name, without prefix; of a full CLIP, the vision part."""
+        """Read the first rows of all weights, by name without prefix; of a full CLIP, the vision part."""
         weights = _read_checkpoint(self.name_or_path, self._hub)
         prefix = self.family.weight_prefix
         if prefixed := [key for key in weights if key.startswith(prefix)]:
             weights = {key.removeprefix(prefix): weights[key] for key in prefixed}
         if (expected := self.family.first_weight) not in weights:
             name = self.family.model_class.__name__
-            raise CaptionerError(f"{self.name_or_path!r} is not a {name}: no {expected!r}.")
+            raise CaptionerError(f"{self.name_or_path!r} is not a {name}: it has no weight {expected!r}.")
         return {key: rows for key, rows in weights.items() if not self.family.not_weights.search(key)}
 
 
 def load_backbone(
     part: str, config: ITuningConfig, model: Any, hub: dict[str, Any], device_map: Any = None, **load: Any
 ) -> Any:
-    """Load a backbone from where the configuration says it is, or check `model`, which is in memory.
+    """Load a backbone from its source in the configuration, or check `model`, which is in memory.
 
     Raises `CaptionerError` if it is not the backbone that the adapter was trained on.
     """
@@ -478,7 +477,7 @@ def load_backbone(
 
 
 def is_local(name: str) -> bool:
-    """Return whether a name is a local path, existing or not, and not an id on the Hub."""
+    """Return whether a name is a local path, existing or not, rather than a Hub id."""
     try:
         validate_repo_id(name)
     except ValueError:
@@ -492,20 +491,20 @@ def check_backbones_are_public(config: ITuningConfig) -> None:
     names = {field: getattr(config, field) for field in fields}
     if local := {field: name for field, name in names.items() if name is None or is_local(name)}:
         raise CaptionerError(
-            f"Nobody else has this captioner's backbones: {local}. Load it with ids on the Hub, "
-            "from_pretrained(folder, vision_model_name_or_path=..., text_model_name_or_path=...); push that."
+            f"This captioner's backbones are not on the Hub: {local}. Load it with Hub ids, from_pretrained("
+            "folder, vision_model_name_or_path=..., text_model_name_or_path=...), and push the result."
         )
 
 
 def _resolve_commit(name: str, revision: str | None, hub: dict[str, Any]) -> str | None:
-    """Return the commit hash of a revision on the Hub if it is known, so that all files are of one commit."""
+    """Return the commit hash of a Hub revision, if known, so that all files come from one commit."""
     hub = {key: value for key, value in hub.items() if key != "force_download"}
     resolved = resolve_revision(name, revision, **hub)
     return getattr(resolved, "resolved", resolved)
 
 
 def _own_device_map(device_map: Any, module: str) -> Any:
-    """Return the part of a device map that is for one backbone; a device or "auto" is for each."""
+    """Return the part of a device map for one backbone; a single device or "auto" applies to both."""
     if not isinstance(device_map, Mapping):
         return device_map
     own = {
@@ -540,6 +539,6 @@ def _read_checkpoint(name: str, hub: dict[str, Any]) -> dict[str, _Rows]:
 
 
 def _first_rows(tensor: Any) -> tuple[list[int], torch.Tensor]:
-    """Read the shape and a few rows of a tensor in memory or on disk; a scalar has no rows."""
+    """Read the shape and the first rows of a tensor in memory or on disk; of a scalar, its value."""
     shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else tensor.get_shape()
     return shape, tensor[:_FINGERPRINT_ROWS] if shape else tensor[...]

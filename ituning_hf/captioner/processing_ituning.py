@@ -1,4 +1,4 @@
-"""The captioner's processor: the encoder's image processor and the decoder's tokenizer in one call."""
+"""The captioner's processor: combines the encoder's image processor and the decoder's tokenizer."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from .loss_ituning import IGNORE_INDEX
 logger = logging.get_logger(__name__)
 
 MAX_ASPECT_RATIO = 32
-# Settings by which Transformers would read the tokenizer from any path, or load another model.
+# Settings that would make Transformers read tokenizer files from any path, or load another model.
 _FILES_ELSEWHERE = {
     PROCESSOR_NAME: {"audio_tokenizer"},
     "tokenizer_config.json": {"fast_tokenizer_files", "merges", "vocab"},
 }
-# A call changes the truncation, padding and special-token settings of a fast tokenizer for all threads. So
-# captions are tokenized with a copy, kept for each tokenizer together with the state that it was copied from.
+# Calling a fast tokenizer changes its truncation, padding and special-token settings for all threads, so
+# captions are tokenized with a copy, cached for each tokenizer together with the state that was copied.
 _TOKENIZER_COPIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class ITuningProcessor(ProcessorMixin):
     r"""Prepare images, prompts and target captions for an [`ITuningForCaptioning`] model.
 
-    Images are always resized by PIL: torchvision gives slightly different pixels. The orientation that a
-    camera stores is not applied: call `PIL.ImageOps.exif_transpose` first.
+    Images are always resized by PIL, because torchvision gives slightly different pixels. EXIF orientation is
+    not applied: call `PIL.ImageOps.exif_transpose` first.
 
     Args:
         image_processor (`CLIPImageProcessorPil`): Prepares images.
-        tokenizer (`GPT2Tokenizer`): Prepares text. If it has no padding token, its end token pads.
+        tokenizer (`GPT2Tokenizer`): Prepares text. The padding token defaults to the EOS token.
 
     Example:
     ```python
@@ -55,7 +55,7 @@ class ITuningProcessor(ProcessorMixin):
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-        if tokenizer is not None and tokenizer.vocab_size == 0:  # Transformers reports no missing files
+        if tokenizer is not None and tokenizer.vocab_size == 0:  # Transformers does not report missing files
             raise CaptionerError("The tokenizer is empty: its files are missing (tokenizer.json).")
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -68,12 +68,12 @@ class ITuningProcessor(ProcessorMixin):
         """Load a saved processor.
 
         Args:
-            pretrained_model_name_or_path: Its folder or Hub id.
-            **kwargs: For `ProcessorMixin.from_pretrained`, such as `revision` and `token`.
+            pretrained_model_name_or_path: The folder or Hub id.
+            **kwargs: Passed to `ProcessorMixin.from_pretrained`, such as `revision` and `token`.
 
         Raises:
             OSError: if it is not found.
-            CaptionerError: if a file is damaged, or a setting names files elsewhere.
+            CaptionerError: if a file is damaged, or a setting refers to files outside the folder.
         """
         name = os.fspath(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in ("revision", "subfolder", *HUB_OPTIONS) if key in kwargs}
@@ -81,7 +81,9 @@ class ITuningProcessor(ProcessorMixin):
             for file, settings in _FILES_ELSEWHERE.items():
                 path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
                 if path is not None and (found := settings & set(json.loads(Path(path).read_text("utf-8")))):
-                    raise CaptionerError(f"{path} has {sorted(found)}, which name files elsewhere.")
+                    raise CaptionerError(
+                        f"{path} has {sorted(found)}, which refer to other files: remove them."
+                    )
             return super().from_pretrained(name, **kwargs)
 
     def __call__(
@@ -97,31 +99,32 @@ class ITuningProcessor(ProcessorMixin):
 
         Args:
             images: One image or a list of them (PIL, NumPy or torch).
-            text: Prompts, or one prompt for all images. They get a begin token and are padded on the left.
-            captions: Targets: a caption, one for each image, or a list for each image. They get a begin and
-                an end token, and are padded on the right. An image with fewer captions than the others
-                gets rows without labels.
-            max_length: Truncate captions to this number of tokens, including begin and end token.
+            text: Prompts, or one prompt for all images. A BOS token is prepended; padding is on the left.
+            captions: Targets: one caption, one per image, or a list per image. BOS and EOS tokens are added;
+                padding is on the right. An image with fewer captions than the others gets rows without
+                labels.
+            max_length: Truncate captions to this number of tokens, including BOS and EOS.
             return_tensors: "pt", "np", or None for lists.
-            **kwargs: For the image processor.
+            **kwargs: Passed to the image processor.
 
         Returns:
             `pixel_values` of shape (num_images, 3, image_size, image_size); `input_ids` and
-            `attention_mask` of shape (num_images * k, T), image-major; with captions also `labels` of that
-            shape, -100 on padding.
+            `attention_mask` of shape (num_images * k, T), image-major; with captions, also `labels` of the
+            same shape, -100 on padding.
 
         Raises:
-            ValueError: if nothing or both texts are given, or an empty caption, or unequal lists.
+            ValueError: if there is no input, both text and captions, an empty caption, or a list whose length
+                is not the number of images.
         """
         if images is None and text is None and captions is None:
-            raise ValueError("Nothing to prepare: give images, text (prompts) or captions (targets).")
+            raise ValueError("Nothing to prepare: pass images, text (prompts) or captions (targets).")
         if text is not None and captions is not None:
-            raise ValueError("Got both text (prompts) and captions (training targets): give one of them.")
+            raise ValueError("Got both text (prompts) and captions (training targets): pass one of them.")
         kwargs.pop("padding", None)  # passed by pipelines; rows are always padded
         if kwargs and images is None:
-            raise TypeError(f"{sorted(kwargs)} apply to images, but no images are given.")
+            raise TypeError(f"{sorted(kwargs)} apply to images, but no images were passed.")
         if max_length is not None and captions is None:
-            raise ValueError(f"max_length={max_length} applies to captions, but no captions are given.")
+            raise ValueError(f"max_length={max_length} applies to captions, but no captions were passed.")
         data: dict[str, Any] = {}
         if images is not None:
             data |= prepare_images(self.image_processor, images, return_tensors=return_tensors, **kwargs)
@@ -135,19 +138,19 @@ class ITuningProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def encode_captions(self, captions: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Tokenize captions: begin token, tokens, end token.
+        """Tokenize captions and add BOS and EOS tokens.
 
-        The text of a special token inside a caption is tokenized as plain text.
+        Special tokens in a caption are tokenized as plain text.
 
         Args:
             captions: The captions.
-            max_length: Truncate each to this number of tokens; the begin and the end token are kept.
+            max_length: Truncate each caption to this number of tokens; BOS and EOS are kept.
 
         Returns:
             A list of token ids for each caption.
         """
         if max_length is not None and max_length < 3:
-            raise ValueError(f"max_length is {max_length}, expected 3 or more: begin, a token, end.")
+            raise ValueError(f"max_length is {max_length}, expected 3 or more: BOS, a token, EOS.")
         if not captions:
             return []
         if empty := [i for i, caption in enumerate(captions) if not caption.strip()]:
@@ -158,14 +161,14 @@ class ITuningProcessor(ProcessorMixin):
         return [[begin, *tokens[:room], end] for tokens in ids]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        # Users change these settings after loading, and token ids depend on them.
+        # Token ids depend on these settings, which users may change after loading.
         backend = self.tokenizer.backend_tokenizer
         key = f"{backend.normalizer!r} {backend.pre_tokenizer!r} {backend.get_added_tokens_decoder()!r}"
         copied_key, tokenizer = _TOKENIZER_COPIES.get(self.tokenizer, (None, None))
         if copied_key != key:
             tokenizer = copy.deepcopy(self.tokenizer)
             _TOKENIZER_COPIES[self.tokenizer] = key, tokenizer
-        # Half a surrogate pair, which JSON can contain and tokenizers refuse, becomes a question mark.
+        # A lone surrogate, which JSON can contain and tokenizers refuse, becomes a question mark.
         texts = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
@@ -186,15 +189,15 @@ class ITuningProcessor(ProcessorMixin):
         elif all(isinstance(caption, str) for caption in captions):
             groups = [[caption] for caption in captions]
         elif any(isinstance(caption, str) for caption in captions):
-            raise ValueError("captions mixes strings and lists: give one string, or one list, per image.")
+            raise ValueError("captions mixes strings and lists: pass one string, or one list, per image.")
         else:
             groups = [list(group) for group in captions]
         if num_images is not None and len(groups) != num_images:
             raise ValueError(
-                f"captions has {len(groups)} entries for {num_images} images: give one, or a list, for each."
+                f"captions has {len(groups)} entries for {num_images} images: pass one per image."
             )
         if not any(groups):
-            raise ValueError("captions are all empty lists: give at least one caption.")
+            raise ValueError("captions are all empty lists: pass at least one caption.")
         return groups
 
     @classmethod
@@ -210,10 +213,10 @@ class ITuningProcessor(ProcessorMixin):
         """Combine the image processor of a vision encoder with the tokenizer of a language model.
 
         Args:
-            vision: A CLIP's folder or Hub id. Without an image processor, the default is used.
-            text: A GPT-2's folder or Hub id.
-            vision_revision: The CLIP's revision on the Hub.
-            text_revision: The GPT-2's revision on the Hub.
+            vision: The folder or Hub id of a CLIP. If it has no image processor, a default is used.
+            text: The folder or Hub id of a GPT-2.
+            vision_revision: The revision of the CLIP on the Hub.
+            text_revision: The revision of the GPT-2 on the Hub.
             **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
         """
         image_processor = load_image_processor(vision, vision_revision, **hub_kwargs)
@@ -223,7 +226,7 @@ class ITuningProcessor(ProcessorMixin):
 def load_image_processor(
     vision: str | os.PathLike[str], revision: str | None = None, **hub_kwargs: Any
 ) -> Any:
-    """Load the image processor of a vision encoder; without one, warn and use its family's default."""
+    """Load the image processor of a vision encoder; if it has none, warn and use its family's default."""
     hub_kwargs["revision"] = revision or "main"
     config = AutoConfig.from_pretrained(vision, trust_remote_code=False, **hub_kwargs)
     config = getattr(config, "vision_config", config)  # of a full CLIP
@@ -244,7 +247,7 @@ def load_tokenizer(text: str | os.PathLike[str], revision: str | None = None, **
 
 
 def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFeature:
-    """Call an image processor; first crop extremely long images if it keeps only the square in the middle."""
+    """Call an image processor; first crop extreme aspect ratios if it crops to the central square."""
     is_changed = kwargs.keys() & {"do_resize", "size", "do_center_crop"}
     keeps_square = image_processor.do_resize and image_processor.do_center_crop and not is_changed
     if keeps_square and dict(image_processor.size).get("shortest_edge"):
@@ -253,11 +256,11 @@ def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFea
 
 
 def crop_extreme_aspect(images: Any) -> Any:
-    """Crop the ends of PIL images that are more than 32 times as long as wide.
+    """Crop both ends of PIL images whose aspect ratio is more than 32.
 
-    CLIP resizes an image's short side to the encoder's size and keeps the square in the middle: 30,000 x 1
-    pixels would need 4.5 GB. Both ends lose the same whole number of short sides, so resizing computes the
-    middle from the same pixels: exactly if the resized length is a whole number, else within 3 grey levels.
+    CLIP resizes the short side to the encoder's size and crops to the central square: 30,000 x 1 pixels would
+    take 4.5 GB. Both ends are cropped by the same integer multiple of the short side, so the central square
+    is resized from the same pixels: exactly if the resized length is an integer, else within 3 grey levels.
     """
     if isinstance(images, (list, tuple)):
         return [crop_extreme_aspect(image) for image in images]
@@ -276,11 +279,11 @@ def caption_rows(
     pad_token_id: int,
     rows_per_image: int | None = None,
 ) -> dict[str, list[list[int]]]:
-    """Make an image-major batch of each image's tokenized captions, padded on the right.
+    """Build an image-major batch from the tokenized captions of each image, padded on the right.
 
     `rows_per_image` is k, by default the largest number of captions of an image. Returns `input_ids`,
     `attention_mask` and `labels`, each of shape (num_images * k, T). Labels are -100 on padding and in rows
-    without a caption, which contain only the begin token.
+    without a caption, which contain only the BOS token.
     """
     k = max(map(len, encoded)) if rows_per_image is None else rows_per_image
     rows = [row for group in encoded for row in [*group, *[None] * (k - len(group))]]

@@ -1,1 +1,1 @@
-"""Captioned images: reading, drawing, ordering and batching them."""
+"""Captioned images: file formats, synthetic scenes, sampling and batching."""

@@ -1,4 +1,4 @@
-"""The settings that name a data set, for every command that reads one."""
+"""The settings that select a dataset, for all commands that read one."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ class DatasetArguments:
 
     dataset: str = option(
         "scenes",
-        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv, a .parquet, the name "
-        "of a `datasets` data set, or 'scenes' for drawn ones",
+        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv or .parquet file, the "
+        "Hub id of a dataset, or 'scenes' for synthetic scenes",
         NAME,
         metavar="DATA",
     )
     image_root: str | None = option(
         None,
-        "the folder that the file names in a JSON file or a table are relative to",
+        "folder that the image paths in a JSON file or a table are relative to",
         FOLDER,
-        "images/ next to the file, or the file's own folder",
+        "images/ next to the file, or the file's folder",
     )
     image_column: str | None = option(
-        None, "column of images in a CSV, Parquet or `datasets` data set", NAME, "by its usual names"
+        None, "image column of a CSV, Parquet or `datasets` dataset", NAME, "found by its name"
     )
     caption_column: str | None = option(
-        None, "column of captions in a CSV, Parquet or `datasets` data set", NAME, "by its usual names"
+        None, "caption column of a CSV, Parquet or `datasets` dataset", NAME, "found by its name"
     )
-    num_scenes: int = option(1000, "number of scenes, with --dataset scenes", AT_LEAST_ONE)
+    num_scenes: int = option(1000, "number of scenes for --dataset scenes", AT_LEAST_ONE)
     val_share: float = option(
         0.1,
-        "share of the images, chosen by --seed, that becomes the val split if the data set has no splits",
+        "share of the images used as the val split if the dataset has no splits; --seed selects them",
         BETWEEN_0_AND_1,
     )
 
@@ -54,14 +54,14 @@ class DatasetArguments:
         require_captions: bool = True,
         require_images: bool = True,
     ) -> list[CaptionedImage]:
-        """Read one split of the data set; see `load_captioned_images`.
+        """Read one split of the dataset; see `load_captioned_images`.
 
         Args:
             split: "train", "val" or "test".
-            seed: Seed of the drawn scenes, and of the splits if the data set has none.
-            num_scenes: Replaces the setting.
-            require_captions: False also accepts a split that has no captions at all.
-            require_images: False does not check that the image files exist.
+            seed: Seed of the synthetic scenes, and of the splits if the dataset has none.
+            num_scenes: Overrides the setting.
+            require_captions: Whether to refuse a split without captions.
+            require_images: Whether to check that the image files exist.
         """
         from .loading import load_captioned_images
 
@@ -79,7 +79,7 @@ class DatasetArguments:
         )
 
     def check_count(self, setting: str, images: Sequence[CaptionedImage]) -> None:
-        """Compare the number of images of a split with a setting, which may be None.
+        """Compare the number of images in a split with a setting, which may be None.
 
         Raises:
             UserError: The numbers differ.
@@ -87,6 +87,6 @@ class DatasetArguments:
         expected = getattr(self, setting)
         if expected not in (None, len(images)):
             raise UserError(
-                f"--{setting} is {expected:,}, but the split has {len(images):,} images in {self.dataset}: "
-                "complete the data set, or correct or remove the setting"
+                f"--{setting} is {expected:,}, but the split of {self.dataset} has {len(images):,} images: "
+                "complete the dataset, or correct or remove the setting"
             )

@@ -1,4 +1,4 @@
-"""Random changes of training images, each a pure function of seed, epoch and image index."""
+"""Random augmentation of training images: a pure function of seed, epoch and image index."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _JITTER = 0.2
 
 
 def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut out a part; the image processor resizes it without distortion.
+    """Crop a random part; the image processor resizes it without distortion.
 
-    The aspect ratio is relative to the image's own: a 4:3 part of a panorama would be too small.
+    The aspect ratio is relative to that of the image: a 4:3 crop of a panorama would be too small.
     """
     area = rng.uniform(_MIN_AREA, 1)
-    widest = min(_MAX_STRETCH, 1 / area)  # beyond it the part would be larger than the image
+    widest = min(_MAX_STRETCH, 1 / area)  # beyond it the crop would not fit into the image
     stretch = math.exp(rng.uniform(-math.log(widest), math.log(widest)))
     width = math.ceil(image.width * math.sqrt(area * stretch))
     height = math.ceil(image.height * math.sqrt(area / stretch))
@@ -38,7 +38,7 @@ def _change_color(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-# Applied in this order. The position numbers the random stream of each.
+# Applied in this order. The position determines the random stream of each.
 _CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
     "crop": _crop,
     "flip": _flip,
@@ -50,24 +50,24 @@ AUGMENTATIONS = tuple(_CHANGES)
 def augment(
     image: Image.Image, augmentation: Sequence[str], seed: int, epoch: int, index: int
 ) -> Image.Image:
-    """Change an image at random, in the same way for the same arguments.
+    """Augment an image at random; the same arguments give the same result.
 
     Args:
-        image: Of mode "RGB".
+        image: An image of mode "RGB".
         augmentation: Any of these, in any order:
-            "crop" cuts out a part of at least 70% of the area, its aspect ratio 3/4 to 4/3 of the image's;
-            "flip" mirrors half of the images, which makes "left" and "right" in captions false;
+            "crop" crops to at least 70% of the area, with 3/4 to 4/3 of the image's aspect ratio;
+            "flip" mirrors half of the images, which makes "left" and "right" in captions wrong;
             "color" changes brightness, contrast and saturation by up to 20% each.
-        seed: 0 or more.
-        epoch: From 0.
-        index: Of the image, from 0.
+        seed: The random seed, 0 or more.
+        epoch: The epoch, from 0.
+        index: The index of the image, from 0.
 
     Returns:
-        An image of mode "RGB", smaller after "crop". Augmentations do not depend on each other.
+        An image of mode "RGB", smaller after "crop". The augmentations are independent of each other.
     """
     for stream, (name, change) in enumerate(_CHANGES.items(), start=1):
         if name in augmentation:
-            # Streams count from 1: captions are chosen from [seed, epoch, index], and NumPy ignores a 0 at
-            # the end.
+            # Streams start at 1: captions are chosen with the seed [seed, epoch, index], and NumPy ignores
+            # a trailing 0.
             image = change(image, np.random.default_rng([seed, epoch, index, stream]))
     return image

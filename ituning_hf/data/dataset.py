@@ -1,4 +1,4 @@
-"""From captioned images to image-major batches of tensors."""
+"""A PyTorch dataset of captioned images, and the collator for image-major batches."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .sampler import SampleKey
 class CaptionItem(TypedDict):
     """One image with its captions."""
 
-    index: int  # of the image in the data set
+    index: int  # the index of the image in the dataset
     image: torch.Tensor | None  # pixels, (3, H, W), or features, (N, d_v); None if padding or unreadable
     captions: list[list[int]]  # the token ids of up to captions_per_image captions
     unreadable: str | None  # why the image could not be read
 
 
 class CaptionDataset(Dataset[CaptionItem]):
-    """Images with up to k of their captions, chosen anew in every epoch.
+    """Images with up to k of their captions, sampled anew in every epoch.
 
-    An item is a pure function of its key and the arguments, so that a resumed run gets the items that the
-    interrupted run would have got. No global random state is read or changed.
+    An item is a pure function of its key and the arguments, so a resumed run gets the same items as an
+    uninterrupted one. No global random state is read or changed.
 
     Args:
         records: The images.
-        inputs: Makes the captioner's input for an image.
-        processor: Its `encode_captions(captions, max_length=...)` returns token ids with begin and end token.
-        captions_per_image: k, the maximal number of captions of an image; at least 1.
-        max_caption_tokens: Longer captions are truncated. Begin and end token count, so at least 3.
+        inputs: Reads the captioner's input for an image.
+        processor: Its `encode_captions(captions, max_length=...)` returns token ids including BOS and EOS.
+        captions_per_image: k, the maximum number of captions per image; at least 1.
+        max_caption_tokens: Longer captions are truncated. BOS and EOS count, so at least 3.
         seed: Seed of the choice of captions; 0 or more.
     """
 
@@ -65,7 +65,7 @@ class CaptionDataset(Dataset[CaptionItem]):
             return item
         try:
             item["image"] = self.inputs.read(self.records[key.index], key.epoch, key.index)
-        except UnreadableImageError as error:  # one broken file must not end a long run
+        except UnreadableImageError as error:  # one damaged file must not stop a long run
             item["unreadable"] = str(error)
             return item
         item["captions"] = self.processor.encode_captions(
@@ -83,12 +83,12 @@ class CaptionDataset(Dataset[CaptionItem]):
 
 
 class Collator:
-    """Joins items into an image-major batch of exactly k caption rows per image.
+    """Combines items into an image-major batch with exactly k caption rows per image.
 
     Args:
-        inputs: Those of the data set.
+        inputs: The inputs of the dataset.
         processor: Its `tokenizer` has `bos_token_id` and `pad_token_id`.
-        captions_per_image: k, as the data set has it.
+        captions_per_image: k, the same as for the dataset.
     """
 
     def __init__(self, inputs: ImageInputs, processor: Any, captions_per_image: int) -> None:
@@ -101,13 +101,13 @@ class Collator:
     def __call__(self, items: Sequence[CaptionItem]) -> dict[str, Any]:
         """Batch B items.
 
-        An image with fewer than k captions gets rows of only the begin token, without labels. The begin token
-        is attended to, because a row that attends to nothing has no softmax.
+        An image with fewer than k captions gets rows that contain only the BOS token, without labels. The
+        token is not masked, because the softmax over a fully masked row is undefined.
 
         Returns:
             `pixel_values` (B, 3, H, W) or `visual_features` (B, N, d_v), zeros for items without an image;
             `input_ids`, `attention_mask` and `labels`, each (B * k, T), padded on the right to the longest
-            caption (T >= 2), labels -100 on padding; and `unreadable`, a list of the error texts.
+            caption (T >= 2), with labels -100 on padding; and `unreadable`, a list of error messages.
         """
         captions = [item["captions"] for item in items]
         rows = caption_rows(captions, self.bos_token_id, self.pad_token_id, self.captions_per_image)
@@ -120,11 +120,11 @@ class Collator:
 
 
 def count_over_long(records: Sequence[CaptionedImage], processor: Any, max_caption_tokens: int) -> int:
-    """Count the captions that training would truncate: those of more tokens, with begin and end token."""
+    """Count the captions that are longer than `max_caption_tokens`, including BOS and EOS."""
     captions = [caption for record in records for caption in record.captions]
     count = 0
     for start in range(0, len(captions), 1024):
-        # One token more than allowed is enough to detect that a caption is too long.
+        # One more token than allowed is enough to detect a caption that is too long.
         encoded = processor.encode_captions(captions[start : start + 1024], max_length=max_caption_tokens + 1)
         count += sum(len(ids) > max_caption_tokens for ids in encoded)
     return count

@@ -1,4 +1,4 @@
-"""Image folders with a `metadata.jsonl`, the convention of Hugging Face's `imagefolder`."""
+"""Image folders with a `metadata.jsonl`, as in Hugging Face's `imagefolder` format."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ _CAPTION_KEYS = ("caption", "text", "captions")
 
 
 def find_metadata(root: Path) -> list[str]:
-    """Return the split folders that hold `metadata.jsonl`; "" stands for the folder itself."""
+    """Return the split folders with a `metadata.jsonl`; "" is the folder itself."""
     return [name for name in ("", *SPLIT_NAMES) if (root / name / METADATA_NAME).is_file()]
 
 
 def read_imagefolder(root: Path) -> list[CaptionedImage]:
     """Read the entries of an image folder, in the order of its metadata.
 
-    Each line of `metadata.jsonl` is an object with `file_name`, relative to that file, and one of `caption`
-    (or `text`) and `captions`, a list. The splits are sub-folders `train`, `val` (or `validation`) and
-    `test`, each with its own metadata; or the `split` of each line; or not stated.
+    Each line of `metadata.jsonl` is an object with a `file_name`, relative to that file, and either `caption`
+    (or `text`), a string, or `captions`, a list. The splits are the subfolders `train`, `val` (or
+    `validation`) and `test`, each with its own metadata, or the optional field `split` of each line.
 
     Raises:
-        UserError: A line is malformed (the message has its number), or the folder and its sub-folders both
-            have metadata.
+        UserError: A line is malformed (the message has its number), or both the folder and a subfolder have
+            metadata.
         FileNotFoundError: There is no metadata.
     """
     names = find_metadata(root)
     if not names:
         raise FileNotFoundError(
-            f"{root} has no {METADATA_NAME}, nor has a sub-folder train, val or test: write one with a line "
+            f"{root} and its subfolders train, val and test have no {METADATA_NAME}: write one with a line "
             'for each image, such as {"file_name": "dog.jpg", "captions": ["a dog runs"]}, or give the path '
-            "of the data set's .json, .csv or .parquet file"
+            "of the dataset's .json, .csv or .parquet file"
         )
     if ("" in names and len(names) > 1) or {"val", "validation"} <= set(names):
         folders = ", ".join(name or "." for name in names)
-        raise UserError(f"{root} has {METADATA_NAME} in {folders}: keep one for each split, or one for all")
+        raise UserError(f"{root} has {METADATA_NAME} in {folders}: keep one per split, or one for all splits")
     return [image for name in names for image in _read_metadata(root / name, root, SPLIT_NAMES.get(name))]
 
 
 def _read_metadata(folder: Path, root: Path, split: str | None) -> Iterator[CaptionedImage]:
     path = folder / METADATA_NAME
-    # str.splitlines would also break at characters that JSON allows inside a string.
+    # str.splitlines would also split at characters that JSON allows inside a string.
     for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue

@@ -1,4 +1,4 @@
-"""Reading photographs as people have them: rotated, transparent, 16-bit, broken."""
+"""Reading real-world photographs: rotated, transparent, 16-bit or damaged."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..utils.terminal import printable
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-# The formats of photographs. Pillow reads many more: it starts Ghostscript for EPS, and the decoders of the
-# others are little tested. HEIF needs a plug-in that the caller registers.
+# The formats of photographs. Pillow reads many more, but it starts Ghostscript for EPS, and the other
+# decoders are less tested. HEIF requires a plug-in that the caller registers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
 
-# The value of white for each Pillow mode. Of several, the first that no value of the image exceeds is used:
-# floats have the range 0..1 or 0..255, and 32-bit integers come from 8-bit or 16-bit originals.
+# The possible values of white for each Pillow mode; the first that no value of the image exceeds is used.
+# Floats have the range 0..1 or 0..255, and 32-bit integers come from 8-bit or 16-bit originals.
 _WHITE_LEVELS: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), (65535,)),
     "I": (255, 65535),
@@ -34,39 +34,39 @@ _Source = str | os.PathLike[str] | bytes | Image.Image
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be read. The one-line message names it and says why and what to do."""
+    """An image cannot be read. The one-line message has its name, the reason and what to do."""
 
 
 def load_image(source: _Source, name: str | None = None) -> Image.Image:
     """Decode an image into upright 8-bit RGB.
 
-    A file's format is detected from its content, whatever its name: AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF or
+    The format is detected from the content, not from the file name: AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF or
     WebP, and HEIF if a Pillow plug-in is registered. Safe to call from several threads.
 
     The EXIF orientation is applied. Transparent pixels are composited over white. The first frame of an
-    animation is used. Grey values of more than 8 bits are scaled, not clipped: white is 65535 in 16 bits; in
-    32-bit integers it is the first of 255 and 65535 that no value exceeds, in floats of 1 and 255. Other
-    values are stretched from their minimum to their maximum.
+    animation is used. Grey values of more than 8 bits are scaled, not clipped: white is 65535 for 16 bits,
+    255 or 65535 (the smallest that no value exceeds) for 32-bit integers, and 1 or 255 for floats. Other
+    ranges are scaled from minimum to maximum.
 
     Args:
-        source: A file's path, a file's bytes, or an open image (which stays open).
+        source: The path or the bytes of a file, or an open image (which stays open).
         name: The image's name in messages; by default its path.
 
     Returns:
-        A new, fully decoded image of mode "RGB", of the source's size once upright.
+        A new, fully decoded image of mode "RGB", of the size that the source has after rotation.
 
     Raises:
-        UnreadableImageError: The file is missing, a folder, a pipe or a device, empty, truncated, not an
-            image, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+        UnreadableImageError: The file is missing, empty, truncated, not an image, a folder, a pipe or a
+            device, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(_upright(source))
-        # Opened as a stream, not by name: given a name, Pillow 13 maps uncompressed data into memory and
-        # scrambles rotated TIFFs.
+        # Opened as a stream, not by name: with a name, Pillow 13 memory-maps uncompressed data and corrupts
+        # rotated TIFFs.
         opened = io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
         with opened as file, Image.open(file, formats=_registered_formats()) as image:
-            # Pillow itself only warns between one and two times its limit.
+            # Between one and two times this limit, Pillow only warns.
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError
             return _to_rgb(_upright(image))
@@ -79,9 +79,9 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """List the image files below a folder, recursively, sorted by path.
 
-    A file is an image if its name ends in one of `IMAGE_SUFFIXES`, in any case. Broken links, pipes and
-    devices with such names are listed, so that reading them reports them. Hidden files and folders are not:
-    they hold thumbnails, checkpoints and the "._" files that macOS writes.
+    A file is an image if its name ends in one of `IMAGE_SUFFIXES`, in upper or lower case. Broken links,
+    pipes and devices with such names are listed, so they are reported when they are read. Hidden files and
+    folders are skipped: they contain thumbnails, checkpoints and the "._" files of macOS.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
@@ -99,14 +99,14 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 class _NotAFileError(OSError):
-    """A pipe, whose content may never come, or a device, whose content may never end."""
+    """A pipe, from which reading may block, or a device, from which reading may never end."""
 
 
 def open_file(source: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file to read its bytes.
 
     Raises:
-        OSError: It is a folder, a pipe or a device, or cannot be opened.
+        OSError: The path is a folder, a pipe or a device, or cannot be opened.
     """
     mode = os.stat(source).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -120,16 +120,16 @@ def _registered_formats() -> list[str]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # outside the `try`: a truncated file must not be taken for a broken EXIF block
+    image.load()  # outside the `try`: a truncated file is not a broken EXIF block
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
     except Exception:
-        return image  # a broken EXIF block does not give the orientation
+        return image  # with a broken EXIF block, the orientation is unknown
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Make a new RGB image, tile by tile: the conversion takes up to 40 bytes a pixel."""
+    """Convert to a new RGB image, tile by tile: the conversion takes up to 40 bytes per pixel."""
     if 0 in image.size:
         raise ValueError("it has no pixels")
     convert = _grey_converter(image) if image.mode in _WHITE_LEVELS else _over_white
@@ -140,7 +140,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
-    """Cut an image into tiles, each with the position of its upper left corner."""
+    """Yield the tiles of an image, each with the position of its upper left corner."""
     for top in range(0, image.height, _TILE):
         for left in range(0, image.width, _TILE):
             right, bottom = min(left + _TILE, image.width), min(top + _TILE, image.height)
@@ -155,12 +155,12 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _grey_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Return the function that scales a tile of a grey image to 8 bits, by the range of the whole image."""
+    """Return a function that scales a tile of a grey image to 8 bits, by the range of the complete image."""
     ranges = [(values.min(), values.max()) for _, tile in _tiles(image) for values in [_values(tile)]]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     fitting = [white for white in _WHITE_LEVELS[image.mode] if low >= 0 and high <= white]
     black, white = (0.0, fitting[0]) if fitting else (low, high)
-    scale = 255 / ((white - black) or 1.0)  # a uniform image outside the ranges becomes black
+    scale = 255 / ((white - black) or 1.0)  # a uniform image outside these ranges becomes black
     return lambda tile: Image.fromarray(np.rint((_values(tile) - black) * scale).astype(np.uint8))
 
 
@@ -175,7 +175,7 @@ def _name(source: _Source) -> str:
 
 
 def _explain(error: Exception, source: _Source) -> str:
-    """Say in one line what was found and what to do about it."""
+    """Return a one-line description of the problem and what to do."""
     match error:
         case FileNotFoundError():
             return "there is no such file; check the path"
@@ -189,12 +189,15 @@ def _explain(error: Exception, source: _Source) -> str:
                 "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
             )
         case UnidentifiedImageError() if _is_empty(source):
-            return "the file is empty (0 bytes); copy it again from its origin, or remove it"
+            return "the file is empty (0 bytes); copy it again, or remove it"
         case UnidentifiedImageError():
-            return f"it is none of {', '.join(_FORMATS)}; convert it to PNG, or remove it"
+            return (
+                f"it is not an image of a supported format ({', '.join(_FORMATS)}); convert it to PNG, or "
+                "remove it"
+            )
         case _:
             reason = " ".join(str(error).split()) or type(error).__name__
-            return f"it does not decode ({reason}); copy it again from its origin, or remove it"
+            return f"it cannot be decoded ({reason}); copy it again, or remove it"
 
 
 def _is_empty(source: _Source) -> bool:

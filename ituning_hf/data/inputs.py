@@ -1,4 +1,4 @@
-"""The captioner's input for an image: pixels, or features that the vision encoder computed before."""
+"""The captioner's input for an image: pixels, or stored features of the vision encoder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PixelInputs:
     Args:
         image_processor: `image_processor(images=[image], return_tensors="pt")["pixel_values"]` is a float
             tensor of shape (1, 3, H, W), with constant H and W.
-        augmentation: Names of random changes, for training only; see `augment`.
-        seed: Seed of these changes.
+        augmentation: Names of augmentations, for training only; see `augment`.
+        seed: Seed of the augmentation.
     """
 
     name = "pixel_values"  # the captioner's keyword
@@ -33,8 +33,8 @@ class PixelInputs:
 
         Args:
             image: The image.
-            epoch: Together with the index, determines the random changes.
-            index: The image's index in its data set.
+            epoch: The epoch; it determines the augmentation together with the index.
+            index: The image's index in its dataset.
 
         Raises:
             UnreadableImageError: The image cannot be read.

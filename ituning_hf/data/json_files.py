@@ -1,7 +1,7 @@
 """The JSON files of captioning benchmarks: Karpathy's splits, COCO captions and NoCaps.
 
-NoCaps' files have COCO's layout; each image also has an `open_images_id`. https://nocaps.org/download
-describes their names, contents and counts. The test file has no `annotations`, nor had the val file at first.
+NoCaps files have the COCO layout, with an `open_images_id` for each image. Their names, contents and counts
+are described at https://nocaps.org/download. The test file has no `annotations`.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from ..utils.errors import UserError
 from ..utils.files import read_json
 from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name
 
-_PROBED = 100  # images looked for in a folder to decide whether it holds a file's images
+_PROBED = 100  # images to look for in a folder to decide whether it contains the images of a file
 
 
 def read_json_dataset(path: Path, split: str, image_root: Path | None) -> list[CaptionedImage]:
-    """Read the images of a JSON file with the split of each, in the file's order.
+    """Read the images of a JSON file and their splits, in file order.
 
     The format is detected from the content.
 
     - Karpathy: `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`, and optionally `filepath`,
-      `cocoid` and `imgid`. An image lies at image_root/filepath/filename, or at image_root/filename if the
-      folders were merged. The image root is by default the folder `images` in the file's folder, or the
-      file's own folder. `cocoid`, or else `imgid`, is the image's id.
-    - COCO captions: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`. The name
-      of the file says which split it is: `captions_train2017.json` is "train" and `captions_val2017.json`
-      in the same folder is "val". A file with another name, or a train file without such a val file, states
-      no splits. Images without annotations are left out.
-    - NoCaps: COCO's layout with `open_images_id` and optionally `domain` for each image, and with or without
-      `annotations`. The name of the file says whether it is "val" or "test".
+      `cocoid` and `imgid`. The path of an image is image_root/filepath/filename, or image_root/filename if
+      the folders were merged. The default image root is the folder `images` next to the file, or the file's
+      folder. The image's id is its `cocoid`, or else its `imgid`.
+    - COCO captions: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`. The split
+      is determined by the file name: `captions_train2017.json` is "train", and `captions_val2017.json` in the
+      same folder is "val". A file with another name, or a train file without a val file, has no splits.
+      Images without annotations are skipped.
+    - NoCaps: the COCO layout with an `open_images_id` and optionally a `domain` for each image, with or
+      without `annotations`. The file name determines whether the split is "val" or "test".
 
-    COCO's and NoCaps' images are searched for in `image_root`, by default the folder of the file and the one
-    above it, also below `images` and in the folder of the split, such as `train2017`.
+    COCO and NoCaps images are searched for in `image_root` (by default the file's folder and its parent), in
+    its subfolder `images`, and there in the folder of the split, such as `train2017`.
 
     Args:
         path: The file.
-        split: The split that the caller wants; the images of other splits may be missing from the result.
-        image_root: The folder that holds the images or the folders of images.
+        split: The requested split; images of other splits may be missing from the result.
+        image_root: The folder that contains the images or the folders of images.
 
     Raises:
-        UserError: The file is not JSON, or its content is malformed.
+        UserError: The file is not JSON, or is malformed.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
@@ -58,7 +58,7 @@ def read_json_dataset(path: Path, split: str, image_root: Path | None) -> list[C
 
 
 def _read_coco(content: Any, path: Path, split: str, image_root: Path | None) -> list[CaptionedImage]:
-    """Parse COCO captions; a train file and the val file of the same folder are one data set."""
+    """Parse COCO captions; a train file and the val file in the same folder form one dataset."""
     found = re.search(r"(train|val|test)\d{4}", path.stem)
     own, parts = (found[1], [found[0]]) if found else (None, [])
     val_file = path.with_name(path.name.replace("train", "val"))
@@ -80,7 +80,7 @@ def _parse_coco(
     for where, entry in _entries(content, "images", path):
         key = _field(entry, "id", int | str, where)
         if key in names:
-            raise UserError(f"{where} has the 'id' of another image, {key!r}")
+            raise UserError(f"{where} has the same 'id' as another image, {key!r}")
         names[key] = parse_file_name(entry.get("file_name"), where, "file_name")
         domains[key] = entry.get("domain")
     captions: dict[int | str, list[str]] = {key: [] for key in names}
@@ -88,7 +88,7 @@ def _parse_coco(
         for where, entry in _entries(content, "annotations", path):
             key = _field(entry, "image_id", int | str, where)
             if key not in captions:
-                raise UserError(f"{where} is of image {key!r}, which is not among the file's images")
+                raise UserError(f"{where} refers to image {key!r}, which the file does not contain")
             captions[key].append(_field(entry, "caption", str, where))
         captions = {key: texts for key, texts in captions.items() if texts}
     bases = [path.parent, path.parent.parent] if image_root is None else [image_root]
@@ -106,7 +106,7 @@ def _nocaps_split(path: Path) -> str:
     splits = {SPLIT_NAMES[word] for word in words}
     if len(splits) != 1:
         raise UserError(
-            f"{path} is a NoCaps file of unknown split: name it nocaps_val_... or nocaps_test_..."
+            f"{path} is a NoCaps file of an unknown split: rename it to nocaps_val_... or nocaps_test_..."
         )
     return splits.pop()
 
@@ -139,12 +139,12 @@ def _parse_karpathy_entry(entry: Any, where: str) -> tuple[str, str, tuple[str, 
             f"{where} is not a Karpathy entry: it needs 'filename', 'split' and 'sentences', each with 'raw'"
         ) from error
     if not isinstance(split, str):
-        raise UserError(f"{where}: 'split' must be text, got {split!r}")
+        raise UserError(f"{where}: 'split' must be a string, got {split!r}")
     return parse_file_name(name, where, "filename"), filename, captions
 
 
 def _find_folder(folders: Sequence[Path], names: Iterable[str]) -> Path | None:
-    """Return the first folder that holds one of the first images."""
+    """Return the first folder that contains one of the first images."""
     probed = [name for name, _ in zip(names, range(_PROBED), strict=False)]
     return next((folder for folder in folders if any((folder / name).is_file() for name in probed)), None)
 
@@ -161,5 +161,7 @@ def _entries(content: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
 def _field(entry: Any, key: str, kind: Any, where: str) -> Any:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, kind):
-        raise UserError(f"{where} has no {key!r}: COCO captions have one, as in captions_train2017.json")
+        raise UserError(
+            f"{where} has no valid {key!r}, as COCO caption files have (see captions_train2017.json)"
+        )
     return value

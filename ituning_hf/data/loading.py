@@ -1,4 +1,4 @@
-"""From the value of `--dataset` to the captioned images of one split."""
+"""Load the captioned images of one split of a dataset in any supported format."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ def load_captioned_images(
     require_captions: bool = True,
     require_images: bool = True,
 ) -> list[CaptionedImage]:
-    """Read one split of a data set and check that its image files exist.
+    """Read one split of a dataset and check that its image files exist.
 
-    Entries of the same image are joined. A data set that states no splits is divided into "train" and "val"
-    by `seed` and the images' names; see `select_split`.
+    Entries of the same image are merged. A dataset without splits is divided into "train" and "val" by `seed`
+    and the images' names; see `select_split`.
 
     Args:
-        dataset: One of these. A folder named scenes is given as "./scenes".
+        dataset: One of these. (Pass a folder named scenes as "./scenes".)
 
-            - "scenes" for the built-in drawn scenes;
+            - "scenes", the built-in synthetic scenes;
             - a `.json` file of Karpathy, COCO captions or NoCaps (`read_json_dataset`);
             - a `.csv`, `.tsv` or `.txt` table (`read_csv`);
             - a folder with `metadata.jsonl` (`read_imagefolder`);
-            - a `.parquet` file, a folder with such files, a folder that `save_to_disk` of `datasets` wrote,
-              or a data set on the Hub, "org/name" or "org/name:config" (`read_hf_dataset`).
-        split: "train", "val" or "test"; of a Karpathy file also "restval", which "train" includes.
-        image_root: The folder that the file names in a JSON file or a table are relative to. By default the
-            folder of the file or the data set; for JSON files see `read_json_dataset`.
-        seed: Seed of the scenes, and of the "val" split of a data set that states no splits.
-        num_scenes: Number of scenes.
-        image_column: The column of images or file names in a table; found by its type or name by default.
-        caption_column: The column of captions in a table; found by its name by default.
-        val_share: Share of the images that become "val" if the data set states no splits.
-        require_captions: False also accepts a split that has no captions at all, such as NoCaps' test images.
-        require_images: False does not check that the image files exist.
+            - a `.parquet` file, a folder of such files, a folder written by `save_to_disk` of `datasets`, or
+              a dataset on the Hub, "org/name" or "org/name:config" (`read_hf_dataset`).
+        split: "train", "val" or "test"; for a Karpathy file also "restval", which "train" includes.
+        image_root: The folder that image paths in a JSON file or a table are relative to. By default the
+            folder of the file or dataset; for JSON files see `read_json_dataset`.
+        seed: Seed of the scenes, and of the splits of a dataset without splits.
+        num_scenes: The number of scenes.
+        image_column: The column of images or file names in a table; by default found by type or name.
+        caption_column: The column of captions in a table; by default found by name.
+        val_share: The share of the images used as "val" if the dataset has no splits.
+        require_captions: Whether to refuse a split without captions, such as the NoCaps test split.
+        require_images: Whether to check that the image files exist.
 
     Raises:
-        UserError: `dataset` is none of these, has no images of `split`, is malformed, or does not use one of
-            the given settings.
+        UserError: `dataset` is none of these, has no images of `split` or is malformed, or its format does
+            not use one of the given settings.
         FileNotFoundError: `dataset` or some of its images do not exist.
-        ImportError: `dataset` needs the library `datasets`, which is not installed.
+        ImportError: The format requires the library `datasets`, which is not installed.
     """
     source = os.fspath(dataset)
     root = None if image_root is None else Path(image_root)
@@ -83,22 +83,22 @@ def select_split(
     val_share: float,
     require_captions: bool = True,
 ) -> list[CaptionedImage]:
-    """Join the entries of each image and select the images of one split, in the data set's order.
+    """Merge the entries of each image and select the images of one split, in the order of the dataset.
 
-    The split "train" includes "restval", as COCO captioners train on both. If no entry states a split, the
-    images are divided into "train" and "val". Whether an image is in "val" depends only on `seed` and its
-    name: images that are added later do not move the others. The only exception is that neither split is left
+    The split "train" includes "restval", because COCO captioners are trained on both. If no entry has a
+    split, the images are divided into "train" and "val". Whether an image is in "val" depends only on `seed`
+    and its name, so images that are added later do not move the others; except that neither split is left
     empty.
 
     Raises:
         MissingSplitError: There are no images of `split`.
-        UserError: Some entries state a split and others do not, the entries of one image contradict each
-            other, an image has no caption, two images have the same id, or `val_share` cannot be used.
+        UserError: Only some entries have a split, the entries of one image contradict each other, an image
+            has no caption, two images have the same id, or `val_share` has no effect or is out of range.
     """
     joined = join_entries(images, where)
     stated = [image.split is not None for image in joined]
     if any(stated) and not all(stated):
-        raise UserError(f"{where}: 'split' must be stated for every image or for none")
+        raise UserError(f"{where}: 'split' must be given for all images or for none")
     if any(stated):
         if val_share != DEFAULT_VAL_SHARE:
             raise UserError(f"--val_share {val_share} has no effect: {where} has its own splits. Remove it")
@@ -118,13 +118,13 @@ def select_split(
     if repeated := [str(image_id) for image_id, count in ids.items() if count > 1]:
         raise UserError(
             f"{where}: {len(repeated)} ids belong to several images ({first_names(repeated)}): give each "
-            "image its own id"
+            "image a unique id"
         )
     return selected
 
 
 def join_entries(images: Iterable[CaptionedImage], where: str) -> list[CaptionedImage]:
-    """Join the captions of entries with the same name, in the order in which the names first occur.
+    """Merge the captions of entries with the same name, in order of first occurrence.
 
     Raises:
         UserError: The entries of one image have different splits or ids.
@@ -150,7 +150,7 @@ def _draw_splits(images: Sequence[CaptionedImage], seed: int, val_share: float) 
 
 
 def _random_number(seed: int, name: str) -> float:
-    """Return a number in [0, 1) that depends only on the arguments, on any machine."""
+    """Return a number in [0, 1) that depends only on the arguments, not on the machine."""
     digest = hashlib.sha256(f"{seed}/{name}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -164,7 +164,7 @@ def _read_entries(
     num_scenes: int,
     seed: int,
 ) -> Iterable[CaptionedImage]:
-    """Detect the format of a data set and read its entries, or only those of the split."""
+    """Detect the format of a dataset and read its entries, or those of the split."""
     path, suffix = Path(source), Path(source).suffix.lower()
     given = {"image_root": image_root, "image_column": image_column, "caption_column": caption_column}
 
@@ -187,7 +187,7 @@ def _read_entries(
     if path.is_dir() or is_parquet or (is_hub_name(source) and suffix not in _FILES):
         return read_hf_dataset(source, split, image_root, image_column, caption_column)
     raise UserError(
-        f"no data set at {source!r}: give 'scenes', the path of a Karpathy, COCO captions or NoCaps .json "
-        "file, of a .csv, .tsv, .txt or .parquet file, a folder with metadata.jsonl or Parquet files, a "
-        "folder saved by `datasets`, or a name on the Hub, 'org/name' or 'org/name:config'"
+        f"no dataset at {source!r}: give 'scenes', a Karpathy, COCO captions or NoCaps .json file, a .csv, "
+        ".tsv, .txt or .parquet file, a folder with metadata.jsonl or Parquet files, a folder saved by "
+        "`datasets`, or a Hub dataset, 'org/name' or 'org/name:config'"
     )

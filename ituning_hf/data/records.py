@@ -1,4 +1,4 @@
-"""One captioned image, as every data set reader returns it, and the checks that the readers share."""
+"""The captioned image that all dataset readers return, and the checks that they share."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The split that a folder, a file or a value of a `split` column names; `datasets` writes "validation".
+# Names of splits in folders, files and `split` columns; `datasets` uses "validation".
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
 class MissingSplitError(UserError):
-    """A data set has no images of a split; `counts` are those of the splits that it has."""
+    """A dataset has no images of a split; `counts` has the number of images of its splits."""
 
     def __init__(self, where: str, split: str, counts: Mapping[str | None, int]) -> None:
         present = ", ".join(f"{name!r} ({count:,})" for name, count in counts.items())
@@ -31,7 +31,7 @@ class MissingSplitError(UserError):
 
 
 class ImageSource(Protocol):
-    """An image that is not a file of its own: a drawn scene or a cell of a table. It can be pickled."""
+    """An image that is not a file: a synthetic scene or a cell of a table. It can be pickled."""
 
     @property
     def num_bytes(self) -> int:
@@ -41,7 +41,7 @@ class ImageSource(Protocol):
         """Return the bytes that define the image."""
 
     def load(self) -> Image.Image:
-        """Decode or draw the image as upright RGB; an UnreadableImageError if it does not decode."""
+        """Decode or draw the image as upright RGB; raise UnreadableImageError if it cannot be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,13 @@ class CaptionedImage:
     """An image and its captions. Pixels are read only by `load`.
 
     Args:
-        name: Unique within the data set: the file's path below the image root, or the number of the scene
-            or row.
-        captions: Cleaned by `clean_caption`, none of them empty.
+        name: A unique name in the dataset: the file's path relative to the image root, or the number of the
+            scene or row.
+        captions: The captions, cleaned by `clean_caption`; none is empty.
         source: The image file, or another source of the image.
-        image_id: The data set's own number of the image, used in result files. None if it has none.
-        domain: "in-domain", "near-domain" or "out-domain" of NoCaps. None for other data sets.
-        split: The split that the data set states, or None.
+        image_id: The image's id in the dataset, used in result files, or None.
+        domain: "in-domain", "near-domain" or "out-domain" for NoCaps. None for other datasets.
+        split: The split that the dataset specifies, or None.
     """
 
     name: str
@@ -69,15 +69,15 @@ class CaptionedImage:
         """Read the image as upright RGB.
 
         Raises:
-            UnreadableImageError: The image does not decode; see `load_image`.
+            UnreadableImageError: The image cannot be decoded; see `load_image`.
         """
         return load_image(self.source) if isinstance(self.source, Path) else self.source.load()
 
 
 def clean_caption(text: str) -> str:
-    """Replace each run of white space, line breaks included, by one space, and strip both ends.
+    """Replace each run of whitespace, including line breaks, with one space, and strip both ends.
 
-    A lone surrogate, which JSON can hold and tokenizers reject, becomes a question mark.
+    A lone surrogate, which JSON can contain and tokenizers refuse, becomes a question mark.
     """
     return " ".join(text.encode("utf-8", errors="replace").decode("utf-8").split())
 
@@ -88,20 +88,20 @@ def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_file_name(value: Any, where: str, key: str, absolute: bool = False) -> str:
-    """Check the name of an image file in a data set, and return it without redundant parts.
+    """Check and normalize the name of an image file in a dataset.
 
     Args:
-        value: The name. It must be text, not a URL, and stay inside the folder that it is relative to.
-        where: The row, for the message.
-        key: The field or column, for the message.
+        value: The name. It must be a string and not a URL, and stay inside the folder it is relative to.
+        where: The row, for the error message.
+        key: The field or column, for the error message.
         absolute: Whether an absolute path is allowed.
     """
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: {key!r} must be a file name, got {value!r}")
     if "://" in value:
         raise UserError(f"{where}: {key!r} is a URL, {value!r}: download the images and name their files")
-    # A downloaded data set must not read files outside its folder, on any system. People's own tables hold
-    # absolute paths.
+    # A downloaded dataset must not read files outside its folder, on any system. Users' own tables may
+    # contain absolute paths.
     name = PurePosixPath(value).as_posix()  # without the "./" that can precede a Windows path
     is_absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor != ""
     leads_out = ".." in PureWindowsPath(name).parts  # a Windows path splits at / and at \
@@ -111,7 +111,7 @@ def parse_file_name(value: Any, where: str, key: str, absolute: bool = False) ->
 
 
 def parse_split(value: Any, where: str) -> str | None:
-    """Return the split that a row names, or None if its `split` is None or empty."""
+    """Return the split of a row, or None if its `split` is None or empty."""
     if value is None or value == "":
         return None
     if not (isinstance(value, str) and value in SPLIT_NAMES):
@@ -120,12 +120,12 @@ def parse_split(value: Any, where: str) -> str | None:
 
 
 def check_images_exist(images: Sequence[CaptionedImage]) -> None:
-    """Refuse images whose file is missing, and warn about empty files, before training begins.
+    """Raise an error for missing image files, and warn about empty files, before training begins.
 
-    An empty file counts as an unreadable image: training names it and skips it.
+    An empty file counts as an unreadable image, which training reports and skips.
 
     Raises:
-        FileNotFoundError: Files are missing. The message has their number and the first three.
+        FileNotFoundError: Files are missing. The message has their number and the first three names.
     """
     sizes = {image.source: _file_size(image.source) for image in images if isinstance(image.source, Path)}
     missing = [path for path, size in sizes.items() if size is None]
@@ -133,7 +133,7 @@ def check_images_exist(images: Sequence[CaptionedImage]) -> None:
     if missing:
         raise FileNotFoundError(
             f"{len(missing):,} of {len(images):,} images are missing ({first_names(missing)}): unpack them "
-            "there, or give --image_root, the folder that their names are relative to"
+            "there, or give --image_root, the folder that the paths are relative to"
         )
     if empty:
         text = "%s of %s images are empty or not files (%s): unpack or copy them again"
@@ -141,12 +141,12 @@ def check_images_exist(images: Sequence[CaptionedImage]) -> None:
 
 
 def _file_size(path: Path) -> int | None:
-    """Return the size of a file, 0 for a folder, pipe or device, None if nothing is there."""
+    """Return the size of a file, 0 for a folder, pipe or device, or None if the path does not exist."""
     if path.is_file():
         return path.stat().st_size
     return 0 if path.exists() else None
 
 
 def first_names(names: Sequence[str | Path], count: int = 3) -> str:
-    """List the first few of many names, for a message."""
+    """Format the first few of many names for a message."""
     return ", ".join(printable(str(name)) for name in names[:count]) + (", ..." if len(names) > count else "")

@@ -1,4 +1,4 @@
-"""The order of the images: the same for any number of processes, and resumable at any step."""
+"""The order of the images: independent of the number of processes, and resumable at any step."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ class SampleKey(NamedTuple):
     """The key of an item of `CaptionDataset`."""
 
     epoch: int  # from 0; determines which captions of the image are used
-    index: int  # type: ignore[assignment]  # of the image; hides tuple.index, which is not needed here
-    padding: bool  # whether the image only fills up an epoch's last step and must not count
+    index: int  # type: ignore[assignment]  # of the image; hides tuple.index, which is not used here
+    padding: bool  # whether the image only pads the last step of an epoch and must not count
 
 
 class ImageBatchSampler(Sampler[list[SampleKey]]):
-    """Yields one process's micro-batches, endlessly, from any optimizer step on.
+    """Yields the micro-batches of one process, endlessly, starting at any optimizer step.
 
-    An epoch's order is a pure function of (seed, epoch). An optimizer step takes the next
+    The order in an epoch is a pure function of (seed, epoch). An optimizer step takes the next
 
         global batch = per_device_batch_size * gradient_accumulation_steps * num_processes
 
-    images of it, so that equal global batches give equal steps, however they are divided. The last step of an
-    epoch is filled up with images from the epoch's start, marked as padding, so that all processes have the
-    same number of full micro-batches.
+    images, so equal global batch sizes give equal steps, however they are divided. The last step of an epoch
+    is padded with images from the start of the epoch, so all processes have the same number of full
+    micro-batches.
 
     Args:
-        num_images: In the data set; at least 1.
-        per_device_batch_size: Images in a micro-batch.
-        gradient_accumulation_steps: Micro-batches of one process in an optimizer step.
+        num_images: The number of images in the dataset; at least 1.
+        per_device_batch_size: Images per micro-batch.
+        gradient_accumulation_steps: Micro-batches per optimizer step in one process.
         num_processes: The number of processes that share each optimizer step.
         process_index: The index of this process, from 0.
         seed: Seed of the order; 0 or more.
-        shuffle: False keeps the data set's order in every epoch.
+        shuffle: Whether to shuffle; otherwise every epoch has the order of the dataset.
         start_step: Optimizer steps already taken, counted over all epochs.
     """
 
@@ -60,7 +60,7 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch, including the one that is filled up."""
+        """Optimizer steps in an epoch, including the padded one."""
         return math.ceil(self.num_images / math.prod(self.step_shape))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -70,11 +70,11 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
             epoch, step = epoch + 1, 0
 
     def _micro_batches(self, epoch: int, first_step: int) -> Iterator[list[SampleKey]]:
-        """Yield the rest of an epoch from `first_step` on."""
+        """Yield the micro-batches of an epoch, starting at `first_step`."""
         shape = (self.steps_per_epoch, *self.step_shape)
         positions = np.arange(math.prod(shape))
         padding = (positions >= self.num_images).reshape(shape)
-        indices = np.resize(self._order(epoch), shape)  # repeats from the start to fill up
+        indices = np.resize(self._order(epoch), shape)  # repeats from the start to pad
         for step in range(first_step, self.steps_per_epoch):
             for micro_step in range(shape[1]):
                 batch = (step, micro_step, self.process_index)

@@ -1,4 +1,4 @@
-"""A small grammar for the captions of drawn scenes."""
+"""A small grammar for the captions of synthetic scenes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 _NUMBER_WORDS = {2: "two", 3: "three"}
 
-# For the axis along which the objects form two groups: the relation of the first group to the second, its
-# reverse, and the position of each group.
+# For each axis that separates two groups of objects: the relation of the first group to the second, the
+# reverse relation, and the position of each group.
 _RELATIONS = {
     "x": ("left of", "right of", "on the left", "on the right"),
     "y": ("above", "below", "at the top", "at the bottom"),
@@ -23,12 +23,12 @@ SIDES = (*_RELATIONS["x"][2:], *_RELATIONS["y"][2:], "in the middle")
 def describe_scene(scene: Scene, n: int) -> tuple[str, ...]:
     """Describe a scene in n different sentences.
 
-    Each names every object by colour and shape, and by size if the scene has both sizes. The left or upper
-    object comes first, except in the one sentence that reverses the relation.
+    Each sentence mentions every object with its colour and shape, and its size if the scene has both sizes.
+    The left or upper object comes first, except in the sentence with the reverse relation.
 
     Args:
         scene: The scene.
-        n: The number of sentences, from 1 to 6; fewer are the first of more.
+        n: The number of sentences, from 1 to 6; a larger number adds sentences at the end.
     """
     one_size = len({item.size for item in scene.objects}) == 1
     if len(scene.objects) == 1:
@@ -81,7 +81,7 @@ def _describe_groups(objects: Sequence[SceneObject], background: str, with_size:
 def _split_at_widest_gap(
     objects: Sequence[SceneObject],
 ) -> tuple[str, tuple[list[SceneObject], list[SceneObject]]]:
-    """Find the axis along which the objects are most clearly separated, and the two groups.
+    """Find the axis with the widest gap between objects, and the two groups that it separates.
 
     Returns:
         "x" or "y", and the objects before and after the gap, each ordered along the other axis.
@@ -99,13 +99,13 @@ def _split_at_widest_gap(
 
 
 def noun_phrase(item: SceneObject, with_size: bool) -> str:
-    """Name an object with its article: "an orange star", "a large orange star"."""
+    """Return the noun phrase of an object: "an orange star", "a large orange star"."""
     words = ([item.size] if with_size else []) + [item.colour, item.shape]
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article, *words])
 
 
 def _enumerate(phrases: Sequence[str]) -> str:
-    """Join as English does: "a", "a and b", "a, b and c"."""
+    """Join phrases: "a", "a and b", "a, b and c"."""
     *others, last = phrases
     return f"{', '.join(others)} and {last}" if others else last

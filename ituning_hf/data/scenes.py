@@ -1,4 +1,4 @@
-"""Drawn scenes with captions, an endless series: data for training and tests without a download."""
+"""An endless series of synthetic scenes with captions, for training and tests without a download."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 RADII = {"small": 0.12, "large": 0.2}
 
 _MARGIN = 0.03  # between an object and the frame, in frame widths
-_INNER_EDGE = 0.29  # centres of the left or upper group end here, the others' mirror it
-_IMAGE_SIZE = 64  # the side, in pixels
-_SUPERSAMPLING = 4  # drawn this much larger and averaged down: Pillow does not anti-alias
+_INNER_EDGE = 0.29  # largest coordinate of centres in the left or upper group; the other group mirrors it
+_IMAGE_SIZE = 64  # side length in pixels
+_SUPERSAMPLING = 4  # scenes are drawn this much larger and downsampled, because Pillow does not anti-alias
 
 _Point = tuple[float, float]
 
@@ -57,7 +57,7 @@ def _heart(num_points: int = 40) -> list[_Point]:
     return [(math.sin(t) ** 3, -(y + 2.5) / 16) for t, y in zip(turns, heights, strict=True)]
 
 
-# Outlines within [-1, 1] x [-1, 1], y downwards, scaled so that all look equally large.
+# Outlines within [-1, 1] x [-1, 1], y downwards, scaled so that all shapes look equally large.
 _OUTLINES: dict[str, list[_Point]] = {
     "circle": _ring(48, 0.97),
     "square": [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)],
@@ -78,9 +78,9 @@ class SceneObject:
 
     shape: str  # one of `SHAPES`
     colour: str  # a key of `COLOURS`
-    size: str  # a key of `RADII`: half the side of the box that holds the shape, in frame widths
-    x: float  # the centre, in frame widths from the left
-    y: float  # and in frame heights from the top
+    size: str  # a key of `RADII`, which has half the side of the bounding box in frame widths
+    x: float  # of the centre, in frame widths from the left
+    y: float  # of the centre, in frame heights from the top
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Scene:
     background: str  # a key of `BACKGROUNDS`
 
     def load(self) -> Image.Image:
-        """Draw the scene, 64 x 64 pixels of mode "RGB", always the same."""
+        """Draw the scene: 64 x 64 pixels of mode "RGB". The result is deterministic."""
         side = _IMAGE_SIZE * _SUPERSAMPLING
         image = Image.new("RGB", (side, side), BACKGROUNDS[self.background])
         draw = ImageDraw.Draw(image)
@@ -118,12 +118,12 @@ class Scene:
 
 
 def make_scene(seed: int, index: int) -> Scene:
-    """Compose scene number `index` of an endless series.
+    """Generate the scene at position `index` of an endless series.
 
-    A pure function of the seed and the index. Seven scenes in ten have two objects, the others one or three.
+    A pure function of the seed and the index. 70% of the scenes have two objects, the others one or three.
 
     Args:
-        seed: Chooses the series; 0 or more.
+        seed: The seed of the series; 0 or more.
         index: The position in the series; 0 or more.
     """
     rng = np.random.default_rng([seed, index])
@@ -140,19 +140,18 @@ def make_scene(seed: int, index: int) -> Scene:
 
 
 def read_scenes(split: str, num_images: int, seed: int = 0) -> list[CaptionedImage]:
-    """Compose scenes, five captions each, as a data set.
+    """Generate a dataset of scenes with five captions each.
 
     Args:
-        split: "train", "val" or "test". They alternate in the series of `seed`, so that no scene is in two of
-            them, whatever their number.
-        num_images: The number of scenes; a larger number leaves the first ones unchanged.
-        seed: Chooses the series.
+        split: "train", "val" or "test". The splits alternate in the series, so no scene is in two of them.
+        num_images: The number of scenes; a larger number does not change the first ones.
+        seed: The seed of the series.
 
     Raises:
         UserError: There is no such split.
     """
     if split not in SCENE_SPLITS:
-        raise UserError(f"the scenes have no split {split!r}; give one of {', '.join(SCENE_SPLITS)}")
+        raise UserError(f"the scenes have no split {split!r}: give one of {', '.join(SCENE_SPLITS)}")
     first, step = SCENE_SPLITS.index(split), len(SCENE_SPLITS)
     scenes = [(index, make_scene(seed, index)) for index in range(first, first + num_images * step, step)]
     return [
@@ -161,11 +160,10 @@ def read_scenes(split: str, num_images: int, seed: int = 0) -> list[CaptionedIma
 
 
 def _place(radii: Sequence[float], rng: np.random.Generator) -> list[_Point]:
-    """Choose centres that put one or two objects clearly to one side of the last one.
+    """Choose centres that place one or two objects clearly to one side of the last object.
 
     The two groups are at least 1 - 2 * 0.29 = 0.42 apart along one axis. That is more than two large radii,
-    so that boxes never touch, and more than any gap along the other axis, so that it is clear whether an
-    object is left of or above another.
+    so boxes never touch, and more than any gap along the other axis, so the relation of the groups is clear.
     """
 
     def near(radius: float) -> float:

@@ -1,4 +1,4 @@
-"""Tables of images and captions: CSV files, Parquet files, and data sets of the library `datasets`."""
+"""Tables of images and captions: CSV files, Parquet files, and datasets of the library `datasets`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "path", "filepath")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences", "comment")
 
-_DELIMITERS = ",\t;|"  # of equally frequent ones, the first is used
+_DELIMITERS = ",\t;|"  # in order of preference if they are equally frequent
 _STATE_FILES = ("dataset_dict.json", "state.json", "dataset_info.json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", re.ASCII)
 
@@ -39,50 +39,51 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", re.A
 def find_column(
     columns: Sequence[str], given: str | None, usual: Sequence[str], option: str, where: object
 ) -> str:
-    """Return the column that the user named with an option, or else the only one with a usual name."""
+    """Return the column that the user gave by an option, or the only one with one of the usual names."""
     listed = ", ".join(map(repr, columns)) or "none"
     if given is not None:
         if given not in columns:
-            raise UserError(f"{where} has no column {given!r}, as --{option} says; it has {listed}")
+            raise UserError(f"{where} has no column {given!r} (--{option}); its columns are {listed}")
         return given
     found = [column for column in columns if column.lower() in usual]
     if len(found) != 1:
-        problem = f"the columns {', '.join(map(repr, found))}" if found else f"none of {', '.join(usual)}"
-        raise UserError(f"{where} has {problem}: name one of its columns with --{option} ({listed})")
+        problem = f"several such columns, {', '.join(map(repr, found))}"
+        problem = problem if found else f"no column named {' or '.join(usual)}"
+        raise UserError(f"{where} has {problem}: select one with --{option} ({listed})")
     return found[0]
 
 
 def read_csv(
     path: Path, image_root: Path | None, image_column: str | None, caption_column: str | None
 ) -> Iterator[CaptionedImage]:
-    """Read a UTF-8 text table with a row for each caption.
+    """Read a UTF-8 text table with one row per caption.
 
-    The first line names the columns. The delimiter is whichever of comma, tab, semicolon and bar is most
-    frequent in it. Fields may be quoted. A column `split` states the split of each row.
+    The first line has the column names. The delimiter is a comma, tab, semicolon or bar, whichever is most
+    frequent in this line. Fields may be quoted. A column `split`, if there is one, has the split of each row.
 
     Args:
         path: The file.
-        image_root: The folder that the image names are relative to; the file's own by default.
-        image_column: The column of file names; found by `IMAGE_COLUMNS` by default.
-        caption_column: The column of captions; found by `CAPTION_COLUMNS` by default.
+        image_root: The folder that file names are relative to; by default the folder of the table.
+        image_column: The column of file names; by default found by `IMAGE_COLUMNS`.
+        caption_column: The column of captions; by default found by `CAPTION_COLUMNS`.
 
     Raises:
-        UserError: The file lacks the columns, or a row is malformed (the message has its line).
+        UserError: A column is missing, or a row is malformed (the message has its line number).
     """
     rows = _read_rows(path)
     columns = [name.strip() for name in next(rows, ("", []))[1]]
     if not columns:
-        raise UserError(f"{path} is empty: its first line must name the columns")
+        raise UserError(f"{path} is empty: its first line must contain the column names")
     image = columns.index(find_column(columns, image_column, IMAGE_COLUMNS, "image_column", path))
     caption = columns.index(find_column(columns, caption_column, CAPTION_COLUMNS, "caption_column", path))
     split = next((i for i, name in enumerate(columns) if name.lower() == "split"), None)
     for where, fields in rows:
         if len(fields) > len(columns):
             raise UserError(
-                f"{where}: {len(fields)} fields for {len(columns)} columns; put a field that contains the "
+                f"{where}: {len(fields)} fields for {len(columns)} columns: put fields that contain the "
                 'delimiter in double quotes ("")'
             )
-        fields += [""] * (len(columns) - len(fields))  # Flickr30k's results.csv has such a row
+        fields += [""] * (len(columns) - len(fields))  # Flickr30k's results.csv lacks a field in one row
         name = parse_file_name(fields[image].strip(), where, columns[image], absolute=True)
         stated = None if split is None else parse_split(fields[split].strip(), where)
         source = (image_root or path.parent) / name
@@ -90,10 +91,10 @@ def read_csv(
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the position and the fields of each row that is not empty, the header first."""
+    """Yield the position and the fields of each non-empty row, including the header."""
     text = read_utf8(path)
     header = text.lstrip().partition("\n")[0]
-    # strict: a misplaced quotation mark would swallow the rows that follow
+    # strict: otherwise a misplaced quotation mark would silently consume the following rows
     reader = csv.reader(io.StringIO(text), delimiter=max(_DELIMITERS, key=header.count), strict=True)
     try:
         for fields in reader:
@@ -105,9 +106,9 @@ def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 @dataclass(frozen=True, slots=True)
 class TableImage:
-    """An image whose file is a cell of a table."""
+    """An image file in a cell of a table."""
 
-    table: Any  # a `datasets.Dataset` of one column of undecoded images; its pickle is the path of its file
+    table: Any  # a `datasets.Dataset` with one column of undecoded images; pickled as the path of its file
     position: int
     name: str  # for messages
     num_bytes: int
@@ -123,44 +124,44 @@ class TableImage:
 
 
 def is_hub_name(text: str) -> bool:
-    """Return whether a text has the form "org/name" or "org/name:config"."""
+    """Return whether a string has the form "org/name" or "org/name:config"."""
     return _HUB_NAME.fullmatch(text) is not None
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Return whether `save_to_disk` of `datasets` wrote a folder."""
+    """Return whether a folder was written by `save_to_disk` of `datasets`."""
     return any((folder / name).is_file() for name in _STATE_FILES)
 
 
 def has_parquet(folder: Path) -> bool:
-    """Return whether a folder has Parquet files, at any depth."""
+    """Return whether a folder contains Parquet files, at any depth."""
     return any(folder.rglob("*.parquet"))
 
 
 def read_hf_dataset(
     source: str, split: str, image_root: Path | None, image_column: str | None, caption_column: str | None
 ) -> Iterator[CaptionedImage]:
-    """Read one split of a data set with the library `datasets`, in the order of its rows.
+    """Read one split of a dataset with the library `datasets`, in the order of its rows.
 
-    A row has a caption or a list of captions. Images stay on disk until they are needed. Rows of the same
-    image (the same file name, or the same bytes) have the same name.
+    A row has a caption or a list of captions. Images are read from disk when they are needed. Rows with the
+    same image (the same file name, or the same bytes) get the same name.
 
-    The splits "train", "validation" (or "val") and "test" of the data set are used. If its only split is
-    "train" or has another name, a column `split` may state the split of each row.
+    The splits "train", "validation" (or "val") and "test" of the dataset are used. If there is only one
+    split, named "train" or differently from these, a column `split` may have the split of each row.
 
     Args:
-        source: A Parquet file; a folder of Parquet files, whose split is named by the file or its folder and
-            is otherwise "train"; a folder that `save_to_disk` wrote; or "org/name" or "org/name:config" of a
-            data set on the Hub.
-        split: The split that the caller wants.
-        image_root: The folder that file names are relative to, if the images are not inside the rows; the
-            data set's own folder by default.
-        image_column: Found by its type or by `IMAGE_COLUMNS` by default.
-        caption_column: Found by `CAPTION_COLUMNS` by default.
+        source: A Parquet file; a folder of Parquet files, whose names or folders contain the split, which is
+            otherwise "train"; a folder written by `save_to_disk`; or the Hub id of a dataset, "org/name" or
+            "org/name:config".
+        split: The requested split.
+        image_root: The folder that file names are relative to, if rows do not contain images; by default the
+            folder of the dataset.
+        image_column: The column of images; by default found by its type or by `IMAGE_COLUMNS`.
+        caption_column: The column of captions; by default found by `CAPTION_COLUMNS`.
 
     Raises:
         ImportError: `datasets` is not installed.
-        UserError: `datasets` cannot read `source`, or there are no such columns, or a row has no image.
+        UserError: `datasets` cannot read `source`, a column is missing, or a row has no image.
     """
     tables = _load_tables(source)
     table_name, stated = _choose_table(tables, split, source)
@@ -188,7 +189,7 @@ def read_hf_dataset(
 
 
 def _choose_table(tables: dict[str, Any], split: str, source: str) -> tuple[str, str | None]:
-    """Choose the table to read; return its name and its split, which is None if its rows may state it."""
+    """Choose the table to read; return its name, and its split or None if rows may have a `split`."""
     if len(tables) == 1:
         (only,) = tables
         if SPLIT_NAMES.get(only, "train") == "train":
@@ -202,7 +203,7 @@ def _choose_table(tables: dict[str, Any], split: str, source: str) -> tuple[str,
 
 
 def _load_tables(source: str) -> dict[str, Any]:
-    """Open a data set; return the table of each of its splits."""
+    """Open a dataset; return the table of each of its splits."""
     try:
         import datasets
     except ImportError as error:
@@ -216,16 +217,16 @@ def _load_tables(source: str) -> dict[str, Any]:
         else:
             name, _, config = source.partition(":")
             loaded = datasets.load_dataset(name, config or None)
-    # `datasets` passes on the exceptions of the file system, Arrow, the network and its own modules.
+    # `datasets` raises exceptions of the file system, Arrow, the network and its own modules.
     except Exception as error:
-        where = "cannot read" if path.exists() else "no such path, and the Hub did not provide a data set, at"
+        where = "cannot read" if path.exists() else "there is no such path and no such dataset on the Hub:"
         raise UserError(f"{where} {source!r}: {' '.join(str(error).split())}") from error
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
     return {name: table.with_format(None) for name, table in tables.items()}
 
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:
-    """Assign files to the last split that their path names. `datasets` would also read other files there."""
+    """Group files by the last split name in their paths. `datasets` would also read other files."""
     files: dict[str, list[str]] = {}
     for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
         words = re.split(r"[^a-z]+", file.relative_to(path).as_posix().lower())
@@ -237,12 +238,12 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
 def _holds_images(feature: Any) -> bool:
     from datasets import Image
 
-    # Tables that other libraries wrote have the bytes without the type.
+    # Tables written by other libraries have the bytes, but not the type.
     return isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature)
 
 
 def _read_column(table: Any, column: str) -> list[Any]:
-    """Read one column of a table, and none of the others."""
+    """Read one column of a table without reading the others."""
     return table.select_columns([column])[:][column]
 
 
@@ -258,17 +259,17 @@ def _read_images(
 ) -> Iterator[tuple[str, Path | TableImage]]:
     """Yield the name and the source of each row's image; rows of the same image have the same name.
 
-    Images are the same if both their paths and their bytes are. Paths alone do not decide: `datasets` keeps
-    only the last part of them.
+    Images are the same if both their paths and their bytes are equal. Paths are not sufficient, because
+    `datasets` keeps only the file name.
     """
     from datasets import Image
 
-    try:  # file names become images without bytes
+    try:  # converts file names to images without bytes
         table = table.select_columns([column]).cast_column(column, Image(decode=False))
-    except (NotImplementedError, TypeError, ValueError) as error:  # Arrow's errors are among them
+    except (NotImplementedError, TypeError, ValueError) as error:  # including Arrow's errors
         raise UserError(
             f"{where}: column {column!r} is of type {table.features[column]}, expected images or file names: "
-            "name another column with --image_column"
+            "select another column with --image_column"
         ) from error
     cells = list(_read_paths_and_sizes(table, column))
     counts = Counter(cells)
@@ -282,13 +283,13 @@ def _read_images(
             yield file_name, root / file_name
         else:
             image = TableImage(table, position, at, size)
-            # A path and size that no other row has cannot be a repetition: its bytes need not be read.
+            # An image with a unique path and size is not a duplicate: its bytes need not be read.
             content = hashlib.sha256(image.read()).digest() if counts[path, size] > 1 else b""
             yield f"{table_name}[{first_rows.setdefault((path, size, content), position)}]", image
 
 
 def _read_paths_and_sizes(images: Any, column: str) -> Iterator[tuple[str | None, int | None]]:
-    """Read the path of each image and the number of its bytes, not the bytes."""
+    """Read the path and the number of bytes of each image, without reading the bytes."""
     import pyarrow.compute as pc
 
     for batch in images.with_format("arrow").iter(batch_size=1000):

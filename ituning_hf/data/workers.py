@@ -12,9 +12,9 @@ STOP_SIGNALS = tuple(
 
 
 def usable_workers(wanted: int) -> int:
-    """Return how many workers to start: at most one for each core that this process may use.
+    """Return the number of workers to start: at most one per core that this process may use.
 
-    PyTorch warns about more, and more are not faster. What they read does not depend on their number.
+    More are not faster, and PyTorch warns about them. Their number does not change the data.
     """
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS, nor on Windows
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
@@ -22,9 +22,9 @@ def usable_workers(wanted: int) -> int:
 
 
 def ignore_stop_signals(worker_id: int) -> None:
-    """Keep a worker alive when a signal goes to the whole process group.
+    """Ignore stop signals in a worker, because they may be sent to the whole process group.
 
-    Its parent process ends it, may need its images until then, and would report its death as an error.
+    The parent process still needs the worker's images, and would report its death as an error.
     """
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

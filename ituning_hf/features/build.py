@@ -1,4 +1,4 @@
-"""Computing the features of images and storing them."""
+"""Compute and store the features of images."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from .store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
-_HEADER_BYTES = 80  # of an image in the header of its shard, approximately
+_HEADER_BYTES = 80  # approximate size of an image's entry in the header of its shard
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _Batch = Sequence[CaptionedImage]
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """The work of a build."""
+    """The images that a build will encode."""
 
     spec: FeatureSpec  # how the features are computed
     records: list[CaptionedImage]  # the images to encode
-    num_present: int  # images that are skipped: the store has them, or they are unreadable
-    unreadable: dict[str, str]  # the unreadable ones among them, and why
+    num_present: int  # images to skip: they are in the store, or unreadable
+    unreadable: dict[str, str]  # the reasons, by name, for the unreadable ones among them
 
     @property
     def num_bytes(self) -> int:
-        """The size on disk of what is written."""
+        """The size on disk of the features to write."""
         return len(self.records) * (self.spec.bytes_per_image + _HEADER_BYTES)
 
 
@@ -57,22 +57,22 @@ class BuildPlan:
 class BuildResult:
     """The outcome of a build."""
 
-    num_present: int  # images that were skipped: the store has them, or they are unreadable
-    num_encoded: int  # images whose features were computed
-    unreadable: dict[str, str]  # the images that could not be read, and why
+    num_present: int  # images that were skipped: they were in the store, or are unreadable
+    num_encoded: int  # images that were encoded
+    unreadable: dict[str, str]  # the reasons, by name, for images that could not be read
 
 
 def plan_build(
     records: Sequence[CaptionedImage], folder: str | os.PathLike[str], spec: FeatureSpec
 ) -> BuildPlan:
-    """Determine the images to encode; nothing is written.
+    """Determine the images to encode, without writing anything.
 
-    Images that the store has are skipped, and those that could not be read before and still cannot.
+    Images that are in the store are skipped, and so are images that are still unreadable.
 
     Raises:
-        UserError: The store was built with different settings, has features of other images or is damaged; or
-            two different images have the same name.
-        OSError: The folder is not a store and not empty, or the disk is too small.
+        UserError: The store was built with different settings, has features of other versions of the images
+            or is damaged; or two different images have the same name.
+        OSError: The folder is neither empty nor a feature store, or the disk does not have enough space.
     """
     folder = Path(folder)
     records = _one_image_per_name(records)
@@ -82,8 +82,8 @@ def plan_build(
         store = FeatureStore(folder)
         if differences := store.spec.differences(spec.computation):
             raise UserError(
-                f"the store in {folder} was built with different settings: {differences}. Build into another "
-                "folder, or use the settings of that store"
+                f"the store in {folder} was built with different settings: {differences}. Use another "
+                "folder, or the settings of that store"
             )
         store.require_unchanged(records)
         for record in records:
@@ -94,15 +94,15 @@ def plan_build(
                     unreadable[record.name] = str(error)
         skipped = store.names | unreadable.keys()
     elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise FileExistsError(f"{folder} has files and is not a store of features: give another folder")
+        raise FileExistsError(f"{folder} contains files and is not a feature store: give another folder")
     todo = [record for record in records if record.name not in skipped]
     plan = BuildPlan(spec, todo, len(records) - len(todo), unreadable)
     free = shutil.disk_usage(existing_part(folder)).free
     if plan.num_bytes > free:
         raise OSError(
-            f"the features of {len(todo):,} images take {format_bytes(plan.num_bytes)}, and the disk of "
-            f"{folder} has {format_bytes(free)} left: free some space, give a folder on another disk, or "
-            "--storage int8, which takes half of bfloat16"
+            f"the features of {len(todo):,} images take {format_bytes(plan.num_bytes)}, but the disk of "
+            f"{folder} has only {format_bytes(free)} left: free some space, give a folder on another disk, "
+            "or use --storage int8, which takes half as much as bfloat16"
         )
     return plan
 
@@ -134,29 +134,31 @@ def build_features(
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> BuildResult:
-    """Compute the features of images and store them, or add to a store those that it does not have.
+    """Compute and store the features of images, or add missing images to a store.
 
-    A build that was stopped at any time continues when it is called again, and the store's files are then
-    identical to those of an uninterrupted build. An image that cannot be read is recorded and skipped.
+    An interrupted build resumes when it is called again, and the resulting files are identical to those of an
+    uninterrupted build. An image that cannot be read is recorded and skipped.
 
     Args:
         records: The images, of one or more splits.
-        folder: The store's folder; created if it does not exist.
+        folder: The folder of the store; it is created if it does not exist.
         vision_model: A local folder or Hub id of a vision encoder, or of a full CLIP.
         vision_revision: Its revision on the Hub.
         vision_feature_layer: The hidden state to store; see `ITuningConfig`.
-        storage: "bfloat16"; "int8", half as large (see `pack` for its error); or "float32".
+        storage: "bfloat16", "int8" (half as large; see `pack` for its error) or "float32".
         mixed_precision: "no", "bf16" or "fp16": the precision of the encoder's computation.
-        batch_size: Images encoded at a time. Another value may change features in their last bit.
-        shard_size: Images of a file, whose features are held in memory.
+        batch_size: Images per batch. It may change the last bits of features.
+        shard_size: Images per file; their features are kept in memory.
         num_workers: Processes that decode images; 0 decodes in this process.
-        device: Where the encoder computes; by default the best device.
+        device: The device of the encoder; by default the best one available.
         progress: Whether to show a progress bar on standard error.
 
     Raises:
-        UserError, CaptionerError, OSError: The build did not begin: the encoder, a setting, the store or the
-            images cannot be used, another build is running in the folder, or the disk is too small.
-        WorkError: The build cannot continue, for example because the disk is full. Its files are kept.
+        UserError, CaptionerError, OSError: The build did not start: the encoder, a setting, the store or the
+            images cannot be used, another build is running in the folder, or the disk does not have enough
+            space.
+        WorkError: The build cannot continue, for example because the disk is full. The files that are
+            complete are kept.
     """
     target = usable_device(device)
     folder = Path(folder)
@@ -167,18 +169,18 @@ def build_features(
         storage=storage,
         mixed_precision=mixed_precision,
     )
-    plan_build(records, folder, spec)  # refuses before anything is written
+    plan_build(records, folder, spec)  # raises errors before anything is written
     with exclusive_lock(folder, str(folder), "build"):
         for draft in folder.glob(draft_of(folder / "*").name):  # incomplete files of a killed build
             draft.unlink()
-        plan = plan_build(records, folder, spec)  # another build may have ended meanwhile
+        plan = plan_build(records, folder, spec)  # another build may have finished in the meantime
         if not (folder / STORE_FILE).exists():
             write_json(folder / STORE_FILE, asdict(spec))
         for reason in plan.unreadable.values():
             logger.warning("skipped: %s", reason)
         result = BuildResult(plan.num_present, 0, dict(plan.unreadable))
         if plan.records:
-            # Batches do not cross shards: an image's batch depends only on its shard, also after a restart.
+            # A batch is within one shard, so a resumed build has the same batches as an uninterrupted one.
             shards = [list(_cut(shard, batch_size)) for shard in _cut(plan.records, shard_size)]
             for index in _write_shards(folder, shards, spec, target, num_workers, progress):
                 result.num_encoded += len(index.images)
@@ -198,7 +200,7 @@ def _write_shards(
     num_workers: int,
     progress: bool,
 ) -> Iterator[ShardIndex]:
-    """Encode and write each shard, given as batches; yield what it contains."""
+    """Encode and write each shard, given as a list of batches; yield its index."""
     source = (spec.vision_model[f"vision_model_{field}"] for field in ("name_or_path", "revision"))
     model: Any = Backbone("vision", *source).load()
     model = model.to(device)
@@ -207,7 +209,7 @@ def _write_shards(
         batch_size=None,
         num_workers=usable_workers(num_workers),
         worker_init_fn=_init_worker,
-        generator=torch.Generator(),  # its own: the caller's random state does not change
+        generator=torch.Generator(),  # so the caller's random state does not change
     )
     loaded = iter(loader)
     total = sum(len(batch) for shard in shards for batch in shard)
@@ -227,8 +229,8 @@ def _write_shards(
                 features = _encode(model, pixel_values.to(device), spec)[readable]
                 if not features.isfinite().all():
                     raise WorkError(
-                        f"the features of {batch[0].name} or the images after it are not finite: choose "
-                        "another --mixed_precision, or check the encoder's weights"
+                        f"the features of {batch[0].name} or the images after it are not finite: use another "
+                        "--mixed_precision, or check the encoder's weights"
                     )
                 parts.append({key: tensor.cpu() for key, tensor in pack(features, spec.storage).items()})
                 bar.update(len(batch))
@@ -249,15 +251,15 @@ def _write(folder: Path, index: ShardIndex, parts: list[dict[str, torch.Tensor]]
         write_shard(folder, index, tensors)
     except OSError as error:
         raise WorkError(
-            f"{folder} cannot be written to ({error.strerror or error}). The files written before are "
-            "complete: free some space or change the permissions, and run the same command to resume"
+            f"{folder} cannot be written to ({error.strerror or error}). The files written so far are "
+            "complete: free some space or change the permissions, then run the same command to resume"
         ) from error
 
 
 class _BatchDataset(Dataset[tuple[torch.Tensor, list[ImageVersion | str]]]):
-    """Prepared batches of images, with the version of each image or the reason why it is unreadable.
+    """Batches of pixel values, with the version of each image or the reason why it is unreadable.
 
-    Zeros replace an unreadable image, so that the other images have the same batch with and without it.
+    An unreadable image is replaced with zeros, so that the shape of the batch does not change.
     """
 
     def __init__(self, batches: Sequence[_Batch], spec: FeatureSpec) -> None:
@@ -280,9 +282,9 @@ class _BatchDataset(Dataset[tuple[torch.Tensor, list[ImageVersion | str]]]):
 
 
 def _init_worker(worker_id: int) -> None:
-    """Ignore stop signals, and print nothing when the parent process ends after one.
+    """Ignore stop signals, and print nothing when the parent process exits after one.
 
-    A worker's other errors reach its parent process without being printed.
+    Other errors in a worker are sent to the parent process, not printed here.
     """
     ignore_stop_signals(worker_id)
     sys.excepthook = lambda *error: None

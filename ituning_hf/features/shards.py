@@ -1,4 +1,4 @@
-"""One file of a store: the features of some hundred images. It is complete or does not exist."""
+"""A shard: a file with the features of some hundred images, written atomically."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SHARD_PATTERN = "features-*.safetensors"
 
 
 class ImageVersion(NamedTuple):
-    """Distinguishes an image from another one with the same name: the size of its file, and a digest."""
+    """The size and digest of an image file, to detect a different image with the same name."""
 
     num_bytes: int
     digest: str
 
 
 def image_version(record: CaptionedImage) -> ImageVersion:
-    """Read an image file, or another source, and return its version."""
+    """Return the version of an image; its file or other source is read."""
     if not isinstance(record.source, Path):
         digest = hashlib.sha256(record.source.read())
     else:
@@ -40,7 +40,7 @@ def image_version(record: CaptionedImage) -> ImageVersion:
 
 
 def image_size(record: CaptionedImage) -> int:
-    """Return the size in bytes of an image file, or of another source, without reading it."""
+    """Return the size in bytes of an image file or other source, without reading it."""
     return record.source.stat().st_size if isinstance(record.source, Path) else record.source.num_bytes
 
 
@@ -48,33 +48,33 @@ def image_size(record: CaptionedImage) -> int:
 class ShardIndex:
     """The header of a shard."""
 
-    # The version of each image that has features, by name, in the order of the features.
+    # The version of each encoded image, by name, in the order of the features.
     images: dict[str, ImageVersion] = field(default_factory=dict)
-    # The names of the images that could not be read, and why.
+    # The reason for each image that could not be read, by name.
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def pack(features: torch.Tensor, storage: str) -> dict[str, torch.Tensor]:
-    """Convert features to the stored type.
+    """Convert features to the stored data type.
 
-    "int8" stores multiples of a scale for each token, whose largest number becomes 127. The error is at most
-    half a scale, 1/254 of the token's largest number, plus rounding to bfloat16 when the features are read.
-    The median relative error of a token's length depends on its outliers: 0.7% for the encoder of the drawn
-    scenes, 0.8% for a ViT-B/16 with random weights, 2.1% if one number in 768 is 10 times larger than the
-    others, and 5.5% at 50 times, as in some pretrained encoders. bfloat16 alone has 0.2%.
+    "int8" uses symmetric quantization with one scale per token: its largest absolute value maps to 127. The
+    error is at most half a scale, 1/254 of the largest value, plus rounding to bfloat16 when the features are
+    read. The median error relative to a token's norm depends on outliers: 0.7% for the bundled encoder of
+    synthetic scenes, 0.8% for a ViT-B/16 with random weights, 2.1% if one value in 768 is 10 times larger
+    than the others, and 5.5% if it is 50 times larger, as in some pretrained encoders. bfloat16: 0.2%.
 
-    Numbers beyond bfloat16's largest, 3.39e38, are clamped to it unless float32 is stored.
+    Values beyond the largest bfloat16, 3.39e38, are clamped unless float32 is stored.
 
     Args:
-        features: Shape (num_images, N, d_v), floating-point.
+        features: Floating-point features of shape (num_images, N, d_v).
         storage: One of `STORAGES`.
 
     Returns:
-        `features`, of the same shape, and for "int8" `scales`, of shape (num_images, N), float32.
+        `features` of the same shape and, for "int8", `scales` of shape (num_images, N) in float32.
     """
     if storage == "float32":
         return {"features": features.float()}
-    largest = torch.finfo(torch.bfloat16).max  # larger finite numbers would be rounded to infinity
+    largest = torch.finfo(torch.bfloat16).max  # larger values would be rounded to infinity
     features = features.float().clamp(-largest, largest)
     if storage == "bfloat16":
         return {"features": features.to(torch.bfloat16)}
@@ -89,15 +89,15 @@ def unpack(features: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def write_shard(folder: Path, index: ShardIndex, tensors: dict[str, torch.Tensor]) -> Path:
-    """Write a shard under the first free number, atomically, and return its path.
+    """Write a shard atomically, under the first free number, and return its path.
 
     Args:
         folder: The store's folder.
-        index: The images.
-        tensors: What `pack` returned for the images of `index.images`, in their order.
+        index: The header: the images.
+        tensors: The result of `pack` for `index.images`, in the same order.
 
     Raises:
-        OSError: The file cannot be written; nothing is left of it.
+        OSError: The file cannot be written; no partial file is left.
     """
     paths = (folder / SHARD_PATTERN.replace("*", f"{number:05}") for number in itertools.count())
     path = next(path for path in paths if not path.exists())
@@ -107,7 +107,7 @@ def write_shard(folder: Path, index: ShardIndex, tensors: dict[str, torch.Tensor
         save_file(tensors, draft, metadata={"index": header})
         give_ordinary_permissions(draft)
         put_in_place(path)
-    except SafetensorError as error:  # of a full disk, for example
+    except SafetensorError as error:  # for example if the disk is full
         raise OSError(str(error)) from error
     finally:
         draft.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def write_shard(folder: Path, index: ShardIndex, tensors: dict[str, torch.Tensor
 
 
 def read_index(path: Path, spec: FeatureSpec) -> ShardIndex:
-    """Read the header of a shard, and none of the features; a UserError if it is damaged or does not fit."""
+    """Read only the header of a shard; raise UserError if it is damaged or does not match `spec`."""
     try:
         with safe_open(path, framework="pt") as file:
             content = json.loads(file.metadata()["index"])
@@ -128,5 +128,5 @@ def read_index(path: Path, spec: FeatureSpec) -> ShardIndex:
             return ShardIndex(images, content["unreadable"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}): remove it, and run the command that built the store again"
+            f"{path} is damaged ({error}): remove it, then run the command that built the store again"
         ) from error

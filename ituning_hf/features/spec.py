@@ -1,4 +1,4 @@
-"""How the features of a store were computed: `store.json`, and its comparison with an encoder."""
+"""The specification of a feature store, `store.json`: how its features were computed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .arguments import MIXED_PRECISIONS, STORAGES
 
 STORE_FILE = "store.json"
 
-# The bytes of one number, and of each token's scale.
+# Bytes per value, and bytes per token for its scale.
 _BYTES = {"bfloat16": (2, 0), "int8": (1, 4), "float32": (4, 0)}
 
-# The other settings of an image processor are names of classes, which change with the library's version.
+# The other settings of an image processor are class names, which change between library versions.
 _IMAGE_PROCESSOR_FIELDS = (
     "do_convert_rgb",
     "do_resize",
@@ -43,16 +43,16 @@ class FeatureSpec:
     """How the features of a store were computed and stored."""
 
     vision_model: dict[str, Any]  # the fields of `ITuningConfig` that describe the encoder
-    image_processor: dict[str, Any]  # its settings
-    vision_feature_layer: int  # the hidden state that is stored; see `ITuningConfig`
-    storage: str  # the stored type, one of `STORAGES`
-    mixed_precision: str  # of the computation, one of `MIXED_PRECISIONS`; "no" is that of the weights
+    image_processor: dict[str, Any]  # the settings of the image processor
+    vision_feature_layer: int  # the stored hidden state; see `ITuningConfig`
+    storage: str  # the stored data type, one of `STORAGES`
+    mixed_precision: str  # of the computation, one of `MIXED_PRECISIONS`; "no" means that of the weights
     num_tokens: int  # N, including the class token
-    hidden_size: int  # d_v, the numbers of a token
+    hidden_size: int  # d_v, the hidden size of the encoder
 
     @property
     def computation(self) -> dict[str, Any]:
-        """All that determines the stored numbers; see `describe_computation`."""
+        """All settings that determine the stored values; see `describe_computation`."""
         return {"storage": self.storage, "mixed_precision": self.mixed_precision} | describe_computation(
             self.vision_model["vision_model_fingerprint"],
             self.vision_config,
@@ -71,12 +71,12 @@ class FeatureSpec:
 
     @property
     def bytes_per_image(self) -> int:
-        """The size of the features of one image on disk, without name and header."""
+        """The size of the features of one image on disk, without the header."""
         per_number, per_token = _BYTES[self.storage]
         return self.num_tokens * (self.hidden_size * per_number + per_token)
 
     def differences(self, computation: Mapping[str, Any]) -> str:
-        """List the settings in which another computation differs: "storage 'int8', not 'bfloat16'; ..."."""
+        """List the settings that differ from another computation: "storage 'int8', not 'bfloat16'; ..."."""
         own = self.computation
         changed = [name for name, value in computation.items() if own[name] != value]
         return "; ".join(f"{name} {own[name]!r}, not {computation[name]!r}" for name in changed)
@@ -90,7 +90,7 @@ def describe_encoder(
     storage: str = "bfloat16",
     mixed_precision: str = "no",
 ) -> FeatureSpec:
-    """Return the specification of a store of an encoder's features, without loading the encoder.
+    """Return the specification of a feature store for an encoder, without loading the encoder.
 
     Args:
         vision_model: A local folder or Hub id of a vision encoder, or of a full CLIP.
@@ -123,11 +123,11 @@ def describe_encoder(
 
 
 def read_spec(folder: Path) -> FeatureSpec:
-    """Read a store's specification; an OSError if it has none, a UserError if it is damaged."""
+    """Read the specification of a store; raise OSError if it is missing, UserError if it is damaged."""
     path = folder / STORE_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} is not a store of features: it has no {STORE_FILE}. `ituning features build` makes one"
+            f"{folder} is not a feature store: it has no {STORE_FILE}. `ituning features build` creates one"
         )
     content = read_json(path)
     try:
@@ -139,7 +139,7 @@ def read_spec(folder: Path) -> FeatureSpec:
 def describe_computation(
     fingerprint: str | None, vision_config: Any, image_processor: Mapping[str, Any], layer: int
 ) -> dict[str, Any]:
-    """Return all that determines an encoder's features; neither its path nor who saved it."""
+    """Return all settings that determine an encoder's features, which do not include its path."""
     architecture, image_processor = encoder_family(vision_config).architecture, _as_json(image_processor)
     return {
         "vision_model_fingerprint": fingerprint,
@@ -150,5 +150,5 @@ def describe_computation(
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as they are after writing and reading JSON: without tuples and enumerations."""
+    """Return the settings after a round trip through JSON: without tuples and enums."""
     return json.loads(json.dumps(settings))

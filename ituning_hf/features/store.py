@@ -1,4 +1,4 @@
-"""Reading stored features."""
+"""Read stored features."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from ..utils.errors import UserError
 from .shards import SHARD_PATTERN, ImageVersion, image_size, image_version, read_index, unpack
 from .spec import FeatureSpec, describe_computation, read_spec
 
-# The content of this many images is compared, in addition to the size of all. That detects another data set
-# with the same names, and one that was rendered again with files of equal size.
+# The contents of this many images are compared, in addition to all sizes. This detects another dataset with
+# the same names, even if its files have the same sizes.
 _COMPARED_CONTENTS = 64
 
 
 class FeatureStore:
-    """The features in a folder that `build_features` wrote.
+    """A folder of features written by `build_features`.
 
-    Opening a store reads the headers of its files. The features are mapped into memory and read from disk
-    when they are needed; each process opens a file at its first use. A store can be pickled and shared by
-    threads. Features that are added to the folder later are not seen.
+    Opening a store reads only the headers of its files. Features are memory-mapped and read from disk when
+    they are needed; each process opens a file on first use. A store can be pickled and shared by threads.
+    Features that are added to the folder later are not available.
 
     Args:
-        folder: The store's folder.
+        folder: The folder.
 
     Attributes:
-        folder: The store's folder.
+        folder: The folder.
         spec: How the features were computed.
-        unreadable: The images that could not be read when the store was built, and why.
+        unreadable: The reasons, by name, for images that could not be read when the store was built.
 
     Raises:
-        FileNotFoundError: The folder is not a store.
+        FileNotFoundError: The folder is not a feature store.
         UserError: One of its files is damaged.
     """
 
@@ -65,7 +65,7 @@ class FeatureStore:
 
     @property
     def names(self) -> KeysView[str]:
-        """The images that have features."""
+        """The names of the images that have features."""
         return self._versions.keys()
 
     @property
@@ -74,15 +74,15 @@ class FeatureStore:
         return sum(path.stat().st_size for path in self._shards)
 
     def read(self, name: str) -> torch.Tensor:
-        """Read the features of an image by its name.
+        """Read the features of an image, given its name.
 
         Returns:
-            Shape (N, d_v), the class token first. Of dtype bfloat16, or float32 if they are stored so.
+            A tensor of shape (N, d_v), class token first, of dtype float32 if stored as such, else bfloat16.
 
         Raises:
             UnreadableImageError: The image could not be read when the store was built.
-            UserError: The store does not have the image.
-            OSError: The image's shard was removed.
+            UserError: The image is not in the store.
+            OSError: The shard of the image was removed.
         """
         if name in self.unreadable:
             raise UnreadableImageError(self.unreadable[name])
@@ -95,15 +95,15 @@ class FeatureStore:
         features = file.get_slice("features")[row]
         if self.spec.storage == "int8":
             return unpack(features, file.get_slice("scales")[row])
-        return features.clone()  # a view of the mapped file would send all of it to another process
+        return features.clone()  # sending a view to another process would send the whole mapped file
 
     def blank(self) -> torch.Tensor:
-        """Return zeros of the shape and dtype that `read` returns."""
+        """Return zeros with the shape and dtype of the result of `read`."""
         dtype = torch.float32 if self.spec.storage == "float32" else torch.bfloat16
         return torch.zeros(self.spec.num_tokens, self.spec.hidden_size, dtype=dtype)
 
     def fingerprint(self, records: Sequence[CaptionedImage]) -> str:
-        """Return a digest of the images that features were computed from, and of how they were computed.
+        """Return a digest of the contents of images and of how their features were computed.
 
         It does not depend on the paths of the store, the images or the encoder, nor on other images.
         """
@@ -112,31 +112,31 @@ class FeatureStore:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def require(self, records: Sequence[CaptionedImage]) -> None:
-        """Refuse images that the store does not have, or has in another version.
+        """Raise an error if images are not in the store, or have changed since it was built.
 
-        Image files may be missing: the store replaces them. For images that could not be read when the store
-        was built, `read` raises the reason.
+        Image files may be missing. For images that could not be read when the store was built, `read` raises
+        an error with the reason.
 
         Raises:
-            UserError: With the number of images and the first three.
+            UserError: The message has the number of images and the first three names.
         """
         known = self.names | self.unreadable.keys()
         if missing := [record.name for record in records if record.name not in known]:
             raise UserError(
                 f"{self.folder} has no features of {len(missing):,} of the {len(records):,} images "
-                f"({first_names([*map(repr, missing)])}): run `ituning features build` with this data set "
-                f"and --output_dir {self.folder}, which adds the missing ones"
+                f"({first_names([*map(repr, missing)])}): run `ituning features build` with this dataset "
+                f"and --output_dir {self.folder}, to add them"
             )
         self.require_unchanged(records)
 
     def require_unchanged(self, records: Sequence[CaptionedImage]) -> None:
-        """Refuse images whose features are of another version of the image.
+        """Raise an error if images have changed since the store was built.
 
-        The sizes of all image files are compared, and the contents of some, spread over all images. Missing
-        files are accepted.
+        The sizes of all image files are compared, and the contents of an evenly spaced subset. Missing files
+        are accepted.
 
         Raises:
-            UserError: With the number of images and the first three.
+            UserError: The message has the number of images and the first three names.
         """
         known = [record for record in records if record.name in self._versions]
         step = max(1, len(known) // _COMPARED_CONTENTS)
@@ -153,25 +153,25 @@ class FeatureStore:
                 changed.append(record.name)
         if changed:
             raise UserError(
-                f"{self.folder} has features of other images than {len(changed):,} of the {len(records):,} "
+                f"{len(changed):,} of the {len(records):,} images differ from those in {self.folder} "
                 f"({first_names(changed)}): build a new store in another folder, or remove this one first"
             )
 
     def require_fits(self, config: ITuningConfig, image_processor: dict[str, Any]) -> None:
-        """Refuse a captioner whose vision encoder would compute other features.
+        """Raise an error if the captioner's vision encoder would compute other features.
 
         Args:
             config: The captioner's configuration.
-            image_processor: The settings of its image processor, as `to_dict` returns them.
+            image_processor: The settings of its image processor, as returned by `to_dict`.
 
         Raises:
-            UserError: With each difference.
+            UserError: The message lists the differences.
         """
         fingerprint, layer = config.vision_model_fingerprint, config.vision_feature_layer
         wanted = describe_computation(fingerprint, config.vision_config, image_processor, layer)
         if differences := self.spec.differences(wanted):
             raise UserError(
-                f"the features in {self.folder} are not those of this captioner's vision encoder: "
-                f"{differences} (the store's, the captioner's). Give the store that was built with "
-                f"{config.vision_model_name_or_path}, or build it with `ituning features build`"
+                f"the features in {self.folder} do not match this captioner's vision encoder: "
+                f"{differences} (store, captioner). Use a store that was built with "
+                f"{config.vision_model_name_or_path}, or build one with `ituning features build`"
             )

@@ -1,4 +1,4 @@
-"""I-Tuning as a method of PEFT, under the name "ituning".
+"""I-Tuning as the PEFT method "ituning".
 
 ```python
 from peft import get_peft_model

@@ -16,30 +16,29 @@ PEFT_TYPE = "ITUNING"
 class ITuningTunerConfig(PeftConfig):
     """Configuration of the PEFT method "ituning": adapters that attend to an image.
 
-    [`ITuningConfig`] describes the adapter's options, which have the same names and defaults here. An option
-    that is `None` takes its value from the model, in the model's own copy of the configuration,
-    `model.peft_config`.
+    The adapter options have the same names and defaults as in [`ITuningConfig`]. Options that are `None` are
+    set from the language model in the model's copy of the configuration, `model.peft_config`.
 
     Args:
-        vision_hidden_size: The width d_v of the visual memory, which is passed as `encoder_hidden_states`:
-            768 for CLIP ViT-B, 1024 for ViT-L.
-        adapter_hidden_size: The bottleneck width r; half the decoder's width by default.
-        adapter_num_heads: The attention heads h; the decoder's number by default.
-        adapter_scale: The factor lambda on the adapter's output.
-        adapter_layers: The decoder layers that have an adapter; all by default.
+        vision_hidden_size: The hidden size d_v of the visual memory, which is passed as
+            `encoder_hidden_states`: 768 for CLIP ViT-B, 1024 for ViT-L.
+        adapter_hidden_size: The bottleneck width r; by default half the decoder's hidden size.
+        adapter_num_heads: The number of attention heads h; by default the decoder's.
+        adapter_scale: The constant factor lambda on the adapter's output.
+        adapter_layers: The decoder layers that have an adapter; by default all.
         adapter_dropout: Dropout probability on the adapter's output.
-        vision_feature_layer: The encoder's hidden state that is the visual memory. This field and the next
-            three are used when the adapter is converted to a captioner.
+        vision_feature_layer: The encoder's hidden state used as visual memory. This field and the next three
+            are used for conversion to a captioner.
         vision_model_name_or_path: The encoder's Hub id or folder.
         vision_model_revision: The encoder's revision on the Hub.
         vision_model_fingerprint: The expected fingerprint of its weights.
-        text_model_fingerprint: The expected fingerprint of the language model's weights, checked if the
-            model was loaded from a checkpoint. Its id and revision are PEFT's own `base_model_name_or_path`
-            and `revision`.
+        text_model_fingerprint: The expected fingerprint of the language model's weights, which is checked if
+            the model was loaded from a checkpoint. Its id and revision are stored in PEFT's
+            `base_model_name_or_path` and `revision`.
 
     Raises:
-        UserError: if `vision_hidden_size` is not a positive integer, or the task needs another head.
-            `get_peft_model` checks the other options.
+        UserError: if `vision_hidden_size` is not a positive integer, or `task_type` requires another head.
+            The other options are checked by `get_peft_model`.
 
     Example:
     ```python
@@ -67,7 +66,7 @@ class ITuningTunerConfig(PeftConfig):
     text_model_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what does not depend on a model."""
+        """Check the values that do not depend on a model."""
         super().__post_init__()
         self.peft_type = PeftType(PEFT_TYPE)
         if self.task_type not in (TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION, None):

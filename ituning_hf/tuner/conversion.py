@@ -1,4 +1,4 @@
-"""Converts captioners to adapters of the PEFT method "ituning", and adapters to captioners."""
+"""Convert captioners to adapters of the PEFT method "ituning", and adapters to captioners."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..utils.errors import UserError
 from .config import PEFT_TYPE, ITuningTunerConfig
 from .layer import ADAPTERS
 
-# Fields that both configurations have: their names in a captioner's and in an adapter's.
+# The names of common fields in a captioner's configuration and in an adapter's.
 _FIELDS = {name: name for name in ITuningConfig.__annotations__ if hasattr(ITuningTunerConfig, name)}
 _FIELDS |= {"text_model_name_or_path": "base_model_name_or_path", "text_model_revision": "revision"}
 
@@ -35,10 +35,10 @@ _FIELDS |= {"text_model_name_or_path": "base_model_name_or_path", "text_model_re
 
 
 def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> PeftModelForCausalLM:
-    """Convert a captioner to a PEFT model: its language model, with its adapter under the method "ituning".
+    """Convert a captioner to a PEFT model of its language model, with an adapter of the method "ituning".
 
-    The captioner is not changed. The PEFT model shares its frozen weights and copies the adapter, in its
-    precision. It has no vision encoder: the features are passed as `encoder_hidden_states`.
+    The captioner is not changed. The PEFT model shares its frozen weights and has a copy of the adapter, of
+    the same dtype. It has no vision encoder: the image features are passed as `encoder_hidden_states`.
 
     Args:
         captioner: The captioner.
@@ -90,19 +90,21 @@ def _adapter_of(peft_model: Any, name: str | None) -> tuple[str, dict[str, Any]]
     """Return the name of an adapter, by default the active one, and its fields for a captioner."""
     if not isinstance(peft_model, PeftModel):
         raise UserError(
-            f"{type(peft_model).__name__} is not a PEFT model: give what get_peft_model or "
-            "PeftModel.from_pretrained returned."
+            f"{type(peft_model).__name__} is not a PEFT model: pass the result of get_peft_model or "
+            "PeftModel.from_pretrained."
         )
     if name is None:
         active = list(peft_model.active_adapters)
         if len(active) != 1:
             raise UserError(
-                f"The adapters {active} are active: choose one, from_peft(..., adapter_name=...)."
+                f"The adapters {active} are active: select one with from_peft(..., adapter_name=...)."
             )
         name = active[0]
     config = peft_model.peft_config.get(name)
     if not isinstance(config, ITuningTunerConfig):
-        raise UserError(f"There is no I-Tuning adapter {name!r}, only {sorted(peft_model.peft_config)}.")
+        raise UserError(
+            f"There is no I-Tuning adapter {name!r}; the adapters are {sorted(peft_model.peft_config)}."
+        )
     return name, _captioner_fields(config)
 
 
@@ -111,7 +113,7 @@ def _captioner_fields(config: ITuningTunerConfig) -> dict[str, Any]:
 
 
 def _set_source(fields: dict[str, Any], backbone: str, path: str | os.PathLike[str]) -> None:
-    """Set where a backbone is. The recorded revision does not apply to another place."""
+    """Set the source of a backbone. The recorded revision does not apply to another source."""
     name = absolute_if_local(path)
     if name != fields[f"{backbone}_model_name_or_path"]:
         fields |= {f"{backbone}_model_name_or_path": name, f"{backbone}_model_revision": None}
@@ -144,7 +146,7 @@ def _build_captioner(
 
 
 def _check_source(fields: dict[str, Any], backbone: str, model: PreTrainedModel) -> dict[str, Any]:
-    """Compare a backbone with its checkpoint and the recorded fingerprint, and return its source's fields."""
+    """Check a backbone against its checkpoint and recorded fingerprint; return the fields of its source."""
     keys = [f"{backbone}_model_{field}" for field in ("name_or_path", "revision", "fingerprint")]
     recorded_name, recorded_revision, expected = (fields[key] for key in keys)
     name = getattr(model, "name_or_path", None) or recorded_name
@@ -171,25 +173,25 @@ def convert(
     vision_model: str | os.PathLike[str] | None = None,
     text_model: str | os.PathLike[str] | None = None,
 ) -> Literal["adapter", "captioner"]:
-    """Convert a saved captioner to a PEFT adapter, or an adapter to a captioner. The weights do not change.
+    """Convert a saved captioner to a PEFT adapter, or a PEFT adapter to a captioner, losslessly.
 
     Args:
         source: The folder or Hub id of the captioner or adapter.
         output: A new or empty folder.
         revision: The source's revision on the Hub.
-        vision_model: The vision encoder's folder or Hub id, in place of the recorded one.
-        text_model: The language model's, in place of the recorded one.
+        vision_model: The folder or Hub id of the vision encoder, instead of the recorded one.
+        text_model: The folder or Hub id of the language model, instead of the recorded one.
 
     Returns:
-        What was written to `output`.
+        The kind of model that was written to `output`.
 
     Raises:
         OSError: if `output` is not empty, or the source or a backbone does not exist.
-        ValueError: if the source is neither, or damaged, or a backbone is not the one that it was trained on.
+        ValueError: if the source is neither or is damaged, or if a backbone is not the one used in training.
     """
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists: give a new or empty folder.")
+        raise FileExistsError(f"{target} exists and is not an empty folder: give a new or empty one.")
     name = os.fspath(source)
     if not holds_peft_adapter(name, revision):
         captioner = load_model(
@@ -209,7 +211,7 @@ def _read_config(name: str, revision: str | None) -> ITuningTunerConfig:
     with reading(f"The adapter_config.json of {name!r}"):  # PEFT does not check the file
         config = PeftConfig.from_pretrained(name, revision=revision)
     if not isinstance(config, ITuningTunerConfig):
-        raise UserError(f"{name!r} is an adapter of {config.peft_type}, expected {PEFT_TYPE}.")
+        raise UserError(f"{name!r} is an adapter of the method {config.peft_type}, expected {PEFT_TYPE}.")
     return config
 
 
@@ -224,7 +226,7 @@ def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
         layer=captioner.config.vision_feature_layer,
         vision="a local vision encoder" if is_local(vision) else f"`{vision}`",
     )
-    card.save(target / REPOCARD_NAME)  # instead of PEFT's own, a form to fill in
+    card.save(target / REPOCARD_NAME)  # replaces PEFT's template, which has blanks to fill in
 
 
 def _write_captioner(name: str, fields: dict[str, Any], target: Path, revision: str | None) -> None:
@@ -234,7 +236,7 @@ def _write_captioner(name: str, fields: dict[str, Any], target: Path, revision: 
                 f"The adapter {name!r} does not name its {backbone} model: give --{backbone}_model "
                 f"({backbone}_model=... in Python)."
             )
-    # PEFT would open a pickle, raise the precision to fp32 and initialize missing weights randomly.
+    # PEFT would open pickles, cast the weights to fp32 and initialize missing weights randomly.
     tensors = read_adapter_file(cached_file(name, SAFETENSORS_WEIGHTS_NAME, revision=revision))
     vision, text = _load_backbone(fields, "vision"), _load_backbone(fields, "text")
     captioner = _build_captioner(ITuningForCaptioning, vision, text, fields, tensors, name)

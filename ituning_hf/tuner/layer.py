@@ -1,4 +1,4 @@
-"""The modules of a language model with adapters, and the path of the image to them."""
+"""The modules of a language model with adapters, and the hook that passes images to them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..captioner.decoders_ituning import DECODER_FAMILIES, DecoderFamily, copy_b
 from ..captioner.loss_ituning import pad_lm_head_rows
 from ..utils.errors import UserError
 
-ADAPTERS = "ituning_adapter"  # the layers' attribute: part of every key on disk
+ADAPTERS = "ituning_adapter"  # the attribute of adapted layers, which is part of every key on disk
 # The keys and values of the images, by layer index and adapter name.
 NamedKeyValues = dict[int, dict[str, tuple[torch.Tensor, torch.Tensor]]]
 
 
 class ITuningLayer(nn.Module, BaseTunerLayer):
-    """A frozen decoder layer and its adapters; the outputs of the active adapters are summed.
+    """A frozen decoder layer with adapters; the outputs of the active adapters are summed.
 
-    Each family has a subclass that is also a subclass of the family's own layer class: Transformers finds
-    layers by that class, to record hidden states and to checkpoint activations. The images' keys and values
-    come with the call; the layer stores nothing of a request.
+    Each family has a subclass that also inherits from the family's own layer class: Transformers recognizes
+    layers by class to record hidden states and to checkpoint activations. The images' keys and values are
+    arguments of each call, not module state.
 
     Args:
         base_layer: The frozen layer.
@@ -35,7 +35,7 @@ class ITuningLayer(nn.Module, BaseTunerLayer):
     family: DecoderFamily
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any) -> None:
-        nn.Module.__init__(self)  # the family's own would build the frozen modules again
+        nn.Module.__init__(self)  # that of the layer class would build the frozen modules again
         self.base_layer = base_layer
         self.ituning_adapter = nn.ModuleDict().train(base_layer.training)
         copy_block_state(base_layer, self)
@@ -57,20 +57,20 @@ class ITuningLayer(nn.Module, BaseTunerLayer):
             scale=config.adapter_scale,
             dropout=config.adapter_dropout,
         )
-        if not adapter.q_proj.weight.is_meta:  # with low_cpu_mem_usage, the checkpoint brings the tensors
+        if not adapter.q_proj.weight.is_meta:  # with low_cpu_mem_usage, a checkpoint fills the tensors
             adapter.to(self.family.compute_device(self.base_layer))
-        # PEFT raises this precision to fp32 unless autocast_adapter_dtype is False.
+        # PEFT casts the adapter to fp32 unless autocast_adapter_dtype is False.
         self.ituning_adapter[adapter_name] = adapter.to(norm.weight.dtype).train(self.training)
 
     def active(self) -> dict[str, ITuningAdapter]:
-        """Return the active adapters by name; none while adapters are disabled."""
+        """Return the active adapters by name; none if adapters are disabled."""
         if self.disable_adapters:
             return {}
         adapters: Any = self.ituning_adapter
         return {name: adapters[name] for name in self.active_adapters if name in adapters}
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[Any, None]:
-        # PEFT asks when a checkpoint's tensors replace meta tensors; None keeps their precision.
+        # Called by PEFT when a checkpoint's tensors replace meta tensors; None keeps their dtype.
         return self.family.compute_device(base_layer), None
 
     def forward(
@@ -80,13 +80,13 @@ class ITuningLayer(nn.Module, BaseTunerLayer):
         visual_key_values: NamedKeyValues | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Compute the layer's output, (rows, T, d), from its input of the same shape, rows image-major.
+        """Compute the layer's output for an input of shape (rows, T, d), with image-major rows.
 
         Args:
             hidden_states: The layer's input.
             *args: Positional arguments of the frozen layer.
-            visual_key_values: The images' keys and values, for each layer and active adapter of shape
-                (num_images, h, N, r / h). Without them the layer is the frozen one.
+            visual_key_values: The keys and values of each layer and active adapter, of shape
+                (num_images, h, N, r / h). Without them, only the frozen layer is computed.
             **kwargs: Keyword arguments of the frozen layer.
         """
         x, output = self.family.run_layer(self.base_layer, hidden_states, *args, **kwargs)
@@ -96,7 +96,7 @@ class ITuningLayer(nn.Module, BaseTunerLayer):
         return output
 
 
-# Module attributes, by which pickle finds the classes, such as `TunedGPT2Block`.
+# Set as module attributes, such as `TunedGPT2Block`, so that pickle finds the classes.
 LAYER_CLASSES: dict[type[nn.Module], type[ITuningLayer]] = {}
 for _family in DECODER_FAMILIES.values():
     _name = f"Tuned{_family.layer_class.__name__}"
@@ -108,13 +108,13 @@ _DECODER_CLASSES = tuple(family.decoder_class for family in DECODER_FAMILIES.val
 
 
 def find_decoders(model: nn.Module) -> list[Any]:
-    """Return the decoders in a model, which may be one itself."""
+    """Return the decoders in a model, or the model itself if it is one."""
     return [module for module in model.modules() if isinstance(module, _DECODER_CLASSES)]
 
 
 def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
-    """Return the active adapters of a model by layer and name."""
-    # Two loops: torch.compile would break its graph at an assignment expression.
+    """Return the active adapters of a model, by layer index and name."""
+    # Two loops, because an assignment expression would cause a graph break in torch.compile.
     layers = [module for module in model.modules() if isinstance(module, ITuningLayer)]
     adapters = {layer.layer_idx: layer.active() for layer in layers}
     return {index: active for index, active in adapters.items() if active}
@@ -131,7 +131,7 @@ def project_image(model: nn.Module, image: torch.Tensor) -> NamedKeyValues:
 
 
 def given_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """Return the text among a call's arguments: token ids, (rows, T), or embeddings, (rows, T, d)."""
+    """Return the text input of a call: token ids, (rows, T), or embeddings, (rows, T, d)."""
     for tensor in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")):
         if tensor is not None:
             return tensor
@@ -139,16 +139,16 @@ def given_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | 
 
 
 def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Replace `encoder_hidden_states`, the image, by its keys and values; a forward pre-hook."""
+    """Forward pre-hook: replace the image, `encoder_hidden_states`, with its keys and values."""
     image = kwargs.pop("encoder_hidden_states", None)
-    if not active_adapters(decoder):  # disabled or deleted: the frozen language model ignores the image
+    if not active_adapters(decoder):  # all disabled or deleted: the language model ignores the image
         return args, kwargs
     if image is None:
         raise UserError(
-            "encoder_hidden_states is None: give the image's features, of shape (num_images, tokens, "
-            "vision_hidden_size), or run the language model alone inside model.disable_adapter()."
+            "encoder_hidden_states is None: pass image features of shape (num_images, tokens, "
+            "vision_hidden_size), or use model.disable_adapter() to run the language model alone."
         )
-    # `generate` passes a plain dictionary of keys and values; an encoder's output is a dictionary, too.
+    # `generate` passes keys and values as a plain dict. (Model outputs are subclasses of dict.)
     if type(image) is dict:
         return args, kwargs | {"visual_key_values": image}
     key_values = project_image(decoder, image)
@@ -158,7 +158,7 @@ def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 class PaddedLMHead(nn.Linear):
-    """An output layer that pads a few rows to 16 on a CPU, as the captioner does."""
+    """An output layer that pads small inputs to 16 rows on a CPU; see `pad_lm_head_rows`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (..., vocab_size) for hidden states of shape (..., d)."""
@@ -166,8 +166,8 @@ class PaddedLMHead(nn.Linear):
 
 
 def change_lm_head(model: Any, old: type[nn.Linear], new: type[nn.Linear]) -> None:
-    """Change the class of a language model's output layer; a layer of a third class stays as it is."""
-    # PEFT takes a GPT-2 inside any module, which need not have an output layer.
+    """Change the class of a language model's output layer from `old` to `new`; keep any other class."""
+    # PEFT accepts any module that contains a GPT-2, even without an output layer.
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(layer) is old:
         layer.__class__ = new

@@ -1,4 +1,4 @@
-"""The tuner: it puts I-Tuning adapters into a language model. Its import registers the method with PEFT."""
+"""The tuner, which adds I-Tuning adapters to a language model. Importing it registers the PEFT method."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .layer import (
 )
 
 _LAYER_LISTS = {family.layers_path.rpartition(".")[2] for family in DECODER_FAMILIES.values()}
-# PEFT omits from a file the keys that have another adapter's name anywhere.
+# Not allowed as adapter names: PEFT does not save keys that contain the name of another adapter.
 _PARTS_OF_KEYS = {ADAPTERS, "q_proj", "k_proj", "v_proj", "out_proj", "weight", "bias"}
 _PARTS_OF_KEYS |= {part for family in DECODER_FAMILIES.values() for part in family.layers_path.split(".")}
 
@@ -41,23 +41,23 @@ _PARTS_OF_KEYS |= {part for family in DECODER_FAMILIES.values() for part in fami
 class ITuningTuner(BaseTuner):
     """The PEFT method "ituning" on a frozen language model; `get_peft_model` creates it.
 
-    The image is an argument of `forward` and `generate`: `encoder_hidden_states`, the vision encoder's token
-    features of shape (num_images, N, d_v). Rows of text are image-major: with k rows for each image, row i
-    belongs to image i // k, and all rows of an image share its keys and values.
+    `forward` and `generate` take images as `encoder_hidden_states`: the token features of the vision encoder,
+    of shape (num_images, N, d_v). Rows of text are image-major: with k rows per image, row i belongs to image
+    i // k, and all rows of an image share its keys and values.
 
-    To combine it with a LoRA on the same language model, add the LoRA first, under another name:
+    To combine it with LoRA on the same language model, add LoRA first, under another adapter name:
     `gpt2.add_adapter(lora_config, "style")` or `inject_adapter_in_model(lora_config, gpt2, "style")`, then
-    `get_peft_model(gpt2, ...)`. Both compute, train and are disabled together; `unload()` leaves the LoRA,
-    which can then be saved. In the other order PEFT does not find LoRA's target modules in adapted layers.
+    `get_peft_model(gpt2, ...)`. Both are active, trained and disabled together; `unload()` keeps LoRA, which
+    can then be saved. In the other order, PEFT does not find LoRA's target modules in adapted layers.
 
     Args:
         model: The language model.
-        peft_config: The configuration, or one for each adapter name.
-        adapter_name: The adapter's name.
-        **kwargs: For PEFT's `BaseTuner`.
+        peft_config: A configuration, or a dictionary of configurations by adapter name.
+        adapter_name: The name of the adapter.
+        **kwargs: Passed to PEFT's `BaseTuner`.
 
     Raises:
-        ValueError: for an unsupported model, or options that cannot be used. The model is then unchanged.
+        ValueError: if the model is not supported or an option is invalid; the model is then unchanged.
 
     Example:
     ```python
@@ -88,24 +88,26 @@ class ITuningTuner(BaseTuner):
         adapter_name: str,
         **kwargs: Any,
     ) -> None:
-        # PEFT next adds the configuration to those that the model already has.
+        # PEFT adds the configuration to those that the model already has.
         other = getattr(model, "peft_config", {}).get(adapter_name)
         if other is not None and other.peft_type != PEFT_TYPE:
             raise UserError(
                 f"The model has an adapter {adapter_name!r} of another method ({type(other).__name__}): "
-                "choose another name, get_peft_model(model, config, adapter_name=...)."
+                "choose another name with get_peft_model(model, config, adapter_name=...)."
             )
         if isinstance(model, PeftModel):
             raise UserError(
-                "The model is a PeftModel, which would become part of the weights' names: give its base "
-                "model, get_peft_model(model.get_base_model(), ...). A LoRA stays on it."
+                "The model is a PeftModel, whose prefix would become part of weight names: pass its base "
+                "model, get_peft_model(model.get_base_model(), ...), which keeps LoRA adapters."
             )
         super().__init__(model, peft_config, adapter_name, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter, or replace the one of that name."""
         if adapter_name in _PARTS_OF_KEYS or adapter_name.isdigit():
-            raise UserError(f"adapter_name is {adapter_name!r}, a part of weight names: choose another name.")
+            raise UserError(
+                f"adapter_name is {adapter_name!r}, which occurs in weight names: choose another name."
+            )
         self.peft_config[adapter_name] = resolve_config(self.peft_config[adapter_name], model)
         for module in model.modules():
             if isinstance(module, ITuningLayer) and adapter_name in module.ituning_adapter:
@@ -132,7 +134,7 @@ class ITuningTuner(BaseTuner):
         change_lm_head(model, nn.Linear, PaddedLMHead)
 
     def unload(self) -> nn.Module:
-        """Return the language model without these adapters; adapters of other methods stay."""
+        """Return the language model without these adapters, keeping adapters of other methods."""
         for name, module in list(self.model.named_modules()):
             if isinstance(module, ITuningLayer):
                 self.model.set_submodule(name, module.base_layer)
@@ -149,21 +151,21 @@ class ITuningTuner(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(
-            "An I-Tuning adapter cannot be merged: it attends to the image, which no change of the frozen "
-            "weights can compute. Keep the adapter, or remove it with unload()."
+            "An I-Tuning adapter cannot be merged: cross-attention to an image cannot be folded into the "
+            "frozen weights. Keep the adapter, or remove it with unload()."
         )
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter, or several, whose outputs are summed; other methods' stay as they are."""
+        """Activate one or several adapters, whose outputs are summed, without changing other methods'."""
         self._check_own([adapter_name] if isinstance(adapter_name, str) else adapter_name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; without an active one left, the first of the others by name becomes active."""
+        """Delete an adapter. If no active one remains, activate the first remaining one by name."""
         self._check_own([adapter_name])
         before = self.active_adapters
         super().delete_adapter(adapter_name)
-        # PEFT lets each layer choose, and not every adapter is in every layer.
+        # PEFT would choose for each layer separately, and not every layer has every adapter.
         self.active_adapter = [name for name in before if name != adapter_name]
         if not self.active_adapter:
             self.set_adapter(sorted(self._own_adapters())[:1])
@@ -175,7 +177,7 @@ class ITuningTuner(BaseTuner):
         if foreign := [name for name in names if name not in self._own_adapters()]:
             raise UserError(
                 f"There is no I-Tuning adapter {foreign} on this model: it has {self._own_adapters()}. "
-                "Another method switches its own adapters."
+                "Adapters of other methods cannot be changed here."
             )
 
     @classmethod
@@ -188,12 +190,12 @@ class ITuningTuner(BaseTuner):
         *_: Any,
         **__: Any,
     ) -> dict[str, torch.Tensor]:
-        # PEFT would also take the weights of a LoRA, which has its own file.
+        # PEFT would also include LoRA weights, which are saved separately.
         return {key: tensor for key, tensor in state_dict.items() if f".{ADAPTERS}.{adapter_name}." in key}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # PEFT expects the name second to last, where this adapter has the names of its modules.
+        # PEFT expects the adapter's name second to last in a key, where this method has module names.
         return key.replace(f".{ADAPTERS}.{adapter_name}.", f".{ADAPTERS}.")
 
     @torch.no_grad()
@@ -204,41 +206,41 @@ class ITuningTuner(BaseTuner):
         encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate text for images; their keys and values are projected once for all steps and beams.
+        """Generate text for images, projecting their keys and values once for all steps and beams.
 
         Args:
-            inputs: Prompts, left-padded, of shape (num_images * k, T), image-major; also as `input_ids`.
-                Without prompts, each image gets one text that starts with the begin token.
-            encoder_hidden_states: The images, of shape (num_images, N, d_v).
-            **kwargs: For `GenerationMixin.generate`. Classifier-free guidance is not supported.
+            inputs: Left-padded prompts of shape (num_images * k, T), image-major; also accepted as
+                `input_ids`. Without prompts, one text per image is generated, starting with the BOS token.
+            encoder_hidden_states: The image features, of shape (num_images, N, d_v).
+            **kwargs: Passed to `GenerationMixin.generate`. Classifier-free guidance is not supported.
 
         Raises:
             ValueError: if there is no image, the rows cannot be divided evenly among the images, or there is
-                neither a prompt nor a begin token.
+                neither a prompt nor a BOS token.
         """
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
             key_values = project_image(self.model, image)
             prompt = given_text((inputs,), kwargs)
-            if prompt is None:  # generation makes as many begin tokens as the mask has rows
+            if prompt is None:  # the number of BOS tokens is that of the mask's rows
                 kwargs["attention_mask"] = torch.ones(len(image), 1, dtype=torch.long, device=image.device)
             else:
-                check_rows(len(prompt), len(image))  # before generation makes rows for each beam
-            image = key_values  # no longer a tensor, so generation does not repeat it for each beam
+                check_rows(len(prompt), len(image))  # before generation repeats rows for each beam
+            image = key_values  # not a tensor, so generation does not repeat it for each beam
         return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
 
 
 def resolve_config(config: Any, model: Any) -> Any:
-    """Refuse an unsuitable model; return a copy of the configuration with the options that were `None`."""
+    """Check the model; return a copy of the configuration in which `None` is replaced."""
     decoders = find_decoders(model)
     if len(decoders) != 1:
         raise UserError(
-            f"{type(model).__name__} contains {len(decoders)} supported decoders, expected one: give a plain "
+            f"{type(model).__name__} contains {len(decoders)} supported decoders, expected one: pass a plain "
             f"language model of type {' or '.join(DECODER_FAMILIES)}."
         )
     decoder = decoders[0].config
     decoder_family(decoder).check_config(decoder)
-    name = getattr(model, "name_or_path", None)  # other modules around a language model have none
+    name = getattr(model, "name_or_path", None)  # a module that wraps a language model has none
     if config.text_model_fingerprint is not None and name:
         commit = getattr(model.config, "_commit_hash", None)
         with suppress(OSError):  # the checkpoint has moved since it was loaded
@@ -249,7 +251,7 @@ def resolve_config(config: Any, model: Any) -> Any:
     return config
 
 
-# PEFT's enum of methods is closed (huggingface/peft, pull request 2282), so it is extended first.
+# PEFT's enum of methods cannot be extended by its API (huggingface/peft, pull request 2282).
 if PEFT_TYPE not in PeftType.__members__:
     extend_enum(PeftType, PEFT_TYPE, PEFT_TYPE)
     register_peft_method(name=PEFT_TYPE.lower(), config_cls=ITuningTunerConfig, model_cls=ITuningTuner)

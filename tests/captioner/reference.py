@@ -1,7 +1,8 @@
-"""The whole captioner in float64, from the formulas and a state dict: no module, no kernel, no batch.
+"""A reference implementation of the captioner in float64, from the formulas and a state dict.
 
-One image and one row of text at a time, one head at a time, and no padding. Gradients are autograd's of
-these few lines. Of the configuration only numbers are read; names of weights are those on disk.
+It uses no modules and no fused kernels, and computes one image, one row of text and one head at a time,
+without padding. Gradients are computed by autograd. It reads only numbers from the configuration; the names
+of weights are those on disk.
 """
 
 import itertools
@@ -55,11 +56,11 @@ def attend(
 
 
 class Reference:
-    """A captioner's computation, written out.
+    """The computation of a captioner.
 
     Args:
         config: An `ITuningConfig`; numbers are read from it.
-        weights: The captioner's state dict, cast to float64 here; adapters' tensors get gradients.
+        weights: The captioner's state dict. It is cast to float64, and the adapters' tensors get gradients.
     """
 
     def __init__(self, config: Any, weights: Weights) -> None:
@@ -132,14 +133,14 @@ class Reference:
         num_items_in_batch: int | None = None,
         label_smoothing: float = 0.0,
     ) -> torch.Tensor:
-        """The label tokens' -log p, summed, over their number; row i belongs to image i // k.
+        """The mean cross-entropy of the label tokens; row i belongs to image i // k.
 
-        Smoothed, the target has 1 - s of the probability, and all of the vocabulary shares s.
+        With label smoothing s, the target has probability 1 - s, and s is spread over the whole vocabulary.
 
         Args:
-            memories: Each image's, (N, d_v).
+            memories: The visual memory of each image, (N, d_v).
             rows: Tokens and labels, without padding.
-            num_items_in_batch: What to divide by, in place of the number of label tokens.
+            num_items_in_batch: The divisor of the summed loss; by default the number of label tokens.
             label_smoothing: s.
         """
         k, count = len(rows) // len(memories), 0
@@ -155,7 +156,7 @@ class Reference:
         return total / (num_items_in_batch or max(count, 1))
 
     def greedy(self, memory: torch.Tensor, new_tokens: int) -> list[int]:
-        """The begin token, and after it always the likeliest one, up to the end token."""
+        """The BOS token, then the most likely token at each step, up to the EOS token."""
         config = self.config.text_config
         ids = [config.bos_token_id]
         while len(ids) <= new_tokens:

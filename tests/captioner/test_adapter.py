@@ -60,7 +60,7 @@ def test_follows_the_formula(images: int, k: int, eager: bool):
     torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_with_zero_keys_every_token_reads_the_mean_of_the_values():
+def test_zero_keys_give_the_mean_of_the_values():
     adapter = ITuningAdapter(hidden_size=2, vision_hidden_size=2, adapter_hidden_size=2, num_heads=1)
     with torch.no_grad():
         adapter.k_proj.weight.zero_()
@@ -84,7 +84,7 @@ def test_attention_weights_sum_to_one_and_reproduce_the_output():
     torch.testing.assert_close(update, adapter(hidden_states, key, value), rtol=1e-5, atol=1e-5)
 
 
-def test_rows_of_an_image_read_it_as_if_it_were_repeated():
+def test_rows_of_an_image_match_repeated_images():
     adapter, (hidden_states, memory) = make_adapter(), make_inputs()
     repeated = memory.repeat_interleave(ROWS_PER_IMAGE, dim=0)
     torch.testing.assert_close(run(adapter, hidden_states, memory), run(adapter, hidden_states, repeated))
@@ -92,7 +92,7 @@ def test_rows_of_an_image_read_it_as_if_it_were_repeated():
     assert not torch.allclose(run(adapter, hidden_states, memory), run(adapter, hidden_states, tiled))
 
 
-def test_its_initial_output_is_zero_and_a_reset_restores_that():
+def test_output_is_zero_initially_and_after_a_reset():
     adapter = ITuningAdapter(hidden_size=97, vision_hidden_size=101, adapter_hidden_size=90, num_heads=9)
     torch.nn.init.ones_(adapter.out_proj.bias)
     adapter.reset_parameters()
@@ -121,7 +121,7 @@ def test_parameter_count_is_that_of_four_linear_layers():
 
 
 @pytest.mark.parametrize("eager", [False, True])
-def test_full_precision_adapter_serves_a_half_precision_decoder(eager: bool):
+def test_fp32_adapter_with_a_half_precision_decoder(eager: bool):
     adapter, (hidden_states, memory) = make_adapter(), make_inputs()
     expected = run(adapter, hidden_states.bfloat16().float(), memory.bfloat16().float(), eager=eager)
     update = run(adapter, hidden_states.bfloat16(), memory.bfloat16(), eager=eager)

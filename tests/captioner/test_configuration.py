@@ -1,4 +1,4 @@
-"""The configuration: what None resolves to, what survives a round trip, and what is refused."""
+"""The configuration: defaults, round trips and invalid values."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def test_none_means_half_the_width_the_decoders_heads_and_all_layers():
     assert config.get_text_config(decoder=True) is config.text_config
 
 
-def test_by_default_the_backbones_are_clip_and_gpt2_of_unknown_origin():
+def test_default_backbones_are_clip_and_gpt2_without_a_source():
     config = ITuningConfig()
     fields = ("name_or_path", "revision", "fingerprint")
     assert [getattr(config, f"{kind}_model_{f}") for kind in ("vision", "text") for f in fields] == [None] * 6
@@ -77,7 +77,7 @@ def test_survives_a_round_trip_through_json(tmp_path: Path):
         assert loaded.to_diff_dict() == config.to_diff_dict()
 
 
-def test_another_path_does_not_keep_the_recorded_revision(tmp_path: Path):
+def test_overriding_a_path_drops_the_stored_revision(tmp_path: Path):
     recorded = {"vision_model_name_or_path": "org/clip", "vision_model_revision": "abc"}
     recorded |= {"text_model_name_or_path": "org/gpt2", "text_model_revision": "def"}
     make_config(**recorded).save_pretrained(tmp_path)
@@ -91,7 +91,7 @@ def test_another_path_does_not_keep_the_recorded_revision(tmp_path: Path):
     assert pinned.vision_model_revision == "abc"
 
 
-def test_local_folders_are_recorded_absolute_and_hub_ids_as_they_are(tmp_path: Path, monkeypatch):
+def test_local_folders_become_absolute_and_hub_ids_do_not_change(tmp_path: Path, monkeypatch):
     (tmp_path / "clip").mkdir()
     monkeypatch.chdir(tmp_path)
     assert absolute_if_local("clip") == absolute_if_local(Path("clip")) == str(tmp_path / "clip")
@@ -102,8 +102,8 @@ BAD_VALUES = [
     ({"adapter_layers": [0, 4, -5]}, r"adapter_layers contains \[4, -5\], expected integers from -4 to 3"),
     ({"adapter_layers": [1.0, True]}, r"adapter_layers contains \[1\.0, True\]"),
     ({"adapter_layers": "all"}, r"adapter_layers is 'all', expected a list"),
-    ({"adapter_layers": []}, r"adapter_layers is empty: name at least one"),
-    ({"adapter_layers": [1, 2, -3]}, r"adapter_layers is \[1, 2, -3\], which names a layer twice"),
+    ({"adapter_layers": []}, r"adapter_layers is empty: list at least one"),
+    ({"adapter_layers": [1, 2, -3]}, r"adapter_layers is \[1, 2, -3\], which contains a layer twice"),
     ({"adapter_hidden_size": 15}, r"adapter_num_heads is 7, which does not divide adapter_hidden_size 15"),
     ({"adapter_hidden_size": 0}, r"adapter_hidden_size is 0, expected a positive integer"),
     ({"adapter_num_heads": -7}, r"adapter_num_heads is -7, expected a positive integer"),
@@ -115,7 +115,7 @@ BAD_VALUES = [
     ({"vision_feature_layer": 3}, r"vision_feature_layer is 3, expected -3 to 2 for an encoder of 2"),
     ({"vision_feature_layer": -4}, r"vision_feature_layer is -4, expected -3 to 2"),
     ({"adapter_scale": 10**400}, r"adapter_scale is 10+, expected a finite number"),
-    ({"text_model_revision": ["main"]}, r"text_model_revision is \['main'\], expected text or None"),
+    ({"text_model_revision": ["main"]}, r"text_model_revision is \['main'\], expected a string or None"),
     ({"format_version": 2}, r"format_version is 2, expected 1: upgrade"),
     ({"format_version": True}, r"format_version is True"),
 ]
@@ -155,15 +155,15 @@ def test_a_saved_file_may_be_edited_and_overridden(tmp_path: Path, caplog: pytes
     assert not caplog.records
 
 
-def test_warns_of_an_unknown_key_that_looks_like_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_unknown_keys_with_its_prefixes_cause_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder = save_with(tmp_path, adapter_hiden_size=4, a_key_of_transformers=1)
     config = ITuningConfig.from_pretrained(folder)
     assert config.adapter_hidden_size == 14
     (record,) = caplog.records
-    assert "ignores unknown ['adapter_hiden_size']" in record.getMessage()
+    assert "ignores the unknown fields ['adapter_hiden_size']" in record.getMessage()
 
 
-# Over CLIP ViT-B/16's 768-wide features. DESIGN.md states the totals; the formula must give them.
+# Over CLIP ViT-B/16's 768-wide features. README.md states these totals.
 PAPER_SIZES = [
     ({"n_embd": 768, "n_layer": 12, "n_head": 12}, 14_178_816),
     ({"n_embd": 1024, "n_layer": 24, "n_head": 16}, 44_101_632),

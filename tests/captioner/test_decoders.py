@@ -32,7 +32,7 @@ def test_the_family_is_found_by_model_type():
 
 UNUSABLE = [
     ("add_cross_attention", True, "add_cross_attention is True, expected False"),
-    ("eos_token_id", None, "eos_token_id=None: captions need both"),
+    ("eos_token_id", None, "eos_token_id=None: set both"),
 ]
 
 
@@ -46,7 +46,7 @@ def test_an_unusable_language_model_is_refused(captioner, field: str, value: boo
 @pytest.mark.parametrize(
     ("tokens", "pad"), [({}, 7), ({"pad_token_id": 3}, 3), ({"eos_token_id": [8, 9]}, 8)]
 )
-def test_without_a_padding_token_the_end_token_pads(tokens: dict, pad: int):
+def test_the_padding_token_defaults_to_the_eos_token(tokens: dict, pad: int):
     config = GPT2Config(**{"bos_token_id": 5, "eos_token_id": 7, **tokens})
     found = FAMILY.special_tokens(config)
     assert found == {"bos_token_id": 5, "eos_token_id": config.eos_token_id, "pad_token_id": pad}
@@ -73,7 +73,7 @@ def test_a_copy_without_adapters_is_the_frozen_model_and_shares_its_weights(capt
     assert sorted(captioner.adapters()) == [0, 1, 2, 3]
 
 
-def test_in_training_gelu_is_one_kernel_and_keeps_one_tensor(captioner):
+def test_training_uses_a_fused_gelu_that_saves_one_tensor(captioner):
     output, gradient, kept = run(captioner)
     trained_output, trained_gradient, kept_in_training = run(captioner.train())
     assert (kept, kept_in_training) == (4, 1)
@@ -81,7 +81,7 @@ def test_in_training_gelu_is_one_kernel_and_keeps_one_tensor(captioner):
     torch.testing.assert_close(trained_gradient, gradient)
 
 
-def test_another_activation_is_left_as_it_is(captioner):
+def test_other_activations_are_not_replaced(captioner):
     captioner.train()
     block = captioner.text_model.transformer.h[1]
     block.mlp.act = torch.nn.ReLU()

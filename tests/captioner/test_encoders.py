@@ -1,4 +1,4 @@
-"""The encoder families: what the captioner knows of CLIP, compared with the model itself."""
+"""The encoder families: the properties declared for CLIP, compared with the model."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_the_family_is_found_by_model_type():
 
 
 @pytest.mark.parametrize("layer", [-3, -2, -1, 0, 1, 2])
-def test_encode_returns_the_hidden_state_without_a_graph(encoder, pixel_values, layer: int):
+def test_encode_returns_the_hidden_state_without_gradients(encoder, pixel_values, layer: int):
     expected = encoder(pixel_values, output_hidden_states=True).hidden_states[layer]
     found = FAMILY.encode(encoder, pixel_values, layer)
     assert torch.equal(found, expected)
@@ -54,6 +54,6 @@ def test_the_default_image_processor_fits_the_encoder():
     assert FAMILY.image_processor(30).to_dict() == own.to_dict()
 
 
-def test_an_encoder_that_is_not_loaded_takes_no_images(encoder, pixel_values):
-    with pytest.raises(ValueError, match="not loaded: give visual_features"):
+def test_an_unloaded_encoder_refuses_images(encoder, pixel_values):
+    with pytest.raises(ValueError, match="not loaded: pass visual_features"):
         UnloadedVisionModel(encoder.config)(pixel_values)

@@ -1,4 +1,4 @@
-"""Generation, compared with the generation of a stock GPT-2 that reads one copy of the image per row.
+"""Generation, compared with a stock GPT-2 whose rows each have a copy of the image.
 
 All models compute in double precision. In single precision the results of nearly equal beams depend on the
 instruction set of the CPU.
@@ -19,7 +19,7 @@ from transformers import GenerationConfig, GPT2LMHeadModel, LogitsProcessor, Log
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner.adapter_ituning import ITuningAdapter
 from ituning_hf.captioner.configuration_ituning import CaptionerError
-from ituning_hf.captioner.generation_ituning import mask_of_padding, with_begin_token
+from ituning_hf.captioner.generation_ituning import add_bos_token, mask_of_padding
 
 IMAGES, BOS, PAD = 3, 0, 299
 # Any of these tokens ends a caption, so that captions and beams end at different lengths.
@@ -27,7 +27,7 @@ ENDS = list(range(100, 200))
 
 
 class ReadsItsImage(nn.Module):
-    """A stock feed-forward network and, in parallel, the adapter's formula on one image per row."""
+    """A stock feed-forward network in parallel to the adapter's formula, with one image per row."""
 
     def __init__(self, mlp: nn.Module, adapter: ITuningAdapter, memory: torch.Tensor) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def prompts(rows: int = IMAGES, length: int = 7) -> torch.Tensor:
 
 
 class Favor(LogitsProcessor):
-    """Make one token a certainty once a row has reached its length."""
+    """Force a token once a row has reached a given length."""
 
     def __init__(self, token: int, lengths: list[int]) -> None:
         self.token, self.lengths = token, torch.tensor(lengths)
@@ -104,7 +104,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES.keys())
-def test_generates_what_the_reference_generates(captioner, reference, pixel_values, options: dict[str, Any]):
+def test_generation_matches_the_reference(captioner, reference, pixel_values, options: dict[str, Any]):
     settings = {"max_new_tokens": 9, "eos_token_id": ENDS, "pad_token_id": PAD, **options}
     settings |= {"return_dict_in_generate": True, "output_scores": True}
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_generates_what_the_reference_generates(captioner, reference, pixel_valu
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_captions_are_those_of_each_image_alone_and_of_its_features(captioner, pixel_values, num_beams: int):
+def test_batched_captions_match_single_images_and_features(captioner, pixel_values, num_beams: int):
     settings = {"max_new_tokens": 9, "eos_token_id": ENDS, "pad_token_id": PAD, "num_beams": num_beams}
     captions = captioner.generate(pixel_values=pixel_values, **settings)
     features = captioner.get_image_features(pixel_values)
@@ -138,11 +138,11 @@ def test_captions_are_those_of_each_image_alone_and_of_its_features(captioner, p
 # --- Defaults
 
 
-def test_by_default_captions_stop_at_the_end_token_and_are_padded_after_it(captioner, pixel_values):
+def test_by_default_captions_stop_at_eos_and_are_padded(captioner, pixel_values):
     end = captioner.config.text_config.eos_token_id
     processors = LogitsProcessorList([Favor(end, [3, 7, 5])])
     captions = captioner.generate(pixel_values=pixel_values, logits_processor=processors)
-    assert captions.shape == (IMAGES, 8)  # the longest: begin token, six tokens, end token
+    assert captions.shape == (IMAGES, 8)  # the longest: BOS, six tokens, EOS
     for row, length in zip(captions.tolist(), [3, 7, 5], strict=True):
         assert row[0] == BOS
         assert end not in row[1:length]
@@ -176,7 +176,7 @@ def test_continues_a_prompt(captioner, reference, pixel_values, num_beams: int):
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_prompts_of_unequal_length_are_as_each_alone(captioner, pixel_values, num_beams: int):
+def test_prompts_of_unequal_length_match_single_prompts(captioner, pixel_values, num_beams: int):
     settings = {"max_new_tokens": 6, "num_beams": num_beams}
     ids, lengths = prompts(), [3, 8, 5]
     padded = torch.stack(
@@ -192,7 +192,7 @@ def test_prompts_of_unequal_length_are_as_each_alone(captioner, pixel_values, nu
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
-def test_several_prompts_for_an_image_read_that_image(captioner, pixel_values, options: dict[str, Any]):
+def test_all_prompts_of_an_image_attend_to_that_image(captioner, pixel_values, options: dict[str, Any]):
     settings = {"max_new_tokens": 6, **options}
     torch.manual_seed(0)
     shared = captioner.generate(input_ids=prompts(rows=6), pixel_values=pixel_values, **settings)
@@ -204,7 +204,7 @@ def test_several_prompts_for_an_image_read_that_image(captioner, pixel_values, o
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_prompts_without_the_begin_token_get_it(captioner, pixel_values, num_beams: int):
+def test_a_missing_bos_token_is_added(captioner, pixel_values, num_beams: int):
     settings = {"pixel_values": pixel_values, "max_new_tokens": 5, "num_beams": num_beams}
     expected = captioner.generate(input_ids=prompts(), **settings)
     assert torch.equal(captioner.generate(input_ids=prompts()[:, 1:], **settings), expected)
@@ -214,7 +214,7 @@ def test_prompts_without_the_begin_token_get_it(captioner, pixel_values, num_bea
         assert torch.equal(captioner.generate(**no_prompt, **settings), expected)
 
 
-WITH_BEGIN_TOKEN = [  # prompts, mask -> prompts, mask; the begin token is 9
+WITH_BOS_TOKEN = [  # prompts, mask -> prompts, mask; the BOS token is 9
     ([[9, 1], [9, 2]], [[1, 1], [1, 1]], [[9, 1], [9, 2]], [[1, 1], [1, 1]]),
     ([[1, 2], [3, 4]], [[1, 1], [1, 1]], [[9, 1, 2], [9, 3, 4]], [[1, 1, 1], [1, 1, 1]]),
     ([[1, 2], [9, 4]], [[1, 1], [1, 1]], [[9, 1, 2], [9, 9, 4]], [[1, 1, 1], [0, 1, 1]]),
@@ -225,10 +225,10 @@ WITH_BEGIN_TOKEN = [  # prompts, mask -> prompts, mask; the begin token is 9
 ]
 
 
-@pytest.mark.parametrize(("ids", "mask", "wanted_ids", "wanted_mask"), WITH_BEGIN_TOKEN)
-def test_where_the_begin_token_goes(ids, mask, wanted_ids, wanted_mask):
+@pytest.mark.parametrize(("ids", "mask", "wanted_ids", "wanted_mask"), WITH_BOS_TOKEN)
+def test_the_bos_token_is_added_before_the_prompt(ids, mask, wanted_ids, wanted_mask):
     ids, mask = torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
-    found_ids, found_mask = with_begin_token(ids, mask, 9)
+    found_ids, found_mask = add_bos_token(ids, mask, 9)
     assert found_mask.tolist() == wanted_mask
     assert found_ids.tolist() == wanted_ids
 
@@ -236,7 +236,7 @@ def test_where_the_begin_token_goes(ids, mask, wanted_ids, wanted_mask):
 @pytest.mark.parametrize(
     ("pad", "expected"),
     [
-        (9, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]),  # the begin token serves as padding
+        (9, [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]),  # BOS is also the padding token
         (8, [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]),
     ],
 )
@@ -250,7 +250,7 @@ def test_which_leading_tokens_are_padding(pad: int, expected: list[list[int]]):
 # --- Caches
 
 
-def test_a_cache_is_continued_without_a_begin_token(captioner, pixel_values):
+def test_a_cache_is_continued_without_a_bos_token(captioner, pixel_values):
     ids = torch.tensor([[5, 7, 11]] * IMAGES)
     with torch.no_grad():
         past = captioner(pixel_values, ids, use_cache=True).past_key_values
@@ -343,7 +343,7 @@ BAD_INPUT = [
         r"expected \(num_images, tokens, 15\)",
     ),
     ({"input_ids": prompts(rows=4)}, "input_ids has 4 rows for 3 images: .* image-major"),
-    ({"input_ids": prompts(), "inputs": prompts()}, "two names for the prompt: give one"),
+    ({"input_ids": prompts(), "inputs": prompts()}, "two names for the prompt: pass one"),
     (
         {"input_ids": prompts(), "attention_mask": PADDED_ON_THE_RIGHT},
         "attention_mask has padding after tokens: .* padded on the left",
@@ -351,13 +351,13 @@ BAD_INPUT = [
     ({"max_new_tokenz": 3}, "max_new_tokenz"),
     (
         {"input_ids": prompts(), "max_new_tokens": 42},
-        r"A prompt of 8 tokens and 42 new ones do not fit .* 48 positions: lower max_new_tokens",
+        r"A prompt of 8 tokens and 42 new tokens exceed .* 48 positions: lower max_new_tokens",
     ),
 ]
 
 
 @pytest.mark.parametrize(("inputs", "message"), BAD_INPUT)
-def test_input_that_does_not_fit_is_refused(captioner, inputs: dict[str, Any], message: str):
+def test_invalid_inputs_are_refused(captioner, inputs: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         captioner.generate(**{"pixel_values": PIXELS, "max_new_tokens": 4} | inputs)
 

@@ -1,4 +1,4 @@
-"""The packed rows and the chunked loss, compared with loops, with PyTorch's loss and with unpacked rows."""
+"""Packed rows and the chunked loss, compared with loops, PyTorch's loss and unpacked rows."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ def test_without_labels_the_loss_is_zero(output_layer):
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
-def test_an_output_layer_that_is_trained_gets_its_gradient(output_layer):
+def test_a_trainable_output_layer_gets_its_gradient(output_layer):
     output_layer.requires_grad_(True)
     hidden, targets = make_positions()
     found = torch.autograd.grad(caption_loss(output_layer, hidden, targets, 1, 0.0), output_layer.weight)
@@ -144,7 +144,7 @@ HIDDEN_SIZE = 22
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Rows with any mask, and labels at any of its tokens."""
+    """Rows with arbitrary masks, and labels at arbitrary tokens."""
     images, k, length = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 7))
     cell = st.sampled_from(["padding", "token", "label"])
     row = st.lists(cell, min_size=length, max_size=length)
@@ -156,7 +156,7 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
 
 
 def pack_by_loops(ids, mask, targets, images: int) -> list[list[tuple[int, int, int]]]:
-    """Each image's tokens with their positions and targets, up to each row's last target."""
+    """The tokens, positions and targets of each image, up to the last target of each row."""
     packed = []
     k = len(ids) // images
     for image in range(images):
@@ -222,7 +222,7 @@ def run(model: ITuningForCaptioning, **batch: Any) -> tuple[Any, torch.Tensor, d
 @pytest.mark.parametrize(
     ("images", "k", "implementation"), [(3, 2, "sdpa"), (3, 5, "sdpa"), (1, 5, "eager"), (4, 1, "sdpa")]
 )
-def test_packed_rows_give_the_loss_and_gradients_of_the_rows_as_given(
+def test_packed_rows_have_the_loss_and_gradients_of_unpacked_rows(
     captioner, side: str, training: bool, images: int, k: int, implementation: str
 ):
     captioner.set_attn_implementation(implementation)

@@ -35,7 +35,7 @@ def gradients(model: ITuningForCaptioning, **batch: Any) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_new_captioner_is_the_language_model(new_captioner, language_model, side: str):
+def test_a_new_captioner_computes_the_language_model(new_captioner, language_model, side: str):
     batch = make_batch(side=side)
     pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
     assert torch.equal(new_captioner(pixels, ids).logits, language_model(ids).logits)
@@ -165,7 +165,7 @@ def test_half_precision_stays_close(captioner, dtype: torch.dtype, implementatio
     assert F.cosine_similarity(found.logits.float(), expected.logits, dim=-1).min() > 0.98
 
 
-def test_half_precision_backbones_serve_a_full_precision_adapter(backbones: dict[str, Path]):
+def test_fp32_adapter_with_half_precision_backbones(backbones: dict[str, Path]):
     model = make_captioner(backbones, dtype="bfloat16")
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     assert {d for n, d in dtypes.items() if ".adapter." in n} == {torch.float32}
@@ -198,7 +198,7 @@ def count_attention_calls(model: ITuningForCaptioning) -> Counter[int]:
     return calls
 
 
-def test_gradient_checkpointing_recomputes_what_backpropagation_needs(backbones: dict[str, Path]):
+def test_gradient_checkpointing_recomputes_activations(backbones: dict[str, Path]):
     model, batch = make_captioner(backbones, adapter_layers=[1, 3]).train(), make_batch()
     expected = gradients(model, **batch)
     calls = count_attention_calls(model)
@@ -223,12 +223,14 @@ def test_gradient_checkpointing_keeps_adapter_dropout(backbones: dict[str, Path]
 
 
 def test_reentrant_checkpointing_is_refused(captioner):
-    with pytest.raises(ValueError, match=r"use_reentrant=True gives .* no gradient: use use_reentrant=False"):
+    with pytest.raises(
+        ValueError, match=r"use_reentrant=True gives .* no gradient: pass use_reentrant=False"
+    ):
         captioner.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_captioner_left_in_training_mode_generates_the_same(captioner, checkpointing: bool):
+def test_generation_is_the_same_in_training_mode(captioner, checkpointing: bool):
     pixels = make_batch()["pixel_values"]
     expected = captioner.generate(pixel_values=pixels, max_new_tokens=6)
     if checkpointing:
@@ -275,7 +277,7 @@ def test_hidden_states_and_attentions_are_recorded(backbones: dict[str, Path]):
             assert torch.equal(ours, theirs)
 
 
-def test_visual_attention_is_what_the_adapters_read(backbones: dict[str, Path]):
+def test_visual_attention_matches_the_adapters(backbones: dict[str, Path]):
     model = make_captioner(backbones, adapter_layers=[0, 3])
     batch = make_batch()
     attention = model.visual_attention(batch["input_ids"], batch["pixel_values"])
@@ -285,7 +287,7 @@ def test_visual_attention_is_what_the_adapters_read(backbones: dict[str, Path]):
     features = model.get_image_features(batch["pixel_values"])
     assert torch.equal(model.visual_attention(batch["input_ids"], visual_features=features), attention)
 
-    # Of the lowest layer, written out.
+    # The lowest layer, computed explicitly.
     reference = Reference(model.config, model.state_dict())
     weights, row, name = reference.weights, 7, "text_model.transformer."
     hidden = weights[f"{name}wte.weight"][batch["input_ids"][row]] + weights[f"{name}wpe.weight"][:LENGTH]
@@ -322,7 +324,7 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_INPUT)
-def test_input_that_does_not_fit_is_refused(captioner, changes: dict[str, Any], message: str):
+def test_invalid_inputs_are_refused(captioner, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         captioner(**make_batch() | changes)
 
@@ -339,7 +341,7 @@ def test_a_cache_is_refused_in_training_mode(captioner, pixel_values):
 
 
 @pytest.mark.parametrize(("images", "accumulated", "checkpointing"), [(8, 1, False), (2, 4, True)])
-def test_transformers_trainer_takes_the_step_of_the_whole_batch_and_saves_the_adapter(
+def test_transformers_trainer_takes_the_full_batch_step_and_saves_the_adapter(
     captioner, tmp_path: Path, images: int, accumulated: int, checkpointing: bool
 ):
     batch = make_batch(images=8, k=2)

@@ -1,4 +1,4 @@
-"""Saving and loading: the files, options, backbones in other places, and backbones that are refused."""
+"""Saving and loading: files, options, backbones that moved, and backbones that are refused."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def saved(captioner, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own_backbones(backbones: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
-    """Backbones that a test may spoil."""
+    """Copies of the backbones that a test may modify."""
     return {name: shutil.copytree(folder, tmp_path / name) for name, folder in backbones.items()}
 
 
@@ -87,7 +87,7 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
     }
 
 
-def test_of_a_whole_state_dict_the_adapter_is_saved(captioner, tmp_path: Path):
+def test_only_the_adapter_of_a_state_dict_is_saved(captioner, tmp_path: Path):
     state_dict = {name: tensor + 1 for name, tensor in captioner.state_dict().items()}
     captioner.save_pretrained(tmp_path, state_dict=state_dict)
     stored = load_file(tmp_path / "model.safetensors")
@@ -95,7 +95,7 @@ def test_of_a_whole_state_dict_the_adapter_is_saved(captioner, tmp_path: Path):
     assert all(torch.equal(stored[key], state_dict[key]) for key in KEYS)
 
 
-def test_saving_over_backbones_in_memory_warns_and_such_a_captioner_cannot_be_loaded(
+def test_saving_with_backbones_in_memory_warns_and_loading_fails(
     captioner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     config = ITuningConfig(
@@ -109,10 +109,10 @@ def test_saving_over_backbones_in_memory_warns_and_such_a_captioner_cannot_be_lo
         ITuningForCaptioning.from_pretrained(tmp_path)
 
 
-# --- Coming back
+# --- Loading
 
 
-def test_comes_back_as_it_was(captioner, saved: Path, tmp_path: Path):
+def test_a_loaded_captioner_equals_the_saved_one(captioner, saved: Path, tmp_path: Path):
     loaded = ITuningForCaptioning.from_pretrained(saved)
     assert torch.equal(logits_of(loaded), logits_of(captioner))
     assert not any(module.training for module in loaded.modules())
@@ -159,7 +159,7 @@ def test_eager_attention_reaches_every_part(captioner, saved: Path, backbones: d
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_are_whole_and_independent(captioner, again: Callable):
+def test_copies_are_complete_and_independent(captioner, again: Callable):
     expected = logits_of(captioner)
     other = again(captioner)
     assert torch.equal(logits_of(other), expected)
@@ -234,7 +234,7 @@ def without_encoder(own_backbones: dict[str, Path], captioner, tmp_path: Path) -
     return ITuningForCaptioning.from_pretrained(tmp_path / "captioner", load_vision_model=False)
 
 
-def test_an_encoder_that_is_not_loaded_need_not_be_there(captioner, without_encoder):
+def test_an_unloaded_encoder_need_not_exist(captioner, without_encoder):
     features = captioner.get_image_features(PIXELS)
     found = without_encoder(input_ids=TEXT_ROWS, visual_features=features).logits
     assert torch.equal(found, logits_of(captioner))
@@ -248,7 +248,7 @@ def test_an_encoder_that_is_not_loaded_need_not_be_there(captioner, without_enco
     assert (without_encoder.device.type, without_encoder.dtype) == ("cpu", torch.float32)
 
 
-def test_a_captioner_without_its_encoder_is_saved_complete(captioner, without_encoder, tmp_path: Path):
+def test_a_captioner_without_its_encoder_is_saved_completely(captioner, without_encoder, tmp_path: Path):
     without_encoder.save_pretrained(tmp_path / "again")
     assert_equal_files(tmp_path / "again", tmp_path / "captioner")
     with pytest.raises(OSError, match=r"frozen vision model was not found at .*If it has moved"):
@@ -276,7 +276,7 @@ def test_a_new_captioner_over_a_recorded_encoder(own_backbones: dict[str, Path],
 # --- Quantization
 
 
-def test_how_the_language_model_was_quantized_is_not_stored(captioner, tmp_path: Path):
+def test_quantization_settings_are_not_saved(captioner, tmp_path: Path):
     captioner.config.text_config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     captioner.save_pretrained(tmp_path)
     assert "quantization_config" not in (tmp_path / "config.json").read_text()
@@ -294,7 +294,7 @@ def test_only_the_language_model_is_quantized(captioner, saved: Path, tmp_path: 
     quantized = {name for name, module in loaded.named_modules() if isinstance(module, kinds[bits])}
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert quantized == {f"text_model.transformer.h.{i}.{layer}" for i in range(4) for layer in layers}
-    if bits == "load_in_4bit":  # its kernels do not support layers as small as these
+    if bits == "load_in_4bit":  # its kernels do not support layers this small
         return
     found, expected = logits_of(loaded), logits_of(captioner)
     assert 0 < (found - expected).abs().max() < 0.3 * expected.abs().max()
@@ -352,12 +352,12 @@ def test_other_backbones_are_refused(
     other.save_pretrained(tmp_path / "other")
     wanted, found = (Backbone(part, path).fingerprint() for path in (backbones[part], tmp_path / "other"))
     assert wanted != found
-    message = rf"{part} model at '.*other' is not the one .* is {found}, expected {wanted}\. Give the right"
+    message = rf"{part} model at '.*other' is not the one .* is {found}, expected {wanted}\. Use the"
     with pytest.raises(CaptionerError, match=message):
         ITuningForCaptioning.from_pretrained(saved, **{f"{part}_model_name_or_path": tmp_path / "other"})
 
 
-def test_a_model_of_another_kind_is_refused(saved: Path, backbones: dict[str, Path]):
+def test_a_backbone_of_another_model_type_is_refused(saved: Path, backbones: dict[str, Path]):
     with pytest.raises(ValueError, match="vision encoder's model_type is 'gpt2', expected one of"):
         ITuningForCaptioning.from_pretrained(saved, vision_model_name_or_path=backbones["text"])
 
@@ -405,7 +405,7 @@ def save_without_prefix(model: GPT2LMHeadModel, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [save_sharded, save_as_bin, save_without_prefix])
-def test_the_fingerprint_does_not_depend_on_the_files_form(
+def test_the_fingerprint_does_not_depend_on_the_file_format(
     captioner, saved: Path, backbones: dict[str, Path], tmp_path: Path, save: Callable
 ):
     (tmp_path / "other").mkdir()
@@ -451,7 +451,7 @@ def test_the_configuration_may_be_edited_overridden_and_replaced(captioner, save
     assert load(adapter_dropout=0.5).adapters()[0].dropout.p == 0.5
 
 
-def test_a_configuration_for_other_layers_does_not_fit_the_adapter(saved: Path):
+def test_a_configuration_with_other_layers_is_refused(saved: Path):
     edit_json(saved / "config.json", adapter_layers=[0, 1, 2])
     with pytest.raises(CaptionerError, match=r"8 unexpected \(first: \['text_model\.transformer\.h\.3\.adap"):
         ITuningForCaptioning.from_pretrained(saved)
@@ -488,11 +488,11 @@ MISFITS = [
     (lambda tensors: tensors.update(extra=torch.ones(2)), r"1 unexpected \(first: \['extra'\]\)"),
     (
         set_to(lambda t: t.T.contiguous()),
-        rf"1 not fitting .*{A_KEY} is \(15, 21\) torch\.float32, expected floats \(21, 15\)",
+        rf"1 mismatched .*{A_KEY} is \(15, 21\) torch\.float32, expected floats \(21, 15\)",
     ),
     (
         set_to(lambda t: t.int()),
-        rf"1 not fitting .*{A_KEY} is \(21, 15\) torch\.int32, expected floats \(21, 15\)",
+        rf"1 mismatched .*{A_KEY} is \(21, 15\) torch\.int32, expected floats \(21, 15\)",
     ),
     (
         lambda tensors: tensors.update({A_KEY + "s": tensors.pop(A_KEY)}),
@@ -507,7 +507,7 @@ def test_an_adapter_with_huge_values_is_finite(saved: Path):
 
 
 @pytest.mark.parametrize(("change", "message"), MISFITS)
-def test_an_adapter_file_that_does_not_fit_is_refused(saved: Path, change: Callable, message: str):
+def test_a_mismatched_adapter_file_is_refused(saved: Path, change: Callable, message: str):
     rewrite(saved / "model.safetensors", change)
     with pytest.raises(ValueError, match=message):
         ITuningForCaptioning.from_pretrained(saved)
@@ -516,7 +516,7 @@ def test_an_adapter_file_that_does_not_fit_is_refused(saved: Path, change: Calla
 def test_unknown_keywords_are_refused(saved: Path, backbones: dict[str, Path]):
     with pytest.raises(TypeError, match=r"from_pretrained got unexpected keyword argument\(s\) \['dtpye'\]"):
         ITuningForCaptioning.from_pretrained(saved, dtpye="bfloat16")
-    with pytest.raises(TypeError, match=r"unknown adapter option\(s\) \['adapter_size'\]; expected some of"):
+    with pytest.raises(TypeError, match=r"unknown adapter option\(s\) \['adapter_size'\]; the options are"):
         make_captioner(backbones, adapter_size=3)
 
 

@@ -1,4 +1,4 @@
-"""The processor: exact ids, shapes and padding, and the same pixels everywhere."""
+"""The processor: exact ids, shapes, padding and pixels."""
 
 import json
 from functools import partial
@@ -17,7 +17,7 @@ from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.captioner.processing_ituning import caption_rows, crop_extreme_aspect, prepare_images
 
 GPT2_TOKENIZER = SHARED_DATA / "gpt2-tokenizer"
-# Of the small tokenizer, whose begin, end and padding token is 0.
+# Token ids of the small tokenizer; its BOS, EOS and padding token is 0.
 DOG = [65, 284, 71, 293]  # "a dog runs"
 BIRDS = [299, 291, 297, 289]  # "two red birds sit"
 MAN = [65, 287]  # "a man"
@@ -37,7 +37,7 @@ def lists(batch: dict[str, torch.Tensor]) -> dict[str, list]:
 # --- Images
 
 
-def test_images_are_prepared_alone(processor):
+def test_images_without_text(processor):
     batch = processor(images=images(3))
     assert list(batch) == ["pixel_values"]
     assert batch["pixel_values"].shape == (3, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -66,7 +66,7 @@ def test_the_torchvision_image_processor_is_replaced_by_the_pil_one(processor):
 # --- Captions
 
 
-def test_captions_get_begin_and_end_token_and_are_padded_on_the_right(processor):
+def test_captions_get_bos_and_eos_and_are_padded_on_the_right(processor):
     batch = processor(captions=["a dog runs", "a man"])
     assert lists(batch) == {
         "input_ids": [[0, *DOG, 0], [0, *MAN, 0, 0, 0]],
@@ -95,7 +95,7 @@ def test_one_caption_may_be_given_in_several_forms(processor, captions: Any):
     assert processor(captions=captions)["labels"].tolist() == expected
 
 
-def test_a_long_caption_is_truncated_and_keeps_its_end_token(processor):
+def test_a_long_caption_is_truncated_and_keeps_eos(processor):
     batch = processor(captions=["a dog runs", "a man"], max_length=5)
     assert batch["input_ids"].tolist() == [[0, *DOG[:3], 0], [0, *MAN, 0, 0]]
     assert batch["labels"].tolist() == [[0, *DOG[:3], 0], [0, *MAN, 0, -100]]
@@ -121,7 +121,7 @@ def test_the_number_of_rows_per_image_may_be_given():
 # --- Prompts
 
 
-def test_prompts_get_a_begin_token_and_are_padded_on_the_left(processor):
+def test_prompts_get_bos_and_are_padded_on_the_left(processor):
     batch = processor(images=images(), text=["a dog runs", "a man"])
     assert batch["pixel_values"].shape[0] == 2
     assert lists(batch) == {
@@ -130,7 +130,7 @@ def test_prompts_get_a_begin_token_and_are_padded_on_the_left(processor):
     }
 
 
-def test_a_string_is_one_prompt_for_all_images_and_an_empty_one_is_the_begin_token(processor):
+def test_a_string_is_one_prompt_for_all_images_and_an_empty_one_is_bos(processor):
     assert lists(processor(text="a man")) == {"input_ids": [[0, *MAN]], "attention_mask": [[1, 1, 1]]}
     assert lists(processor(text="")) == {"input_ids": [[0]], "attention_mask": [[1]]}
     assert processor(images=images(), text="a man")["input_ids"].tolist() == [[0, *MAN]] * 2
@@ -148,11 +148,11 @@ def test_lists_and_numpy_arrays_may_be_requested(processor):
 
 
 BAD_INPUT = [
-    ({}, "Nothing to prepare: give images, text"),
+    ({}, "Nothing to prepare: pass images, text"),
     ({"text": "a", "captions": "b"}, "Got both text .* and captions"),
     ({"captions": ""}, r"captions \[0\] are empty: remove them"),
     ({"captions": [["a", " \n"]]}, r"captions \[1\] are empty"),
-    ({"captions": []}, "captions are all empty lists: give at least one"),
+    ({"captions": []}, "captions are all empty lists: pass at least one"),
     ({"captions": [[], []]}, "captions are all empty lists"),
     ({"captions": ["a", ["b"]]}, "captions mixes strings and lists"),
     ({"images": images(2), "captions": ["a"]}, "captions has 1 entries for 2 images"),
@@ -163,20 +163,20 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("inputs", "message"), BAD_INPUT)
-def test_input_that_does_not_fit_is_refused(processor, inputs: dict[str, Any], message: str):
+def test_invalid_inputs_are_refused(processor, inputs: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         processor(**inputs)
 
 
 def test_image_options_without_images_are_refused(processor):
-    with pytest.raises(TypeError, match=r"\['truncatoin'\] apply to images, but no images are given"):
+    with pytest.raises(TypeError, match=r"\['truncatoin'\] apply to images, but no images were passed"):
         processor(text="a dog", truncatoin=3)
 
 
 # --- Saving and loading
 
 
-def test_comes_back_with_equal_pixels_and_ids(processor, captioner, tmp_path: Path):
+def test_a_loaded_processor_gives_equal_pixels_and_ids(processor, captioner, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "configuration_ituning.py",
@@ -252,7 +252,7 @@ def test_edited_settings_take_effect(processor, tmp_path: Path):
 
 @pytest.mark.parametrize("size", [(400, 3), (1001, 13), (7, 1000), (33, 1), (1, 34), (5011, 107)])
 def test_cropping_an_extremely_long_image_keeps_its_pixels(size: tuple[int, int]) -> None:
-    """Up to rounding: CLIP's resizing truncates the length to whole pixels."""
+    """Up to rounding, because CLIP's resizing truncates the length to an integer."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     prepare = CLIPImageProcessorPil(do_normalize=False, do_rescale=False)

@@ -1,4 +1,4 @@
-"""The captioner and the PEFT method, compared with the whole computation written out in float64."""
+"""The captioner and the PEFT method, compared with the reference implementation in float64."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.tuner.conversion import to_peft
 
 Batch = dict[str, torch.Tensor]
-# Of the loss, relative to it, and of gradients, relative to the largest. Kernels differ between CPUs.
+# Relative tolerances of the loss, and of gradients to the largest one. Kernels differ between CPUs.
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-10)}
 
 
@@ -35,7 +35,7 @@ def compare(
     takes_features: bool = False,
     **options: Any,
 ) -> None:
-    """Compare the loss and all gradients with the reference's, of the model in each precision."""
+    """Compare the loss and all gradients with the reference, in each dtype."""
     reference = Reference(model.config, model.state_dict())
     memories = [reference.encode(pixels) for pixels in batch["pixel_values"]]
     expected = reference.loss(memories, without_padding(batch), **options)
@@ -59,11 +59,11 @@ def compare(
             assert difference <= of_gradients * largest, (name, difference, largest)
 
 
-# Each way through the code, once in float64 and once in float32.
+# Each code path, in float64 and in float32.
 FORMS = {
     "pixels": {},
     "features": {"takes_features": True},
-    # With features, because CLIP computes this softmax in fp32, also in a model of float64.
+    # With features, because CLIP computes this softmax in fp32 even in a float64 model.
     "eager": {"attn_implementation": "eager", "takes_features": True},
     "left padding": {"side": "left"},
     "lower layers dropped": {"adapter_layers": [1, 3]},
@@ -78,7 +78,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_loss_and_gradients_are_the_references(backbones: dict[str, Path], form: str):
+def test_loss_and_gradients_match_the_reference(backbones: dict[str, Path], form: str):
     options: dict[str, Any] = {"side": "right", "k": 2, "training": True} | FORMS[form]
     side, k, training = (options.pop(name) for name in ("side", "k", "training"))
     checkpointing, labelled = options.pop("checkpointing", False), options.pop("labelled", True)
@@ -94,7 +94,7 @@ def test_loss_and_gradients_are_the_references(backbones: dict[str, Path], form:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[ITuningForCaptioning, Batch]:
-    """A captioner of any sizes, and a batch of any rows with any labels."""
+    """A captioner of arbitrary sizes, and a batch of arbitrary rows and labels."""
 
     def pick(*values: Any) -> Any:
         return draw(st.sampled_from(values))
@@ -139,7 +139,7 @@ def cases(draw: st.DrawFn) -> tuple[ITuningForCaptioning, Batch]:
     label_smoothing=st.sampled_from([0.0, 0.1]),
 )
 @examples(15, 150)
-def test_any_captioner_with_any_rows_is_the_reference(case, implementation: str, label_smoothing: float):
+def test_any_captioner_with_any_rows_matches_the_reference(case, implementation: str, label_smoothing: float):
     model, batch = case
     reference = Reference(model.config, model.state_dict())
     memories = [reference.encode(pixels) for pixels in batch["pixel_values"]]
@@ -157,7 +157,7 @@ def test_any_captioner_with_any_rows_is_the_reference(case, implementation: str,
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_the_peft_method_is_the_reference(backbones: dict[str, Path], implementation: str):
+def test_the_peft_method_matches_the_reference(backbones: dict[str, Path], implementation: str):
     """Transformers computes its loss in fp32, so the loss is computed here from the logits."""
     model, batch = make_captioner(backbones, adapter_layers=[1, 2, 3], adapter_scale=0.7), make_batch(k=2)
     reference = Reference(model.config, model.state_dict())
@@ -180,7 +180,7 @@ def test_the_peft_method_is_the_reference(backbones: dict[str, Path], implementa
     torch.testing.assert_close(found, reference.gradients(expected), rtol=1e-9, atol=1e-12)
 
 
-def test_greedy_captions_are_the_references(backbones: dict[str, Path]):
+def test_greedy_captions_match_the_reference(backbones: dict[str, Path]):
     model = make_captioner(backbones, adapter_layers=[0, 1, 3]).double()
     reference, pixels = Reference(model.config, model.state_dict()), make_batch(4)["pixel_values"]
     ids = model.generate(pixel_values=pixels.double(), num_beams=1, max_new_tokens=9)

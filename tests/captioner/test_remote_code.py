@@ -184,7 +184,7 @@ def test_code_is_not_run_without_trust(found, trust: bool | None):
     assert "Please pass the argument `trust_remote_code=True`" in found[f"trust {trust}"]
 
 
-def test_the_copies_are_equal_file_by_file_and_have_all_code(found, folder: Path):
+def test_the_copies_are_identical_and_contain_all_code(found, folder: Path):
     original, *copies = (
         {path.name: path.read_bytes() for path in (folder / name).iterdir() if path.is_file()}
         for name in ("captioner", "again", "once more")
@@ -197,7 +197,7 @@ def test_the_copies_are_equal_file_by_file_and_have_all_code(found, folder: Path
 
 
 @pytest.mark.parametrize("options", [{}, {"trust_remote_code": True}])
-def test_with_the_package_the_auto_classes_give_its_own(folder: Path, options: dict[str, bool]):
+def test_with_the_package_the_auto_classes_use_its_classes(folder: Path, options: dict[str, bool]):
     classes = {
         AutoConfig: ITuningConfig,
         AutoModel: ITuningForCaptioning,

@@ -144,7 +144,7 @@ def test_an_unreadable_image_gives_exit_code_1_and_does_not_affect_others(captio
     ]
     assert [line["image"] for line in read_lines()] == good
     first, second, last = output.err.splitlines()
-    assert first.startswith("ituning: cannot read photos/notes.txt: it is none of JPEG")
+    assert first.startswith("ituning: cannot read photos/notes.txt: it is not an image of a")
     assert second.startswith("ituning: cannot read photos/gone.png: there is no such file")
     assert last == "ituning: 2 of 4 images could not be read"
 

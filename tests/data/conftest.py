@@ -1,4 +1,4 @@
-"""A processor with countable tokens, writers of small data sets, and the real photographs if present."""
+"""A processor with predictable tokens, small datasets, and real photographs if available."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ WriteJson = Callable[..., Path]
 
 
 class WordProcessor:
-    """One token for each word: its length plus 10, so that expectations are readable."""
+    """Tokenizes each word to its length plus 10, so that expected ids are readable."""
 
     def __init__(self) -> None:
         self.image_processor = CLIPImageProcessorPil(

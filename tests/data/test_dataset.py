@@ -1,4 +1,4 @@
-"""Image-major batches from images or stored features, compared with batches written by hand."""
+"""Image-major batches from images or stored features, compared with hand-written batches."""
 
 import random
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from ituning_hf.data.scenes import read_scenes
 from .conftest import BEGIN, END, PAD, WordProcessor, save_image
 
 PROCESSOR = WordProcessor()
-# Captions of one word each, which differ in its length.
+# One-word captions of different lengths.
 CAPTIONS = tuple("w" * length for length in range(1, 8))
 
 
@@ -48,7 +48,7 @@ def test_an_item_holds_pixels_and_token_ids(record: CaptionedImage) -> None:
     few = CaptionedImage("few", ("a dog", "one two three four five six"), record.source)
     dataset = new_dataset([record, few])
     item = dataset[SampleKey(0, 1, False)]
-    # the second caption is truncated to 6 tokens and keeps its end token
+    # the second caption is truncated to 6 tokens and keeps EOS
     assert item["captions"] == [[BEGIN, 11, 13, END], [BEGIN, 13, 13, 15, 14, END]]
     assert (item["index"], item["unreadable"], len(dataset)) == (1, None, 2)
     expected = PROCESSOR.image_processor(images=[few.load()], return_tensors="pt")["pixel_values"]
@@ -113,7 +113,7 @@ def test_a_batch_is_image_major(record: CaptionedImage, broken: CaptionedImage) 
 
 
 class NumberedFeatures:
-    """The features of an image have the value 1 + its number; those of some images are unreadable."""
+    """Features whose values are 1 + the image's number; some images are unreadable."""
 
     def __init__(self, broken: Iterable[str]) -> None:
         self.broken = set(broken)
@@ -191,7 +191,7 @@ def test_a_batch_has_k_rows_for_each_image_and_labels_only_at_its_captions(
             if text:
                 found.append(text)
                 longest = max(longest, len(text))
-            used = max(1, len(text))  # a row without a caption has its begin token, without a label
+            used = max(1, len(text))  # a row without a caption has a BOS token and no label
             assert labels == text + [-100] * (length - len(text))
             assert batch["input_ids"][row].tolist() == (text or [BEGIN]) + [PAD] * (length - used)
             assert batch["attention_mask"][row].tolist() == [1] * used + [0] * (length - used)
@@ -209,7 +209,7 @@ def test_a_batch_has_k_rows_for_each_image_and_labels_only_at_its_captions(
 def test_counts_captions_that_would_be_truncated() -> None:
     captions = [("one", "one two"), ("one two three", "one two three four"), ("a b c d e f g",) * 1024]
     records = [CaptionedImage(str(i), texts, Path(str(i))) for i, texts in enumerate(captions)]
-    # begin and end token count: five tokens are three words
+    # BOS and EOS count: five tokens are three words
     assert count_over_long(records, PROCESSOR, max_caption_tokens=5) == 1025
     assert count_over_long(records, PROCESSOR, max_caption_tokens=9) == 0
 

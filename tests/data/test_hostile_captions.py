@@ -1,4 +1,4 @@
-"""Untrusted captions and the files that hold them: kept as text, or refused in one clear message."""
+"""Untrusted captions and caption files: kept as plain text, or refused with one clear message."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_an_odd_caption_is_tokenized_and_scored(processor: ITuningProcessor, nam
 
 @pytest.mark.parametrize("name", ["dataset.json", "metadata.jsonl", "table.csv"])
 @pytest.mark.parametrize("kind", BAD_TEXT)
-def test_a_bad_file_is_one_clear_error(tmp_path: Path, kind: str, name: str) -> None:
+def test_a_bad_file_raises_one_clear_error(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / name).write_bytes(BAD_TEXT[kind])
     with pytest.raises(UserError, match=f"{name}|has no images$"):
         load_captioned_images(tmp_path if name == "metadata.jsonl" else tmp_path / name, "train")
@@ -86,12 +86,12 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, kind: str, name: str) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\n\n", "is empty: its first line must name the columns"),
+        (b"\n\n", "is empty: its first line must contain the column names"),
         (b"image,caption\n", "has no images$"),
         (b"image,caption\na.jpg," + b"x" * 200_000, "field larger than field limit"),
     ],
 )
-def test_a_bad_table_is_one_clear_error(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_bad_table_raises_one_clear_error(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(UserError, match=rf"table\.csv.*{message}"):
         captions(tmp_path / "table.csv")

@@ -68,7 +68,7 @@ def test_no_file_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (path,) = corpus.write(tmp_path, {name: corpus.broken_files()["postscript.jpg"]})
-    with pytest.raises(UnreadableImageError, match="it is none of JPEG, PNG"):
+    with pytest.raises(UnreadableImageError, match="it is not an image of a supported format"):
         load_image(path)
     assert not (tmp_path / "mark").exists()
 
@@ -98,7 +98,7 @@ def test_the_whole_corpus_takes_little_memory(tmp_path: Path) -> None:
 @pytest.mark.stress
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak memory of a process")
 @pytest.mark.parametrize("mode", ["RGBA", "F"])
-def test_the_largest_image_takes_nine_bytes_a_pixel(tmp_path: Path, mode: str) -> None:
+def test_the_largest_image_takes_nine_bytes_per_pixel(tmp_path: Path, mode: str) -> None:
     """Four in the file, three in the result, and some for the tiles."""
     Image.new(mode, (9_400, 9_400)).save(tmp_path / "large.tif", compression="tiff_lzw")
     Path("/proc/self/clear_refs").write_text("5")
@@ -119,7 +119,7 @@ def mangled(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(MUTATIONS, marks=pytest.mark.stress)])
-def test_mangled_images_decode_or_are_refused(times: int) -> None:
+def test_corrupted_images_decode_or_are_refused(times: int) -> None:
     rng = np.random.default_rng(17)
     for content in corpus.valid_files().values():
         for _ in range(times):

@@ -78,8 +78,8 @@ def test_malformed_lines_are_named_by_number(tmp_path: Path, line: Any, message:
 
 
 @pytest.mark.parametrize("folders", [("val", "validation"), (".", "train")])
-def test_metadata_in_several_places_is_ambiguous(tmp_path: Path, folders: tuple[str, str]) -> None:
+def test_metadata_in_several_folders_is_refused(tmp_path: Path, folders: tuple[str, str]) -> None:
     for folder in folders:
         write_metadata(tmp_path / folder, GOOD)
-    with pytest.raises(UserError, match=rf"metadata\.jsonl in {', '.join(folders)}: keep one for each split"):
+    with pytest.raises(UserError, match=rf"metadata\.jsonl in {', '.join(folders)}: keep one per split"):
         load(tmp_path)

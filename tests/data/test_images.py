@@ -13,7 +13,7 @@ from ituning_hf.data.images import UnreadableImageError, find_images, load_image
 # 2 rows, 3 columns, no symmetry: every rotation and reflection changes it.
 GREY = np.array([[0, 50, 100], [150, 200, 250]], dtype=np.uint8)
 
-# How each EXIF orientation is undone, in NumPy's terms.
+# The NumPy operation that undoes each EXIF orientation.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -163,9 +163,12 @@ def jpeg_bytes() -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", r"the file is empty \(0 bytes\); copy it again from its origin, or remove it"),
-        (b"<html>404</html>", r"it is none of JPEG, PNG, .*; convert it to PNG, or remove it"),
-        (jpeg_bytes()[:2000], r"it does not decode \(image file is truncated .*\); copy it again .*"),
+        (b"", r"the file is empty \(0 bytes\); copy it again, or remove it"),
+        (
+            b"<html>404</html>",
+            r"it is not an image of a supported format .*; convert it to PNG, or remove it",
+        ),
+        (jpeg_bytes()[:2000], r"it cannot be decoded \(image file is truncated .*\); copy it again .*"),
     ],
     ids=["empty", "not an image", "truncated"],
 )

@@ -33,7 +33,7 @@ def test_karpathy_names_captions_paths_and_ids(write_json: WriteJson, tmp_path: 
     ]
 
 
-def test_karpathy_train_includes_restval_in_the_file_s_order(write_json: WriteJson) -> None:
+def test_karpathy_train_includes_restval_in_file_order(write_json: WriteJson) -> None:
     splits = ["restval", "val", "train", "test", "restval"]
     path = write_json({"images": [entry(f"{i}.jpg", split, "a") for i, split in enumerate(splits)]})
     names = {split: list(captions(path, split)) for split in ("train", "val", "test", "restval")}
@@ -71,7 +71,7 @@ def test_karpathy_image_folders_may_be_merged(write_json: WriteJson, tmp_path: P
 @pytest.mark.parametrize("folder", [".", "images"])
 def test_karpathy_images_are_found_near_the_file(write_json: WriteJson, tmp_path: Path, folder: str) -> None:
     path = write_json({"images": [entry("a.png", "train", "a")]}, "captions.JSON")
-    (tmp_path / "images").mkdir()  # may be the folder of another data set
+    (tmp_path / "images").mkdir()  # may be the folder of another dataset
     image = save_image(tmp_path / folder / "a.png")
     assert [record.source for record in load_captioned_images(path, "train")] == [image]
     other = save_image(tmp_path / "photos" / "a.png")
@@ -189,12 +189,16 @@ IMAGE, ANNOTATION = {"id": 1, "file_name": "a.png"}, {"image_id": 1, "caption": 
 @pytest.mark.parametrize(
     ("images", "annotations", "message"),
     [
-        ([IMAGE], [{"image_id": 2, "caption": "a"}], r"annotations\[0\] is of image 2, which is not among"),
-        ([IMAGE], [ANNOTATION, {"image_id": 1, "bbox": []}], r"annotations\[1\] has no 'caption'"),
-        ([IMAGE], ["a"], r"annotations\[0\] has no 'image_id'"),
+        (
+            [IMAGE],
+            [{"image_id": 2, "caption": "a"}],
+            r"annotations\[0\] refers to image 2, which the file does not",
+        ),
+        ([IMAGE], [ANNOTATION, {"image_id": 1, "bbox": []}], r"annotations\[1\] has no valid 'caption'"),
+        ([IMAGE], ["a"], r"annotations\[0\] has no valid 'image_id'"),
         ([IMAGE], [ANNOTATION | {"caption": " \n"}], r"1 of 1 images have no caption \(a\.png\)"),
-        ([{"file_name": "a.png"}], [], r"images\[0\] has no 'id'"),
-        ([IMAGE, IMAGE], [], r"images\[1\] has the 'id' of another image, 1"),
+        ([{"file_name": "a.png"}], [], r"images\[0\] has no valid 'id'"),
+        ([IMAGE, IMAGE], [], r"images\[1\] has the same 'id' as another image, 1"),
         ([{"id": 1}], [], r"images\[0\]: 'file_name' must be a file name, got None"),
         ([{"id": 1, "file_name": "/a.png"}], [], r"images\[0\]: 'file_name' must stay inside the folder"),
         ({}, [], "no list named 'images'"),
@@ -248,7 +252,7 @@ def test_nocaps_captions_ids_and_domains(nocaps_val: Path, tmp_path: Path, folde
 @pytest.mark.parametrize(
     ("folder", "root"), [("test", None), (".", None), ("images/test", None), ("open/images/test", "open")]
 )
-def test_nocaps_images_without_captions_must_be_asked_for(
+def test_nocaps_images_without_captions_require_an_option(
     nocaps_test: Path, tmp_path: Path, folder: str, root: str | None
 ) -> None:
     sources = [save_image(tmp_path / folder / f"{name}.jpg") for name in IDS]
@@ -265,7 +269,7 @@ def test_nocaps_files_have_one_split(nocaps_val: Path, nocaps_test: Path, write_
             load(path, asked, require_captions=False)
     path = write_json(nocaps(), "my_nocaps_val_evaluation.json")
     assert len(load(path, "val", require_captions=False)) == 3
-    with pytest.raises(UserError, match=r"evaluation\.json is a NoCaps file of unknown split: name it"):
+    with pytest.raises(UserError, match=r"evaluation\.json is a NoCaps file of an unknown split: rename it"):
         load(write_json(nocaps(), "evaluation.json"), "val")
 
 

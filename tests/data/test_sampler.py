@@ -79,7 +79,7 @@ def test_a_run_resumed_on_other_processes_gets_the_remaining_steps(
     assert merge_processes(4, **options | divided, start_step=stop) == whole[stop:]
 
 
-def test_the_order_is_numpy_s_permutation() -> None:
+def test_the_order_is_numpys_permutation() -> None:
     steps = take_steps(4, **SMALL | {"num_images": 4, "seed": 9, "shuffle": True})
     indices = [key.index for step in steps for key in step[0]]
     expected = [np.random.default_rng([9, epoch]).permutation(4).tolist() for epoch in (0, 1)]
@@ -98,7 +98,7 @@ SMALL = {
 }
 
 
-def test_a_step_is_divided_and_filled_up() -> None:
+def test_a_step_is_divided_and_padded() -> None:
     options = SMALL | {"gradient_accumulation_steps": 2, "num_processes": 2}
     steps = [take_steps(1, **options | {"process_index": index})[0] for index in (0, 1)]
     assert steps == [

@@ -108,7 +108,7 @@ def test_edges_are_smooth() -> None:
     assert len(image.getcolors(64**2)) > 7
 
 
-# --- As a data set
+# --- As a dataset
 
 
 def test_reads_scenes_as_records() -> None:
@@ -129,8 +129,8 @@ def test_splits_share_no_scene_and_larger_ones_begin_with_smaller_ones() -> None
     assert read_scenes("train", 50, seed=2) != splits[0]
 
 
-def test_another_split_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no split 'dev'; give one of train, val, test"):
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no split 'dev': give one of train, val, test"):
         read_scenes("dev", 5)
 
 

@@ -1,4 +1,4 @@
-"""CSV files, Parquet files, and data sets of the library `datasets`."""
+"""CSV files, Parquet files, and datasets of the library `datasets`."""
 
 import io
 import os
@@ -48,7 +48,7 @@ def test_csv_rows_of_the_same_image_are_joined(tmp_path: Path) -> None:
     ]
 
 
-def test_csv_files_of_kaggle(tmp_path: Path) -> None:
+def test_kaggle_csv_files(tmp_path: Path) -> None:
     lines = ["image,caption", "1.jpg,A child .", '1.jpg,"Up , up"', "2.jpg,A cat"]
     path, root = write_lines(tmp_path / "captions.txt", *lines), tmp_path / "Images"  # Flickr8k
     images = [image for split in ("train", "val") for image in load(path, split, image_root=root)]
@@ -89,10 +89,10 @@ def test_csv_split_column_and_absolute_paths(tmp_path: Path) -> None:
     [
         ("../a.jpg,a,train", "line 3: 'image' must stay inside the folder, got '../a.jpg'"),
         (" ,a,train", "line 3: 'image' must be a file name, got ''"),
-        ("b.jpg,a dog, running,train", "line 3: 4 fields for 3 columns; put a field that contains the delim"),
+        ("b.jpg,a dog, running,train", "line 3: 4 fields for 3 columns: put fields that contain the delim"),
         ("b.jpg,a,dev", "line 3: 'split' must be train, val or test, got 'dev'"),
         ("a.jpg,a,val", "the entries of 'a.jpg' have different splits"),
-        ("b.jpg,a", "'split' must be stated for every image or for none"),
+        ("b.jpg,a", "'split' must be given for all images or for none"),
         ('b.jpg,"a" dog,train', "line 3: ',' expected after '\"'"),
         ('b.jpg,"a dog,train', "line 3: unexpected end of data"),
         ("b.jpg,,train", r"1 of 2 images have no caption \(b\.jpg\)"),
@@ -107,12 +107,18 @@ def test_malformed_csv_rows_are_named_by_line(tmp_path: Path, line: str, message
 @pytest.mark.parametrize(
     ("columns", "given", "message"),
     [
-        (["a", "b"], "c", "table has no column 'c', as --caption_column says; it has 'a', 'b'"),
-        (["a"], None, r"table has none of caption, .*comment: name one .* with --caption_column \('a'\)"),
-        (["text", "caption"], None, "table has the columns 'text', 'caption': name one of its columns with"),
+        (["a", "b"], "c", "table has no column 'c' (--caption_column); its columns are 'a', 'b'"),
+        (
+            ["a"],
+            None,
+            r"table has no column named caption, .*comment: select one with --caption_column \('a'\)",
+        ),
+        (["text", "caption"], None, "table has several such columns, 'text', 'caption': select one with"),
     ],
 )
-def test_the_columns_must_be_clear(columns: list[str], given: str | None, message: str) -> None:
+def test_missing_and_ambiguous_columns_are_refused(
+    columns: list[str], given: str | None, message: str
+) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         find_column(columns, given, CAPTION_COLUMNS, "caption_column", "table")
     usual = ["id", "File_Name", "sentence"]
@@ -170,7 +176,7 @@ def test_lists_of_captions_and_named_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), None])
-def test_parquet_of_other_libraries(tmp_path: Path, kind: pa.DataType | None) -> None:
+def test_parquet_written_by_other_libraries(tmp_path: Path, kind: pa.DataType | None) -> None:
     contents = [png(i) for i in range(3)]
     images = pa.array(contents, kind) if kind else pa.array([{"bytes": data} for data in contents])
     columns = {"image": images, "text": ["a", "b", "c"], "split": ["val"] * 3}
@@ -191,7 +197,7 @@ def test_a_folder_of_parquet_files_by_split(tmp_path: Path, pattern: str) -> Non
     }
 
 
-def test_saved_data_sets(tmp_path: Path) -> None:
+def test_saved_datasets(tmp_path: Path) -> None:
     table(30).with_format("numpy").save_to_disk(tmp_path / "one")
     assert len(captions(tmp_path / "one") | captions(tmp_path / "one", "val")) == 30
     datasets.DatasetDict(train=table(2), val=table(1, 2)).save_to_disk(tmp_path / "several")
@@ -268,7 +274,9 @@ def test_table_images_are_decoded_like_files(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", table(2, image=images, split=["val"] * 2))
     turned, bad = load(path, "val")
     assert turned.load().size == (10, 20)
-    with pytest.raises(UnreadableImageError, match=rf"^cannot read {path}, train\[1\]: it is none of JPEG"):
+    with pytest.raises(
+        UnreadableImageError, match=rf"^cannot read {path}, train\[1\]: it is not an image of"
+    ):
         bad.load()
 
 
@@ -281,7 +289,7 @@ def test_unreadable_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         captions(tmp_path / "bad.parquet")
 
 
-def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     requested = []
 
     def load_dataset(name: str, config: str | None) -> datasets.DatasetDict:
@@ -297,11 +305,11 @@ def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
             load("org/pets", "test")
     assert requested == [("org/pets", None), ("org/pets", "small"), ("org/pets", None)]
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"the Hub did not provide a data set, at 'org/pets': .*org/pets"):
+    with pytest.raises(UserError, match=r"no such dataset on the Hub: 'org/pets': .*org/pets"):
         load("org/pets")
 
 
-def test_names_of_the_hub() -> None:
+def test_hub_dataset_names() -> None:
     assert all(map(is_hub_name, ["org/name", "my-org/name_1.0:config"]))
     others = ["name", "./name", "../name", "/org/name", "org/name/", "a/b/c", "C:/name"]
     assert not any(map(is_hub_name, others))

@@ -5,7 +5,7 @@ import pytest
 from ituning_hf.data.workers import usable_workers
 
 
-def test_at_most_one_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_one_worker_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 4, 5}, raising=False)
     assert [usable_workers(wanted) for wanted in (0, 2, 3, 4)] == [0, 2, 3, 3]
     monkeypatch.delattr(os, "sched_getaffinity")

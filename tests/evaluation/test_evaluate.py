@@ -258,10 +258,10 @@ def test_clip_score(evaluate: Evaluate, captioned: Captioned, report: Path, capt
     ("settings", "message"),
     [
         ({"model": "nowhere/at/all"}, "nowhere/at/all"),
-        ({"dataset": "nowhere"}, "no data set at 'nowhere'"),
+        ({"dataset": "nowhere"}, "no dataset at 'nowhere'"),
         ({"split": "val"}, "has no images of split 'val'"),
         ({"expected_images": 5000}, "--expected_images is 5,000, .* has 7"),
-        ({"features": "nowhere"}, "nowhere is not a store of features"),
+        ({"features": "nowhere"}, "nowhere is not a feature store"),
         ({"predictions": "nowhere.json", "model": None}, "nowhere.json"),
         ({"clip_model": "nowhere/at/all"}, "no full CLIP"),
         ({"java": True}, "no working `java` is on the PATH"),

@@ -1,4 +1,4 @@
-"""Building a store: what is encoded, what is skipped, what is refused, and what an interruption leaves."""
+"""Building a store: encoding, skipping, refusals and interruptions."""
 
 import math
 import os
@@ -122,7 +122,7 @@ def test_unreadable_images_are_skipped_and_tried_again(
     store.require(train)
     with pytest.raises(UnreadableImageError, match=r"cannot read .*4\.bmp"):
         store.read(name)
-    for other in store.names:  # to the last bit: no image changed its position in a batch
+    for other in store.names:  # bit-identical: no image changed its position in a batch
         assert torch.equal(store.read(other), good.read(other))
 
     before = contents(into)
@@ -143,7 +143,7 @@ def test_changed_images_are_refused(build: Build, train: list[CaptionedImage], f
     build(train)
     before = contents(folder)
     save_noise(photos / "train" / "4.bmp", seed=9)
-    with pytest.raises(UserError, match=r"other images than 1 of the 11 \(train/4\.bmp\): build a new store"):
+    with pytest.raises(UserError, match=r"1 of the 11 images differ .*\(train/4\.bmp\): build a new store"):
         build(train)
     assert contents(folder) == before
 
@@ -191,13 +191,13 @@ def test_other_settings_are_refused_before_anything_is_encoded(
     assert not (tmp_path / "none").exists()
 
 
-def test_folders_that_cannot_be_used(build: Build, train: list[CaptionedImage], folder: Path):
+def test_unusable_folders_are_refused(build: Build, train: list[CaptionedImage], folder: Path):
     folder.mkdir()
     with FileLock(folder / ".lock"), pytest.raises(FileExistsError, match="another build is at work in"):
         build(train)
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(
-        FileExistsError, match="has files and is not a store of features: give another folder"
+        FileExistsError, match="contains files and is not a feature store: give another folder"
     ):
         build(train)
     assert sorted(os.listdir(folder)) == [".lock", "notes.txt"]
@@ -212,14 +212,12 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(
 ):
     small = shutil._ntuple_diskusage(10**6, 0, 4000)
     monkeypatch.setattr("ituning_hf.features.build.shutil.disk_usage", lambda path: small)
-    with pytest.raises(OSError, match=r"features of 11 images take 4\.2 kB, .* has 4\.0 kB left: free"):
+    with pytest.raises(OSError, match=r"features of 11 images take 4\.2 kB, .* has only 4\.0 kB left: free"):
         build(train)
     assert not folder.exists()
 
 
-def test_a_build_whose_disk_becomes_full_can_be_resumed(
-    build: Build, train: list[CaptionedImage], folder: Path
-):
+def test_a_build_resumes_after_the_disk_was_full(build: Build, train: list[CaptionedImage], folder: Path):
     """The kernel limits the size of files, as if the disk were full."""
     build(train)
     whole = contents(folder)
@@ -239,7 +237,7 @@ def test_a_build_whose_disk_becomes_full_can_be_resumed(
     assert contents(folder) == whole
 
 
-def test_features_that_are_not_finite_are_not_stored(
+def test_non_finite_features_are_not_stored(
     build: Build, train: list[CaptionedImage], folder: Path, tmp_path: Path
 ):
     vision = save_encoder(tmp_path / "nan")

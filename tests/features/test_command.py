@@ -95,7 +95,7 @@ def test_info_and_unreadable_images(run: Run, folder: Path, photos: Path, backbo
         f"                {store.unreadable['val/1.bmp']}",
     ]
     assert main(["features", "info", str(photos)]) == 2
-    assert "is not a store of features" in capsys.readouterr().err
+    assert "is not a feature store" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_exit_code_1(run: Run, monkeypatch: pytest.MonkeyPatch):
@@ -112,7 +112,7 @@ def test_a_full_disk_is_exit_code_1(run: Run, monkeypatch: pytest.MonkeyPatch):
 
 
 def in_process_group(flags: list[str], output: Path) -> None:
-    """Run the command in a forked process, whose workers have its process group."""
+    """Run the command in a forked process that shares a process group with its workers."""
     os.setpgrp()
     sys.stdout = sys.stderr = output.open("w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -55,7 +55,7 @@ def test_int8_equals_a_naive_quantizer():
 @example(HUGE)
 @example(SUBNORMAL)
 @examples(50, 3000)
-def test_the_error_of_int8_is_at_most_half_a_scale_and_the_rounding(numbers: np.ndarray):
+def test_the_int8_error_is_at_most_half_a_scale_plus_rounding(numbers: np.ndarray):
     features = torch.from_numpy(numbers)
     back = unpack(**pack(features, "int8"))
     assert back.dtype == torch.bfloat16
@@ -71,7 +71,7 @@ def test_the_error_of_int8_is_at_most_half_a_scale_and_the_rounding(numbers: np.
 @given(TOKENS, st.sampled_from(["bfloat16", "float32"]))
 @example(HUGE, "bfloat16")
 @examples(30, 3000)
-def test_any_finite_number_is_read_in_the_precision_of_its_storage(numbers: np.ndarray, storage: str):
+def test_any_finite_number_is_read_back_in_the_precision_of_its_storage(numbers: np.ndarray, storage: str):
     features = torch.from_numpy(numbers)
     packed = pack(features, storage)
     assert packed.keys() == {"features"}
@@ -130,7 +130,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, spec: FeatureSpec):
     content = path.read_bytes()
     for size in range(0, len(content), 37):
         path.write_bytes(content[:size])
-        with pytest.raises(UserError, match=f"{path.name} is damaged .*: remove it, and run"):
+        with pytest.raises(UserError, match=f"{path.name} is damaged .*: remove it, then run"):
             read_index(path, spec)
 
 

@@ -57,7 +57,7 @@ def test_bytes_of_an_image(spec: FeatureSpec):
     ("text", "problem"), [("", "is not JSON"), ("[]", "is damaged"), ('{"storage": "int8"}', "is damaged")]
 )
 def test_a_damaged_spec_is_refused(tmp_path: Path, text: str, problem: str):
-    with pytest.raises(FileNotFoundError, match=r"is not a store of features: it has no store\.json"):
+    with pytest.raises(FileNotFoundError, match=r"is not a feature store: it has no store\.json"):
         FeatureStore(tmp_path)
     (tmp_path / "store.json").write_text(text)
     with pytest.raises(UserError, match=rf"store\.json {problem}"):
@@ -71,7 +71,7 @@ def test_the_path_of_the_encoder_does_not_matter(spec: FeatureSpec, backbones: d
     assert spec.differences(replace(other, image_processor=preparation).computation) == ""
 
 
-# Literally listed: a field that is missing lets other numbers into the store.
+# Listed literally: omitting a field would accept features of another computation.
 ENCODER_FIELDS = {
     "num_hidden_layers": 3,
     "num_attention_heads": 5,
@@ -156,7 +156,7 @@ def test_another_layer_and_precision(
     assert not torch.equal(expected.float(), encode(make_captioner(backbones), processor, train))
 
 
-def test_what_is_read_is_a_copy(store: FeatureStore, train: list[CaptionedImage]):
+def test_read_returns_a_copy(store: FeatureStore, train: list[CaptionedImage]):
     features = store.read(train[0].name)
     assert features.untyped_storage().nbytes() == 10 * 15 * 2
     kept = features.clone()
@@ -201,13 +201,13 @@ def test_missing_features_are_named(
         store.read("val/0.bmp")
 
 
-def test_the_image_files_may_be_gone(store: FeatureStore, train: list[CaptionedImage], photos: Path):
+def test_the_image_files_need_not_exist(store: FeatureStore, train: list[CaptionedImage], photos: Path):
     shutil.rmtree(photos)
     store.require(train)
     assert store.read(train[0].name).shape == (10, 15)
 
 
-def test_of_many_images_the_sizes_and_some_contents_are_compared(
+def test_all_sizes_and_some_contents_are_compared(
     build: Build, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("ituning_hf.features.store._COMPARED_CONTENTS", 4)
@@ -220,18 +220,18 @@ def test_of_many_images_the_sizes_and_some_contents_are_compared(
     save_noise(tmp_path / "1.bmp", seed=99)  # not one of 0, 3, 6, 9
     store.require(records)
     Image.new("RGB", (9, 9)).save(tmp_path / "1.bmp")
-    with pytest.raises(UserError, match=r"of other images than 1 of the 12 \(1\.bmp\)"):
+    with pytest.raises(UserError, match=r"1 of the 12 images differ from those in .* \(1\.bmp\)"):
         store.require(records)
     save_noise(tmp_path / "9.bmp", seed=100)
-    with pytest.raises(UserError, match=r"of other images than 2 of the 12 \(1\.bmp, 9\.bmp\)"):
+    with pytest.raises(UserError, match=r"2 of the 12 images differ from those in .* \(1\.bmp, 9\.bmp\)"):
         store.require(records)
 
 
-def test_scenes_of_another_seed_are_other_images(build: Build, folder: Path):
+def test_scenes_of_another_seed_are_refused(build: Build, folder: Path):
     build(read_scenes("train", 5))
     store = FeatureStore(folder)
     store.require(read_scenes("train", 3))
-    with pytest.raises(UserError, match="other images than 5 of the 5"):
+    with pytest.raises(UserError, match="5 of the 5 images differ"):
         store.require(read_scenes("train", 5, seed=1))
 
 

@@ -1,4 +1,4 @@
-"""The PEFT method "ituning", and LoRA for the combination of both, on one small GPT-2."""
+"""The PEFT method "ituning", and LoRA, on one small GPT-2."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -157,7 +157,7 @@ def test_a_second_injection_replaces_the_first(gpt2, stock):
     }
 
 
-def test_unloading_gives_the_stock_model_back(gpt2, stock):
+def test_unloading_restores_the_stock_model(gpt2, stock):
     model = ITUNING.wrap(gpt2, layers=[0, 1, 3])
     model.add_adapter("other", ITUNING.config(2, [1, 2]))
     ITUNING.logits(model, output_hidden_states=True)  # hooks of Transformers' own
@@ -177,7 +177,7 @@ def test_merging_is_refused(gpt2):
     model = ITUNING.wrap(gpt2)
     expected = ITUNING.logits(model)
     for merge in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(NotImplementedError, match="cannot be merged: it attends to the image"):
+        with pytest.raises(NotImplementedError, match="cannot be merged: cross-attention"):
             merge()
     assert torch.equal(ITUNING.logits(model), expected)
     assert not model.supports_lora_conversion()

@@ -111,7 +111,7 @@ def test_two_adapters_of_one_name_are_refused(with_lora):
     assert torch.equal(with_lora(ROWS).logits, expected)
 
 
-def test_a_lora_is_neither_switched_nor_deleted(both):
+def test_a_lora_cannot_be_activated_or_deleted(both):
     expected = ITUNING.logits(both)
     for change in (both.base_model.set_adapter, both.base_model.delete_adapter):
         with pytest.raises(ValueError, match=r"no I-Tuning adapter \['style'\]"):

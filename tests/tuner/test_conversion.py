@@ -74,7 +74,7 @@ def test_a_captioner_without_its_encoder_is_converted(backbones, pixel_values, t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_captioner_becomes_an_adapter_and_a_captioner_with_the_same_bytes(
+def test_conversion_to_an_adapter_and_back_gives_the_same_bytes(
     backbones, pixel_values, tmp_path: Path, dtype: torch.dtype
 ):
     captioner = make_captioner(backbones, adapter_layers=[1, 3], adapter_scale=0.25)
@@ -243,7 +243,7 @@ def test_one_of_several_adapters_must_be_named(gpt2, backbones, pixel_values):
 def test_a_model_without_a_peft_wrapper_is_refused(captioner, gpt2, backbones):
     for model in (captioner, gpt2, inject_adapter_in_model(ITUNING.config(), gpt2)):
         name = type(model).__name__
-        with pytest.raises(ValueError, match=rf"{name} is not a PEFT model: give what get_peft_model"):
+        with pytest.raises(ValueError, match=rf"{name} is not a PEFT model: pass the result"):
             ITuningForCaptioning.from_peft(model, backbones["vision"])
 
 
@@ -251,5 +251,7 @@ def test_a_model_without_a_peft_wrapper_is_refused(captioner, gpt2, backbones):
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute in the model")
 def test_a_lora_beside_the_adapter_is_refused(gpt2, backbones):
     gpt2.add_adapter(LORA.config(), "style")
-    with pytest.raises(ValueError, match=r"it has \d+ more weights .*lora_A.*Remove what was added to it"):
+    with pytest.raises(
+        ValueError, match=r"it has \d+ additional weights .*lora_A.*Remove what was added to it"
+    ):
         ITuningForCaptioning.from_peft(ITUNING.wrap(gpt2), backbones["vision"])

@@ -21,7 +21,7 @@ from ituning_hf.tuner.conversion import convert
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def folders(request, tmp_path_factory, backbones, processor) -> dict[str, Path]:
-    """A captioner, the adapter made of it, the captioner made of that, and its adapter."""
+    """A captioner, its conversion to an adapter, that adapter's to a captioner, and to an adapter again."""
     root = tmp_path_factory.mktemp(request.param)
     captioner = make_captioner(backbones, adapter_layers=[1, 3], adapter_scale=0.7, vision_feature_layer=-2)
     for adapter in captioner.adapters().values():
@@ -86,7 +86,7 @@ def test_the_tokenizer_comes_from_the_recorded_commit(folders, backbones, tmp_pa
 
 def test_a_folder_with_files_is_refused(folders, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="exists: give a new or empty folder"):
+    with pytest.raises(FileExistsError, match="exists and is not an empty folder"):
         convert(folders["captioner"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
@@ -100,7 +100,7 @@ def test_other_models_and_adapters_are_refused(backbones, tmp_path):
         AutoModelForCausalLM.from_pretrained(backbones["text"]), LoraConfig(fan_in_fan_out=True)
     )
     lora.save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match=r"is an adapter of \S*LORA, expected ITUNING"):
+    with pytest.raises(ValueError, match=r"is an adapter of the method \S*LORA, expected ITUNING"):
         convert(tmp_path / "lora", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -141,4 +141,4 @@ def test_the_command(folders, tmp_path, capsys):
     weights = "model.safetensors"
     assert Path(captioner, weights).read_bytes() == (folders["captioner"] / weights).read_bytes()
     assert main(["convert", adapter, captioner]) == 2
-    assert "exists: give a new or empty folder" in capsys.readouterr().err
+    assert "exists and is not an empty folder" in capsys.readouterr().err

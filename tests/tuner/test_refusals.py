@@ -1,4 +1,4 @@
-"""What the PEFT method refuses, and that a refusal leaves the model unchanged."""
+"""Invalid calls, models and options are refused, and the model does not change."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def model(gpt2) -> PeftModel:
 
 
 def test_without_an_image_the_error_names_disable_adapter(model):
-    message = r"encoder_hidden_states is None: give .* or .*model\.disable_adapter\(\)"
+    message = r"encoder_hidden_states is None: pass .* or .*model\.disable_adapter\(\)"
     with pytest.raises(ValueError, match=message):
         model(input_ids=ROWS)
     with pytest.raises(ValueError, match=message):
@@ -46,7 +46,7 @@ def test_an_image_that_is_not_a_tensor_is_refused(model, image):
             call(input_ids=ROWS, encoder_hidden_states=image)
 
 
-def test_rows_must_be_divisible_among_the_images(model):
+def test_rows_must_be_divisible_by_images(model):
     images = IMAGES[[0, 1, 0]]
     message = "input_ids has 4 rows for 3 images"
     with pytest.raises(ValueError, match=message):
@@ -109,7 +109,7 @@ def state(model) -> tuple:
         ({"adapter_dropout": -0.1}, "adapter_dropout is -0.1, expected 0 <= p < 1"),
     ],
 )
-def test_bad_options_change_nothing(gpt2, options: dict, message: str):
+def test_refused_options_leave_the_model_unchanged(gpt2, options: dict, message: str):
     before = state(gpt2)
     with pytest.raises(ValueError, match=message):
         get_peft_model(gpt2, ituning_config(**options))
@@ -126,10 +126,10 @@ def test_bad_options_change_nothing(gpt2, options: dict, message: str):
 @pytest.mark.parametrize("name", ["0", "q_proj", "weight", "transformer"])
 def test_a_name_that_is_part_of_weight_names_is_refused(gpt2, name: str):
     before = state(gpt2)
-    with pytest.raises(ValueError, match=f"adapter_name is '{name}', a part of weight names"):
+    with pytest.raises(ValueError, match=f"adapter_name is '{name}', which occurs in weight names"):
         get_peft_model(gpt2, ituning_config(), name)
     assert state(gpt2) == before
-    with pytest.raises(ValueError, match="a part of weight names"):
+    with pytest.raises(ValueError, match="which occurs in weight names"):
         ITUNING.wrap(gpt2).add_adapter(name, ituning_config())
 
 
@@ -140,7 +140,7 @@ def test_a_task_with_another_head_is_refused(task: str):
 
 
 @pytest.mark.parametrize("width", [None, 0, -3, 15.0, "15"])
-def test_the_images_width_must_be_given(width):
+def test_the_vision_hidden_size_is_required(width):
     with pytest.raises(ValueError, match=f"vision_hidden_size is {width!r}, expected a positive integer"):
         ITuningTunerConfig(vision_hidden_size=width)
 

@@ -54,7 +54,7 @@ def test_importing_the_package_registers_the_method(gpt2, tmp_path: Path):
     assert torch.equal(torch.tensor(found["logits"]), ITUNING.logits(model))
 
 
-def test_from_peft_says_which_packages_it_needs(captioner, monkeypatch):
+def test_from_peft_names_the_packages_it_requires(captioner, monkeypatch):
     monkeypatch.setitem(sys.modules, "ituning_hf.tuner.conversion", None)  # its import fails without PEFT
-    with pytest.raises(ImportError, match="from_peft needs the packages ituning_hf and peft"):
+    with pytest.raises(ImportError, match="from_peft requires the packages ituning_hf and peft"):
         ITuningForCaptioning.from_peft(captioner, "nowhere")

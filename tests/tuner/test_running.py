@@ -1,4 +1,4 @@
-"""Forward and backward passes: rows, precision, activation checkpointing, captured hidden states."""
+"""Forward and backward passes: rows, precision, activation checkpointing, recorded hidden states."""
 
 import copy
 from pathlib import Path

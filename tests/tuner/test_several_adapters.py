@@ -25,7 +25,7 @@ def trainable(model: nn.Module) -> set[str]:
 
 @pytest.fixture
 def alone(loaded_gpt2):
-    """What each adapter computes on a model of its own."""
+    """The output of each adapter alone on a model."""
     x = ITUNING.wrap(copy.deepcopy(loaded_gpt2), adapter="x")
     y = get_peft_model(copy.deepcopy(loaded_gpt2), ITUNING.config(2), "y").eval()
     return {"x": ITUNING.logits(x), "y": ITUNING.logits(ITUNING.perturb(y, "y", seed=1))}
