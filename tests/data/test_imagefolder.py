@@ -47,7 +47,7 @@ def test_splits_are_folders_or_stated_in_each_line(tmp_path: Path, val_name: str
 
 def test_a_folder_without_metadata_is_refused_with_an_example(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r'has no metadata\.jsonl, .* \["a dog runs"\]\}, or give the'
+        FileNotFoundError, match=r'have no metadata\.jsonl: write .* \["a dog runs"\]\}, or give the'
     ):
         load(tmp_path)
 

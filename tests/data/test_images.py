@@ -168,7 +168,10 @@ def jpeg_bytes() -> bytes:
             b"<html>404</html>",
             r"it is not an image of a supported format .*; convert it to PNG, or remove it",
         ),
-        (jpeg_bytes()[:2000], r"it cannot be decoded \(image file is truncated .*\); copy it again .*"),
+        (
+            jpeg_bytes()[:2000],
+            r"it cannot be decoded \(image file is truncated .*\); copy it again, or remove it",
+        ),
     ],
     ids=["empty", "not an image", "truncated"],
 )

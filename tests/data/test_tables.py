@@ -107,11 +107,11 @@ def test_malformed_csv_rows_are_named_by_line(tmp_path: Path, line: str, message
 @pytest.mark.parametrize(
     ("columns", "given", "message"),
     [
-        (["a", "b"], "c", "table has no column 'c' (--caption_column); its columns are 'a', 'b'"),
+        (["a", "b"], "c", r"table has no column 'c' \(--caption_column\); its columns are 'a', 'b'"),
         (
             ["a"],
             None,
-            r"table has no column named caption, .*comment: select one with --caption_column \('a'\)",
+            r"table has no column named caption or .*comment: select one with --caption_column \('a'\)",
         ),
         (["text", "caption"], None, "table has several such columns, 'text', 'caption': select one with"),
     ],

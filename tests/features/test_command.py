@@ -72,7 +72,7 @@ def test_a_dry_run_writes_nothing(run: Run, folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("ituning_hf.features.build.shutil.disk_usage", lambda path: small)
     code, out, err = run("--dry_run")
     assert code == 2
-    assert err.startswith("ituning: error: the features of 14 images take 5.3 kB, and the disk of ")
+    assert err.startswith("ituning: error: the features of 14 images take 5.3 kB, but the disk of ")
     assert not folder.exists()
 
 

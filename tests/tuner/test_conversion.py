@@ -236,7 +236,7 @@ def test_one_of_several_adapters_must_be_named(gpt2, backbones, pixel_values):
         model.set_adapter(name)
         features = captioner.get_image_features(pixel_values)
         assert torch.equal(logits_of(captioner, pixel_values), peft_logits_of(model, features))
-    with pytest.raises(ValueError, match=r"no I-Tuning adapter 'z', only \['x', 'y'\]"):
+    with pytest.raises(ValueError, match=r"no I-Tuning adapter 'z'; the adapters are \['x', 'y'\]"):
         ITuningForCaptioning.from_peft(model, backbones["vision"], adapter_name="z")
 
 
