@@ -162,9 +162,20 @@ def edit_json(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def contents(folder: str | Path) -> dict[str, bytes]:
+    """Return every file of a folder by its relative path."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def read_lines(path: str | Path) -> list[Any]:
+    """Read the values of a file of JSON lines."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
 def read_log(run: str | Path) -> list[dict]:
     """Read the records of a run's log."""
-    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+    return read_lines(Path(run) / "log.jsonl")
 
 
 def validation_scores(run: str | Path, name: str) -> dict[int, float]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import hostile_corpus as corpus
 import pytest
+from processes import options
 from safetensors.torch import load_file
-from small_models import ADAPTER
+from small_models import ADAPTER, read_lines
 
 from ituning_hf import iter_captions, load_captioner
 from ituning_hf.cli import main
@@ -51,10 +52,6 @@ def write_data(folder: Path, bad: dict[str, bytes]) -> tuple[list[Path], list[Pa
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], list[Path]]:
     folder = tmp_path_factory.mktemp("data")
     return folder, *write_data(folder, BAD)
-
-
-def options(**values: object) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
 def train(backbones: dict[str, Path], dataset: Path, output: Path, **changes: object) -> Path:
@@ -125,8 +122,8 @@ def test_the_command_prints_a_line_for_each_image(data, saved_captioner, tmp_pat
     listed = [path for path in broken if not path.is_dir()]
     assert len([line for line in printed.err.split("\n") if "cannot read" in line]) == len(listed)
     assert f"{len(listed)} of {len(good) + len(listed)} images" in printed.err
-    written = (tmp_path / "captions.jsonl").read_text().splitlines()
-    assert sorted(json.loads(line)["image"] for line in written) == sorted(map(str, good))
+    written = read_lines(tmp_path / "captions.jsonl")
+    assert sorted(line["image"] for line in written) == sorted(map(str, good))
 
 
 def test_an_evaluation_scores_the_readable_images(data, saved_captioner, tmp_path, caplog, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from PIL import Image
+from small_models import SHARED_DATA
 from transformers import CLIPImageProcessorPil
 
 from ituning_hf.data.loading import load_captioned_images
@@ -63,7 +64,7 @@ def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture(scope="session")
 def flickr8k_mini() -> Path:
     """The folder of 875 Flickr8k photographs next to the checkout; they may not be redistributed."""
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "flickr8k-mini"
+    folder = SHARED_DATA / "flickr8k-mini"
     if not folder.is_dir():
         pytest.skip(f"no photographs at {folder}")
     return folder

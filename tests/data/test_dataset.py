@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 from properties import examples
 from torch.utils.data import DataLoader
 
-from ituning_hf import ITuningProcessor
 from ituning_hf.data.dataset import CaptionDataset, Collator, count_over_long
 from ituning_hf.data.images import UnreadableImageError
 from ituning_hf.data.inputs import FeatureInputs, PixelInputs
-from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.data.records import CaptionedImage
 from ituning_hf.data.sampler import ImageBatchSampler, SampleKey
 from ituning_hf.data.scenes import read_scenes
@@ -212,15 +210,3 @@ def test_counts_captions_that_would_be_truncated() -> None:
     # BOS and EOS count: five tokens are three words
     assert count_over_long(records, PROCESSOR, max_caption_tokens=5) == 1025
     assert count_over_long(records, PROCESSOR, max_caption_tokens=9) == 0
-
-
-def test_works_with_the_real_processor(processor: ITuningProcessor, flickr8k_mini: Path) -> None:
-    records = load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", "val")
-    inputs = PixelInputs(processor.image_processor)
-    dataset = CaptionDataset(records, inputs, processor, captions_per_image=6, max_caption_tokens=400, seed=0)
-    batch = Collator(inputs, processor, 6)([dataset[SampleKey(0, index, False)] for index in range(3)])
-    assert batch["pixel_values"].shape == (3, 3, 30, 30)
-    captions = [caption for record in records[:3] for caption in (*record.captions, "")]
-    assert batch["input_ids"].shape[0] == len(captions) == 18
-    for row, caption in zip(batch["labels"], captions, strict=True):
-        assert processor.tokenizer.decode(row[row != -100], skip_special_tokens=True) == caption

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ituning_hf.data.loading import load_captioned_images
-from ituning_hf.data.records import CaptionedImage, MissingSplitError, check_images_exist
+from ituning_hf.data.records import CaptionedImage, MissingSplitError
 from ituning_hf.utils.errors import UserError
 
 from .conftest import WriteJson, captions, load, save_image
@@ -105,18 +105,6 @@ def test_contradictory_karpathy_entries_are_refused(write_json: WriteJson) -> No
     entries = [entry(f"{i}.jpg", "train", *([" "] * i)) for i in range(4)]
     with pytest.raises(UserError, match=r"4 of 5 images have no caption \(0\.jpg, 1\.jpg, 2\.jpg, \.\.\.\)"):
         load(write_json({"images": [*entries, entry("good.jpg", "train", "a")]}))
-
-
-def test_real_photographs(flickr8k_mini: Path) -> None:
-    path = flickr8k_mini / "dataset_flickr8k_mini.json"
-    train, val = (load_captioned_images(path, split) for split in ("train", "val"))
-    assert (len(train), len(val)) == (762, 113)
-    assert {len(image.captions) for image in train + val} == {5}
-    assert not {image.name for image in train} & {image.name for image in val}
-    check_images_exist(train + val)
-    assert train[0].name == "1000268201_693b08cb0e.jpg"
-    assert train[0].captions[1] == "A girl going into a wooden building ."
-    assert train[0].load().mode == "RGB"
 
 
 # --- COCO

@@ -55,39 +55,30 @@ def test_metadata_decides_the_format_of_a_folder(tmp_path: Path) -> None:
 
 def test_settings_that_have_no_effect_are_refused(tmp_path: Path, write_json: WriteJson) -> None:
     path = write_json({"images": [{"filename": "a", "split": "train", "sentences": [{"raw": "a"}]}]})
-    with pytest.raises(
-        UserError, match=r"^--image_root and --caption_column cannot be used with the built-in"
-    ):
+    with pytest.raises(UserError, match=r"^--image_root and --caption_column cannot be used with the"):
         load_captioned_images("scenes", "train", image_root="photos", caption_column="text")
     with pytest.raises(UserError, match=r"^--image_column cannot be used with a JSON file \('.*dataset"):
         load_captioned_images(path, "train", image_column="image")
     with pytest.raises(UserError, match="--image_root cannot be used with a folder with metadata"):
         load_captioned_images(tmp_path, "train", image_root="photos")
-    with pytest.raises(
-        UserError, match=r"^--val_share 0\.2 has no effect: .*dataset\.json has its own splits"
-    ):
+    with pytest.raises(UserError, match=r"^--val_share 0\.2 has no effect: .* has its own splits"):
         captions(path, val_share=0.2)
 
 
 def test_the_same_photographs_in_every_format(
     flickr8k_mini: Path, tmp_path: Path, datasets_cache: None, write_json: WriteJson
 ) -> None:
-    wanted = {
-        split: load_captioned_images(flickr8k_mini / "dataset_flickr8k_mini.json", split)[:100]
-        for split in ("train", "val")
-    }
+    karpathy = flickr8k_mini / "dataset_flickr8k_mini.json"
+    train, val = (load_captioned_images(karpathy, split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (762, 113)
+    assert {len(image.captions) for image in train + val} == {5}
+    assert (train[0].name, train[0].load().mode) == ("1000268201_693b08cb0e.jpg", "RGB")
+    assert train[0].captions[1] == "A girl going into a wooden building ."
+    wanted = {"train": train[:100], "val": val[:100]}
     for split, images in wanted.items():
-        write_json(
-            {
-                "images": [{"id": i, "file_name": image.name} for i, image in enumerate(images)],
-                "annotations": [
-                    {"image_id": i, "caption": text}
-                    for i, image in enumerate(images)
-                    for text in image.captions
-                ],
-            },
-            f"captions_{split}2017.json",
-        )
+        ids = [{"id": i, "file_name": image.name} for i, image in enumerate(images)]
+        texts = [{"image_id": i, "caption": t} for i, image in enumerate(images) for t in image.captions]
+        write_json({"images": ids, "annotations": texts}, f"captions_{split}2017.json")
     rows = [(i.name, text, split) for split, images in wanted.items() for i in images for text in i.captions]
     with (tmp_path / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "caption", "split"), *rows])
@@ -145,9 +136,7 @@ def test_val_share_is_a_share(val_share: float) -> None:
 def test_stated_splits_are_kept() -> None:
     mixed = [*entries(2, "val"), *entries(3, "train")[2:]]
     assert names(mixed, "val", seed=9) == ["000.jpg", "001.jpg"]
-    with pytest.raises(
-        MissingSplitError, match=r"^photos has no .* 'test'; it has 'val' \(2\), 'train' \(1\)$"
-    ):
+    with pytest.raises(MissingSplitError, match=r" 'test'; it has 'val' \(2\), 'train' \(1\)$"):
         names(mixed, "test")
     with pytest.raises(UserError, match=r"^photos: 'split' must be given for all images or for none$"):
         names([*entries(2, "val"), *entries(3)[2:]], "val")
@@ -234,9 +223,7 @@ def test_missing_images_raise_one_error_and_empty_ones_a_warning(
     images = [CaptionedImage(str(i), ("a",), tmp_path / f"{i}.jpg") for i in range(6)]
     save_image(tmp_path / "0.jpg")
     (tmp_path / "3.jpg").touch()
-    with pytest.raises(
-        FileNotFoundError, match=rf"^4 of 6 images are missing \({tmp_path}/1\.jpg, .*, \.\.\.\)"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"^4 of 6 images .*{tmp_path}/1\.jpg, .*, \.\.\.\)"):
         check_images_exist(images)
     check_images_exist([images[0], images[3], CaptionedImage("scene", ("a",), make_scene(0, 0))])
     assert caplog.messages == [

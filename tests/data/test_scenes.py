@@ -169,12 +169,6 @@ def test_captions_of_two_objects_above_one() -> None:
     )
 
 
-def test_caption_of_one_object_left_of_two() -> None:
-    objects = [(BIG_HEART, 0.25, 0.5), (ORANGE_STAR, 0.8, 0.8), (RED_CIRCLE, 0.75, 0.2)]
-    expected = "a large blue heart left of a small red circle and a small orange star."
-    assert scene(*objects).captions(1) == (expected,)
-
-
 @pytest.mark.parametrize(("x", "side"), [(0.2, "on the left"), (0.5, "in the middle"), (0.8, "on the right")])
 def test_captions_of_one_object(x: float, side: str) -> None:
     assert scene((ORANGE_STAR, x, 0.3)).captions(6) == (

@@ -8,6 +8,7 @@ from ituning_hf.data.scenes import COLOURS, SHAPES, Scene
 from ituning_hf.demo.scenes import UNSEEN_PAIRS, CaptionedScene, Scores, compose_scenes, score
 
 TRUTH = "a small red star above a large blue heart."
+TWO_STARS = "a small red star above a large red star."
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +62,22 @@ def test_captions_are_one_sentence_with_the_left_or_upper_object_first(scenes):
 
 
 @pytest.mark.parametrize(
-    ("caption", "verdict"),
+    ("truth", "caption", "verdict"),
     [
-        (TRUTH, "right"),
-        ("a large blue heart above a small red star.", "objects right"),  # wrong order
-        ("a large red star above a small blue heart.", "objects right"),  # wrong sizes
-        ("a small red heart above a large blue star.", "wrong"),  # right words, wrong pairs
-        ("a small red star above a large red star.", "wrong"),  # one object twice
-        ("a small red star.", "wrong"),
-        (TRUTH + TRUTH, "wrong"),  # no end token
-        ("", "wrong"),
+        (TRUTH, TRUTH, "right"),
+        (TRUTH, "a large blue heart above a small red star.", "objects right"),  # wrong order
+        (TRUTH, "a large red star above a small blue heart.", "objects right"),  # wrong sizes
+        (TRUTH, "a small red heart above a large blue star.", "wrong"),  # right words, wrong pairs
+        (TRUTH, TWO_STARS, "wrong"),
+        (TRUTH, "a small red star.", "wrong"),
+        (TRUTH, TRUTH + TRUTH, "wrong"),  # no end token
+        (TRUTH, "", "wrong"),
+        (TWO_STARS, "a large red star above a red star.", "objects right"),
+        (TWO_STARS, "a red star.", "wrong"),
     ],
 )
-def test_verdict_of_a_caption(caption: str, verdict: str):
-    assert CaptionedScene("scene", TRUTH, caption).verdict == verdict
-
-
-def test_two_objects_of_one_kind_count_twice():
-    twice = "a small red star above a large red star."
-    assert CaptionedScene("scene", twice, "a large red star above a red star.").verdict == "objects right"
-    assert CaptionedScene("scene", twice, "a red star.").verdict == "wrong"
+def test_verdict_of_a_caption(truth: str, caption: str, verdict: str):
+    assert CaptionedScene("scene", truth, caption).verdict == verdict
 
 
 def test_scores_are_shares_of_captions():

@@ -124,18 +124,8 @@ def evaluate(flags: Callable[..., list[str]]) -> Evaluate:
     return lambda **changes: main(["evaluate", *flags(**changes)])
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file of a folder by its relative path."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def read_captions(report: Path) -> list[str]:

@@ -1,24 +1,18 @@
 """`ituning evaluate`, from its flags to the report and the model card."""
 
 import json
-import multiprocessing
-import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from processes import run_on_two
 from pycocotools.coco import COCO
-from small_models import save_full_clip
-from torch.distributed import TCPStore
+from small_models import contents, read_lines, save_full_clip
 
-from ituning_hf.cli import main
 from ituning_hf.evaluation import captioning, run
 from ituning_hf.evaluation.arguments import EvaluateArguments
 from ituning_hf.evaluation.clip_score import clip_scores
@@ -31,10 +25,8 @@ from .conftest import (
     NUM_IMAGES,
     Evaluate,
     Finished,
-    contents,
     read_captions,
     read_json,
-    read_lines,
     references_of,
 )
 
@@ -366,17 +358,6 @@ def test_the_command_for_others_has_no_folders_of_this_machine(photos: Path):
     assert args.command() == "ituning evaluate --model org/x --dataset photos --dataset_name 'My photos'"
 
 
-def evaluate_in_process(rank: int, port: int, argv: list[str], output: Path) -> None:
-    """Run the command in a forked process, as one of two."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the parent has the store, as under torchrun
-    AcceleratorState._reset_state(reset_partial_state=True)
-    sys.stdout = sys.stderr = output.open("w", buffering=1)
-    sys.exit(main(argv))
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_processes_get_the_scores_of_one(
     evaluate: Evaluate, flags: Callable[..., list[str]], photos: Path, tmp_path: Path
 ):
@@ -385,17 +366,9 @@ def test_two_processes_get_the_scores_of_one(
     settings = {"max_unreadable_share": 0.2, "no_card": True}
     assert evaluate(**settings, output_dir=tmp_path / "one") == 0
     argv = ["evaluate", *flags(**settings, output_dir=tmp_path / "two")]
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    outputs = [tmp_path / f"rank {rank}" for rank in range(2)]
-    start = partial(multiprocessing.get_context("fork").Process, target=evaluate_in_process, daemon=True)
-    ranks = [start(args=(rank, store.port, argv, output)) for rank, output in enumerate(outputs)]
-    for process in ranks:
-        process.start()
-    for process, output in zip(ranks, outputs, strict=True):
-        process.join(300)
-        assert process.exitcode == 0, output.read_text()
-    assert "6 images of photos, test" in outputs[0].read_text()
-    assert "photos, test" not in outputs[1].read_text()  # only the main process prints
+    runs = run_on_two(argv, tmp_path)
+    assert "6 images of photos, test" in runs[0].printed
+    assert "photos, test" not in runs[1].printed  # only the main process prints
     for name in ("results.json", "per_image.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     one, two = (read_json(tmp_path / name / "metrics.json") for name in ("one", "two"))

@@ -132,9 +132,12 @@ def test_floors_and_untrained_captioners_have_the_same_loss():
     options = training_options()
     batch = benchmark_training.make_batch(options, seed=5)
     assert (batch.text["attention_mask"] == 0).any()
-    losses = {name: Step(name, options).loss(batch) for name in (FLOOR, STORED, UPPER_HALF, PICTURES)}
-    for name, loss in losses.items():
-        torch.testing.assert_close(loss, losses[FLOOR], msg=name, check_stride=False)
+    steps = {name: Step(name, options) for name in (FLOOR, STORED, UPPER_HALF, PICTURES)}
+    expected = steps[FLOOR].loss(batch)
+    for name, step in steps.items():
+        torch.testing.assert_close(step.loss(batch), expected, msg=name, check_stride=False)
+        embeddings = step.model.get_input_embeddings().weight
+        assert embeddings is steps[FLOOR].model.get_input_embeddings().weight  # shared by all methods
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -159,11 +162,6 @@ def test_a_step_changes_only_the_trained_weights(dtype: str):
         changed = {key for key, p in parameters.items() if not torch.equal(p, before[key])}
         assert changed == (set() if name == NO_OPTIMIZER else trained), name
         assert {parameters[key].dtype for key in trained} <= {torch.float32}
-
-
-def test_methods_share_frozen_weights():
-    floor, captioner = (Step(name, training_options()).model for name in (FLOOR, STORED))
-    assert floor.get_input_embeddings().weight is captioner.get_input_embeddings().weight
 
 
 def test_training_benchmark(tmp_path: Path):

@@ -15,6 +15,7 @@ from ituning_hf.features.build import BuildResult, build_features
 from ituning_hf.features.store import FeatureStore
 
 Build = Callable[..., BuildResult]
+Records = list[CaptionedImage]
 
 
 def save_noise(path: Path, seed: int) -> None:
@@ -37,12 +38,12 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def train(photos: Path) -> list[CaptionedImage]:
+def train(photos: Path) -> Records:
     return load_captioned_images(photos, "train")
 
 
 @pytest.fixture
-def val(photos: Path) -> list[CaptionedImage]:
+def val(photos: Path) -> Records:
     return load_captioned_images(photos, "val")
 
 
@@ -64,16 +65,10 @@ def build(backbones: dict[str, Path], folder: Path) -> Build:
 
 
 @pytest.fixture
-def store(build: Build, train: list[CaptionedImage], folder: Path) -> FeatureStore:
+def store(build: Build, train: Records, folder: Path) -> FeatureStore:
     """The store of the training images."""
     build(train)
     return FeatureStore(folder)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file of a folder by its relative path."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def shards(folder: Path) -> list[Path]:

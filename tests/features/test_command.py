@@ -1,20 +1,20 @@
-"""`ituning features`, in this process and, for signals, in a forked one."""
+"""`ituning features`, in this process and, for signals, in another one."""
 
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import Command, options
+from small_models import contents
 
 from ituning_hf.cli import main
 from ituning_hf.features.store import FeatureStore
 
-from .conftest import contents, shards
+from .conftest import shards
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -25,12 +25,8 @@ def run(backbones: dict[str, Path], folder: Path, photos: Path, capsys: pytest.C
 
     def build(*flags: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = main(
-            [
-                *("features", "build", "--dataset", str(photos), "--vision_model", str(backbones["vision"])),
-                *("--output_dir", str(folder), "--dataloader-num-workers", "0", "--device", "cpu", *flags),
-            ]
-        )
+        data = options(dataset=photos, vision_model=backbones["vision"], output_dir=folder)
+        code = main(["features", "build", *data, "--dataloader-num-workers", "0", "--device", "cpu", *flags])
         return code, *capsys.readouterr()
 
     return build
@@ -98,55 +94,24 @@ def test_info_and_unreadable_images(run: Run, folder: Path, photos: Path, backbo
     assert "is not a feature store" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_exit_code_1(run: Run, monkeypatch: pytest.MonkeyPatch):
-    def full(*arguments: object) -> Path:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("ituning_hf.features.build.write_shard", full)
-    code, _, err = run()
-    assert (code, err.count("\n")) == (1, 1)
-    assert "cannot be written to (No space left on device)" in err
-
-
 # --- Interruptions
-
-
-def in_process_group(flags: list[str], output: Path) -> None:
-    """Run the command in a forked process that shares a process group with its workers."""
-    os.setpgrp()
-    sys.stdout = sys.stderr = output.open("w", buffering=1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = main(flags)
-    sys.stdout.flush()
-    os._exit(code)
 
 
 def interrupt_build(flags: list[str], folder: Path, num_shards: int, signum: int) -> tuple[int, str]:
     """Send a signal to a build once it has written some shards; return its exit code and output."""
-    output = folder.with_suffix(".txt")
-    process = multiprocessing.get_context("fork").Process(target=in_process_group, args=(flags, output))
-    process.start()
+    build = Command(flags, folder.with_suffix(".txt"))
     while len(shards(folder)) < num_shards:
-        assert process.is_alive(), output.read_text()
+        assert build.process.is_alive(), build.printed
         time.sleep(0.002)
-    os.killpg(process.pid, signum)
-    process.join(60)
-    return process.exitcode, output.read_text()
+    os.killpg(build.process.pid, signum)
+    return build.end(), build.printed
 
 
 def scene_flags(backbones: dict[str, Path], folder: Path, num_scenes: int, workers: int) -> list[str]:
-    settings = {
-        "dataset": "scenes",
-        "num_scenes": num_scenes,
-        "vision_model": backbones["vision"],
-        "shard_size": 8,
-        "batch_size": 3,
-        "device": "cpu",
-        "dataloader_num_workers": workers,
-        "output_dir": folder,
-    }
-    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return ["features", "build", *flags]
+    data = options(dataset="scenes", num_scenes=num_scenes, dataloader_num_workers=workers)
+    sizes = options(shard_size=8, batch_size=3)
+    encoder = options(vision_model=backbones["vision"], device="cpu", output_dir=folder)
+    return ["features", "build", *data, *sizes, *encoder]
 
 
 def test_a_killed_build_resumes_to_the_same_files(backbones: dict[str, Path], tmp_path: Path):

@@ -141,9 +141,7 @@ def test_a_file_without_an_index_or_of_another_shape_is_refused(tmp_path: Path, 
         read_index(path, spec)
     wrong = ShardIndex({"a": VERSION})
     path = write_shard(tmp_path, wrong, {"features": torch.zeros(1, 10, 14, dtype=torch.bfloat16)})
-    with pytest.raises(
-        UserError, match=r"is damaged \(features of shape \[1, 10, 14\], expected \[1, 10, 15\]"
-    ):
+    with pytest.raises(UserError, match=r"is damaged \(features of shape .* 14\], expected .* 15\]"):
         read_index(path, spec)
 
 

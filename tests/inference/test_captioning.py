@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import make_captioner
+from small_models import make_captioner, put_in_hub_cache
 from transformers import GenerationConfig
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
@@ -21,7 +21,6 @@ from ituning_hf.inference.loading import load_captioner
 from ituning_hf.utils.errors import UserError
 
 SHORT = {"num_beams": 3, "max_new_tokens": 9}
-SAVED_COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +56,6 @@ def test_captions_equal_those_of_each_image_alone(captioner, processor, photogra
     expected = [generate_and_decode(captioner, processor, path)[0] for path in photographs]
     assert len(set(expected)) > 1
     assert caption(captioner, photographs, processor, batch_size=batch_size, **SHORT) == expected
-
-
-def test_the_defaults_are_five_beams_and_forty_tokens(captioner, processor, photographs):
-    expected = generate_and_decode(captioner, processor, photographs[0], num_beams=5, max_new_tokens=40)
-    assert caption(captioner, photographs[:1], processor) == expected
 
 
 def test_a_single_image_gives_a_single_result(captioner, processor, photographs):
@@ -129,25 +123,25 @@ def test_an_unreadable_image_gives_an_error_and_does_not_affect_others(
 ):
     broken, missing = tmp_path / "broken.png", tmp_path / "missing.png"
     broken.write_bytes(photographs[0].read_bytes()[:300])
-    sources = [broken, *photographs[:3], missing, photographs[3]]
-    prompts = ["x", "a", "a dog", "two", "y", "the"]
-    results = list(iter_captions(captioner, processor, sources, prompt=prompts, batch_size=4, **SHORT))
+    sources = [
+        broken,
+        missing,
+        *photographs[:3],
+        missing,
+        photographs[3],
+    ]  # of the first two, none is readable
+    prompts = ["x", "y", "a", "a dog", "two", "z", "the"]
+    results = list(iter_captions(captioner, processor, sources, prompt=prompts, batch_size=2, **SHORT))
     assert [result.source for result in results] == list(map(str, sources))
-    assert [bool(result.error) for result in results] == [True, False, False, False, True, False]
-    assert results[0].captions == results[4].captions == []
+    assert [bool(result.error) for result in results] == [True, True, False, False, False, True, False]
+    assert results[0].captions == results[1].captions == results[5].captions == []
     assert str(broken) in results[0].error
-    assert str(missing) in results[4].error
+    assert str(missing) in results[1].error
     good = [result.captions[0] for result in results if result.error is None]
     kept = [prompt for prompt, result in zip(prompts, results, strict=True) if result.error is None]
     assert good == caption(captioner, photographs[:4], processor, prompt=kept, **SHORT)
     with pytest.raises(UnreadableImageError, match=r"missing\.png"):
         caption(captioner, [photographs[0], missing], processor, **SHORT)
-
-
-def test_a_batch_of_unreadable_images_alone(captioner, processor, photographs):
-    sources = ["no/a.png", "no/b.png", photographs[0]]
-    results = list(iter_captions(captioner, processor, sources, batch_size=2, **SHORT))
-    assert [len(result.captions) for result in results] == [0, 0, 1]
 
 
 def test_images_are_loaded_one_batch_ahead_and_no_further(captioner, processor, monkeypatch):
@@ -202,21 +196,15 @@ def test_captioning_during_training_has_no_dropout(backbones, processor, photogr
     assert model.training
 
 
-def test_the_model_can_be_a_folder(captioner, processor, photographs, saved_captioner):
-    expected = caption(captioner, photographs[:2], processor, **SHORT)
-    assert caption(saved_captioner, photographs[:2], **SHORT) == expected
-    assert caption(str(saved_captioner), photographs[:2], processor, **SHORT) == expected
-    model = ITuningForCaptioning.from_pretrained(saved_captioner)
-    assert caption(model, photographs[:2], **SHORT) == expected
-
-
-def test_the_model_can_be_of_the_remote_codes_class(
+def test_the_model_can_be_a_folder_or_of_the_remote_codes_class(
     captioner, processor, photographs, saved_captioner, remote_class
 ):
-    model = remote_class.from_pretrained(saved_captioner)
-    assert not isinstance(model, ITuningForCaptioning)
     expected = caption(captioner, photographs[:2], processor, **SHORT)
-    assert caption(model, photographs[:2], **SHORT) == expected
+    assert caption(str(saved_captioner), photographs[:2], processor, **SHORT) == expected
+    remote = remote_class.from_pretrained(saved_captioner)
+    assert not isinstance(remote, ITuningForCaptioning)
+    for model in (saved_captioner, ITuningForCaptioning.from_pretrained(saved_captioner), remote):
+        assert caption(model, photographs[:2], **SHORT) == expected
 
 
 def test_a_missing_processor(captioner, saved_captioner, photographs, tmp_path):
@@ -238,15 +226,12 @@ def test_load_captioner(saved_captioner, processor):
 
 def test_the_best_device_is_taken_unless_one_is_given(saved_captioner, monkeypatch):
     assert load_captioner(saved_captioner)[0].device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device '{device}'"):
+            load_captioner(saved_captioner, device=device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.mps, "is_available", lambda: False)
     assert load_captioner(saved_captioner)[0].device.type == "cpu"
-
-
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_a_device_that_does_not_exist(saved_captioner, device):
-    with pytest.raises(ValueError, match=f"device '{device}'"):
-        load_captioner(saved_captioner, device=device)
 
 
 def test_backbones_can_be_loaded_from_another_folder(backbones, processor, saved_captioner, tmp_path):
@@ -262,10 +247,7 @@ def test_backbones_can_be_loaded_from_another_folder(backbones, processor, saved
 
 
 def test_the_revision_selects_captioner_and_processor(saved_captioner, tmp_path, monkeypatch):
-    repository = tmp_path / "models--org--captioner"
-    shutil.copytree(saved_captioner, repository / "snapshots" / SAVED_COMMIT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "v2").write_text(SAVED_COMMIT)
+    put_in_hub_cache(tmp_path, "org/captioner", "a" * 40, saved_captioner, "v2")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model, processor = load_captioner("org/captioner", revision="v2")
     assert (model.name_or_path, len(processor.tokenizer)) == ("org/captioner", 300)
@@ -280,11 +262,14 @@ def test_other_models_and_missing_folders_are_refused(backbones, tmp_path):
         caption(tmp_path / "none", "photo.png")
 
 
-def test_the_number_of_beams_follows_the_generation_settings(captioner, processor, photographs, monkeypatch):
+def test_the_default_is_five_beams_and_forty_tokens_or_the_generation_settings(
+    captioner, processor, photographs, monkeypatch
+):
+    expected = generate_and_decode(captioner, processor, photographs[0], num_beams=5, max_new_tokens=40)
     asked = []
     generate = captioner.generate
     monkeypatch.setattr(captioner, "generate", lambda **options: asked.append(options) or generate(**options))
-    caption(captioner, photographs[0], processor)
+    assert caption(captioner, photographs[:1], processor) == expected
     caption(captioner, photographs[0], processor, generation_config=GenerationConfig(max_new_tokens=3))
     captioner.generation_config.num_beams = 2
     caption(captioner, photographs[0], processor)

@@ -12,6 +12,7 @@ from PIL import Image
 from small_models import ADAPTER
 from transformers import GPT2LMHeadModel
 
+from ituning_hf import ITuningForCaptioning
 from ituning_hf.training.arguments import TrainArguments
 
 COLOURS = ["red", "green", "blue", "white", "black"]
@@ -49,10 +50,25 @@ def backbones(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def settings(photos: Path, backbones: dict[str, Path], tmp_path: Path) -> Callable[..., TrainArguments]:
-    """Return a function that makes the settings of a short run, with changes by keyword."""
+def projected_dtypes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, torch.dtype]]:
+    """The data types of the image features, and of their keys, in each projection."""
+    dtypes: list[tuple[torch.dtype, torch.dtype]] = []
+    project = ITuningForCaptioning.project_visual
 
-    def make(**changes: Any) -> TrainArguments:
+    def watch(self: ITuningForCaptioning, visual_features: torch.Tensor) -> Any:
+        projected = project(self, visual_features)
+        dtypes.append((visual_features.dtype, next(iter(projected.values()))[0].dtype))
+        return projected
+
+    monkeypatch.setattr(ITuningForCaptioning, "project_visual", watch)
+    return dtypes
+
+
+@pytest.fixture
+def settings(photos: Path, backbones: dict[str, Path], tmp_path: Path) -> Callable[..., TrainArguments]:
+    """Return a function that makes the settings of a short run: the name of its folder, and changes."""
+
+    def make(name: str = "run", /, **changes: Any) -> TrainArguments:
         defaults = {
             "vision_model": str(backbones["vision"]),
             "text_model": str(backbones["text"]),
@@ -64,7 +80,7 @@ def settings(photos: Path, backbones: dict[str, Path], tmp_path: Path) -> Callab
             "max_train_steps": 6,
             "learning_rate": 1e-2,
             "dataloader_num_workers": 0,
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(tmp_path / name),
         }
         return TrainArguments(**defaults | changes)
 

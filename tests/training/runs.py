@@ -1,31 +1,22 @@
-"""Training runs in processes of their own, and the files that a run leaves.
+"""Command lines of training runs, and the files that a run leaves."""
 
-A process that has imported everything forks one child for each `Run`, which then starts at once.
-"""
-
-import multiprocessing
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
+from processes import Command
 from safetensors.torch import load_file
+from small_models import contents, read_lines, read_log
 
-from ituning_hf.cli import main
 from ituning_hf.training.arguments import TrainArguments
 
 Settings = Callable[..., TrainArguments]  # the type of the fixture `settings`
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train.py"
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ituning_hf.training.run", "ituning_hf.inference.captioning"])
 
 
 def flags(args: TrainArguments) -> list[str]:
@@ -33,12 +24,6 @@ def flags(args: TrainArguments) -> list[str]:
     given = {name: value for name, value in args.to_dict().items() if value is not None and value != []}
     lists = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
     return [part for name, values in lists.items() for part in (f"--{name}", *map(str, values))]
-
-
-def contents(folder: str | Path) -> dict[str, bytes]:
-    """Return every file of a folder by its relative path."""
-    files = (path for path in Path(folder).rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def differences(ours: str | Path, theirs: str | Path) -> list[str]:
@@ -57,66 +42,40 @@ def checkpoints(run: str | Path) -> list[str]:
     return sorted(path.name for path in (Path(run) / "checkpoints").iterdir())
 
 
+def dataset_captions(args: TrainArguments, split: str) -> dict[str, list[str]]:
+    """Return the captions of a split of the fixture `photos` by the image's name."""
+    lines = read_lines(Path(args.dataset) / split / "metadata.jsonl")
+    return {f"{split}/{line['file_name']}": line["captions"] for line in lines}
+
+
+def losses(args: TrainArguments) -> list[float]:
+    """Return the losses of a run's steps and validations, in the order of its log."""
+    return [entry.get("loss", entry.get("validation_loss")) for entry in read_log(args.output_dir)]
+
+
+def samples(args: TrainArguments) -> dict[int, dict[str, str]]:
+    """Return the sample captions of each validation, by step."""
+    return {entry["step"]: entry["samples"] for entry in read_log(args.output_dir) if "samples" in entry}
+
+
 def count_log_lines(args: TrainArguments) -> int:
     """Return the length of a run's log; without validation, the optimizer steps taken."""
     log = Path(args.output_dir) / "log.jsonl"
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-class Run:
-    """One `ituning train` in a process of its own; its output goes to a file.
-
-    Args:
-        args: Its settings.
-        output: The file for its standard output and error.
-        environment: Variables that are added to those of this process.
-    """
-
-    def __init__(self, args: TrainArguments, output: Path, environment: Mapping[str, str] | None = None):
-        self.args, self.output = args, output
-        task = (flags(args), str(output), dict(environment or {}))
-        self.process: Any = _CONTEXT.Process(target=_train, args=task)
-        self.process.start()
-
-    @property
-    def printed(self) -> str:
-        """Its output so far."""
-        return self.output.read_text() if self.output.exists() else ""
-
-    def wait_for_log(self, lines: int, timeout: float = 300) -> None:
-        """Wait until its log has that many lines."""
-        end = time.monotonic() + timeout
-        while count_log_lines(self.args) < lines:
-            assert self.process.is_alive(), self.printed
-            assert time.monotonic() < end, self.printed
-            time.sleep(0.005)
-
-    def kill(self) -> None:
-        """Kill it, together with its data loader's workers."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        assert self.end() == -signal.SIGKILL, self.printed
-
-    def end(self, timeout: float = 300) -> int:
-        """Wait for its end; return its exit code, negative for a signal's number."""
-        self.process.join(timeout)
-        assert self.process.exitcode is not None, self.printed
-        return self.process.exitcode
+def command(args: TrainArguments) -> list[str]:
+    """Return the command line of a run, without the program's name."""
+    return ["train", *flags(args)]
 
 
-def start_two(args: TrainArguments, folder: Path) -> list[Run]:
-    """Start a run on two processes, the main process first."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [Run(args, folder / f"output {r}", common | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
-
-
-def run_on_two(args: TrainArguments, folder: Path, exit_code: int = 0) -> list[Run]:
-    """Train on two processes until both have ended with an exit code."""
-    runs = start_two(args, folder)
-    assert [run.end() for run in runs] == [exit_code] * 2, [run.printed for run in runs]
-    return runs
+def wait_for_log(run: Command, args: TrainArguments, lines: int) -> None:
+    """Wait until a run's log has that many lines."""
+    end = time.monotonic() + 300
+    while count_log_lines(args) < lines:
+        assert run.process.is_alive(), run.printed
+        assert time.monotonic() < end, run.printed
+        time.sleep(0.005)
 
 
 @contextmanager
@@ -131,14 +90,3 @@ def torchrun(args: TrainArguments, logs: Path) -> Iterator[subprocess.Popen[str]
             yield process
         finally:
             process.kill()
-
-
-def _train(arguments: list[str], output: str, environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-    os.setpgrp()
-    multiprocessing.set_start_method("fork", force=True)  # the default of an ordinary process
-    with open(output, "wb") as file:
-        for standard in (1, 2):
-            os.dup2(file.fileno(), standard)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the forking process ignores it
-    sys.exit(main(["train", *arguments]))

@@ -10,10 +10,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import Settings, checkpoints, contents, differences
+from runs import Settings, checkpoints, differences
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from small_models import LeavesAMark, train_until
+from small_models import LeavesAMark, contents, train_until
 from transformers import GPT2LMHeadModel
 
 from ituning_hf.training import loop
@@ -134,42 +134,36 @@ def test_a_run_resumed_from_an_older_checkpoint_repeats_what_came_after(
     assert contents(args.output_dir) == complete
 
 
-def test_a_complete_run_is_left_unchanged(settings: Settings, capsys: pytest.CaptureFixture):
-    args = settings(max_train_steps=2, resume_from_checkpoint="latest")
+def test_a_complete_run_is_left_unchanged_and_missing_captioners_are_saved(
+    settings: Settings, capsys: pytest.CaptureFixture
+):
+    args = settings(
+        max_train_steps=3, checkpointing_steps="1", eval_steps="2", resume_from_checkpoint="latest"
+    )
     train(args)
     assert "There is no checkpoint to resume from yet" in capsys.readouterr().out
-    complete = contents(args.output_dir)
-    assert train(args).step == 2
+    run, complete = Path(args.output_dir), contents(args.output_dir)
+    assert {"last/README.md", "last/training.json"} < complete.keys()
+    assert train(args).step == 3
     assert "This run is complete: there is nothing left to do." in capsys.readouterr().out
-    assert contents(args.output_dir) == complete
-
-
-def test_old_checkpoints_that_a_killed_run_did_not_remove_are_removed(settings: Settings):
-    args = settings(max_train_steps=3, checkpointing_steps="1", resume_from_checkpoint="latest")
-    train(args)
-    complete = contents(args.output_dir)
-    run = Path(args.output_dir)
+    assert contents(run) == complete
+    # A kill before the last captioner was saved and an old checkpoint was removed.
     shutil.copytree(list_checkpoints(run)[0], run / "checkpoints" / "step_00000001")
     shutil.rmtree(run / "last")
     train(args)
-    assert contents(args.output_dir) == complete
-
-
-def test_a_deleted_best_captioner_is_made_again(settings: Settings):
-    args = settings(max_train_steps=6, checkpointing_steps="3", resume_from_checkpoint="latest")
+    assert contents(run) == complete
+    for name in ("best", "last", "checkpoints/step_00000003"):
+        shutil.rmtree(run / name)
     train(args)
-    for name in ("best", "last", "checkpoints/step_00000006"):
-        shutil.rmtree(Path(args.output_dir) / name)
-    train(args)
-    assert (Path(args.output_dir) / "best" / "model.safetensors").is_file()
+    assert contents(run) == complete
 
 
 # --- Failures to write
 
 
-def test_a_run_that_cannot_write_names_the_file_and_can_be_resumed(settings: Settings, tmp_path: Path):
+def test_a_run_that_cannot_write_names_the_file_and_can_be_resumed(settings: Settings):
     common = {"max_train_steps": 4, "checkpointing_steps": "2", "eval_split": "none"}
-    whole = settings(**common, output_dir=str(tmp_path / "whole"))
+    whole = settings("whole", **common)
     train(whole)
     args = settings(**common, resume_from_checkpoint="latest")
     train_until(args, 3)

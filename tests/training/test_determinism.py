@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Run, Settings, contents, differences, run_on_two
+from processes import Command, run_on_two
+from runs import Settings, command, differences
+from small_models import contents
 
 from ituning_hf.features.build import build_features
 from ituning_hf.training.data import load_data
@@ -27,7 +29,7 @@ FORMS: dict[str, dict[str, Any]] = {
 def test_on_a_cpu_full_determinism_changes_only_the_recorded_settings(settings: Settings, tmp_path: Path):
     common = COMMON | {"augmentation": "crop", "mixed_precision": "bf16"}
     for name, value in (("plain", False), ("one", True)):
-        train(settings(**common | {"full_determinism": value}, output_dir=str(tmp_path / name)))
+        train(settings(name, **common | {"full_determinism": value}))
     assert torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     changed = {Path(name).name for name in differences(tmp_path / "one", tmp_path / "plain")}
@@ -47,11 +49,11 @@ def test_every_form_of_a_run_writes_the_same_bytes_in_a_fresh_process(
         build_features([*data.train, *data.evaluation], tmp_path / "features", vision_model=vision)
     found = []
     for name in ("one", "two"):
-        args = settings(**options, output_dir=str(tmp_path / name))
+        args = settings(name, **options)
         if form.startswith("2"):
-            run_on_two(args, tmp_path)
+            run_on_two(command(args), tmp_path)
         else:
-            assert Run(args, tmp_path / "output").end() == 0
+            assert Command(command(args), tmp_path / "output").end() == 0
         found.append(contents(args.output_dir))
     assert found[0] == found[1]
     assert len(found[0]) > 20

@@ -52,35 +52,29 @@ def test_shapes_memory_and_plan(settings: Settings, capsys: pytest.CaptureFixtur
     assert 100 < float(size) * {"M": 1, "G": 1024}[unit] < 20_000
 
 
-def test_step_and_plan_are_the_runs_own(settings: Settings, capsys: pytest.CaptureFixture):
-    args = settings(mixed_precision="bf16", max_train_steps=7, checkpointing_steps="3")
+def test_step_and_plan_are_the_runs_own_also_of_a_resumed_run(
+    settings: Settings, capsys: pytest.CaptureFixture, unchanged
+):
+    args = settings(mixed_precision="bf16", max_train_steps=7, checkpointing_steps="2")
     train(replace(args, dry_run=True))
     text = capsys.readouterr().out
     train(args)
-    first = next(entry["loss"] for entry in read_log(args.output_dir) if "loss" in entry)
-    assert f"\nLoss       {first:.4f}\n" in text
-    assert "\nCheckpoint 3 times" in text
+    losses = {entry["step"]: entry["loss"] for entry in read_log(args.output_dir) if "loss" in entry}
+    assert f"\nLoss       {losses[1]:.4f}\n" in text
+    assert "\nCheckpoint 4 times" in text
     assert checkpoints(args.output_dir) == ["step_00000006", "step_00000007"]
-    newest = Path(args.output_dir) / "checkpoints" / "step_00000007"
+    older, newest = (Path(args.output_dir) / "checkpoints" / f"step_0000000{step}" for step in (6, 7))
     size = sum(path.stat().st_size for path in newest.iterdir())
     # besides the weights and moments: random states, the schedule, names
     assert 3 * 4 * 6556 < size < 3 * 4 * 6556 + 64 * 1024
-
-
-def test_a_resumed_run(settings: Settings, capsys: pytest.CaptureFixture, unchanged):
-    args = settings(max_train_steps=7, checkpointing_steps="4")
-    train(args)
-    entries = read_log(args.output_dir)
     capsys.readouterr()
-    checkpoint = Path(args.output_dir) / "checkpoints" / "step_00000004"
     unchanged()
-    assert train(replace(args, dry_run=True, resume_from_checkpoint=str(checkpoint))).step == 4
+    assert train(replace(args, dry_run=True, resume_from_checkpoint=str(older))).step == 6
     text = capsys.readouterr().out
-    assert "\nResume     after step 4; 3 are left\n" in text
-    assert "\nValidate   2 times on 3 images\n" in text  # after steps 6 and 7
+    assert "\nResume     after step 6; 1 are left\n" in text
+    assert "\nValidate   1 times on 3 images\n" in text
     assert "\nCheckpoint 1 times" in text
-    fifth = next(entry["loss"] for entry in entries if entry["step"] == 5 and "loss" in entry)
-    assert f"\nLoss       {fifth:.4f}\n" in text
+    assert f"\nLoss       {losses[7]:.4f}\n" in text
     with pytest.raises(ValueError, match="--seed 0, now 5"):
         train(replace(args, seed=5, dry_run=True, resume_from_checkpoint="latest"))
 

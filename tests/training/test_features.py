@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from runs import Settings, adapter, contents, differences, run_on_two
-from small_models import read_log, train_until
+from processes import run_on_two
+from runs import Settings, adapter, command, differences, losses, samples
+from small_models import contents, train_until
 from transformers import CLIPVisionModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
@@ -45,15 +46,6 @@ def build(settings: Settings, tmp_path: Path) -> Build:
         return str(tmp_path / name)
 
     return make
-
-
-def losses(args: TrainArguments) -> list[float]:
-    """The losses of steps and validations, in the order of the log."""
-    return [entry.get("loss", entry.get("validation_loss")) for entry in read_log(args.output_dir)]
-
-
-def samples(args: TrainArguments) -> list[dict[str, str]]:
-    return [entry["samples"] for entry in read_log(args.output_dir) if "samples" in entry]
 
 
 def on_features(args: TrainArguments, features: str) -> TrainArguments:
@@ -93,25 +85,19 @@ def test_features_give_the_losses_and_captions_of_pictures(
 
 
 def test_lower_storage_precision_changes_the_loss_slightly(
-    settings: Settings, build: Build, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, build: Build, projected_dtypes: list
 ):
-    dtypes = set()
-    project = ITuningForCaptioning.project_visual
-
-    def watch(self: ITuningForCaptioning, visual_features: torch.Tensor) -> Any:
-        dtypes.add(visual_features.dtype)
-        return project(self, visual_features)
-
     args = settings(max_train_steps=8, eval_steps="2", num_sample_captions=0)
     train(args)
-    monkeypatch.setattr(ITuningForCaptioning, "project_visual", watch)
+    projected_dtypes.clear()
     for storage, bound in (("bfloat16", 2e-4), ("int8", 5e-4)):
         stored = on_features(args, build(storage, storage=storage))
         train(stored)
         difference = max(abs(a - b) / b for a, b in zip(losses(stored), losses(args), strict=True))
         assert 0 < difference < bound
         assert {tensor.dtype for tensor in adapter(stored.output_dir).values()} == {torch.float32}
-    assert dtypes == {torch.bfloat16}  # converted for the fp32 adapters once, not in each layer
+    # The model converts them for the fp32 adapters once, not in each layer.
+    assert {given for given, _ in projected_dtypes} == {torch.bfloat16}
 
 
 def test_features_of_another_layer(settings: Settings, build: Build):
@@ -135,7 +121,7 @@ def test_features_of_another_layer(settings: Settings, build: Build):
 def test_a_captioner_trained_without_pictures_and_encoder_is_complete(
     settings: Settings, build: Build, photos: Path, backbones: dict[str, Path], tmp_path: Path
 ):
-    pictures = settings(max_train_steps=1, eval_split="none", output_dir=str(tmp_path / "on pictures"))
+    pictures = settings("on pictures", max_train_steps=1, eval_split="none")
     train(pictures)
     features = build()
     for picture in photos.rglob("*.png"):
@@ -143,7 +129,7 @@ def test_a_captioner_trained_without_pictures_and_encoder_is_complete(
     away = backbones["vision"].rename(backbones["vision"].with_name("put away"))
     args = settings(**SCORED, features=features, vision_model=None)
     train(args)
-    assert len(samples(args)[-1]) == 3
+    assert len(samples(args)[16]) == 3
     trained = Path(args.output_dir) / "last"
 
     record = read_training_record(trained)
@@ -184,7 +170,7 @@ def test_two_processes_give_the_results_of_one(settings: Settings, build: Build,
     args = settings(**SCORED, features=build(), vision_model=None)
     two = replace(args, output_dir=args.output_dir + " two", per_device_train_batch_size=2)
     train(args)
-    run_on_two(two, tmp_path)
+    run_on_two(command(two), tmp_path)
     assert losses(two) == pytest.approx(losses(args), rel=1e-3)
     assert samples(two) == samples(args)
 
@@ -226,8 +212,8 @@ def test_a_checkpoint_belongs_to_its_own_images(settings: Settings, build: Build
 # --- Refusals
 
 
-def test_features_of_another_encoder_are_refused(
-    settings: Settings, build: Build, backbones: dict[str, Path], tmp_path: Path
+def test_features_of_another_encoder_or_of_other_images_are_refused(
+    settings: Settings, build: Build, photos: Path, backbones: dict[str, Path], tmp_path: Path
 ):
     other = shutil.copytree(backbones["vision"], tmp_path / "other")
     model = CLIPVisionModel.from_pretrained(other)
@@ -237,13 +223,6 @@ def test_features_of_another_encoder_are_refused(
     with pytest.raises(ValueError, match=r"vision_model_fingerprint"):
         train(args)
     args = replace(args, vision_model=str(other))
-    train(args)
-    captioner = ITuningForCaptioning.from_pretrained(Path(args.output_dir) / "last")
-    assert captioner.config.vision_model_name_or_path == str(other)
-
-
-def test_images_without_features_are_refused(settings: Settings, build: Build, photos: Path, tmp_path: Path):
-    args = settings(features=build(), max_train_steps=1)
     Image.new("RGB", (40, 41)).save(photos / "val" / "9.png")
     with (photos / "val" / "metadata.jsonl").open("a") as file:
         file.write('\n{"file_name": "9.png", "captions": ["a black dog"]}')
@@ -252,3 +231,5 @@ def test_images_without_features_are_refused(settings: Settings, build: Build, p
     with pytest.raises(FileNotFoundError, match=r"store\.json"):
         train(replace(args, features=str(tmp_path)))
     train(replace(args, eval_split="none"))
+    captioner = ITuningForCaptioning.from_pretrained(Path(args.output_dir) / "last")
+    assert captioner.config.vision_model_name_or_path == str(other)

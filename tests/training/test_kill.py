@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import Run, Settings, count_log_lines, differences, torchrun
+from processes import Command
+from runs import Settings, command, count_log_lines, differences, torchrun, wait_for_log
 
 from ituning_hf.training.run import train
 
@@ -86,7 +87,7 @@ def snapshots(run: str, every: int, folder: Path) -> Iterator[list[Path]]:
 def test_a_run_killed_between_two_file_operations_resumes(
     settings: Settings, tmp_path: Path, setup: str, every: int
 ):
-    args = settings(**COMMON, **SETUPS[setup], output_dir=str(tmp_path / "whole"))
+    args = settings("whole", **COMMON, **SETUPS[setup])
     with snapshots(args.output_dir, every, tmp_path) as copies:
         train(args)
     assert len(copies) >= 2
@@ -97,13 +98,11 @@ def test_a_run_killed_between_two_file_operations_resumes(
 
 
 def test_a_run_killed_with_its_workers_resumes(settings: Settings, tmp_path: Path):
-    whole, cut = (
-        settings(**COMMON, **SETUPS["2 workers, 2 batches a step"], output_dir=str(tmp_path / name))
-        for name in ("whole", "cut")
-    )
+    setup = SETUPS["2 workers, 2 batches a step"]
+    whole, cut = (settings(name, **COMMON, **setup) for name in ("whole", "cut"))
     train(whole)
-    run = Run(cut, tmp_path / "output")
-    run.wait_for_log(4)
+    run = Command(command(cut), tmp_path / "output")
+    wait_for_log(run, cut, 4)
     run.kill()
     train(cut)
     assert differences(cut.output_dir, whole.output_dir) == []
@@ -113,15 +112,16 @@ def test_a_run_killed_with_its_workers_resumes(settings: Settings, tmp_path: Pat
 @pytest.mark.parametrize("setup", SETUPS)
 def test_a_run_killed_at_any_time_resumes(settings: Settings, tmp_path: Path, setup: str):
     rng = random.Random(setup)
-    whole = settings(**COMMON, **SETUPS[setup], output_dir=str(tmp_path / "whole"))
+    whole = settings("whole", **COMMON, **SETUPS[setup])
     train(whole)
     started = time.monotonic()
-    assert Run(replace(whole, output_dir=str(tmp_path / "timed")), tmp_path / "output").end() == 0
+    timed = command(replace(whole, output_dir=str(tmp_path / "timed")))
+    assert Command(timed, tmp_path / "output").end() == 0
     seconds = time.monotonic() - started
     for point in range(KILLED_RUNS):
         cut = replace(whole, output_dir=str(tmp_path / f"cut{point}"))
         for _ in range(rng.randint(1, 3)):
-            run = Run(cut, tmp_path / "output")
+            run = Command(command(cut), tmp_path / "output")
             time.sleep(rng.uniform(0, seconds))
             if run.process.is_alive() and os.getpgid(run.process.pid) == run.process.pid:
                 run.kill()
@@ -132,10 +132,7 @@ def test_a_run_killed_at_any_time_resumes(settings: Settings, tmp_path: Path, se
 @pytest.mark.stress
 @pytest.mark.parametrize("victim", ["all", "rank 0", "rank 1"])
 def test_two_processes_killed_at_any_time_resume(settings: Settings, tmp_path: Path, victim: str):
-    whole, cut = (
-        settings(**COMMON, per_device_train_batch_size=2, output_dir=str(tmp_path / name))
-        for name in ("whole", "cut")
-    )
+    whole, cut = (settings(name, **COMMON, per_device_train_batch_size=2) for name in ("whole", "cut"))
     with torchrun(whole, tmp_path / "whole output") as process:
         assert process.wait(900) == 0
     with torchrun(cut, tmp_path / "output") as process:

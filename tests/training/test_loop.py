@@ -4,28 +4,24 @@ import itertools
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import Settings, adapter, checkpoints, differences
+from runs import Settings, adapter, checkpoints, dataset_captions, differences, losses
 from safetensors.torch import load_file
-from small_models import read_log, train_until, validation_scores
+from small_models import train_until, validation_scores
 from transformers import GPT2LMHeadModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
 from ituning_hf.cli.train import parse_arguments
-from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.checkpoints import TrainState
 from ituning_hf.training.errors import TrainingError
 from ituning_hf.training.run import train
 from ituning_hf.utils.distributed import create_accelerator
-
-
-def losses(args: TrainArguments) -> list[float]:
-    return [entry["loss"] for entry in read_log(args.output_dir) if "loss" in entry]
 
 
 def test_a_run_learns_and_leaves_its_files(settings: Settings, backbones: dict[str, Path]):
@@ -36,7 +32,7 @@ def test_a_run_learns_and_leaves_its_files(settings: Settings, backbones: dict[s
     assert list(validation) == [0, 3, 6, 9, 12]  # 11 images in batches of 4
     assert state.best_metric == min(list(validation.values())[1:]) < 0.75 * validation[0]
     assert validation[state.best_step] == state.best_metric
-    assert len(losses(args)) == 12
+    assert len(losses(args)) == 12 + 5
 
     names = [".lock", "best", "checkpoints", "last", "log.jsonl", "run.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -71,14 +67,13 @@ def test_loss_before_training_is_the_language_models_own(settings: Settings, bac
     args = settings(max_train_steps=1)
     train(args)
     processor = ITuningProcessor.from_pretrained(Path(args.output_dir) / "last")
-    lines = (Path(args.dataset) / "val" / "metadata.jsonl").read_text().splitlines()
-    captions = [json.loads(line)["captions"] for line in lines]
+    captions = dataset_captions(args, "val").values()
     batch = processor(captions=[[caption] for group in captions for caption in group])
     model = GPT2LMHeadModel.from_pretrained(backbones["text"])
     model.loss_type = "ForCausalLM"
     with torch.no_grad():
         expected = float(model(**batch).loss)
-    assert read_log(args.output_dir)[0]["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    assert losses(args)[0] == pytest.approx(expected, rel=1e-5)
 
 
 # --- Resumption
@@ -94,13 +89,12 @@ def assert_resumed_is_the_same(settings: Settings, tmp_path: Path, **changes: An
         "checkpointing_steps": "2",
         "eval_steps": "2",
     } | changes
-    whole, cut = (settings(**common, output_dir=str(tmp_path / name)) for name in ("whole", "cut"))
+    whole, cut = (settings(name, **common) for name in ("whole", "cut"))
     state = train(whole)
     train_until(cut, 4)
     # A run that was killed in its fifth step: the log has more steps than the checkpoint.
     shutil.copy(tmp_path / "whole" / "log.jsonl", tmp_path / "cut" / "log.jsonl")
-    resumed = settings(**common, output_dir=cut.output_dir, resume_from_checkpoint="latest")
-    assert train(resumed) == state
+    assert train(replace(cut, resume_from_checkpoint="latest")) == state
     assert differences(cut.output_dir, whole.output_dir) == []
     return state
 
@@ -162,26 +156,18 @@ def test_a_run_can_be_repeated_from_its_run_file(settings: Settings, tmp_path: P
 
 
 def test_accumulated_batches_are_one_large_batch(settings: Settings, tmp_path: Path):
-    shapes = {"large": (8, 1), "accumulated": (2, 4)}
-    for name, (images, accumulation) in shapes.items():
-        train(
-            settings(
-                output_dir=str(tmp_path / name),
-                per_device_train_batch_size=images,
-                gradient_accumulation_steps=accumulation,
-                max_train_steps=3,
-                learning_rate=1e-3,
-            )
-        )
+    common = {"max_train_steps": 3, "learning_rate": 1e-3}
+    train(settings("large", **common, per_device_train_batch_size=8))
+    train(settings("accumulated", **common, per_device_train_batch_size=2, gradient_accumulation_steps=4))
     large, accumulated = adapter(tmp_path / "large"), adapter(tmp_path / "accumulated")
     for name, tensor in large.items():
         torch.testing.assert_close(accumulated[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
 
 
-def test_frozen_models_in_lower_precision_train_to_a_similar_loss(settings: Settings, tmp_path: Path):
+def test_frozen_models_in_lower_precision_train_to_a_similar_loss(settings: Settings):
     best = {}
     for precision in (None, "bfloat16", "int8"):
-        args = settings(output_dir=str(tmp_path / str(precision)), frozen_precision=precision)
+        args = settings(str(precision), frozen_precision=precision)
         best[precision] = train(args).best_metric
         assert {tensor.dtype for tensor in adapter(args.output_dir, "best").values()} == {torch.float32}
     own = best.pop(None)
@@ -189,19 +175,17 @@ def test_frozen_models_in_lower_precision_train_to_a_similar_loss(settings: Sett
     assert list(best.values()) == pytest.approx([own, own], rel=0.03)
 
 
-def test_label_smoothing_and_gradient_checkpointing_have_an_effect(settings: Settings, tmp_path: Path):
-    found = {}
-    changes = {
-        "plain": {},
-        "checkpointed": {"gradient_checkpointing": True},
-        "smoothed": {"label_smoothing": 0.2},
-    }
-    for name, change in changes.items():
-        args = settings(output_dir=str(tmp_path / name), max_train_steps=2, **change)
+def test_gradient_checkpointing_keeps_the_losses_and_label_smoothing_changes_them(settings: Settings):
+    common = {"max_train_steps": 2, "eval_split": "none"}
+    plain, checkpointed, smoothed = runs = (
+        settings("plain", **common),
+        settings("checkpointed", **common, gradient_checkpointing=True),
+        settings("smoothed", **common, label_smoothing=0.2),
+    )
+    for args in runs:
         train(args)
-        found[name] = losses(args)
-    assert found["checkpointed"] == pytest.approx(found["plain"], rel=1e-6)
-    assert abs(found["smoothed"][0] - found["plain"][0]) > 0.01
+    assert losses(checkpointed) == pytest.approx(losses(plain), rel=1e-6)
+    assert abs(losses(smoothed)[0] - losses(plain)[0]) > 0.01
 
 
 # --- Unreadable images
@@ -246,8 +230,7 @@ def test_output_before_the_first_step(settings: Settings, capsys: pytest.Capture
     train(args)
     printed = capsys.readouterr().out
     tokenizer = ITuningProcessor.from_pretrained(Path(args.output_dir) / "last").tokenizer
-    lines = (Path(args.dataset) / "train" / "metadata.jsonl").read_text().splitlines()
-    captions = [caption for line in lines for caption in json.loads(line)["captions"]]
+    captions = [caption for group in dataset_captions(args, "train").values() for caption in group]
     over_long = sum(len(tokenizer(caption).input_ids) + 2 > 9 for caption in captions)
     assert 0 < over_long < len(captions)
     assert f"Captions   {over_long} are cut at 9 tokens" in printed

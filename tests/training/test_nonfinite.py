@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import Settings, checkpoints, contents, differences, run_on_two
+from processes import run_on_two
+from runs import Settings, checkpoints, command, differences
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_models import read_log
+from small_models import contents, read_log
 
 from ituning_hf.data.inputs import PixelInputs
 from ituning_hf.features.build import build_features
@@ -87,9 +88,9 @@ def poison(patch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def test_a_nan_in_a_picture_stops_the_run_which_resumes_after_its_repair(
-    settings: Settings, tmp_path: Path, weights_at_stop: list
+    settings: Settings, weights_at_stop: list
 ):
-    whole = settings(**COMMON, output_dir=str(tmp_path / "whole"))
+    whole = settings("whole", **COMMON)
     train(whole)
     args = settings(**COMMON, resume_from_checkpoint="latest")
     with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +162,7 @@ def test_two_processes_stop_together_and_report_once(settings: Settings, tmp_pat
     tensors["features"][names.index(ORDER[7]), 4, 2] = float("nan")
     save_file(tensors, path, metadata)
     args = settings(**COMMON | {"gradient_accumulation_steps": 1}, vision_model=None, features=str(features))
-    runs = run_on_two(args, tmp_path, exit_code=1)
+    runs = run_on_two(command(args), tmp_path, exit_code=1)
     message = f"The loss is nan at step 2, computed from {ORDER[6]}, {ORDER[7]}."
     assert [run.printed.count(message) for run in runs] == [1, 0]
     assert "ituning: error" not in runs[1].printed

@@ -6,15 +6,16 @@ import re
 import runpy
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
-from runs import SCRIPT, Settings, flags, run_on_two
+from processes import run_on_two
+from runs import SCRIPT, Settings, command, flags, samples
 from safetensors.torch import load_file
-from small_models import read_log, validation_scores
+from small_models import validation_scores
 
 from ituning_hf.training.run import train
 from ituning_hf.training.validation import SCORERS
@@ -24,27 +25,18 @@ def test_accelerate_launch_trains(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     """The script runs here, with the arguments and the environment that `accelerate launch` gives it."""
-    started = []
-
-    class Process:
-        returncode = 0
-
-        def __init__(self, command: list[str], env: dict[str, str]) -> None:
-            started.append((command, env))
-
-        def wait(self) -> None:
-            pass
-
     args = settings(max_train_steps=1)
+    popen = Mock(return_value=Mock(returncode=0))
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "Popen", Process)
+        patch.setattr(subprocess, "Popen", popen)
         launch_command(launch_command_parser().parse_args(["--cpu", str(SCRIPT), *flags(args)]))
-    [(command, environment)] = started
+    popen.assert_called_once()
+    [given], environment = popen.call_args.args, popen.call_args.kwargs["env"]
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
     os.environ.update(environment)
-    monkeypatch.setattr(sys, "argv", command[1:])
+    monkeypatch.setattr(sys, "argv", given[1:])
     with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(command[1], run_name="__main__")
+        runpy.run_path(given[1], run_name="__main__")
     assert "validation loss" in capsys.readouterr().out
     assert (Path(args.output_dir) / "best" / "model.safetensors").is_file()
 
@@ -67,11 +59,11 @@ def test_two_processes_give_the_results_of_one(settings: Settings, tmp_path: Pat
     common = {"max_train_steps": 16, "checkpointing_steps": "4", "max_checkpoints": 4, "eval_steps": "8"}
     common |= {"eval_caption_images": 2, "num_sample_captions": 2, "max_unreadable_share": 0.4}
     common |= {"lr_scheduler_type": "linear"}
-    one = settings(**common, output_dir=str(tmp_path / "one"), per_device_train_batch_size=4)
-    two = replace(one, output_dir=str(tmp_path / "two"), per_device_train_batch_size=2)
+    one = settings("one", **common, per_device_train_batch_size=4)
+    two = settings("two", **common, per_device_train_batch_size=2)
     (Path(one.dataset) / "val" / "1.png").write_bytes(b"not a picture")
     train(one)
-    runs = run_on_two(two, tmp_path)
+    runs = run_on_two(command(two), tmp_path)
     folders = [tmp_path / name / "checkpoints" / "step_00000004" for name in ("one", "two")]
     assert json.loads((folders[1] / "trainer_state.json").read_text())["num_processes"] == 2
     ours, theirs = (load_file(folder / "adapter.safetensors") for folder in folders)
@@ -82,8 +74,7 @@ def test_two_processes_give_the_results_of_one(settings: Settings, tmp_path: Pat
         assert list(expected) == [0, 8, 16]
         assert expected[16] > 0
         assert validation_scores(two.output_dir, name) == pytest.approx(expected, rel=1e-3), name
-    samples = [[entry.get("samples") for entry in read_log(args.output_dir)] for args in (one, two)]
-    assert samples[0] == samples[1]
-    assert list(samples[0][0]) == ["val/0.png", "val/2.png"]
+    assert samples(one) == samples(two)
+    assert list(samples(one)[0]) == ["val/0.png", "val/2.png"]
     printed = [run.printed.count("captions of 2 validation images") for run in runs]
     assert printed == [3, 0]

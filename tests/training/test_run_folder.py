@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
-from runs import contents
+from small_models import contents
 
 from ituning_hf.training.errors import TrainingError
 from ituning_hf.training.run_folder import (

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import Settings, checkpoints, contents, count_log_lines, flags, start_two, torchrun
+from processes import start_two
+from runs import Settings, checkpoints, command, count_log_lines, torchrun, wait_for_log
+from small_models import contents
 
 from ituning_hf.cli import main
 from ituning_hf.training import run, signals
@@ -102,7 +104,7 @@ def test_a_signal_saves_a_checkpoint_to_resume_from(
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert main(["train", *flags(args)]) == code
+    assert main(command(args)) == code
     thread.join()
     printed = capsys.readouterr().err
     [step] = re.findall(rf"^ituning: stopped by {signum.name} after step (\d+) of 100000: ", printed, re.M)
@@ -122,7 +124,7 @@ def test_a_signal_while_the_model_is_loaded_ends_the_run(
 
     monkeypatch.setattr(run, "load_model", interrupted)
     args = settings()
-    assert main(["train", *flags(args)]) == 143
+    assert main(command(args)) == 143
     assert "ituning: stopped by SIGTERM before the first step: " in capsys.readouterr().err
     assert sorted(contents(args.output_dir)) == [".lock"]
 
@@ -136,8 +138,9 @@ def step_of(printed: str) -> int:
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.stress)])
 def test_two_processes_stop_at_the_same_step(settings: Settings, tmp_path: Path, rank: int):
     """The signal reaches one of the processes, which stops the other."""
-    runs = start_two(settings(**LONG, per_device_train_batch_size=2), tmp_path)
-    runs[0].wait_for_log(3)
+    args = settings(**LONG, per_device_train_batch_size=2)
+    runs = start_two(command(args), tmp_path)
+    wait_for_log(runs[0], args, 3)
     os.kill(runs[rank].process.pid, signal.SIGTERM)
     assert [run.end() for run in runs] == [143, 143]
     saved = tmp_path / "run" / "checkpoints" / f"step_{step_of(runs[0].printed):08d}"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import Settings
+from runs import Settings, samples
 from small_models import read_log, train_until
 
 from ituning_hf.training.arguments import TrainArguments
@@ -37,7 +37,7 @@ def read_run_id(args: TrainArguments) -> str:
 def test_a_resumed_run_continues_in_the_same_tensorboard_run(settings: Settings, tmp_path: Path):
     common = {"max_train_steps": 5, "eval_steps": "1", "checkpointing_steps": "2", "num_sample_captions": 2}
     common |= {"report_to": ["tensorboard"], "adapter_layers": [0, -1]}
-    whole, cut = (settings(**common, output_dir=str(tmp_path / name)) for name in ("whole", "cut"))
+    whole, cut = (settings(name, **common) for name in ("whole", "cut"))
     train(whole)
     train_until(cut, 4)
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000004")  # its events are ahead of step 2
@@ -53,10 +53,10 @@ def test_a_resumed_run_continues_in_the_same_tensorboard_run(settings: Settings,
         "validation/loss": "validation_loss",
     }.items():
         assert scalars[tag] == pytest.approx({r["step"]: r[name] for r in log if name in r}), tag
-    samples = {r["step"]: r["samples"] for r in log if "samples" in r}
-    assert list(samples) == [0, 1, 2, 3, 4, 5]
+    shown = samples(whole)
+    assert list(shown) == [0, 1, 2, 3, 4, 5]
     assert texts == {
-        f"samples/{name}/text_summary": {step: captions[name] for step, captions in samples.items()}
+        f"samples/{name}/text_summary": {step: captions[name] for step, captions in shown.items()}
         for name in ("val/0.png", "val/1.png")
     }
     resumed_scalars, resumed_texts = read_events(cut)

@@ -1,13 +1,12 @@
 """Validation: its steps and results, the choice of the best captioner, and early stopping."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import Settings
-from small_models import read_log, validation_scores
+from runs import Settings, dataset_captions, samples
+from small_models import validation_scores
 
 import ituning_hf
 from ituning_hf import ITuningForCaptioning
@@ -19,10 +18,6 @@ from ituning_hf.training.validation import SCORERS
 
 # Long enough that the captions change.
 LEARNING = {"max_train_steps": 30, "eval_steps": "3", "adapter_dropout": 0.1}
-
-
-def samples(args: TrainArguments) -> dict[int, dict[str, str]]:
-    return {r["step"]: r["samples"] for r in read_log(args.output_dir) if "samples" in r}
 
 
 def captions_of(args: TrainArguments, name: str, numbers: list[int]) -> dict[str, str]:
@@ -39,8 +34,7 @@ def captions_of(args: TrainArguments, name: str, numbers: list[int]) -> dict[str
 def score(args: TrainArguments, captions: dict[str, str]) -> dict[str, float]:
     from ituning_hf.evaluation.metrics import compute_caption_metrics
 
-    lines = (Path(args.dataset) / "val" / "metadata.jsonl").read_text().splitlines()
-    references = {f"val/{r['file_name']}": r["captions"] for r in map(json.loads, lines)}
+    references = dataset_captions(args, "val")
     return compute_caption_metrics(
         list(captions.values()), [references[name] for name in captions], java=False
     )
@@ -55,7 +49,7 @@ def test_validation_follows_eval_steps_and_the_last_step(
 ):
     args = settings(max_train_steps=7, eval_steps=eval_steps)
     train(args)
-    assert [r["step"] for r in read_log(args.output_dir) if "validation_loss" in r] == steps
+    assert list(validation_scores(args.output_dir, "loss")) == steps
     assert list(samples(args)) == steps
 
 
@@ -102,18 +96,9 @@ def test_no_image_is_captioned_twice(
     assert list(validation_scores(args.output_dir, "cider")) == ([0, 1] if scored else [])
 
 
-def test_captions_are_generated_in_the_runs_precision(settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    dtypes = []
-    project = ITuningForCaptioning.project_visual
-
-    def watching(self, *args, **kwargs):
-        found = project(self, *args, **kwargs)
-        dtypes.append(next(iter(found.values()))[0].dtype)
-        return found
-
-    monkeypatch.setattr(ITuningForCaptioning, "project_visual", watching)
+def test_captions_are_generated_in_the_runs_precision(settings: Settings, projected_dtypes: list):
     train(settings(max_train_steps=1, mixed_precision="bf16"))
-    assert set(dtypes) == {torch.bfloat16}
+    assert {found for _, found in projected_dtypes} == {torch.bfloat16}
 
 
 def test_early_stopping_without_an_improvement(settings: Settings, capsys: pytest.CaptureFixture):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import DEPTH, ITUNING, ROWS, files_of
+from methods import DEPTH, ITUNING, ROWS
 from peft import (
     AutoPeftModelForCausalLM,
     PeftModel,
@@ -16,6 +16,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
+from small_models import contents
 from torch import nn
 
 SECOND_TIME = "You are trying to modify a model with PEFT for a second time|Already found a `peft_config`"
@@ -52,7 +53,7 @@ def test_new_and_disabled_adapters_change_nothing(gpt2, stock):
 def test_a_saved_adapter_loads_unchanged(gpt2, stock, tmp_path: Path, low_cpu_mem_usage: bool):
     model = ITUNING.wrap(gpt2, 2, [1, 3])
     model.save_pretrained(tmp_path / "first")
-    assert set(files_of(tmp_path / "first")) == FILES
+    assert set(contents(tmp_path / "first")) == FILES
     on_stock = PeftModel.from_pretrained(stock, tmp_path / "first", low_cpu_mem_usage=low_cpu_mem_usage)
     auto = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "first")
     for loaded in (on_stock, auto):
@@ -60,7 +61,7 @@ def test_a_saved_adapter_loads_unchanged(gpt2, stock, tmp_path: Path, low_cpu_me
         assert not any(p.requires_grad or p.is_meta for p in loaded.parameters())
         assert not any(module.training for module in loaded.modules())
     auto.save_pretrained(tmp_path / "again")
-    assert files_of(tmp_path / "again") == files_of(tmp_path / "first")
+    assert contents(tmp_path / "again") == contents(tmp_path / "first")
 
 
 def test_the_file_has_exactly_these_keys(gpt2, tmp_path: Path):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from methods import ITUNING, LORA, files_of
+from methods import ITUNING, LORA
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
-from small_models import ADAPTER, TEXT, VISION, make_captioner
+from small_models import ADAPTER, TEXT, VISION, contents, make_captioner
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -96,7 +96,7 @@ def test_conversion_to_an_adapter_and_back_gives_the_same_bytes(
     for peft_model in (model, loaded):
         back = ITuningForCaptioning.from_peft(peft_model, backbones["vision"])
         back.save_pretrained(tmp_path / "again")
-        assert files_of(tmp_path / "again") == files_of(tmp_path / "captioner")
+        assert contents(tmp_path / "again") == contents(tmp_path / "captioner")
 
 
 def frozen_addresses(model: torch.nn.Module) -> set[int]:

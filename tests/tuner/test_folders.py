@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import files_of
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
-from small_models import LeavesAMark, edit_json, make_captioner
+from small_models import LeavesAMark, contents, edit_json, make_captioner
 from transformers import AutoModelForCausalLM
 
 from ituning_hf import ITuningForCaptioning, save_captioner
@@ -35,7 +34,7 @@ def folders(request, tmp_path_factory, backbones, processor) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["captioner", "adapter"])
 def test_a_round_trip_gives_the_same_bytes(folders, kind: str):
-    assert files_of(folders[kind]) == files_of(folders[f"{kind} again"])
+    assert contents(folders[kind]) == contents(folders[f"{kind} again"])
 
 
 def test_both_compute_the_same_logits(folders, pixel_values):

@@ -1,0 +1,81 @@
+"""Command lines, and commands in processes of their own.
+
+A process that has imported everything forks one child for each `Command`, which then starts at once.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ituning_hf.cli import main
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["ituning_hf.training.run", "ituning_hf.inference.captioning"])
+
+
+class Command:
+    """`ituning` in a process of its own, which leads a process group.
+
+    Args:
+        argv: Its arguments.
+        output: The file for its standard output and error.
+        environment: Variables that are added to those of this process.
+    """
+
+    def __init__(self, argv: list[str], output: Path, environment: Mapping[str, str] | None = None):
+        self.output = output
+        self.process: Any = _CONTEXT.Process(target=_run, args=(argv, str(output), dict(environment or {})))
+        self.process.start()
+
+    @property
+    def printed(self) -> str:
+        """Its output so far."""
+        return self.output.read_text() if self.output.exists() else ""
+
+    def kill(self) -> None:
+        """Kill it, together with its data loader's workers."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        assert self.end() == -signal.SIGKILL, self.printed
+
+    def end(self, timeout: float = 300) -> int:
+        """Wait for its end; return its exit code, negative for a signal's number."""
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, self.printed
+        return self.process.exitcode
+
+
+def options(**values: object) -> list[str]:
+    """Return flags with their values."""
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def start_two(argv: list[str], folder: Path) -> list[Command]:
+    """Start a command on two processes, the main process first; their output goes to files in a folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [Command(argv, folder / f"output {r}", common | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
+
+
+def run_on_two(argv: list[str], folder: Path, exit_code: int = 0) -> list[Command]:
+    """Run a command on two processes until both have ended with an exit code."""
+    runs = start_two(argv, folder)
+    assert [run.end() for run in runs] == [exit_code] * 2, [run.printed for run in runs]
+    return runs
+
+
+def _run(argv: list[str], output: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    os.setpgrp()
+    multiprocessing.set_start_method("fork", force=True)  # the default of an ordinary process
+    with open(output, "wb") as file:
+        for standard in (1, 2):
+            os.dup2(file.fileno(), standard)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the forking process ignores it
+    sys.exit(main(argv))
