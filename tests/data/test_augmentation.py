@@ -1,5 +1,3 @@
-from itertools import combinations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,12 +102,11 @@ def test_the_choice_of_captions_does_not_depend_on_augmentation(word_processor: 
     records = [CaptionedImage(str(i), CAPTIONS, make_scene(0, i)) for i in range(2)]
     plain = CaptionDataset(records, PixelInputs(word_processor.image_processor), word_processor, 2, 6, 3)
     keys = [SampleKey(epoch, index, False) for epoch in range(2) for index in range(2)]
-    for names in [*combinations(AUGMENTATIONS, 2), AUGMENTATIONS]:
-        inputs = PixelInputs(word_processor.image_processor, names, 3)
-        augmented = CaptionDataset(records, inputs, word_processor, 2, 6, 3)
-        for key in keys:
-            assert augmented[key]["captions"] == plain[key]["captions"]
-            assert not augmented[key]["image"].equal(plain[key]["image"])
+    inputs = PixelInputs(word_processor.image_processor, AUGMENTATIONS, 3)
+    augmented = CaptionDataset(records, inputs, word_processor, 2, 6, 3)
+    for key in keys:
+        assert augmented[key]["captions"] == plain[key]["captions"]
+        assert not augmented[key]["image"].equal(plain[key]["image"])
 
 
 def test_the_image_is_augmented_before_the_processor(word_processor: WordProcessor) -> None:
