@@ -22,10 +22,10 @@ from ..utils.terminal import printable
 
 # In the order in which --help lists them.
 _COMMANDS = {
-    "demo": "train and try a captioner of drawn scenes in minutes, without downloads",
-    "features": "store the vision encoder's features of a data set",
+    "demo": "train and try a captioner of synthetic scenes in minutes, without downloads",
+    "features": "compute and store the vision encoder's features of a dataset",
     "train": "train a captioner",
-    "evaluate": "caption a data set and score the captions",
+    "evaluate": "caption a dataset and score the captions",
     "caption": "caption images",
     "info": "describe a saved captioner",
     "push": "upload a saved captioner to the Hub",
@@ -59,11 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its arguments; those of the process by default.
 
     Returns:
-        The exit code: 0; 1 if an image could not be read or long work failed; 2 for a mistake of the user;
-        130 after Ctrl-C; 141 if the reader of the output has gone.
+        The exit code: 0; 1 if an image could not be read or long work failed; 2 for a user error; 130
+        after Ctrl-C; 141 if the reader of the output has exited.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # a terminal may not know every letter of a caption or a name
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # the terminal's encoding may lack characters of a caption or file name
         if isinstance(stream, io.TextIOWrapper):
             with suppress(OSError):  # it flushes first, which can fail
                 stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""`ituning caption`: images to captions, a line for each."""
+"""`ituning caption`: caption images, with one line of output for each."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ examples:
 
 Each image gives a line: its path, a tab and its caption (a tab and the next
 caption, ...). Exit code: 0; 1 if an image could not be read (the others are
-captioned); 2 for a mistake in the command; 130 after Ctrl-C.
+captioned); 2 for an error in the command; 130 after Ctrl-C.
 """
 
 
-@dataclass(kw_only=True)  # required fields may follow those with defaults
+@dataclass(kw_only=True)  # allows required fields after fields with defaults
 class CaptionArguments(CaptionerArguments, Settings):
     """The settings of `ituning caption`."""
 
@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
         num_beams=args.num_beams,
         max_new_tokens=args.max_new_tokens,
     )
-    # A file name that is not UTF-8 holds lone surrogates; "\udc80" is also how JSON writes them.
+    # A file name that is not UTF-8 contains lone surrogates, which JSON also escapes as "\udc80".
     mode = "w" if args.overwrite else "x"
     file = None if output is None else output.open(mode, encoding="utf-8", errors="backslashreplace")
     with file or nullcontext() as lines:
@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _find_sources(arguments: Sequence[str]) -> list[str]:
-    """List the images that the arguments name; each must name at least one."""
+    """List the images that the arguments select; each must select at least one."""
     from ..data.images import find_images
 
     sources: list[str] = []
@@ -130,8 +130,8 @@ def _write(results: Iterable[CaptionResult], total: int, output: IO[str] | None)
                 continue
             if output is not None:
                 line = json.dumps({"image": result.source, "captions": result.captions}, ensure_ascii=False)
-                print(line, file=output, flush=True)  # a crash loses no finished caption
-            # A line break or tab would break the line, and a terminal obeys control characters.
+                print(line, file=output, flush=True)  # so a crash does not lose finished captions
+            # A line break or tab would break the format, and terminals interpret control characters.
             texts = [result.source, *(" ".join(caption.split()) for caption in result.captions)]
             bar.write("\t".join(map(printable, texts)), file=sys.stdout)
             sys.stdout.flush()

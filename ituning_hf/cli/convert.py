@@ -1,4 +1,4 @@
-"""`ituning convert`: a captioner to an adapter of PEFT, and back."""
+"""`ituning convert`: convert a captioner to a PEFT adapter, or a PEFT adapter to a captioner."""
 
 from __future__ import annotations
 

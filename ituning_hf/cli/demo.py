@@ -1,4 +1,4 @@
-"""`ituning demo`: train and try a captioner of drawn scenes in minutes."""
+"""`ituning demo`: train and try a captioner of synthetic scenes in minutes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..utils.settings import Settings, option, read_settings
 from ..utils.terminal import quiet_transformers
 
 _DESCRIPTION = """\
-Train adapters between two small frozen models on drawn scenes, caption scenes
+Train adapters between two small frozen models on synthetic scenes, caption scenes
 that were not in the training data, save the captioner and load it again. Takes
 minutes on two CPU cores, without network access."""
 
@@ -22,7 +22,7 @@ class DemoArguments(Settings):
     """The settings of `ituning demo`."""
 
     output_dir: str = option(
-        "ituning-demo", "folder for the captioner, the pictures and a page that shows them", FOLDER
+        "ituning-demo", "folder for the captioner, the images and a page that shows them", FOLDER
     )
     seed: int = option(0, "seed of the scenes and of the training", SEED)
 

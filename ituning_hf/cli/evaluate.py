@@ -1,4 +1,4 @@
-"""`ituning evaluate`: caption a split of a data set and score the captions."""
+"""`ituning evaluate`: caption a split of a dataset and score the captions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..evaluation.report import Evaluation
 
 _DESCRIPTION = """\
-Caption a split of a data set and score the captions against the human captions
+Caption a split of a dataset and score the captions against the human captions
 with the official scorers."""
 _EXAMPLES = """\
 examples:
@@ -25,12 +25,12 @@ examples:
 It writes results.json (the COCO result format), metrics.json (every score and
 the settings) and per_image.jsonl.
 
-pip install 'ituning_hf[eval]' installs the scorers. METEOR needs Java; SPICE
+pip install 'ituning_hf[eval]' installs the scorers. METEOR requires Java; SPICE
 needs Java 8 to 11 and its models, which python -m
 pycocoevalcap.spice.get_stanford_models installs.
 
 Exit code: 0; 1 if the evaluation failed, such as at images that cannot be read;
-2 for a mistake in the settings or the data; 130 after Ctrl-C.
+2 for an error in the settings or the data; 130 after Ctrl-C.
 """
 
 

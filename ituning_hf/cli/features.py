@@ -20,21 +20,21 @@ _COMMANDS = {
     "build": "compute features and store them, or resume that",
     "info": "describe a store",
 }
-_DESCRIPTION = """Store the frozen vision encoder's features of a data set's images, so that each
+_DESCRIPTION = """Store the frozen vision encoder's features of a dataset's images, so that each
 image is encoded only once."""
-_BUILD_DESCRIPTION = """Compute the frozen vision encoder's features of a data set's images and store
+_BUILD_DESCRIPTION = """Compute the frozen vision encoder's features of a dataset's images and store
 them. Images that are in the store already are skipped."""
 _BUILD_EXAMPLES = """examples:
   ituning features build --dataset photos/ \\
       --vision_model openai/clip-vit-base-patch16 --output_dir features/photos
   ituning features info features/photos
 
-An image of CLIP ViT-B/16 takes 302,592 bytes, or 152,084 with --storage int8.
+The features of CLIP ViT-B/16 take 302,592 bytes per image, or 152,084 with --storage int8.
 The build can be stopped at any time: the same command resumes it, and adds the
-images that are new in the data set. An image that cannot be read is named and
-skipped, and tried again by the next build.
+images that were added to the dataset. An unreadable image is reported and
+skipped; the next build tries it again.
 
-Exit code: 0; 1 if the build failed, such as on a full disk; 2 for a mistake in
+Exit code: 0; 1 if the build failed, such as on a full disk; 2 for an error in
 the command; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
@@ -102,13 +102,13 @@ def _build(args: BuildArguments) -> int:
 
 
 def _load_records(args: BuildArguments) -> list[CaptionedImage]:
-    """Read the splits that --splits names, or all that the data set has."""
+    """Read the splits given by --splits, or all splits of the dataset."""
     from ..data.records import MissingSplitError
 
     records: list[CaptionedImage] = []
     missing: list[MissingSplitError] = []
     for split in args.splits or SPLITS:
-        # The number of scenes that training draws with the same flags.
+        # The number of scenes that training uses with the same flags.
         num_scenes = args.num_scenes if split == "train" else max(1, args.num_scenes // 10)
         try:
             found = args.load_split(split, args.seed, num_scenes, require_captions=False)
@@ -125,7 +125,7 @@ def _load_records(args: BuildArguments) -> list[CaptionedImage]:
 
 
 def _describe(argv: Sequence[str]) -> int:
-    args = read_settings(InfoArguments, argv, "ituning features info", "Describe a store of features.")
+    args = read_settings(InfoArguments, argv, "ituning features info", "Describe a feature store.")
     from ..features.store import FeatureStore
     from ..utils.terminal import format_bytes
 

@@ -11,8 +11,8 @@ from ..utils.settings import read_settings
 
 _DESCRIPTION = """\
 Train an image captioner: small adapters between a frozen CLIP and a frozen
-GPT-2. Only the adapters are trained and stored. Without any option it trains
-on rendered scenes."""
+GPT-2. Only the adapters are trained and saved. Without options, it trains on
+synthetic scenes."""
 _EXAMPLES = """\
 examples:
   ituning train --dataset photos/ --output_dir outputs/mine --dry_run
@@ -20,7 +20,7 @@ examples:
   ituning train --config run.yaml --resume_from_checkpoint latest
   accelerate launch -m ituning_hf.cli train --config run.yaml  # several GPUs
 
-Exit code: 0; 1 if the run failed, such as on a full disk; 2 for a mistake in
+Exit code: 0; 1 if the run failed, such as on a full disk; 2 for an error in
 the settings or the data; 129, 130 or 143 if it was stopped by SIGHUP, Ctrl-C or
 SIGTERM, after saving a checkpoint.
 """

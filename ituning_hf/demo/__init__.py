@@ -1,1 +1,1 @@
-"""`ituning demo`: I-Tuning on drawn scenes, over two miniature backbones that come with the package."""
+"""`ituning demo`: I-Tuning on synthetic scenes, with the two bundled miniature backbones."""

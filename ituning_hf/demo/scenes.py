@@ -1,4 +1,4 @@
-"""The demo's data, and how its captions are scored: drawn scenes with two objects and one sentence each."""
+"""The demo's data and scoring: synthetic scenes with two objects and one sentence each."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class DemoScenes:
 
 
 def compose_scenes(seed: int, num_train: int, num_validation: int, num_test: int) -> DemoScenes:
-    """Compose the demo's scenes, a pure function of the arguments.
+    """Generate the demo's scenes, a pure function of the arguments.
 
     Args:
-        seed: Chooses the series of scenes; 0 or more.
+        seed: The seed of the series of scenes; 0 or more.
         num_train: Number of training scenes.
         num_validation: Number of validation scenes.
         num_test: Number of test scenes in each of `held_out` and `unseen`.
@@ -68,7 +68,7 @@ class CaptionedScene:
     """A scene with a generated caption.
 
     Args:
-        name: The scene's name, also its picture's file name.
+        name: The scene's name, also its image's file name.
         truth: The scene's own sentence.
         caption: The generated caption.
     """
@@ -79,7 +79,7 @@ class CaptionedScene:
 
     @property
     def verdict(self) -> str:
-        """How much of the caption is right: "right", "objects right" or "wrong".
+        """The correctness of the caption: "right", "objects right" or "wrong".
 
         "objects right" means that it names each object's colour and shape and no other object; sizes,
         positions and order may be wrong.

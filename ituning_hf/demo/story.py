@@ -1,4 +1,4 @@
-"""Train a captioner of drawn scenes over the shipped backbones, score it, save it and load it again."""
+"""Train a captioner of synthetic scenes with the bundled backbones, score it, save it and load it again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RESULT_FILE, PAGE, PICTURES = "demo.json", "index.html", "scenes"
 NUM_VALIDATION = 100
 NUM_SHOWN = 6  # captions of each kind in the table
 NUM_PICTURES = 24  # of each kind on the page
-NUM_RELOADED = 12  # captioned again in a fresh process
+NUM_RELOADED = 12  # captioned again in a new process
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def run_demo(
     """Train adapters between two small frozen models, caption new scenes, save and load the captioner.
 
     Args:
-        output_dir: Receives the captioner, the pictures and a page that shows them. It must be new, empty,
-            or contain an interrupted demo, which is resumed.
+        output_dir: The folder for the captioner, the images and a page that shows them. It must be new,
+            empty, or contain an interrupted demo, which is resumed.
         seed: Seed of the scenes and the adapters.
         num_train: Number of training scenes.
         num_test: Number of test scenes of known colour-shape pairs, and of unseen pairs.
@@ -95,7 +95,7 @@ def run_demo(
     report(_BACKBONES)
     alone = _caption(*_untrained(), scenes.held_out)
     report(
-        f"Alone, the language model gives every picture the same caption:\n  {shorten(alone[0].caption, 100)}"
+        f"Alone, the language model gives every image the same caption:\n  {shorten(alone[0].caption, 100)}"
     )
 
     pairs = ", ".join(" ".join(pair) for pair in sorted(UNSEEN_PAIRS))
@@ -186,7 +186,7 @@ def _caption(
 
 
 def _captions_in_new_process(folder: Path, scenes: Sequence[CaptionedScene]) -> bool:
-    """Caption pictures again by `use_it.py`, and return whether the captions are the same."""
+    """Caption images again with `use_it.py`, and return whether the captions are the same."""
     done = subprocess.run(
         [sys.executable, SCRIPT, "best", *(f"{PICTURES}/{scene.name}.png" for scene in scenes)],
         cwd=folder,

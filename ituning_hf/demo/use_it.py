@@ -1,8 +1,8 @@
-"""Caption pictures with a saved captioner, without the package ituning_hf.
+"""Caption images with a saved captioner, without the package ituning_hf.
 
     python use_it.py best scenes/*.png
 
-This needs torch, transformers, safetensors and Pillow. The captioner's folder contains the rest of the code.
+This requires torch, transformers, safetensors and Pillow. The captioner's folder contains the model code.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Scores of captions against human captions."""
+"""Score captions against human captions."""
 
 from typing import TYPE_CHECKING
 

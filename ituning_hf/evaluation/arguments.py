@@ -31,20 +31,20 @@ class ImagesArguments(DatasetArguments):
         None, "number of images that the split must have, all of them readable", AT_LEAST_ONE, "any number"
     )
     dataset_name: str | None = option(
-        None, "name of the data set in the report and on the model card", NAME, "the last part of --dataset"
+        None, "name of the dataset in the report and on the model card", NAME, "the last part of --dataset"
     )
-    seed: int = option(0, "seed of rendered scenes, and of the split of a data set without splits", SEED)
+    seed: int = option(0, "seed of synthetic scenes, and of the splits if the dataset has none", SEED)
     features: str | None = option(
         None,
-        "stored features of the images (`ituning features build`), which replace images and vision encoder",
+        "folder written by `ituning features build`, used instead of the images and the vision encoder",
         FOLDER,
         "none",
     )
     max_unreadable_share: float = option(
-        0.05, "share of the images that may be unreadable and are left out", SHARE
+        0.05, "share of the images that may be unreadable; they are skipped", SHARE
     )
     dataloader_num_workers: int = option(
-        2, "processes that read images, for each captioning process; 0 reads in that process", NOT_NEGATIVE
+        2, "worker processes that read images, per captioning process; 0 uses none", NOT_NEGATIVE
     )
 
 
@@ -63,12 +63,12 @@ class ScoringArguments:
     )
     java: bool | None = option(
         None,
-        "true requires Java, for the official tokenizer, METEOR and SPICE; false does not use it",
+        "true requires Java, for the official tokenizer, METEOR and SPICE; false does not use Java",
         metavar="true|false",
         unset="used if installed",
     )
     clip_model: str | None = option(
-        None, "a full CLIP, for CLIPScore and RefCLIPScore, which read the images", MODEL, "none"
+        None, "full CLIP for CLIPScore and RefCLIPScore, which require the images", MODEL, "none"
     )
 
 
@@ -79,15 +79,15 @@ class ReportArguments:
     title: ClassVar[str] = "report"
 
     output_dir: str = option("outputs/evaluation", "folder of the report, new or empty", FOLDER)
-    overwrite: bool = option(False, "write into a folder that is not empty, and replace the report in it")
-    no_card: bool = option(False, "do not put the scores on the model card of a captioner's folder")
+    overwrite: bool = option(False, "write into a non-empty folder, replacing the report in it")
+    no_card: bool = option(False, "do not add the scores to the model card in the captioner's folder")
     dry_run: bool = option(False, "check everything, caption one batch, and write nothing")
 
 
 @dataclass
 class EvaluateArguments(
     ReportArguments, ScoringArguments, ImagesArguments, CaptionerArguments, Settings
-):  # a dataclass has the fields of its last base first
+):  # dataclass fields are collected from the last base class first
     """The settings of an evaluation; `ituning evaluate --help` describes them.
 
     Raises:
@@ -100,7 +100,7 @@ class EvaluateArguments(
         super().__post_init__()
         if (self.model is None) == (self.predictions is None):
             raise UserError(
-                "give either --model, which makes the captions, or --predictions, which has them."
+                "give either --model, to generate captions, or --predictions, a file of captions."
             )
 
     @property
@@ -109,7 +109,7 @@ class EvaluateArguments(
         return self.clip_model is not None or (self.features is None and self.predictions is None)
 
     def command(self) -> str:
-        """Return a command line that computes the same scores, without the folders of this machine."""
+        """Return a command line that computes the same scores, without paths of this machine."""
         words = ["ituning", "evaluate"]
         for declared in fields(self):
             value: Any = getattr(self, declared.name)

@@ -46,11 +46,11 @@ def clip_scores(
     Args:
         model: A full CLIP, vision and text model: a folder or a Hub id. Published values use
             "openai/clip-vit-base-patch32".
-        images: The images, paths of their files, or images of a data set.
+        images: The images, their paths, or the images of a dataset.
         predictions: A caption for each image.
         references: The human captions of each image.
-        device: Where to compute; None uses the best device there is.
-        batch_size: How many images are embedded at once, with their captions.
+        device: The device; None uses the best available one.
+        batch_size: Images per batch, with their captions.
 
     Returns:
         `clip_score` (0 to 2.5; good captions score about 0.8) and `ref_clip_score`: the value of each image.
@@ -96,7 +96,7 @@ class _Clip:
         if missing := sorted(info["missing_keys"]):
             raise UserError(
                 f"the model at {name!r} lacks {len(missing)} weights of a full CLIP (first: {missing[:3]}); "
-                "CLIPScore needs vision and text model, as in openai/clip-vit-base-patch32."
+                "CLIPScore requires a vision and a text model, as in openai/clip-vit-base-patch32."
             )
         self.model = model.eval().to(device)
         self.max_length = model.config.text_config.max_position_embeddings

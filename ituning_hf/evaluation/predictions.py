@@ -1,4 +1,4 @@
-"""Read captions made elsewhere from a file."""
+"""Read captions from a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXPECTED = (
 
 
 def image_ids(images: Sequence[CaptionedImage]) -> list[int]:
-    """Return the ids of images in result files: the data set's if all images have one, else the indices."""
+    """Return the ids of images in result files: those of the dataset if all images have one, else indices."""
     own = [image.image_id for image in images if image.image_id is not None]
     return own if len(own) == len(images) else list(range(len(images)))
 
@@ -29,7 +29,7 @@ def read_predictions(path: Path, images: Sequence[CaptionedImage]) -> list[str]:
     Args:
         path: COCO results, a JSON list of objects with `image_id` and `caption`; or the JSON lines of
             `ituning caption --output`, of which the first caption is used; or a JSON object of captions by
-            file name. File names may begin with more folders than the data set's.
+            file name. File names may have more leading folders than in the dataset.
         images: The images.
 
     Returns:
@@ -59,7 +59,7 @@ def read_predictions(path: Path, images: Sequence[CaptionedImage]) -> list[str]:
     if any(problems.values()):
         found = [f"{len(named)} {what} ({first_names(named)})" for what, named in problems.items() if named]
         raise UserError(
-            f"--predictions {path} does not fit the {len(images)} images: {'; '.join(found)}. Each image "
+            f"--predictions {path} does not match the {len(images)} images: {'; '.join(found)}. Each image "
             "needs one caption."
         )
     return [own[0] for own in captions]

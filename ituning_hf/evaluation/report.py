@@ -30,7 +30,7 @@ class Evaluation:
     """The captions of a split and their scores.
 
     Args:
-        dataset: The name of the data set.
+        dataset: The name of the dataset.
         split: The split.
         images: The images that have a caption.
         image_ids: Their ids in result files.
@@ -125,7 +125,7 @@ def describe(evaluation: Evaluation) -> str:
         lines += [
             "",
             *_score_table(evaluation.parts),
-            f"Scores x 100, as papers print them. Tokenizer: {scores.tokenizer}{java}.",
+            f"Scores x 100, as in papers. Tokenizer: {scores.tokenizer}{java}.",
             *scores.left_out.values(),
             "",
             *_ranked_captions(evaluation, scores),

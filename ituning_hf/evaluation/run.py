@@ -25,7 +25,7 @@ from .scores import CaptionScores
 
 
 def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
-    """Caption a split of a data set, score the captions, and write the report into `args.output_dir`.
+    """Caption a split of a dataset, score the captions, and write the report into `args.output_dir`.
 
     Under several processes (`torchrun`, `accelerate launch`) each must call it. Captions and scores are the
     same for any number of processes. The process group is closed when all captions are made, and the main

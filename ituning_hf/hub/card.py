@@ -1,4 +1,4 @@
-"""Model cards: rendered from the files of a captioner, and kept as soon as a person edits their text."""
+"""Model cards: rendered from the files of a captioner, and never overwritten once a user edits the text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _SIGNED = re.compile(r"\n<!-- ituning_hf ([0-9a-f]{16}): [^\n]* -->\s*\Z")
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """The data set of a model card."""
+    """The dataset of a model card."""
 
     name: str  # in Markdown
     splits: Mapping[str, int]  # the number of images of each
@@ -61,7 +61,7 @@ class DataSet:
 def add_evaluation(folder: str | os.PathLike[str], records: Sequence[EvaluationRecord]) -> bool:
     """Store the scores of an evaluation with a captioner, and show them on its model card.
 
-    They replace earlier scores on the same data set and split.
+    They replace earlier scores on the same dataset and split.
 
     Args:
         folder: The captioner's folder.
@@ -240,7 +240,7 @@ def _results_table(records: Sequence[EvaluationRecord]) -> list[list[str]]:
     """Return the header, and a row for each record."""
     measured = {name for record in records for name in record.metrics} or USUAL_METRICS
     shown = {name: title for name, title in METRIC_NAMES.items() if name in measured}
-    rows = [["data set", "split", "images", *shown.values(), "tokenizer"]]
+    rows = [["dataset", "split", "images", *shown.values(), "tokenizer"]]
     for record in records:
         unreadable = f" ({record.num_unreadable:,} unreadable)" if record.num_unreadable else ""
         scores = (f"{100 * record.metrics[name]:.1f}" if name in record.metrics else "" for name in shown)

@@ -164,7 +164,7 @@ def _pin(api: HfApi, folder: str | os.PathLike[str], kind: str, name: str) -> tu
     if found != expected:
         raise UserError(
             f"{name!r} is not the {kind} model that the adapter was trained on: its weights have fingerprint "
-            f"{found}, expected {expected}. Give the right one, --{kind}_model ID."
+            f"{found}, expected {expected}. Give the correct model, --{kind}_model ID."
         )
     return name, commit
 

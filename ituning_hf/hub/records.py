@@ -49,7 +49,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord:
-    """The scores of a captioner on a data set."""
+    """The scores of a captioner on a dataset."""
 
     dataset: str  # its name, or its Hub id
     split: str

@@ -1,4 +1,4 @@
-"""The settings that name a saved captioner, for every command that captions with one."""
+"""The settings that select a saved captioner, for all commands that generate captions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass
 class CaptionerArguments:
-    """A saved captioner, its precision, and its search for captions."""
+    """A saved captioner, its precision and its generation settings."""
 
     title: ClassVar[str] = "captioner"
 
@@ -28,12 +28,12 @@ class CaptionerArguments:
     dtype: str | None = option(None, "precision of all weights", one_of(_DTYPES), "as in the files")
     quantization: str | None = option(
         None,
-        "quantize the frozen language model's weights: faster on a CPU, and smaller",
+        "quantize the frozen language model's weights: faster and smaller, on a CPU",
         one_of(("int8",)),
         "none",
     )
     num_beams: int | None = option(
-        None, "beams of the beam search; 1 is greedy", AT_LEAST_ONE, "the captioner's own, or 5"
+        None, "beams for beam search; 1 is greedy search", AT_LEAST_ONE, "the captioner's own, or 5"
     )
     max_new_tokens: int | None = option(
         None, "maximum length of a caption, in tokens", AT_LEAST_ONE, "the captioner's own"

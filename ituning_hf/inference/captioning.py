@@ -24,7 +24,7 @@ DEFAULT_NUM_BEAMS = 5
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """The captions of one image, or the reason why it has none.
+    """The captions of one image, or the reason why there are none.
 
     Args:
         source: The image's path, or its index in the sources if it has no path, such as "image 3".
@@ -55,25 +55,25 @@ def caption(
         model: A captioner (of the package's class or of the remote code's), or the folder or Hub id of a
             saved captioner, which `load_captioner` then loads.
         images: Paths, bytes of image files or PIL images; one, or a list of them.
-        processor: The captioner's processor. By default it is loaded from where the captioner was loaded.
+        processor: The captioner's processor. By default it is loaded from the captioner's folder or Hub id.
         prompt: The beginning of the captions: one text for all images, or a list with one for each. It
             should not end with a space, because GPT-2's words begin with one.
         num_captions: Captions for each image.
         batch_size: Images in a batch.
-        num_beams: Beams of the search; 1 is greedy. The default is the captioner's own generation setting,
-            or 5 if that is greedy.
-        max_new_tokens: The maximum length of a caption after its prompt. The default is the captioner's own.
+        num_beams: The number of beams; 1 is greedy search. By default that of the captioner's generation
+            configuration, or 5 if that is greedy.
+        max_new_tokens: The maximum number of tokens after the prompt. By default that of the captioner.
         **generate_kwargs: Further arguments of `generate`: `do_sample`, `top_p`, `length_penalty` and so on.
 
     Returns:
-        For a single image its caption; for a list the captions in its order. With `num_captions` above 1
-        there is a list of captions for each image, the most likely first. A caption includes its prompt, and
+        The caption of a single image, or a list of captions in the order of the images. With `num_captions`
+        above 1, each image has a list of captions, the most likely first. A caption includes its prompt, and
         has no special tokens and no whitespace at either end.
 
     Raises:
         UnreadableImageError: An image cannot be read. `iter_captions` continues with the other images.
         UserError: A number is out of range, there are more captions than beams (unless sampling), the
-            prompts are not one per image, or the captioner has no processor.
+            number of prompts does not match the images, or the captioner has no processor.
         TypeError: An image has another type, or `num_return_sequences` is given.
         OSError: There is no captioner at the given path or Hub id.
 
@@ -124,7 +124,7 @@ def iter_captions(
     max_new_tokens: int | None = None,
     **generate_kwargs: Any,
 ) -> Iterator[CaptionResult]:
-    """Caption many images, and yield the results of each batch as soon as it is done.
+    """Caption many images, yielding the results of each batch as soon as it is done.
 
     Threads read the next batch while the model captions the current one; at most two batches are in memory.
     An image that cannot be read gives a result with its error, and does not affect other images. The

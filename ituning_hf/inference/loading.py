@@ -18,7 +18,7 @@ from ..utils.files import read_json
 from ..utils.hub import explain_hub_error
 from .int8 import quantize_frozen_weights, require_cpu
 
-_PEFT = "holds a PEFT adapter: `ituning convert` makes a captioner of it"
+_PEFT = "contains a PEFT adapter: convert it to a captioner with `ituning convert`"
 
 
 def load_captioner(
@@ -43,7 +43,7 @@ def load_captioner(
         revision: The captioner's revision on the Hub. Its configuration has the revisions of the backbones.
         vision_model: The folder or Hub id of the frozen vision encoder, if it has moved.
         text_model: The folder or Hub id of the frozen language model, if it has moved.
-        load_vision_model: False leaves the vision encoder out: the captioner takes only `visual_features`.
+        load_vision_model: False skips the vision encoder: the captioner then takes only `visual_features`.
 
     Returns:
         The captioner and its processor.
@@ -96,7 +96,7 @@ def load_processor(name: str | os.PathLike[str], revision: str | None = None) ->
 
     Raises:
         UserError: There is none.
-        OSError: The Hub cannot be reached, or refuses access.
+        OSError: The Hub is unreachable or denies access.
     """
     if not os.fspath(name):
         raise UserError(
@@ -144,7 +144,7 @@ def read_config(
 
 
 def find_optional(name: str, filename: str, revision: str | None = None) -> Path | None:
-    """Find a file in a folder or Hub repository; None without it, or if the Hub cannot be reached."""
+    """Find a file in a folder or Hub repository; return None if it is missing or the Hub is unreachable."""
     try:
         path = cached_file(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False)
     except OSError:
@@ -158,7 +158,7 @@ def holds_peft_adapter(name: str, revision: str | None = None) -> bool:
 
 
 def _explain(name: str, revision: str | None, error: OSError) -> str:
-    """Say what is at a place that has no `config.json`."""
+    """Describe what a folder or repository without `config.json` contains."""
     if holds_peft_adapter(name, revision):
         return f"{'the folder' if os.path.isdir(name) else 'the repository'} {_PEFT}"
     if os.path.isfile(name):

@@ -1,4 +1,4 @@
-"""The settings of a training run. Imports nothing heavy: `ituning train --help` reads this module."""
+"""The settings of a training run. It imports no heavy libraries, so `ituning train --help` is fast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..utils.rules import (
 )
 from ..utils.settings import Settings, option
 
-# What photographs are trained over by default; rendered scenes use the bundled miniatures.
+# The default backbones; synthetic scenes use the bundled miniatures.
 DEFAULT_VISION_MODEL = "openai/clip-vit-base-patch16"
 DEFAULT_TEXT_MODEL = "gpt2"
 SIZES = {"base": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large"}  # the paper's language models
@@ -57,7 +57,7 @@ class ModelArguments:
     )
     size: str | None = option(
         None,
-        "the paper's size: gpt2, gpt2-medium or gpt2-large, in place of --text_model",
+        "model size in the paper (gpt2, gpt2-medium or gpt2-large); replaces --text_model",
         one_of(tuple(SIZES)),
     )
     adapter_hidden_size: int | None = option(
@@ -67,13 +67,15 @@ class ModelArguments:
         None, "attention heads of each adapter", AT_LEAST_ONE, "the language model's number of heads"
     )
     adapter_layers: list[int] | None = option(
-        None, "language model layers with an adapter, from 0; negative: from the top", unset="all"
+        None,
+        "indices of the language model layers with an adapter; negative indices count from the top",
+        unset="all",
     )
-    adapter_scale: float = option(1.0, "fixed factor on each adapter's output")
+    adapter_scale: float = option(1.0, "constant factor on each adapter's output")
     adapter_dropout: float = option(0.0, "dropout probability on each adapter's output", BELOW_ONE)
     vision_feature_layer: int | None = option(
         None,
-        "hidden state of the vision encoder that the adapters read; -1 for the last layer",
+        "index of the encoder's hidden state that the adapters attend to; -1 is the last layer",
         unset="the last layer, or that of --features",
     )
 
@@ -84,31 +86,34 @@ class DataArguments(DatasetArguments):
 
     features: str | None = option(
         None,
-        "folder written by `ituning features build`: training then loads neither images nor vision encoder",
+        "folder written by `ituning features build`, used instead of the images and the vision encoder",
         FOLDER,
-        "encode the images in each step",
+        "images are encoded in each step",
     )
     expected_train_images: int | None = option(
-        None, "refuse another number of training images", AT_LEAST_ONE, "any number"
+        None, "refuse to train on any other number of images", AT_LEAST_ONE, "any number"
     )
     expected_eval_images: int | None = option(
-        None, "refuse another number of images in --eval_split", AT_LEAST_ONE, "any number"
+        None, "refuse any other number of images in --eval_split", AT_LEAST_ONE, "any number"
     )
     captions_per_image: int = option(
-        5, "captions of each image in a batch; an epoch draws that many if an image has more", AT_LEAST_ONE
+        5, "captions per image in a batch; if an image has more, each epoch samples this many", AT_LEAST_ONE
     )
     max_caption_tokens: int = option(
-        64, "longer captions are cut to this many tokens, begin and end token included", CAPTION_LENGTH
+        64, "truncate captions to this many tokens, including BOS and EOS", CAPTION_LENGTH
     )
     augmentation: list[str] = option(
-        [], "random changes of the training images, different in each epoch", some_of(AUGMENTATIONS), "none"
+        [],
+        "random augmentation of the training images, different in each epoch",
+        some_of(AUGMENTATIONS),
+        "none",
     )
     max_unreadable_share: float = option(
-        0.05, "training stops if more than this share of the images cannot be read", SHARE
+        0.05, "stop training if more than this share of the images cannot be read", SHARE
     )
     dataloader_num_workers: int = option(
         2,
-        "processes that read images, at most one per core, for each training process; 0 for no extra process",
+        "worker processes that read images, per training process, at most one per core; 0 uses none",
         NOT_NEGATIVE,
     )
 
@@ -121,37 +126,39 @@ class OptimizationArguments:
 
     num_train_epochs: float = option(10.0, "passes over the training images", POSITIVE)
     max_train_steps: int | None = option(
-        None, "total optimizer steps; overrides --num_train_epochs", AT_LEAST_ONE, "by epochs"
+        None, "total optimizer steps; overrides --num_train_epochs", AT_LEAST_ONE, "set by --num_train_epochs"
     )
-    per_device_train_batch_size: int = option(16, "images in a batch of one process", AT_LEAST_ONE)
-    gradient_accumulation_steps: int = option(1, "batches of a process in one optimizer step", AT_LEAST_ONE)
+    per_device_train_batch_size: int = option(16, "images per batch in each process", AT_LEAST_ONE)
+    gradient_accumulation_steps: int = option(1, "batches per optimizer step in each process", AT_LEAST_ONE)
     learning_rate: float = option(5e-4, "peak learning rate of AdamW", POSITIVE)
     lr_scheduler_type: str = option("cosine", "learning rate schedule after warm-up", one_of(SCHEDULERS))
-    warmup_ratio: float = option(0.05, "share of the steps in which the learning rate rises from zero", SHARE)
-    weight_decay: float = option(0.01, "AdamW's weight decay of matrices; biases have none", NOT_NEGATIVE)
-    label_smoothing: float = option(0.0, "probability spread over the whole vocabulary", BELOW_ONE)
-    max_grad_norm: float = option(
-        1.0, "gradient norm above which gradients are clipped; 0: none", NOT_NEGATIVE
+    warmup_ratio: float = option(0.05, "share of the steps used for linear warm-up", SHARE)
+    weight_decay: float = option(0.01, "weight decay of weight matrices; biases have none", NOT_NEGATIVE)
+    label_smoothing: float = option(
+        0.0, "label smoothing: probability spread over the whole vocabulary", BELOW_ONE
     )
+    max_grad_norm: float = option(1.0, "maximum gradient norm, for clipping; 0 for no clipping", NOT_NEGATIVE)
     mixed_precision: str | None = option(
         None,
-        "precision of the computation; fp16 needs a GPU. The adapters' weights stay in fp32",
+        "precision of the computation; fp16 requires a GPU. The adapters' weights stay in fp32",
         one_of(PRECISIONS),
         "as set by `accelerate config`",
     )
     frozen_precision: str | None = option(
         None,
-        "precision of the frozen weights; int8 is for the language model, on a CPU",
+        "precision of the frozen weights; int8 applies to the language model only, on a CPU",
         one_of(FROZEN_PRECISIONS),
-        "that of their files",
+        "as stored",
     )
     gradient_checkpointing: bool = option(
-        False, "recompute activations in the backward pass: less memory, slower steps"
+        False, "recompute activations in the backward pass: saves memory, but is slower"
     )
     full_determinism: bool = option(
-        False, "use only deterministic algorithms: two runs on a GPU then write the same bytes"
+        False, "use only deterministic algorithms, so that two runs on a GPU give identical files"
     )
-    seed: int = option(0, "seed of weights, order, caption choice, augmentation, dropout and splits", SEED)
+    seed: int = option(
+        0, "seed of initialization, data order, caption sampling, augmentation, dropout and splits", SEED
+    )
 
 
 @dataclass
@@ -160,20 +167,20 @@ class ValidationArguments:
 
     title: ClassVar[str] = "validation"
 
-    eval_split: str = option("val", "split to validate on; none for no validation", one_of(SPLITS))
+    eval_split: str = option("val", "split for validation; none for no validation", one_of(SPLITS))
     eval_steps: str = option("epoch", "optimizer steps between validations, or 'epoch'", EVERY)
     eval_caption_images: int = option(
-        0, "images to caption and score (BLEU, ROUGE-L, CIDEr) at each validation", NOT_NEGATIVE
+        0, "images to caption and score with BLEU, ROUGE-L and CIDEr at each validation", NOT_NEGATIVE
     )
     num_sample_captions: int = option(4, "sample captions to show at each validation", NOT_NEGATIVE)
     metric_for_best_model: str = option(
-        "loss", "metric that chooses best/; all but loss need --eval_caption_images", one_of(BEST_METRICS)
+        "loss", "metric that selects best/; all but loss require --eval_caption_images", one_of(BEST_METRICS)
     )
     early_stopping_patience: int | None = option(
         None, "stop after this many validations without improvement", AT_LEAST_ONE, "never"
     )
     early_stopping_threshold: float = option(
-        0.0, "smallest change of the metric that counts as an improvement", NOT_NEGATIVE
+        0.0, "minimum change of the metric that counts as an improvement", NOT_NEGATIVE
     )
 
 
@@ -183,9 +190,9 @@ class RunArguments:
 
     title: ClassVar[str] = "run"
 
-    output_dir: str = option("outputs/captioner", "folder of the run; must not hold another run", FOLDER)
+    output_dir: str = option("outputs/captioner", "folder of the run; must not contain another run", FOLDER)
     checkpointing_steps: str = option("epoch", "optimizer steps between checkpoints, or 'epoch'", EVERY)
-    max_checkpoints: int = option(2, "number of newest checkpoints to keep", AT_LEAST_ONE)
+    max_checkpoints: int = option(2, "number of checkpoints to keep", AT_LEAST_ONE)
     resume_from_checkpoint: str | None = option(
         None,
         "folder of the checkpoint to resume from, or 'latest' for the newest in --output_dir",
@@ -193,7 +200,9 @@ class RunArguments:
         "start a new run",
         metavar="FOLDER|latest",
     )
-    report_to: list[str] = option([], "trackers to report to, besides log.jsonl", some_of(TRACKERS), "none")
+    report_to: list[str] = option(
+        [], "experiment trackers to report to, in addition to log.jsonl", some_of(TRACKERS), "none"
+    )
     dry_run: bool = option(
         False, "take one optimizer step, print shapes, memory and the plan, and write nothing"
     )
@@ -202,28 +211,28 @@ class RunArguments:
 @dataclass
 class TrainArguments(
     RunArguments, ValidationArguments, OptimizationArguments, DataArguments, ModelArguments, Settings
-):  # a dataclass takes its fields from the last base first
+):  # dataclass fields are collected from the last base class first
     """The checked settings of a run; `ituning train --help` describes them.
 
     Raises:
-        UserError: for a value of the wrong type or out of its range, or two that contradict each other. The
-            message names the command line's flags.
+        UserError: if a value has the wrong type or is out of range, or two values contradict each other. The
+            message has the command line flags.
     """
 
     def __post_init__(self) -> None:
-        """Check every value, and the combinations."""
+        """Check all values and their combinations."""
         self.eval_steps, self.checkpointing_steps = str(self.eval_steps), str(self.checkpointing_steps)
         super().__post_init__()
         if self.size is not None and self.text_model is not None:
-            raise UserError("--size and --text_model both name a language model: give one of them.")
+            raise UserError("--size and --text_model both select a language model: give one of them.")
         if self.features is not None and self.augmentation:
             raise UserError(
                 f"--augmentation {' '.join(self.augmentation)} cannot be combined with --features, which are "
-                "those of unchanged images: omit one of them."
+                "computed from the original images: omit one of them."
             )
         if self.metric_for_best_model != "loss" and self.eval_caption_images == 0:
             raise UserError(
-                f"--metric_for_best_model {self.metric_for_best_model} needs captions to score: give "
+                f"--metric_for_best_model {self.metric_for_best_model} requires captions to score: give "
                 "--eval_caption_images, for example 200."
             )
         needs_validation = {
@@ -233,4 +242,4 @@ class TrainArguments(
         }
         for flag, is_given in needs_validation.items():
             if is_given and self.eval_split == "none":
-                raise UserError(f"{flag} needs validation, and --eval_split is 'none': give val or test.")
+                raise UserError(f"{flag} requires validation, but --eval_split is 'none': give val or test.")

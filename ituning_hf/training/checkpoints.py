@@ -42,7 +42,7 @@ ADAPTER_FILE = "adapter.safetensors"
 
 @dataclass
 class TrainState:
-    """A run's progress, apart from the model, the optimizer and the random states.
+    """The progress of a run, without the model, the optimizer and the random states.
 
     Args:
         step: Optimizer steps taken.
@@ -79,8 +79,8 @@ class TrainState:
 class Checkpoints:
     """Saves a run's checkpoints and restores them; every process must take part.
 
-    A checkpoint holds the adapter, the optimizer, the schedule, the gradient scaler, each process's random
-    states and the run's progress; of the frozen weights only the fingerprints.
+    A checkpoint contains the adapter, the optimizer, the schedule, the gradient scaler, the random states of
+    each process and the run's progress, but only fingerprints of the frozen weights.
 
     The schedule is stored as JSON: Accelerate would store it as a pickle, which can run code.
     """

@@ -62,8 +62,8 @@ def load_data(args: TrainArguments) -> TrainingData:
     """Read the splits that the settings name.
 
     Raises:
-        UserError: for a data set that cannot be read, or with another number of images than expected.
-        FileNotFoundError: if the data set does not exist, or one of its images (without stored features).
+        UserError: if the dataset cannot be read, or does not have the expected number of images.
+        FileNotFoundError: if the dataset does not exist, or (without stored features) one of its images.
     """
     require_images = args.features is None
     train = args.load_split("train", args.seed, require_images=require_images)
@@ -147,7 +147,7 @@ class Batches:
             num_workers=usable_workers(self.args.dataloader_num_workers),
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=ignore_stop_signals,
-            # Its own: a resumed run creates one loader more, which must not draw from dropout's generator.
+            # Separate: a resumed run creates one more loader, which must not use dropout's generator.
             generator=torch.Generator(),
         )
 
@@ -159,7 +159,7 @@ class Batches:
                 logger.warning("skipped: %s", text)
 
     def check_unreadable(self, count: int, images: Sequence[CaptionedImage]) -> None:
-        """End the run if more images of a split are unreadable than allowed, or all of them.
+        """Stop the run if all images of a split are unreadable, or more than allowed.
 
         Args:
             count: How many could not be read, on all processes together.

@@ -18,7 +18,7 @@ class RunStopped(KeyboardInterrupt):
 
     Args:
         signum: The signal.
-        when: How far the run came, such as "after step 7".
+        when: The progress of the run, such as "after step 7".
     """
 
     def __init__(self, signum: int, when: str) -> None:

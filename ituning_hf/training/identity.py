@@ -17,7 +17,7 @@ from ..utils.errors import UserError
 from .arguments import TrainArguments
 from .data import TrainingData
 
-GIVEN_DATA = "(given in Python)"  # the data set's name in `run.json` if Python code passed the images
+GIVEN_DATA = "(given in Python)"  # the dataset's name in `run.json` if images were passed in Python
 
 # Settings that a resumed run may change. Backbones and features are identified by their fingerprints.
 _FREE_SETTINGS = frozenset(

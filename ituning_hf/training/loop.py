@@ -89,7 +89,7 @@ class CaptionTrainer:
                 write_json(self.output_dir / RUN_FILE, run_description(self.args, self.identity))
             self.reporter = Reporter(self.args, self.accelerator, self.total_steps, self.state.step)
         try:
-            with logging_redirect_tqdm():  # prints warnings above the bar
+            with logging_redirect_tqdm():  # prints warnings above the progress bar
                 if self.state.step == 0 and self.data.evaluation:
                     self.reporter.validation("before training", *self.validator.run(0))
                 self._train_steps()
@@ -233,7 +233,7 @@ class CaptionTrainer:
     def _stop_early(self) -> NoReturn:
         if self.state.step > self.saved_step:
             self._save_checkpoint()
-        # A signal to another process only was not Ctrl-C, which a terminal sends to all.
+        # A signal that reached only another process was not Ctrl-C, which a terminal sends to all.
         when = f"after step {self.state.step} of {self.total_steps}"
         raise RunStopped(self.stop.signum or signal.SIGTERM, when)
 

@@ -1,4 +1,4 @@
-"""What a run shows and logs: a progress bar, `log.jsonl`, and trackers through Accelerate."""
+"""Progress reports of a run: the progress bar, `log.jsonl`, and trackers through Accelerate."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Reporter:
     def print(self, text: str) -> None:
         """Print a line above the bar."""
         if self.enabled:
-            with suppress(OSError):  # the reader of a pipe has gone; the run continues
+            with suppress(OSError):  # the reader of the pipe has exited; the run continues
                 self._bar.write(text, file=sys.stdout)
 
     def close(self) -> None:

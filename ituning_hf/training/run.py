@@ -76,7 +76,7 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
 
 def _run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, stop: StopRequest) -> TrainState:
     def report(text: str) -> None:
-        with suppress(OSError):  # the reader of a pipe has gone; the run continues
+        with suppress(OSError):  # the reader of the pipe has exited; the run continues
             accelerator.print(text, flush=True)
 
     with ExitStack() as claimed:
@@ -127,7 +127,7 @@ def _describe_run(trainer: CaptionTrainer) -> list[str]:
         lines.append(f"Captions   {over_long:,} are cut at {args.max_caption_tokens} tokens")
     if trainer.total_steps < FEW_STEPS:
         lines.append(
-            f"Few steps  {trainer.total_steps:,} in all: the captioner may not learn where captions end; "
+            f"Few steps  {trainer.total_steps:,} in total: the captioner may not learn where captions end; "
             "train more epochs, or use smaller batches"
         )
     return lines

@@ -15,7 +15,7 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     """Return a device that this machine has.
 
     Args:
-        device: Its name; None for the best there is: CUDA, then Apple's MPS, then the CPU.
+        device: The name; None for the best available: CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         UserError: if it cannot be used here.
@@ -27,8 +27,8 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     # What PyTorch raises for a device that it does not know, was not built for, or does not find.
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device {str(device)!r} cannot be used ({str(error).split('. ')[0]}): give one that this "
-            "machine has, such as cpu, cuda, cuda:1 or mps, or none to take the best."
+            f"device {str(device)!r} cannot be used ({str(error).split('. ')[0]}): give a device of this "
+            "machine, such as cpu, cuda, cuda:1 or mps, or none for the best available."
         ) from error
 
 

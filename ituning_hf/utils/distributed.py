@@ -56,7 +56,7 @@ def create_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Acc
         )
     if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
         raise UserError(
-            f"mixed precision fp16 needs a GPU, and on {accelerator.device} Accelerate would compute "
+            f"mixed precision fp16 requires a GPU, and on {accelerator.device} Accelerate would compute "
             "in fp32 and not say so: give --mixed_precision bf16 or no."
         )
     return accelerator

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Input that cannot be used: a setting, a file, a data set. The message says what to do. Exit code 2."""
+    """Input that cannot be used: a setting, a file, a dataset. The message says what to do. Exit code 2."""
 
 
 class WorkError(RuntimeError):

@@ -23,7 +23,7 @@ _LOCK_FILE = ".lock"
 
 
 def read_utf8(path: str | os.PathLike[str]) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark; another encoding is a UserError."""
+    """Read a UTF-8 text file, with or without a byte order mark; raise UserError for other encodings."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -43,7 +43,7 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; one that holds something else is a UserError."""
+    """Read a JSON file; raise UserError if it is not JSON."""
     return parse_json(read_utf8(path), os.fspath(path))
 
 
@@ -72,7 +72,7 @@ def put_in_place(target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on disk."""
+    """Wait until a file's content, or a folder's entries, are on disk."""
     if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -83,7 +83,7 @@ def sync(path: Path) -> None:
 
 
 def give_ordinary_permissions(path: Path) -> None:
-    """Set the permissions of other new files: safetensors writes files that only their owner can read."""
+    """Set the default permissions of new files: safetensors writes files that only their owner can read."""
     umask = os.umask(0o077)  # it cannot be read without setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)
@@ -98,7 +98,7 @@ def require_writable(folder: Path) -> None:
     """Raise a PermissionError for an `--output_dir` that cannot be written to or created."""
     there = existing_part(folder)
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise PermissionError(f"--output_dir {folder} cannot be written to: give a folder that can.")
+        raise PermissionError(f"--output_dir {folder} is not writable: give another folder.")
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def writing_to(name: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise PermissionError(
-            f"{name} cannot be written to ({error.strerror}): give a folder that can."
+            f"{name} cannot be written to ({error.strerror}): give another folder."
         ) from error
 
 
@@ -133,7 +133,7 @@ def exclusive_lock(folder: Path, name: str, work: str) -> Iterator[None]:
             lock = FileLock(folder / _LOCK_FILE).acquire(timeout=0)
     except Timeout as error:
         raise FileExistsError(
-            f"another {work} is at work in {name}: give another folder, or wait until it ends."
+            f"another {work} is running in {name}: give another folder, or wait until it ends."
         ) from error
     with lock:
         yield

@@ -1,4 +1,4 @@
-"""What the value of a setting may be."""
+"""Validation rules for the values of settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Rule(NamedTuple):
     Args:
         expected: Its description, for the error message.
         holds: Whether a value meets it.
-        metavar: The value's name in the help; None for that of its type.
+        metavar: The name of the value in the help; None for the name of its type.
     """
 
     expected: str
@@ -21,7 +21,7 @@ class Rule(NamedTuple):
 
 
 def _text(metavar: str) -> Rule:
-    return Rule("a text that is not empty", lambda text: text.strip() != "", metavar)
+    return Rule("a non-empty string", lambda text: text.strip() != "", metavar)
 
 
 ANY = Rule("anything", lambda value: True)
@@ -32,7 +32,7 @@ POSITIVE = Rule("more than 0", lambda number: number > 0)
 SHARE = Rule("0 to 1", lambda number: 0 <= number <= 1)
 BELOW_ONE = Rule("0 to 1, 1 excluded", lambda number: 0 <= number < 1)
 BETWEEN_0_AND_1 = Rule("more than 0 and less than 1", lambda number: 0 < number < 1)
-CAPTION_LENGTH = Rule("at least 3", lambda tokens: tokens >= 3)  # the begin token, one more, the end token
+CAPTION_LENGTH = Rule("at least 3", lambda tokens: tokens >= 3)  # BOS, a token, EOS
 SEED = Rule("0 to 2147483647", lambda seed: 0 <= seed < 2**31)
 EVERY = Rule(
     "'epoch' or a number of steps, at least 1",

@@ -123,7 +123,7 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 def _refuse(problems: Sequence[str], advice: str = "") -> None:
     if problems:
-        several = "\n- ".join([f"{len(problems)} mistakes{advice}:", *problems])
+        several = "\n- ".join([f"{len(problems)} errors{advice}:", *problems])
         raise UserError(several if len(problems) > 1 else problems[0] + advice)
 
 

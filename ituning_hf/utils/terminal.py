@@ -1,10 +1,10 @@
-"""Prepare text of unknown origin for a terminal and a log; format sizes."""
+"""Make untrusted text safe for terminals and logs; format sizes."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters, which can command a terminal or break a line; lone surrogates (undecodable bytes); and
+# Control characters, which terminals interpret or which break lines; lone surrogates (undecodable bytes); and
 # characters that change the direction of text. Joiners stay: emojis need them.
 _COMMANDS = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -12,7 +12,7 @@ _COMMANDS = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""Escape control characters, so that any text becomes one harmless line.
+    r"""Escape control characters, so that any text becomes one safe line.
 
     Example:
     ```python

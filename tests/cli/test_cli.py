@@ -223,7 +223,7 @@ def test_a_mistake_is_one_line(caption, capsys, monkeypatch, arguments, message)
         (["demo", "--sede", "3"], "--sede is not an option (did you mean --seed?)"),
         (["caption", "a.png"], "--model is missing. ituning caption --help"),
         (["caption", "a", "--model", "m", "--dtype", "int8"], "--dtype is 'int8', expected one of float32"),
-        (["train", "--size", "large", "--text_model", "m"], "--size and --text_model both name a language"),
+        (["train", "--size", "large", "--text_model", "m"], "--size and --text_model both select a language"),
         (["features", "info"], "FOLDER is missing. ituning features info --help"),
         (["features", "biuld"], "'biuld' is not a command (did you mean build?). ituning features --help"),
         (["serve"], "'serve' is not a command. ituning --help lists the commands"),

@@ -51,7 +51,7 @@ def captioner(saved: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def captioned(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """An imagefolder data set, test/0.png to test/6.png, and its captions by the captioner."""
+    """An imagefolder dataset, test/0.png to test/6.png, and its captions by the captioner."""
     folder = tmp_path_factory.mktemp("photos")
     paths = [folder / "test" / f"{i}.png" for i in range(NUM_IMAGES)]
     (folder / "test").mkdir()
@@ -107,13 +107,13 @@ def finished(
 
 @pytest.fixture
 def photos(captioned: tuple[Path, list[str]], tmp_path: Path) -> Path:
-    """A copy of the data set."""
+    """A copy of the dataset."""
     return Path(shutil.copytree(captioned[0], tmp_path / "photos"))
 
 
 @pytest.fixture
 def flags(captioner: Path, photos: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Return `make_flags` with a captioner, a data set and an output folder, with changes by keyword."""
+    """Return `make_flags` with a captioner, a dataset and an output folder, with changes by keyword."""
     own = {"model": captioner, "dataset": photos, "output_dir": tmp_path / "report"}
     return lambda **changes: make_flags(**own | changes)
 

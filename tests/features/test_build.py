@@ -176,7 +176,7 @@ def test_other_settings_are_refused_before_anything_is_encoded(
 
 def test_unusable_folders_are_refused(build: Build, train: Records, folder: Path):
     folder.mkdir()
-    with FileLock(folder / ".lock"), pytest.raises(FileExistsError, match="another build is at work in"):
+    with FileLock(folder / ".lock"), pytest.raises(FileExistsError, match="another build is running in"):
         build(train)
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not a feature store: give another folder"):

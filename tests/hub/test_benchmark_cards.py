@@ -38,7 +38,7 @@ def test_a_card_has_the_facts_and_no_scores(name: str):
     table = [line for line in card.text.partition("## Results")[2].splitlines() if line.startswith("|")]
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     metrics = ["BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE"]
-    assert header == ["data set", "split", "images", *metrics, "tokenizer"]
+    assert header == ["dataset", "split", "images", *metrics, "tokenizer"]
     assert len(rows) == {"nocaps.md": 5}.get(name, 1)
     assert all(row[3:] == [""] * 6 for row in rows)
     assert not re.search("|".join(map(re.escape, REMEMBERED)), card.text)

@@ -83,7 +83,7 @@ RESULTS = """
 After step 18,120, the loss on the val split (1,014 images) was 2.3457 per token. \
 Greedy captions of 200 of them: BLEU-4 29.6, CIDEr 60.0.
 
-| data set | split | images | BLEU-4 | CIDEr | SPICE | tokenizer |
+| dataset | split | images | BLEU-4 | CIDEr | SPICE | tokenizer |
 | --- | --- | --- | --- | --- | --- | --- |
 | COCO Karpathy | test | 5,000 | 34.6 | 110.0 |  | PTB (Java) |
 | NoCaps | val, out-of-domain | 914 (2 unreadable) |  | 50.0 | 10.0 | Python |

@@ -1,4 +1,4 @@
-"""A small data set of real files, and settings that train on it in seconds."""
+"""A small dataset of real files, and settings that train on it in seconds."""
 
 import json
 import shutil

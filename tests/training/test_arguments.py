@@ -59,9 +59,9 @@ NO_VALIDATION = {"eval_split": "none"}
     [
         ({"features": "stored", "augmentation": ["flip"]}, "--augmentation flip .* --features"),
         ({"metric_for_best_model": "cider"}, "--metric_for_best_model cider .*: give --eval_caption_images"),
-        (NO_VALIDATION | {"eval_caption_images": 9}, "--eval_caption_images needs validation"),
-        (NO_VALIDATION | {"expected_eval_images": 9}, "--expected_eval_images needs validation"),
-        (NO_VALIDATION | {"early_stopping_patience": 2}, "--early_stopping_patience needs validation"),
+        (NO_VALIDATION | {"eval_caption_images": 9}, "--eval_caption_images requires validation"),
+        (NO_VALIDATION | {"expected_eval_images": 9}, "--expected_eval_images requires validation"),
+        (NO_VALIDATION | {"early_stopping_patience": 2}, "--early_stopping_patience requires validation"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict, message: str):

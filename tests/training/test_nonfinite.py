@@ -202,5 +202,5 @@ def test_an_overflow_in_fp16_skips_the_step(settings: Settings, monkeypatch: pyt
 
 
 def test_fp16_without_a_gpu_is_refused():
-    with pytest.raises(ValueError, match="mixed precision fp16 needs a GPU"):
+    with pytest.raises(ValueError, match="mixed precision fp16 requires a GPU"):
         create_accelerator("fp16")

@@ -79,7 +79,7 @@ def test_hyphens_equal_underscores():
         ("a --rows 1 x", "--rows is ['1', 'x'], expected a whole number"),
         ("a --weight nan", "--weight is nan, expected a finite number"),
         ("a --ripe=maybe", "--ripe is 'maybe', expected true or false"),
-        ("a --folder=", "--folder is '', expected a text that is not empty"),
+        ("a --folder=", "--folder is '', expected a non-empty string"),
         ("--count 2", "NAME is missing"),
     ],
 )
@@ -99,7 +99,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path):
     with pytest.raises(UserError) as error:
         read(f"--config {tmp_path}/fruit.yaml --limit 0.5 --wieght=1")
     assert str(error.value).splitlines() == [
-        "5 mistakes. fruit --help shows the options:",
+        "5 errors. fruit --help shows the options:",
         f"- {tmp_path}/fruit.yaml: 'nmes' is not a setting (did you mean names?)",
         "- --wieght is not an option (did you mean --weight?)",
         "- --count is 0, expected at least 1",
@@ -235,7 +235,7 @@ def test_python_callers_may_give_paths_tuples_and_single_values():
         ({"weight": -math.inf}, "--weight is -inf, expected a finite number"),
         ({"ripe": 1}, "--ripe is 1, expected true or false"),
         ({"count": None}, "--count is None, expected a whole number"),
-        ({"count": 0, "weight": "much"}, "2 mistakes:\n- --count is 0, expected at least 1\n- --weight is"),
+        ({"count": 0, "weight": "much"}, "2 errors:\n- --count is 0, expected at least 1\n- --weight is"),
     ],
 )
 def test_python_callers_get_the_same_errors(change: dict[str, Any], message: str):
