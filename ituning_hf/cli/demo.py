@@ -12,9 +12,9 @@ from ..utils.settings import Settings, option, read_settings
 from ..utils.terminal import quiet_transformers
 
 _DESCRIPTION = """\
-Train adapters between two small frozen models on synthetic scenes, caption scenes
-that were not in the training data, save the captioner and load it again. Takes
-minutes on two CPU cores, without network access."""
+Train adapters between two small frozen models on synthetic scenes, caption
+held-out scenes, save the captioner and load it again. This takes minutes on two
+CPU cores and needs no network access."""
 
 
 @dataclass

@@ -29,10 +29,10 @@ _BUILD_EXAMPLES = """examples:
       --vision_model openai/clip-vit-base-patch16 --output_dir features/photos
   ituning features info features/photos
 
-The features of CLIP ViT-B/16 take 302,592 bytes per image, or 152,084 with --storage int8.
-The build can be stopped at any time: the same command resumes it, and adds the
-images that were added to the dataset. An unreadable image is reported and
-skipped; the next build tries it again.
+The features of CLIP ViT-B/16 take 302,592 bytes per image, or 152,084 with
+--storage int8. The build can be stopped at any time: the same command resumes
+it, and adds images that are new in the dataset. An unreadable image is reported
+and skipped; the next build tries it again.
 
 Exit code: 0; 1 if the build failed, such as on a full disk; 2 for an error in
 the command; 130 after Ctrl-C, 143 after SIGTERM.
