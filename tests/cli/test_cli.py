@@ -274,7 +274,7 @@ def test_info(saved_captioner, capsys):
         (["--help"], ["train a captioner", "caption images", "ituning info", "ITUNING_TRACEBACK=1"]),
         (["caption", "--help"], ["IMAGE...", "--num_captions INT", "--output FILE", "Exit code: 0; 1"]),
         (["info", "--help"], ["MODEL", "--json", "--revision"]),
-        (["evaluate", "--help"], ["METEOR needs Java", "pip install 'ituning_hf[eval]'"]),
+        (["evaluate", "--help"], ["METEOR requires Java", "pip install 'ituning_hf[eval]'"]),
         (["features", "--help"], ["build", "describe a store"]),
         (["features", "build", "--help"], ["--shard_size INT", "302,592 bytes"]),
     ],
