@@ -98,7 +98,7 @@ def require_writable(folder: Path) -> None:
     """Raise a PermissionError for an `--output_dir` that cannot be written to or created."""
     there = existing_part(folder)
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise PermissionError(f"--output_dir {folder} is not writable: give another folder.")
+        raise PermissionError(f"--output_dir {folder} cannot be written to: give another folder.")
 
 
 @contextmanager
