@@ -105,7 +105,7 @@ Data: [org/photos:small](https://huggingface.co/datasets/org/photos).
 
 | setting | value |
 | --- | --- |
-| optimizer | AdamW on the cross-entropy of the captions' tokens |
+| optimizer | AdamW, cross-entropy loss |
 | optimizer steps | 18,120 (10 epochs) |
 | `augmentation` | crop, flip |
 | `learning_rate` | 0.0005 |
