@@ -31,6 +31,11 @@ ADAPTER_OPTIONS = (
 )
 HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 
+_SIZES = {
+    "vision_config": ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"),
+    "text_config": ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+}
+
 
 class CaptionerError(ValueError):
     """A configuration, adapter file or backbone cannot be used. The message says what to do."""
@@ -126,6 +131,10 @@ class ITuningConfig(PreTrainedConfig):
                 raise CaptionerError(f"{name} is {value!r}, expected a string or None.")
         with reading("vision_config or text_config"):
             super().__post_init__(**kwargs)
+        for name, fields in _SIZES.items():
+            for field in fields:
+                if not _is_int(size := getattr(getattr(self, name), field)) or size < 1:
+                    raise CaptionerError(f"{name}.{field} is {size!r}, expected a positive integer.")
         layer, depth = self.vision_feature_layer, self.vision_config.num_hidden_layers
         if not _is_int(layer) or not -depth - 1 <= layer <= depth:
             expected = f"{-depth - 1} to {depth} for an encoder of {depth} layers"
@@ -139,7 +148,8 @@ class ITuningConfig(PreTrainedConfig):
         The stored revision of a backbone is dropped if its path is overridden. The stored
         `attn_implementation` is ignored: it could name a kernel that Transformers would download and run.
         """
-        if (model_type := config_dict.get("model_type", cls.model_type)) != cls.model_type:
+        model_type = config_dict.get("model_type", cls.model_type) if isinstance(config_dict, dict) else None
+        if model_type != cls.model_type:
             raise CaptionerError(
                 f"config.json has model_type {model_type!r}, expected {cls.model_type!r}: it is not a saved "
                 "captioner. Create one with from_vision_text_pretrained."

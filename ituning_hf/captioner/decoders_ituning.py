@@ -69,10 +69,6 @@ class DecoderFamily:
         """Return the layers of a language model, bottom first."""
         return text_model.get_submodule(self.layers_path)  # type: ignore[return-value]
 
-    def adapter_prefix(self, index: int) -> str:
-        """Return the prefix of the names of a layer's adapter weights in a captioner."""
-        return f"text_model.{self.layers_path}.{index}.adapter."
-
     def layer_index(self, layer: nn.Module) -> int:
         """Return a layer's index, counted from 0 at the bottom."""
         return getattr(layer, self.attention_name).layer_idx

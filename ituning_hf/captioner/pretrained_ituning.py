@@ -164,6 +164,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         """
         name = os.fspath(pretrained_model_name_or_path)
         hub, kwargs = split_hub_options(kwargs)
+        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype  # the earlier name
         own = {"revision": _resolve_commit(name, revision, hub), "subfolder": subfolder, **hub}
         load = {"attn_implementation": attn_implementation, "dtype": dtype, "device_map": device_map}
         for_text = load | {"quantization_config": quantization_config}
@@ -301,8 +302,12 @@ def load_generation_config(name: str, default: GenerationConfig, **hub: Any) -> 
         if value is not None and (not isinstance(value, int) or value < 1):
             raise CaptionerError(f"{path} has {field}={value!r}, expected a positive integer.")
     for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(config, field) is None:
+        if (value := getattr(config, field)) is None:
             setattr(config, field, getattr(default, field))
+        elif not all(isinstance(token, int) for token in (value if isinstance(value, list) else [value])):
+            raise CaptionerError(f"{path} has {field}={value!r}, expected a token id or a list of them.")
+    if config.guidance_scale not in (None, 1):
+        raise CaptionerError(f"{path} has guidance_scale={config.guidance_scale!r}, which is not supported.")
     return config
 
 
@@ -521,21 +526,21 @@ def _read_checkpoint(name: str, hub: dict[str, Any]) -> dict[str, _Rows]:
     def find(filename: str) -> str | None:
         return cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub)
 
-    if (path := find(SAFE_WEIGHTS_NAME)) is not None:
-        paths = [path]
-    elif (path := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        shards = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
-        paths = [cached_file(name, shard, **hub) for shard in sorted(shards)]
-    elif (path := find(WEIGHTS_NAME)) is not None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: _first_rows(tensor) for key, tensor in state.items()}
-    else:
-        raise OSError(f"no {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} or {WEIGHTS_NAME} at {name!r}.")
-    weights: dict[str, _Rows] = {}
-    for path in paths:
-        with _open_safetensors(path) as file:
-            weights |= {key: _first_rows(file.get_slice(key)) for key in file.keys()}  # noqa: SIM118
-    return weights
+    with reading(f"The weights of {name!r}"):
+        if (path := find(SAFE_WEIGHTS_NAME)) is not None:
+            return _read_rows(path)
+        if (path := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+            shards = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
+            return {k: x for shard in shards for k, x in _read_rows(cached_file(name, shard, **hub)).items()}
+        if (path := find(WEIGHTS_NAME)) is not None:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            return {key: _first_rows(tensor) for key, tensor in state.items()}
+    raise OSError(f"no {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} or {WEIGHTS_NAME} at {name!r}.")
+
+
+def _read_rows(path: str) -> dict[str, _Rows]:
+    with _open_safetensors(path) as file:
+        return {key: _first_rows(file.get_slice(key)) for key in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
 def _first_rows(tensor: Any) -> tuple[list[int], torch.Tensor]:

@@ -24,7 +24,7 @@ MAX_ASPECT_RATIO = 32
 # Settings that would make Transformers read tokenizer files from any path, or load another model.
 _FILES_ELSEWHERE = {
     PROCESSOR_NAME: {"audio_tokenizer"},
-    "tokenizer_config.json": {"fast_tokenizer_files", "merges", "vocab"},
+    "tokenizer_config.json": {"fast_tokenizer_files", "gguf_file", "merges", "vocab"},
 }
 # Calling a fast tokenizer changes its truncation, padding and special-token settings for all threads, so
 # captions are tokenized with a copy, cached for each tokenizer together with the state that was copied.

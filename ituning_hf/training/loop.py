@@ -6,8 +6,8 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -98,7 +98,7 @@ class CaptionTrainer:
             self.reporter.close()
         return self.state
 
-    def micro_batches(self) -> Iterator[dict[str, Any]]:
+    def micro_batches(self) -> Generator[dict[str, Any], None, None]:
         """Yield this process's batches from the current step on, endlessly."""
         sampler, args = self._sampler_from(self.state.step), self.args
         loader = self.batches.loader(self.data.train, sampler, args.captions_per_image, args.augmentation)
@@ -108,7 +108,14 @@ class CaptionTrainer:
     def _train_steps(self) -> None:
         self.captioner.train()
         self.stop.deferred, self.saved_step = True, self.state.step
-        micro_batches = self.micro_batches()
+        with closing(self.micro_batches()) as micro_batches:  # also after errors, to end the loader's workers
+            self._take_steps(micro_batches)
+        if self.state.step < self.total_steps:
+            metric = METRIC_NAMES.get(self.args.metric_for_best_model, "loss")
+            validations = self.state.validations_without_better
+            self.reporter.print(f"stopped early: no better {metric} in {validations} validations")
+
+    def _take_steps(self, micro_batches: Iterator[dict[str, Any]]) -> None:
         while self.state.step < self.total_steps and not self._out_of_patience():
             if self.state.step % self.steps_per_epoch == 0:
                 self.state.unreadable = 0
@@ -124,10 +131,6 @@ class CaptionTrainer:
                 self._validate()
             if self._is_due(self.args.checkpointing_steps) or run_ends or self._out_of_patience():
                 self._save_checkpoint()
-        if self.state.step < self.total_steps:
-            metric = METRIC_NAMES.get(self.args.metric_for_best_model, "loss")
-            validations = self.state.validations_without_better
-            self.reporter.print(f"stopped early: no better {metric} in {validations} validations")
 
     def optimizer_step(self, batches: list[dict[str, Any]]) -> float:
         """Take one optimizer step over micro-batches; return the mean loss of its label tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -47,9 +48,21 @@ class StopRequest:
             self.signum, self._since = signum, time.monotonic()
             if not self.deferred:
                 raise RunStopped(signum, "before the first step")
-            os.write(2, _NOTICE)  # not print, which the signal may have interrupted
+            try:
+                os.write(2, _NOTICE)  # not print, which the signal may have interrupted
+            except OSError:  # the terminal was closed
+                _discard_terminal_output()
         elif signum == signal.SIGINT and time.monotonic() - self._since > SAME_PRESS_SECONDS:
             raise KeyboardInterrupt
+
+
+def _discard_terminal_output() -> None:
+    """Connect the streams of a closed terminal to /dev/null, so that later output does not raise."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(null, stream)
+    os.close(null)
 
 
 @contextmanager

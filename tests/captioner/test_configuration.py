@@ -138,6 +138,11 @@ EDITS = [
     ({"format_version": 7}, "format_version is 7.*upgrade ituning_hf"),
     ({"adapter_scale": "big"}, "adapter_scale is 'big', expected a finite number"),
     ({"text_config": {"model_type": "gpt2", "n_layer": "x"}}, "config.json has a value .*n_layer"),
+    ({"text_config": {"model_type": "gpt2", "n_head": 0}}, "text_config.num_attention_heads is 0"),
+    (
+        {"vision_config": {"model_type": "clip_vision_model", "patch_size": 0}},
+        "vision_config.patch_size is 0",
+    ),
 ]
 
 

@@ -122,9 +122,9 @@ def test_a_loaded_captioner_equals_the_saved_one(captioner, saved: Path, tmp_pat
     assert_equal_files(tmp_path / "again", saved)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
-def test_dtype_casts_everything(saved: Path, dtype: Any):
-    model = ITuningForCaptioning.from_pretrained(saved, dtype=dtype)
+@pytest.mark.parametrize(("name", "dtype"), [("dtype", torch.bfloat16), ("torch_dtype", "bfloat16")])
+def test_dtype_casts_everything(saved: Path, name: str, dtype: Any):
+    model = ITuningForCaptioning.from_pretrained(saved, **{name: dtype})
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert logits_of(model).isfinite().all()
 
@@ -499,6 +499,16 @@ MISFITS = [
         r"1 missing .*; 1 unexpected",
     ),
 ]
+
+
+GENERATION = [{"num_beams": "five"}, {"max_new_tokens": 0}, {"eos_token_id": "end"}, {"guidance_scale": 2.0}]
+
+
+@pytest.mark.parametrize("change", GENERATION)
+def test_unusable_generation_settings_are_refused(saved: Path, change: dict[str, Any]):
+    edit_json(saved / "generation_config.json", **change)
+    with pytest.raises(CaptionerError, match=f"generation_config.json.*{next(iter(change))}"):
+        ITuningForCaptioning.from_pretrained(saved)
 
 
 def test_an_adapter_with_huge_values_is_finite(saved: Path):

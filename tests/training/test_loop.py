@@ -237,4 +237,4 @@ def test_output_before_the_first_step(settings: Settings, capsys: pytest.Capture
     trainable = 4 * (22 * 21 + 21 + 2 * (15 * 21 + 21) + 21 * 22 + 22)  # q, k and v, out; four layers
     assert f"Trainable  {trainable:,} of" in printed
     assert "Images     11 to train on, 3 for validation" in printed
-    assert "Few steps  1 in all" in printed
+    assert "Few steps  1 in total" in printed

@@ -56,6 +56,29 @@ def test_a_signal_before_the_first_step_raises_at_once():
         assert signal.getsignal(signum) == before
 
 
+def test_output_after_the_terminal_is_closed_does_not_raise():
+    pty = pytest.importorskip("pty")
+    terminal, output = pty.openpty()
+    saved = [os.dup(stream) for stream in (1, 2)]
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(terminal)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(1, b"lost")
+        with stop_on_signals() as request:
+            request.deferred = True
+            send(signal.SIGHUP)
+            assert request.signum == signal.SIGHUP
+        os.write(1, b"discarded")
+        os.write(2, b"discarded")
+    finally:
+        for stream, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(output)
+
+
 def test_a_deferred_signal_is_recorded_and_a_second_ctrl_c_ends_at_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
