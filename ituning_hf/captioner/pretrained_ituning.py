@@ -193,6 +193,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         default = model.generation_config
         model.generation_config = generation_config or load_generation_config(name, default, **own)
         model.name_or_path = config.name_or_path = name
+        config._commit_hash = own["revision"]  # not stored; `caption` loads the processor from it
         return model.eval()
 
     def load_adapter_state_dict(

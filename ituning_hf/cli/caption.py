@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, ClassVar
 
 from ..inference.arguments import CaptionerArguments
 from ..utils.errors import UserError
-from ..utils.rules import AT_LEAST_ONE, FILE, MODEL, NAME
+from ..utils.rules import AT_LEAST_ONE, FILE, MODEL, NAME, TEXT
 from ..utils.settings import REQUIRED, Settings, option, read_settings
 from ..utils.terminal import printable, quiet_transformers
 
@@ -48,7 +48,7 @@ class CaptionArguments(CaptionerArguments, Settings):
         positional=True,
     )
     num_captions: int = option(1, "captions for each image", AT_LEAST_ONE)
-    prompt: str | None = option(None, "text that every caption begins with", unset="no text", metavar="TEXT")
+    prompt: str | None = option(None, "text that every caption begins with", TEXT, "no text")
     device: str | None = option(None, "cpu, cuda, cuda:1 or mps", NAME, "the best available")
     output: str | None = option(
         None, "also write a JSON line for each captioned image to this file", FILE, "no file"

@@ -24,8 +24,9 @@ def read_imagefolder(root: Path) -> list[CaptionedImage]:
     """Read the entries of an image folder, in the order of its metadata.
 
     Each line of `metadata.jsonl` is an object with a `file_name`, relative to that file, and either `caption`
-    (or `text`), a string, or `captions`, a list. The splits are the subfolders `train`, `val` (or
-    `validation`) and `test`, each with its own metadata, or the optional field `split` of each line.
+    (or `text`), a string, or `captions`, a list. The splits are the subfolders `train`, `val` and
+    `test` (or another name in `SPLIT_NAMES`), each with its own metadata, or the optional field `split` of
+    each line.
 
     Raises:
         UserError: A line is malformed (the message has its number), or both the folder and a subfolder have
@@ -39,7 +40,7 @@ def read_imagefolder(root: Path) -> list[CaptionedImage]:
             'for each image, such as {"file_name": "dog.jpg", "captions": ["a dog runs"]}, or give the path '
             "of the dataset's .json, .csv or .parquet file"
         )
-    if ("" in names and len(names) > 1) or {"val", "validation"} <= set(names):
+    if ("" in names and len(names) > 1) or len({SPLIT_NAMES.get(name) for name in names}) < len(names):
         folders = ", ".join(name or "." for name in names)
         raise UserError(f"{root} has {METADATA_NAME} in {folders}: keep one per split, or one for all splits")
     return [image for name in names for image in _read_metadata(root / name, root, SPLIT_NAMES.get(name))]

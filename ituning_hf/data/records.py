@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Names of splits in folders, files and `split` columns; `datasets` uses "validation".
-SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+# Names of splits in folders, files and `split` columns.
+SPLIT_NAMES = {"train": "train", "training": "train"}
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val")
+SPLIT_NAMES |= {"test": "test", "testing": "test"}
 
 
 class MissingSplitError(UserError):

@@ -146,7 +146,7 @@ def read_hf_dataset(
     A row has a caption or a list of captions. Images are read from disk when they are needed. Rows with the
     same image (the same file name, or the same bytes) get the same name.
 
-    The splits "train", "validation" (or "val") and "test" of the dataset are used. If there is only one
+    The splits of the dataset are found by the names in `SPLIT_NAMES`. If there is only one
     split, named "train" or differently from these, a column `split` may have the split of each row.
 
     Args:

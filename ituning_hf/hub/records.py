@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..utils.errors import UserError
 from ..utils.files import read_json, write_json
@@ -74,8 +74,8 @@ def read_training_record(folder: str | os.PathLike[str]) -> TrainingRecord | Non
     """
 
     def build(content: dict[str, Any]) -> TrainingRecord:
-        validation = content["validation"] and ValidationRecord(**content["validation"])
-        return TrainingRecord(**content | {"validation": validation})
+        validation = content["validation"] and _build(ValidationRecord, content["validation"])
+        return _build(TrainingRecord, content | {"validation": validation})
 
     return _read(Path(folder) / TRAINING_FILE, build)
 
@@ -92,12 +92,26 @@ def read_evaluation_records(folder: str | os.PathLike[str]) -> list[EvaluationRe
         UserError: if the file does not hold evaluation records.
     """
     path = Path(folder) / EVALUATION_FILE
-    return _read(path, lambda content: [EvaluationRecord(**record) for record in content]) or []
+    return _read(path, lambda content: [_build(EvaluationRecord, record) for record in content]) or []
 
 
 def write_evaluation_records(folder: str | os.PathLike[str], records: Sequence[EvaluationRecord]) -> None:
     """Write `evaluation.json` into a captioner's folder, in the order that the model card shows."""
     write_json(Path(folder) / EVALUATION_FILE, [asdict(record) for record in records])
+
+
+def _build(kind: type[Any], content: dict[str, Any]) -> Any:
+    record = kind(**content)
+    for name, hint in get_type_hints(kind).items():
+        if not _fits(value := getattr(record, name), hint):
+            raise TypeError(f"{name!r} is {value!r}")
+    return record
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(item, get_args(hint)[1]) for item in value.values())
+    return hint is Any or isinstance(value, (int, float) if hint is float else hint)
 
 
 def _read(path: Path, build: Callable[[Any], Any]) -> Any:

@@ -93,9 +93,10 @@ def caption(
         raise _wrong_type(images)
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
+    commit = getattr(model.config, "_commit_hash", None)  # of a captioner from the Hub
     results = iter_captions(
         model,
-        processor or load_processor(model.name_or_path),
+        processor or load_processor(model.name_or_path, commit),
         [images] if single else images,  # type: ignore[arg-type, list-item]
         prompt=prompt,
         num_captions=num_captions,
@@ -142,6 +143,8 @@ def iter_captions(
         raise UserError(
             f"prompt has {len(prompts)} texts for {len(sources)} images: give one for all, or one for each."
         )
+    if prompt is not None and not all(isinstance(text, str) for text in prompts):
+        raise TypeError(f"prompt is {prompt!r}, expected texts: give an image without a prompt an empty one.")
     return _caption_in_batches(model, processor, sources, prompts, batch_size, options | generate_kwargs)
 
 
@@ -156,10 +159,10 @@ def search_options(
 
     Raises:
         UserError: A number is not positive, or there are more captions than beams.
-        TypeError: `num_return_sequences` is given.
+        TypeError: `num_return_sequences` or `return_dict_in_generate` is given.
     """
-    if "num_return_sequences" in generate_kwargs:
-        raise TypeError("num_return_sequences is called num_captions here: caption(..., num_captions=3).")
+    for name in {"num_return_sequences", "return_dict_in_generate"} & generate_kwargs.keys():
+        raise TypeError(f"{name} is not an option here: use num_captions, or call model.generate for scores.")
     numbers = {"num_captions": num_captions, "num_beams": num_beams, "max_new_tokens": max_new_tokens}
     _require_positive(**{name: number for name, number in numbers.items() if number is not None})
     given = generate_kwargs.get("generation_config")

@@ -170,6 +170,7 @@ def change_lm_head(model: Any, old: type[nn.Linear], new: type[nn.Linear]) -> No
     # PEFT accepts any module that contains a GPT-2, even without an output layer.
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(layer) is old:
+        # A new module would lose the hooks, the tied weight and references to this one.
         layer.__class__ = new
 
 

@@ -33,6 +33,7 @@ from .layer import (
 )
 
 _LAYER_LISTS = {family.layers_path.rpartition(".")[2] for family in DECODER_FAMILIES.values()}
+_KNOWN_LAYERS = {*LAYER_CLASSES, *LAYER_CLASSES.values()}
 # Not allowed as adapter names: PEFT does not save keys that contain the name of another adapter.
 _PARTS_OF_KEYS = {ADAPTERS, "q_proj", "k_proj", "v_proj", "out_proj", "weight", "bias"}
 _PARTS_OF_KEYS |= {part for family in DECODER_FAMILIES.values() for part in family.layers_path.split(".")}
@@ -240,6 +241,12 @@ def resolve_config(config: Any, model: Any) -> Any:
         )
     decoder = decoders[0].config
     decoder_family(decoder).check_config(decoder)
+    for layer in decoders[0].modules():
+        if isinstance(layer, tuple(LAYER_CLASSES)) and type(layer) not in _KNOWN_LAYERS:
+            raise UserError(
+                f"The language model has layers of class {type(layer).__name__}, whose output would change: "
+                "pass a plain language model. For a captioner, use ituning_hf.tuner.to_peft(captioner)."
+            )
     name = getattr(model, "name_or_path", None)  # a module that wraps a language model has none
     if config.text_model_fingerprint is not None and name:
         commit = getattr(model.config, "_commit_hash", None)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,8 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return the `__getattr__`, `__dir__` and `__all__` of a package (PEP 562).
 
+    Its modules are attributes too, imported when they are first used.
+
     Args:
         package: The package's `__name__`.
         modules: The public names in each of its modules.
@@ -23,6 +26,8 @@ def lazy_names(
 
     def get(name: str) -> Any:
         if name not in origins:
+            if not name.startswith("_") and find_spec(f"{package}.{name}") is not None:
+                return import_module(f"{package}.{name}")
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(f"{package}.{origins[name]}"), name)
         setattr(sys.modules[package], name, value)

@@ -25,6 +25,7 @@ def _text(metavar: str) -> Rule:
 
 
 ANY = Rule("anything", lambda value: True)
+TEXT = Rule("text", lambda value: True, "TEXT")  # taken literally: neither "none" nor "~" has a meaning
 MODEL, FOLDER, FILE, NAME = map(_text, ("MODEL", "FOLDER", "FILE", "NAME"))
 AT_LEAST_ONE = Rule("at least 1", lambda number: number >= 1)
 NOT_NEGATIVE = Rule("at least 0", lambda number: number >= 0)

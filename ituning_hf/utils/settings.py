@@ -7,24 +7,22 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from shutil import get_terminal_size
 from types import NoneType
 from typing import Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
-
+from .config_file import read_config_file
 from .errors import UserError
-from .rules import ANY, Rule
+from .rules import ANY, TEXT, Rule
 
 REQUIRED = dataclasses.MISSING  # as the default of an option that must be given
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML's words
-_YAML_TAG = "tag:yaml.org,2002:"
 
 
 def option(
@@ -99,7 +97,7 @@ def read_settings(
             is_list = get_origin(get_type_hints(settings)[name]) is list
             given[name], words = (words, []) if is_list else (words[0], words[1:])
     config = given.pop("config", None)
-    given = ({} if config is None else _read_config(config)) | given
+    given = ({} if config is None else read_config_file(config)) | given
     names = [name for name in given if name not in declared]
     problems = [f"{config}: {name!r} is not a setting{nearest(name, declared)}" for name in names]
     for flag in (text.partition("=")[0] for text in unknown):
@@ -136,12 +134,14 @@ def _convert_values(settings: type[Settings], values: dict[str, Any]) -> list[st
     hints, problems = get_type_hints(settings), []
     for name, value in values.items():
         field = settings.__dataclass_fields__[name]
+        rule = field.metadata["rule"]
         try:
-            value = _convert(value, hints[name])
+            if rule is not TEXT or not isinstance(value, str):
+                value = _convert(value, hints[name])
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError("a finite number")
-            if value is not None and not field.metadata["rule"].holds(value):
-                raise ValueError(field.metadata["rule"].expected)
+            if value is not None and not rule.holds(value):
+                raise ValueError(rule.expected)
         except ValueError as expected:
             problems.append(f"{_label(field)} is {value!r}, expected {expected}")
         values[name] = value
@@ -166,34 +166,6 @@ def _convert(value: Any, hint: Any) -> Any:
     return value
 
 
-class _TextLoader(yaml.BaseLoader):
-    """Reads every value as text. YAML's own types would read 5e-4 as text, and no as false."""
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        if node.tag.removeprefix(_YAML_TAG) not in ("str", "seq", "map"):
-            tag = node.tag.replace(_YAML_TAG, "!!")
-            raise yaml.YAMLError(f"{tag} in line {node.start_mark.line + 1} is a tag: write the value alone")
-        return super().construct_object(node, deep)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if repeated := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"{repeated!r} appears twice")
-        return super().construct_mapping(node, deep)
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    """Read a YAML file of settings, or the `run.json` of a training run, which holds them as "settings"."""
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_TextLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not a YAML file of settings: {error}") from error
-    settings = content.get("settings", content) if isinstance(content, dict) else content
-    if not isinstance(settings, dict):
-        raise UserError(f"--config {path} holds no settings, expected lines of 'name: value'")
-    return {name: None if value in ("", "~", "null") else value for name, value in settings.items()}
-
-
 def _normalize(argv: Sequence[str], settings: type[Settings]) -> list[str]:
     """Spell flags with underscores, and write a boolean's value into its flag: --dry_run=true."""
     booleans = [f"--{name}" for name, hint in get_type_hints(settings).items() if hint in (bool, bool | None)]
@@ -211,7 +183,10 @@ def _normalize(argv: Sequence[str], settings: type[Settings]) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}. {self.prog} --help shows the options")
+        message = message.removeprefix("argument ")
+        if message.endswith("expected one argument"):
+            message += f" (if it begins with -, write {message.partition(':')[0]}=-x)"
+        raise UserError(f"{message}. {self.prog} --help shows the options")
 
 
 def _make_parser(settings: type[Settings], prog: str, description: str, examples: str) -> _Parser:
@@ -227,6 +202,7 @@ def _make_parser(settings: type[Settings], prog: str, description: str, examples
         allow_abbrev=False,  # a typo must not become another option
         argument_default=argparse.SUPPRESS,  # only given flags take precedence over the file
     )
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # also -1e-3, which Python before 3.14 refuses
     parser.add_argument("--config", metavar="FILE", help="a YAML file of options; flags take precedence")
     groups: dict[str, Any] = {Settings.title: parser}
     for field in declared:

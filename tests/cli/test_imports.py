@@ -99,6 +99,9 @@ def test_transformers_and_peft_know_the_method_in_any_order_of_import():
         "from ituning_hf.captioner.encoders_ituning import encoder_family",
         "from ituning_hf.tuner import ITuningTunerConfig",
         "from ituning_hf import *",
+        "import ituning_hf; ituning_hf.tuner.to_peft, ituning_hf.training.train",
+        "import ituning_hf; ituning_hf.data.load_captioned_images, ituning_hf.data.loading",
+        "from ituning_hf.features import FeatureStore, build_features; from ituning_hf.demo import run_demo",
     ]
     assert run(ORDERS, *orders) == []
 

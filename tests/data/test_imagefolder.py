@@ -65,7 +65,7 @@ GOOD = {"file_name": "a.jpg", "caption": "a"}
         ({"file_name": "b.jpg", "caption": ["a"]}, r"'caption' must be a string, got \['a'\]"),
         ({"file_name": "b.jpg", "captions": "a"}, "'captions' must be a list of strings, got 'a'"),
         ({"file_name": "b.jpg", "captions": ["a", 1]}, "'captions' must be a list of strings"),
-        ({**GOOD, "split": "dev"}, "'split' must be train, val or test, got 'dev'"),
+        ({**GOOD, "split": "x"}, "'split' must be train, val or test, got 'x'"),
         ({**GOOD, "split": ["val"]}, r"'split' must be train, val or test, got \['val'\]"),
     ],
 )

@@ -90,7 +90,7 @@ def test_csv_split_column_and_absolute_paths(tmp_path: Path) -> None:
         ("../a.jpg,a,train", "line 3: 'image' must stay inside the folder, got '../a.jpg'"),
         (" ,a,train", "line 3: 'image' must be a file name, got ''"),
         ("b.jpg,a dog, running,train", "line 3: 4 fields for 3 columns: put fields that contain the delim"),
-        ("b.jpg,a,dev", "line 3: 'split' must be train, val or test, got 'dev'"),
+        ("b.jpg,a,x", "line 3: 'split' must be train, val or test, got 'x'"),
         ("a.jpg,a,val", "the entries of 'a.jpg' have different splits"),
         ("b.jpg,a", "'split' must be given for all images or for none"),
         ('b.jpg,"a" dog,train', "line 3: ',' expected after '\"'"),
@@ -181,9 +181,17 @@ def test_parquet_written_by_other_libraries(tmp_path: Path, kind: pa.DataType | 
     assert found == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
 
 
-@pytest.mark.parametrize("pattern", ["{}-00000-of-00001.parquet", "data/{}.parquet", "{}/0000.parquet"])
-def test_a_folder_of_parquet_files_by_split(tmp_path: Path, pattern: str) -> None:
-    for first, name in enumerate(["train", "validation", "test"]):
+@pytest.mark.parametrize(
+    ("pattern", "splits"),
+    [
+        ("{}-00000-of-00001.parquet", ["train", "validation", "test"]),
+        ("data/{}.parquet", ["training", "valid", "testing"]),
+        ("{}/0000.parquet", ["train", "dev", "test"]),
+        ("data/{}-0.parquet", ["training", "eval", "testing"]),
+    ],
+)
+def test_a_folder_of_parquet_files_by_split(tmp_path: Path, pattern: str, splits: list[str]) -> None:
+    for first, name in enumerate(splits):
         write(tmp_path / "pets" / pattern.format(name), table(1, first))
     save_image(tmp_path / "pets" / "photo.jpg")  # other files in the folder are not read
     assert {split: captions(tmp_path / "pets", split) for split in ("train", "val", "test")} == {

@@ -24,6 +24,15 @@ def test_records_are_read_as_written(tmp_path: Path, training, evaluations):
     assert read_evaluation_records(tmp_path) == evaluations
 
 
+def test_values_of_another_type_are_refused(tmp_path: Path, training, evaluations):
+    write_training_record(tmp_path, replace(training, dataset=1))
+    with pytest.raises(UserError, match=r"training\.json cannot be used \('dataset' is 1\)"):
+        read_training_record(tmp_path)
+    write_evaluation_records(tmp_path, [replace(evaluations[0], metrics={"CIDEr": "high"})])
+    with pytest.raises(UserError, match=r"evaluation\.json cannot be used \('metrics' is"):
+        read_evaluation_records(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "[3]", "{", '{"validation": null, "step": 3}', "null"])
 @pytest.mark.parametrize("name", ["training.json", "evaluation.json"])
 def test_another_file_is_refused(tmp_path: Path, name: str, text: str):

@@ -180,7 +180,9 @@ def test_bad_options_are_refused_before_an_image_is_opened(captioner, processor,
         (7, {}, "images has a int, expected a path"),
         (io.BytesIO(b""), {}, "images has a BytesIO"),
         (["a.png", None], {}, "images has a NoneType"),
-        ("a.png", {"num_return_sequences": 3}, "num_return_sequences is called num_captions"),
+        ("a.png", {"num_return_sequences": 3}, "num_return_sequences is not .* num_captions"),
+        ("a.png", {"return_dict_in_generate": True}, "return_dict_in_generate is not .* model.generate"),
+        (["a.png"], {"prompt": [None]}, r"prompt is \[None\], expected texts"),
     ],
 )
 def test_arguments_of_another_type_are_refused(captioner, processor, images, options, message):
@@ -246,11 +248,12 @@ def test_backbones_can_be_loaded_from_another_folder(backbones, processor, saved
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
-def test_the_revision_selects_captioner_and_processor(saved_captioner, tmp_path, monkeypatch):
+def test_the_revision_selects_captioner_and_processor(saved_captioner, photographs, tmp_path, monkeypatch):
     put_in_hub_cache(tmp_path, "org/captioner", "a" * 40, saved_captioner, "v2")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model, processor = load_captioner("org/captioner", revision="v2")
     assert (model.name_or_path, len(processor.tokenizer)) == ("org/captioner", 300)
+    assert caption(model, photographs[0], **SHORT) == caption(model, photographs[0], processor, **SHORT)
     with pytest.raises(OSError, match="'org/captioner'"):
         load_captioner("org/captioner")
 

@@ -5,6 +5,7 @@ import torch
 from methods import IMAGES, ITUNING, ROWS, ituning_config
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from small_models import make_captioner
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -66,7 +67,7 @@ def test_classifier_free_guidance_is_refused(model):
 # --- Models
 
 
-def test_other_language_models_are_refused():
+def test_other_language_models_are_refused(backbones):
     size = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     bert = BertModel(BertConfig(**size, num_hidden_layers=1, vocab_size=9))
     with pytest.raises(ValueError, match=r"BertModel contains 0 supported decoders.*gpt2"):
@@ -76,7 +77,10 @@ def test_other_language_models_are_refused():
     )
     with pytest.raises(ValueError, match="add_cross_attention is True"):
         get_peft_model(crossed, ituning_config())
-    for model in (bert, crossed):
+    text = make_captioner(backbones).text_model
+    with pytest.raises(ValueError, match=r"layers of class ITuningGPT2Block.*to_peft\(captioner\)"):
+        get_peft_model(text, ituning_config())
+    for model in (bert, crossed, text):
         assert not any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 

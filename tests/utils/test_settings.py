@@ -13,7 +13,7 @@ import pytest
 from ituning_hf.cli import train
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.utils.errors import UserError
-from ituning_hf.utils.rules import AT_LEAST_ONE, EVERY, FOLDER, one_of, some_of
+from ituning_hf.utils.rules import AT_LEAST_ONE, EVERY, FOLDER, TEXT, one_of, some_of
 from ituning_hf.utils.settings import REQUIRED, Settings, option, read_settings
 
 
@@ -30,6 +30,7 @@ class Fruit(Settings):
     limit: int | None = option(None, "the most", unset="no limit")
     colors: list[str] = option([], "colors", some_of(("red", "green")), unset="all")
     rows: list[int] | None = option(None, "rows of trees", unset="all")
+    label: str | None = option(None, "words on the box", TEXT)
 
 
 def read(line: str, **kwargs: Any) -> Fruit:
@@ -55,6 +56,8 @@ def read_train(folder: Path, content: str, *argv: str) -> TrainArguments:
         ("apple --colors red green --rows 0 -1", {"colors": ["red", "green"], "rows": [0, -1]}),
         ("apple --colors none --rows none --limit none --washed none", {}),
         ("--folder my-fruit -- --ripe -", {"names": ["--ripe", "-"], "folder": "my-fruit"}),
+        ("apple --weight -1e-3 --label ~", {"weight": -1e-3, "label": "~"}),
+        ("apple --label none", {"label": "none"}),
         ("- --folder ~/fruit", {"names": ["-"], "folder": str(Path.home() / "fruit")}),
     ],
 )
@@ -76,6 +79,7 @@ def test_hyphens_equal_underscores():
         ("a --count many", "--count is 'many', expected a whole number"),
         ("a --count 0", "--count is 0, expected at least 1"),
         ("a --count", "--count: expected one argument"),
+        ("a --label -x", "--label: expected one argument (if it begins with -, write --label=-x)"),
         ("a --rows 1 x", "--rows is ['1', 'x'], expected a whole number"),
         ("a --weight nan", "--weight is nan, expected a finite number"),
         ("a --ripe=maybe", "--ripe is 'maybe', expected true or false"),
@@ -134,7 +138,7 @@ def test_none_removes_an_optional_setting_of_the_file(tmp_path: Path):
 @pytest.mark.parametrize("nested", [False, True])
 def test_saved_settings_are_read_back(tmp_path: Path, nested: bool):
     args = TrainArguments(adapter_layers=[2, 3], learning_rate=1e-05, report_to=["wandb"], dry_run=True)
-    content = {"step": 3, "settings": args.to_dict()} if nested else args.to_dict()
+    content = {"ituning_hf": "1", "settings": args.to_dict()} if nested else args.to_dict()
     assert read_train(tmp_path, json.dumps(content)) == args
 
 
@@ -147,6 +151,7 @@ def test_an_empty_file_changes_nothing(tmp_path: Path):
     [
         ("learning_rat: 1", "run.yaml: 'learning_rat' is not a setting (did you mean learning_rate?)"),
         ("xyz: 1", "'xyz' is not a setting."),
+        ("seed: 1\nsettings: {seed: 3}", "'settings' is not a setting"),
         ("seed: 1\nnum_scenes: 5\nseed: 2", "'seed' appears twice"),
         ("- learning_rate", "holds no settings, expected lines of 'name: value'"),
         ("learning_rate", "holds no settings"),
