@@ -44,18 +44,22 @@ def run(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     from ..evaluation.report import describe
     from ..evaluation.run import evaluate_captioner
+    from ..hub.card import check_card
     from ..utils.distributed import command_process
 
+    on_card = args.model is not None and Path(args.model).is_dir() and not args.no_card
     with command_process():
+        if on_card and args.model is not None:
+            check_card(args.model)
         evaluation = evaluate_captioner(args)
     if evaluation is None:  # another process than the main one
         return 0
     print(describe(evaluation))
     if args.dry_run:
-        print("Dry run: one batch, no scores; nothing is written.")
+        print("Dry run: no scores; nothing is written.")
         return 0
     print(f"Report in {args.output_dir}")
-    if evaluation.parts and args.model is not None and Path(args.model).is_dir() and not args.no_card:
+    if evaluation.parts and on_card:
         print(_add_to_card(args, evaluation))
     return 0
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..features.arguments import SPLITS, BuildArguments
+from ..data.arguments import SPLITS
+from ..features.arguments import BuildArguments
 from ..utils.rules import FOLDER
 from ..utils.settings import REQUIRED, Settings, option, read_settings
 from . import choose_command

@@ -13,6 +13,8 @@ from ..utils.settings import option
 if TYPE_CHECKING:
     from .records import CaptionedImage
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass
 class DatasetArguments:

@@ -37,6 +37,12 @@ class UnreadableImageError(ValueError):
     """An image cannot be read. The one-line message has its name, the reason and what to do."""
 
 
+def allowed_unreadable(share: float, num_images: int) -> int:
+    """Return how many images of a split `--max_unreadable_share` lets be unreadable: never all of them."""
+    allowed = math.floor(round(share * num_images, 6))  # 0.29 of 100 is 28.999999999999996
+    return min(allowed, num_images - 1)
+
+
 def load_image(source: _Source, name: str | None = None) -> Image.Image:
     """Decode an image into upright 8-bit RGB.
 

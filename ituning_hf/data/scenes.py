@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..utils.errors import UserError
+from .arguments import SPLITS
 from .records import CaptionedImage
 from .scene_captions import describe_scene
-
-SCENE_SPLITS = ("train", "val", "test")
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (222, 45, 48),
@@ -150,9 +149,9 @@ def read_scenes(split: str, num_images: int, seed: int = 0) -> list[CaptionedIma
     Raises:
         UserError: There is no such split.
     """
-    if split not in SCENE_SPLITS:
-        raise UserError(f"the scenes have no split {split!r}: give one of {', '.join(SCENE_SPLITS)}")
-    first, step = SCENE_SPLITS.index(split), len(SCENE_SPLITS)
+    if split not in SPLITS:
+        raise UserError(f"the scenes have no split {split!r}: give one of {', '.join(SPLITS)}")
+    first, step = SPLITS.index(split), len(SPLITS)
     scenes = [(index, make_scene(seed, index)) for index in range(first, first + num_images * step, step)]
     return [
         CaptionedImage(f"scene-{index:06d}", scene.captions(), scene, split=split) for index, scene in scenes

@@ -21,10 +21,10 @@ from ..inference.captioning import iter_captions
 from ..inference.loading import load_captioner
 from ..training.arguments import TrainArguments
 from ..training.data import TrainingData
-from ..training.dry_run import peak_resident_memory
 from ..training.run import train
 from ..training.run_folder import RUN_FILE
 from ..training.setup import SCENE_BACKBONES
+from ..utils.devices import peak_resident_memory
 from ..utils.files import write_json
 from ..utils.terminal import format_bytes
 from .scenes import UNSEEN_PAIRS, CaptionedScene, Scores, compose_scenes, score

@@ -7,13 +7,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..data.arguments import DatasetArguments
+from ..data.arguments import SPLITS, DatasetArguments
 from ..inference.arguments import CaptionerArguments
 from ..utils.errors import UserError
 from ..utils.rules import AT_LEAST_ONE, FILE, FOLDER, MODEL, NAME, NOT_NEGATIVE, SEED, SHARE, one_of
 from ..utils.settings import Settings, option
 
-SPLITS = ("train", "val", "test")
 _WITHOUT_EFFECT_ON_SCORES = {
     *("vision_model", "text_model", "features", "expected_images", "max_unreadable_share", "batch_size"),
     *("dataloader_num_workers", "output_dir", "overwrite", "no_card", "dry_run"),

@@ -8,7 +8,6 @@ numbers differ in the last digits, which can decide between two nearly equal bea
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
-from ..data.images import UnreadableImageError
+from ..data.images import UnreadableImageError, allowed_unreadable
 from ..data.inputs import FeatureInputs, ImageInputs, PixelInputs
 from ..data.records import CaptionedImage
 from ..data.workers import ignore_stop_signals, usable_workers
@@ -32,11 +31,10 @@ from ..features.store import FeatureStore
 from ..inference.captioning import generate_captions, search_options
 from ..utils.distributed import sync_errors
 from ..utils.errors import WorkError
+from ..utils.terminal import bar_interval
 from .arguments import EvaluateArguments
 
 logger = logging.getLogger(__name__)
-
-LOG_FILE_SECONDS = 60  # between two updates of the progress bar in a log file
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,13 @@ def caption_images(
 ) -> Captions:
     """Caption images on all processes, each of which must call it and gets all captions.
 
+    A dry run captions the first batch.
+
     Raises:
         WorkError: More images are unreadable than the settings allow.
     """
-    indices, size = range(len(images)), args.batch_size
+    size = args.batch_size
+    indices = range(len(images))[: size if args.dry_run else None]
     batches = [list(indices[start : start + size]) for start in indices[::size]]
     own = batches[accelerator.process_index :: accelerator.num_processes]
     loader: DataLoader[Any] = DataLoader(
@@ -141,8 +142,9 @@ def _read_images(
 def _check_unreadable(
     unreadable: dict[int, str], images: Sequence[CaptionedImage], args: EvaluateArguments
 ) -> None:
-    allowed = 0 if args.expected_images is not None else int(args.max_unreadable_share * len(images))
-    if len(unreadable) > allowed or len(unreadable) == len(images):
+    share = args.max_unreadable_share if args.expected_images is None else 0
+    allowed = allowed_unreadable(share, len(images))
+    if len(unreadable) > allowed:
         setting = "--max_unreadable_share" if args.expected_images is None else "--expected_images"
         raise WorkError(
             f"{len(unreadable)} of {len(images)} images could not be read, and {setting} allows {allowed} "
@@ -158,5 +160,5 @@ def _progress_bar(batches: Sequence[list[int]], accelerator: Accelerator) -> tqd
         desc=f"captioning{several}",
         dynamic_ncols=True,
         disable=not accelerator.is_main_process,
-        mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS,
+        mininterval=bar_interval(),
     )

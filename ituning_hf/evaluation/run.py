@@ -69,8 +69,6 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
             captioner = Captioner.load(args, images, accelerator.device)
         else:
             found.by_index.update(enumerate(read_predictions(Path(args.predictions), images)))
-    if args.dry_run:
-        images = images[: args.batch_size]
     if captioner is not None:
         found = caption_images(captioner, images, args, accelerator)
     leave_group()  # the other processes need not wait for the scores

@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..data.arguments import DatasetArguments
-from ..utils.rules import AT_LEAST_ONE, FOLDER, MODEL, NAME, NOT_NEGATIVE, SEED, one_of, some_of
+from ..data.arguments import SPLITS, DatasetArguments
+from ..utils.rules import (
+    AT_LEAST_ONE,
+    FOLDER,
+    MIXED_PRECISIONS,
+    MODEL,
+    NAME,
+    NOT_NEGATIVE,
+    SEED,
+    one_of,
+    some_of,
+)
 from ..utils.settings import REQUIRED, Settings, option
 
-SPLITS = ("train", "val", "test")
 STORAGES = ("bfloat16", "int8", "float32")
-MIXED_PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(kw_only=True)  # allows a required field after fields with defaults

@@ -15,7 +15,8 @@ from ..captioner.pretrained_ituning import Backbone
 from ..captioner.processing_ituning import load_image_processor
 from ..utils.errors import UserError
 from ..utils.files import read_json
-from .arguments import MIXED_PRECISIONS, STORAGES
+from ..utils.rules import MIXED_PRECISIONS
+from .arguments import STORAGES
 
 STORE_FILE = "store.json"
 

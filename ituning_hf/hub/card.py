@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.constants import REPOCARD_NAME
 
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS
 from ..captioner.pretrained_ituning import is_local
 from ..evaluation.scores import METRIC_NAMES
+from ..utils.errors import UserError
 from ..utils.files import write_text
 from .inspection import describe
 from .records import (
@@ -36,7 +38,7 @@ USUAL_METRICS = ("bleu_4", "meteor", "rouge_l", "cider", "spice")
 # The Hub has one metric for each family.
 _METRIC_IDS = {"bleu_1": "bleu", "bleu_2": "bleu", "bleu_3": "bleu", "bleu_4": "bleu", "rouge_l": "rouge"}
 # The front matter that always follows from the captioner's files; a person may set the rest.
-_DERIVED = ("base_model", "base_model_relation", "metrics", "model-index")
+_DERIVED = ("base_model", "base_model_relation", "datasets", "metrics", "model-index")
 # The licences of the weights that OpenAI published, by patterns of their names; others are not guessed.
 _LICENCES = {
     r"openai/clip-vit-.*": "[MIT](https://github.com/openai/CLIP/blob/main/LICENSE)",
@@ -94,11 +96,30 @@ def write_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) ->
     if path.exists():
         if not is_rendered(path):
             return False
-        for name, value in ModelCard.load(path).data.to_dict().items():
+        for name, value in read_front_matter(folder).items():
             if name not in _DERIVED:
                 card.data[name] = value
     write_text(path, str(card))
     return True
+
+
+def check_card(folder: str | os.PathLike[str]) -> None:
+    """Raise a UserError if `write_card` could not update the card because of its front matter."""
+    path = Path(folder) / REPOCARD_NAME
+    if path.exists() and is_rendered(path):
+        read_front_matter(folder)
+
+
+def read_front_matter(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the front matter of a captioner's card, if any; raise a UserError if it cannot be read."""
+    path = Path(folder) / REPOCARD_NAME
+    try:
+        return ModelCard.load(path).data.to_dict() if path.exists() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(
+            f"{path} has front matter that cannot be read ({' '.join(str(error).split())}): correct it, or "
+            "remove the file, which is then generated again."
+        ) from error
 
 
 def is_rendered(path: Path) -> bool:
@@ -249,4 +270,13 @@ def _results_table(records: Sequence[EvaluationRecord]) -> list[list[str]]:
     return rows
 
 
-__all__ = ["DataSet", "add_evaluation", "is_rendered", "render", "render_card", "write_card"]
+__all__ = [
+    "DataSet",
+    "add_evaluation",
+    "check_card",
+    "is_rendered",
+    "read_front_matter",
+    "render",
+    "render_card",
+    "write_card",
+]

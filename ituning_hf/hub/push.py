@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -21,10 +21,11 @@ from ..inference.loading import load_processor, read_config
 from ..utils.errors import UserError
 from ..utils.files import read_json, write_json
 from ..utils.hub import explain_hub_error
-from .card import PLACEHOLDER, is_rendered, write_card
+from .card import PLACEHOLDER, is_rendered, read_front_matter, write_card
 from .inspection import describe
 from .records import EVALUATION_FILE, TRAINING_FILE
 
+_CODE = sorted(Path(modeling_ituning.__file__).parent.glob("*_ituning.py"))
 # The files of a captioner; nothing else is pushed.
 FILES = (
     CONFIG_NAME,
@@ -41,7 +42,7 @@ FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    *sorted(path.name for path in Path(modeling_ituning.__file__).parent.glob("*_ituning.py")),
+    *(path.name for path in _CODE),
 )
 
 
@@ -81,9 +82,9 @@ def push_captioner(
             folder, or one on the Hub with other weights; or a public repository with `private=True`.
         OSError: if there is no captioner, or the Hub cannot be reached or refuses.
     """
-    given = _check_captioner(folder, repo_id, vision_model, text_model)
+    unpinned = _check_captioner(folder, repo_id, vision_model, text_model)
     api = HfApi(token=token)
-    backbones = {kind: _pin(api, folder, kind, name) for kind, name in given.items()}
+    backbones = {kind: _pin(api, folder, kind, name) for kind, name in unpinned.items()}
     with _hub_errors(f"{os.fspath(folder)!r} was not pushed to {repo_id!r}"), TemporaryDirectory() as staged:
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
@@ -118,8 +119,8 @@ def list_files(
 
     The arguments and errors are those of `push_captioner`.
     """
-    given = _check_captioner(folder, repo_id, vision_model, text_model)
-    backbones = {kind: (name, "0" * 40) for kind, name in given.items()}
+    unpinned = _check_captioner(folder, repo_id, vision_model, text_model)
+    backbones = {kind: (name, "0" * 40) for kind, name in unpinned.items()}
     with TemporaryDirectory() as staged:
         _stage(folder, Path(staged), repo_id, backbones)
         return {path.name: path.stat().st_size for path in sorted(Path(staged).iterdir())}
@@ -127,15 +128,17 @@ def list_files(
 
 def missing_metadata(folder: str | os.PathLike[str]) -> list[str]:
     """Return which of "license" and "language" the model card of a captioner does not name."""
-    path = Path(folder) / REPOCARD_NAME
-    data = ModelCard.load(path).data.to_dict() if path.exists() else {}
+    data = read_front_matter(folder)
     return [name for name in ("license", "language") if not data.get(name)]
 
 
 def _check_captioner(
     folder: str | os.PathLike[str], repo_id: str, vision_model: str | None, text_model: str | None
 ) -> dict[str, str]:
-    """Refuse a captioner that others could not load, without network access; return the given backbones."""
+    """Refuse a captioner that others could not load, without network access.
+
+    Returns the Hub ids of the backbones without a known commit: the given ones, and those stored without.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -144,15 +147,19 @@ def _check_captioner(
         raise FileNotFoundError(f"There is no folder {os.fspath(folder)!r}: give a saved captioner.")
     description = describe(folder)  # reads the adapter and compares it with the configuration
     load_processor(folder)
-    given = {"vision": vision_model, "text": text_model}
-    for kind, name in given.items():
-        name = name or description[f"{kind}_model"]["name_or_path"]
+    read_front_matter(folder)
+    unpinned = {}
+    for kind, given in (("vision", vision_model), ("text", text_model)):
+        stored = description[f"{kind}_model"]
+        name = given or stored["name_or_path"]
         if name is None or is_local(name):
             raise UserError(
                 f"The frozen {kind} model is the local folder {name!r}, which others do not have: give the "
                 f"Hub id of the same model, --{kind}_model org/NAME. `hf upload org/NAME FOLDER` uploads it."
             )
-    return {kind: name for kind, name in given.items() if name is not None}
+        if given or stored["revision"] is None:
+            unpinned[kind] = name
+    return unpinned
 
 
 def _pin(api: HfApi, folder: str | os.PathLike[str], kind: str, name: str) -> tuple[str, str]:
@@ -172,10 +179,15 @@ def _pin(api: HfApi, folder: str | os.PathLike[str], kind: str, name: str) -> tu
 def _stage(
     folder: str | os.PathLike[str], staged: Path, repo_id: str, backbones: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Copy a captioner's files to a folder, with the backbones and the repository's id filled in."""
+    """Copy a captioner's files to a folder, with the backbones and the repository's id filled in.
+
+    The code comes from this package: in the captioner's folder it may have been changed.
+    """
     for name in FILES:
         if (source := Path(folder, name)).is_file():
             shutil.copyfile(source, staged / name)
+    for source in _CODE:
+        shutil.copyfile(source, staged / source.name)
     config = read_json(staged / CONFIG_NAME)
     for kind, (name, commit) in backbones.items():
         config |= {f"{kind}_model_name_or_path": name, f"{kind}_model_revision": commit}

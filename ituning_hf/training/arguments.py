@@ -13,6 +13,7 @@ from ..utils.rules import (
     CAPTION_LENGTH,
     EVERY,
     FOLDER,
+    MIXED_PRECISIONS,
     MODEL,
     NOT_NEGATIVE,
     POSITIVE,
@@ -29,9 +30,8 @@ DEFAULT_TEXT_MODEL = "gpt2"
 SIZES = {"base": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large"}  # the paper's language models
 
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
-PRECISIONS = ("no", "bf16", "fp16")
 FROZEN_PRECISIONS = ("float32", "bfloat16", "int8")
-SPLITS = ("val", "test", "none")
+EVAL_SPLITS = ("val", "test", "none")
 AUGMENTATIONS = ("crop", "flip", "color")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 BEST_METRICS = ("loss", "bleu_4", "rouge_l", "cider")
@@ -141,7 +141,7 @@ class OptimizationArguments:
     mixed_precision: str | None = option(
         None,
         "precision of the computation; fp16 requires a GPU. The adapters' weights stay in fp32",
-        one_of(PRECISIONS),
+        one_of(MIXED_PRECISIONS),
         "as set by `accelerate config`",
     )
     frozen_precision: str | None = option(
@@ -167,7 +167,7 @@ class ValidationArguments:
 
     title: ClassVar[str] = "validation"
 
-    eval_split: str = option("val", "split for validation; none for no validation", one_of(SPLITS))
+    eval_split: str = option("val", "split for validation; none for no validation", one_of(EVAL_SPLITS))
     eval_steps: str = option("epoch", "optimizer steps between validations, or 'epoch'", EVERY)
     eval_caption_images: int = option(
         0, "images to caption and score with BLEU, ROUGE-L and CIDEr at each validation", NOT_NEGATIVE

@@ -15,6 +15,7 @@ from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, load
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..captioner.configuration_ituning import CaptionerError
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.pretrained_ituning import read_adapter_file
 from ..utils.distributed import sync_errors
@@ -103,7 +104,10 @@ class Checkpoints:
         """Write a checkpoint, then delete the oldest; raise a TrainingError if it cannot be written."""
         main = self.accelerator.is_main_process
         with shared_folder(self.accelerator, checkpoint_folder(self.output_dir, state.step)) as draft:
-            self.accelerator.save_state(str(draft))
+            try:
+                self.accelerator.save_state(str(draft))
+            except RuntimeError as error:  # of PyTorch's writer
+                raise OSError(str(error)) from error
             if main:
                 sync(self.output_dir / LOG_FILE)  # a resumed run keeps its lines up to the checkpoint
                 progress = {"state": asdict(state), "schedule": self.schedule.state_dict()}
@@ -120,19 +124,20 @@ class Checkpoints:
         """
         try:
             saved = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-            check_same_run(saved, self.identity, checkpoint)
+            state, schedule = TrainState(**saved["state"]), saved["schedule"]
             # Accelerate continues without random states that it cannot read, and logs nothing.
-            load(checkpoint / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl")
+            random_states = checkpoint / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl"
+            for file in {random_states, *checkpoint.glob("*.pkl"), *checkpoint.glob("*.bin")}:
+                load(file, map_location="cpu")
+        # RuntimeError is that of PyTorch's reader.
+        except (OSError, UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(checkpoint, error) from error
+        check_same_run(saved, self.identity, checkpoint)
+        try:
             self.accelerator.load_state(str(checkpoint))
-            self.schedule.load_state_dict(saved["schedule"])
-            state = TrainState(**saved["state"])
-        except UserError:
-            raise
-        except (UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(
-                f"{checkpoint} is damaged ({problem}): resume from another checkpoint."
-            ) from error
+        except (OSError, CaptionerError) as error:
+            raise _damaged(checkpoint, error) from error
+        self.schedule.load_state_dict(schedule)
         if not (self.output_dir / BEST).exists():  # deleted by the user: the next validation makes it again
             state.best_metric = state.best_step = None
         return state
@@ -165,3 +170,8 @@ class Checkpoints:
         models.clear()
         file = Path(folder) / ADAPTER_FILE
         self.captioner.load_adapter_state_dict(read_adapter_file(str(file)), str(file))
+
+
+def _damaged(checkpoint: Path, error: Exception) -> UserError:
+    problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return UserError(f"{checkpoint} is damaged ({problem}): resume from another checkpoint.")

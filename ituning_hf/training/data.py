@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..captioner.processing_ituning import ITuningProcessor
 from ..data.dataset import CaptionDataset, Collator
+from ..data.images import allowed_unreadable
 from ..data.inputs import FeatureInputs, ImageInputs, PixelInputs
 from ..data.records import CaptionedImage
 from ..data.sampler import ImageBatchSampler, SampleKey
@@ -169,12 +169,12 @@ class Batches:
             TrainingError: on the main process; OtherProcessError on the others.
         """
         share = self.args.max_unreadable_share
-        allowed = math.floor(round(share * len(images), 6))  # 0.29 of 100 is 28.999999999999996
-        if count <= allowed and count < len(images):
+        allowed = allowed_unreadable(share, len(images))
+        if count <= allowed:
             return
         example = min(self.unreadable, default="see the warnings above")
         message = (
             f"{count} of {len(images)} images could not be read, and --max_unreadable_share {share} allows "
-            f"{min(allowed, len(images) - 1)} (for example: {example}). Repair the images or allow more."
+            f"{allowed} (for example: {example}). Repair the images or allow more."
         )
         raise_on_main(self.accelerator, TrainingError(message))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..captioner.processing_ituning import IGNORE_INDEX
+from ..utils.devices import peak_resident_memory
 from ..utils.terminal import format_bytes
 from .loop import CaptionTrainer
 
@@ -45,18 +45,6 @@ def dry_run(trainer: CaptionTrainer, checkpoint: Path | None, report: Callable[[
     report(f"Memory     {_peak_memory(trainer.accelerator)}")
     for line in _plan(trainer):
         report(line)
-
-
-def peak_resident_memory() -> int:
-    """Return the peak resident memory of this process, in bytes."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _peak_memory(accelerator: Accelerator) -> str:

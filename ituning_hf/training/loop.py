@@ -31,7 +31,7 @@ from .data import Batches, TrainingData
 from .errors import NonFiniteLossError, RunStopped
 from .identity import run_description, run_identity, training_record
 from .optimization import create_optimizer, create_schedule
-from .reporting import Reporter
+from .reporting import Reporter, read_run_file
 from .run_folder import BEST, LAST, RUN_FILE, shared_folder
 from .signals import StopRequest
 from .validation import Validator
@@ -81,6 +81,9 @@ class CaptionTrainer:
         """Train from the start or from a checkpoint to the end; raises as `run.train` does."""
         if checkpoint is not None:
             self.state = self.checkpoints.restore(checkpoint)
+            with sync_errors(self.accelerator):
+                if self.accelerator.is_main_process and self.args.report_to:
+                    read_run_file(self.output_dir)  # if it is missing, nothing is deleted
             if not self.checkpoints.rewind(checkpoint):
                 self.accelerator.print("This run is complete: there is nothing left to do.", flush=True)
                 return self.state

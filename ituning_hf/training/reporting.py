@@ -18,13 +18,12 @@ from tqdm import tqdm
 from ..evaluation.scores import METRIC_NAMES
 from ..hub.records import ValidationRecord
 from ..utils.errors import UserError
-from ..utils.files import write_json, write_text
-from ..utils.terminal import printable
+from ..utils.files import read_json, write_json, write_text
+from ..utils.terminal import bar_interval, printable
 from .arguments import TrainArguments
 from .run_folder import LOG_FILE, RUN_FILE, writing
 
 PROJECT = "ituning"  # the trackers' name for all runs
-LOG_FILE_SECONDS = 60  # between two updates of the bar where the output is not a terminal
 SHOWN_CHARACTERS = 110  # of a sample caption
 
 
@@ -36,6 +35,17 @@ def require_trackers(names: Sequence[str]) -> None:
             raise UserError(
                 f"--report_to {name}: it is not installed. Run pip install {name}, or omit the tracker."
             )
+
+
+def read_run_file(output_dir: Path) -> dict[str, Any]:
+    """Return the content of `run.json`, with which trackers continue a run."""
+    try:
+        return read_json(output_dir / RUN_FILE)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{output_dir / RUN_FILE} is missing, and --report_to needs it to continue the run: restore the "
+            "file, or resume without --report_to."
+        ) from error
 
 
 class Reporter:
@@ -60,7 +70,7 @@ class Reporter:
             unit="step",
             dynamic_ncols=True,
             desc="training",
-            mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS,
+            mininterval=bar_interval(),
         )
 
     def step(self, step: int, loss: float, rate: float, images_per_second: float, skipped: bool) -> None:
@@ -154,7 +164,7 @@ def _start_trackers(args: TrainArguments, accelerator: Accelerator, first_step: 
 
 def _run_id(output_dir: Path) -> str:
     """Return this run's own id, the same whenever it is resumed."""
-    run = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    run = read_run_file(output_dir)
     if "id" not in run:
         run["id"] = secrets.token_hex(4)
         write_json(output_dir / RUN_FILE, run)

@@ -150,10 +150,7 @@ def writing(target: Path) -> Iterator[None]:
     """
     try:
         yield
-    except TrainingError:
-        raise
-    # PyTorch's writer raises RuntimeError, safetensors an error of its own.
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         path = getattr(error, "filename", None) or target
         raise TrainingError(

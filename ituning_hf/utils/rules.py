@@ -41,6 +41,8 @@ EVERY = Rule(
     "INT|epoch",
 )
 
+MIXED_PRECISIONS = ("no", "bf16", "fp16")  # as Accelerate names them
+
 
 def one_of(choices: Sequence[str]) -> Rule:
     """Return the rule of a setting that is one of a few words."""

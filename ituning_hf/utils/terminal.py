@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 # Control characters, which terminals interpret or which break lines; lone surrogates (undecodable bytes); and
 # characters that change the direction of text. Joiners stay: emojis need them.
@@ -30,6 +31,11 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def bar_interval() -> float:
+    """Return the seconds between two updates of a progress bar; a log file gets one line a minute."""
+    return 0.1 if sys.stderr.isatty() else 60
 
 
 def format_bytes(number: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ituning_hf.data.images import UnreadableImageError, find_images, load_image
+from ituning_hf.data.images import UnreadableImageError, allowed_unreadable, find_images, load_image
 
 # 2 rows, 3 columns, no symmetry: every rotation and reflection changes it.
 GREY = np.array([[0, 50, 100], [150, 200, 250]], dtype=np.uint8)
@@ -217,3 +217,8 @@ def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
     assert find_images(tmp_path) == [tmp_path / name for name in expected]
     with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
         find_images(tmp_path / "nowhere")
+
+
+def test_the_limit_of_unreadable_images_by_hand() -> None:
+    cases = {(0.29, 100): 29, (0.1, 11): 1, (0.2, 4): 0, (0.0, 5): 0, (1.0, 3): 2}
+    assert {case: allowed_unreadable(*case) for case in cases} == cases

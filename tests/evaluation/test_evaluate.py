@@ -125,6 +125,8 @@ def test_too_many_unreadable_images_end_the_evaluation(
     assert evaluate(max_unreadable_share=0.5, expected_images=7) == 1
     assert re.search("2 of 7 images .* --expected_images allows 0", capsys.readouterr().err)
     assert not report.exists()
+    (photos / "test" / "0.png").write_bytes((photos / "test" / "4.png").read_bytes())
+    assert evaluate(max_unreadable_share=0.5, dry_run=True) == 0  # the limit is that of the whole split
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,8 @@ def test_coco_tools_and_predictions_read_the_results(
     evaluate: Evaluate, finished: Finished, captioned: Captioned, report: Path, tmp_path: Path
 ):
     results = finished.report / "results.json"
+    assert evaluate(model=None, predictions=results, dry_run=True) == 0  # more than one batch
+    assert not report.exists()
     assert evaluate(model=None, predictions=results) == 0
     for name in ("results.json", "per_image.jsonl"):
         assert (report / name).read_bytes() == (finished.report / name).read_bytes()
@@ -276,6 +280,16 @@ def test_errors_before_captioning(
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
     assert not report.exists()
+
+
+@pytest.mark.usefixtures("no_captioning")
+def test_a_card_that_cannot_be_updated_is_refused_before_captioning(
+    evaluate: Evaluate, captioner: Path, capsys: pytest.CaptureFixture[str]
+):
+    card = captioner / "README.md"
+    card.write_text(card.read_text().replace("---\n", "---\nlicense: [mit\n", 1))
+    assert evaluate() == 2
+    assert re.search("README.md has front matter that cannot be read .*remove", capsys.readouterr().err)
 
 
 DOMAINS = ["in-domain", "out-domain", "near-domain", "near-domain", "in-domain", "near-domain", "near-domain"]

@@ -272,6 +272,13 @@ def test_scores_replace_earlier_ones_of_the_same_split(saved: Path, evaluations)
     assert "110.0" not in (saved / "README.md").read_text()
 
 
+def test_the_front_matter_names_the_data_of_the_last_training(from_hub: Path, training):
+    for name in ("org/a", "org/b"):
+        write_training_record(from_hub, replace(training, dataset=name))
+        assert write_card(from_hub)
+        assert ModelCard.load(from_hub / "README.md").data.datasets == [name]
+
+
 def test_without_a_captioner_there_is_no_card(tmp_path: Path):
     with pytest.raises(OSError, match="no captioner at"):
         write_card(tmp_path)

@@ -36,6 +36,8 @@ def test_one_commit_has_the_files_of_the_captioner_and_names_backbones_of_the_hu
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     for name in ("notes.txt", "optimizer.pt", "other_ituning.py"):
         (saved / name).write_text("x")
+    (saved / "processing_ituning.py").unlink()
+    (saved / "modeling_ituning.py").write_text("raise SystemExit")  # the package's own code is pushed
     (saved / "checkpoint-9").mkdir()
     (saved / "checkpoint-9" / "config.json").write_text("{}")
     commit = push_captioner(saved, "captioner", **HUB)  # the user's own namespace is added
@@ -45,7 +47,8 @@ def test_one_commit_has_the_files_of_the_captioner_and_names_backbones_of_the_hu
     files = files_of(hub, "ann/captioner")
     assert files.keys() == before.keys()
     assert {name for name in files if files[name] != before[name]} == {"config.json", "README.md"}
-    assert {name: (saved / name).read_bytes() for name in before} == before
+    code = {"modeling_ituning.py", "processing_ituning.py"}
+    assert all((saved / name).read_bytes() == before[name] for name in before.keys() - code)
     config = json.loads(files["config.json"])
     for kind, name in (("vision", "org/clip"), ("text", "org/text")):
         assert config[f"{kind}_model_name_or_path"] == name
@@ -186,6 +189,7 @@ DAMAGE = [
     (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be read"),
     (lambda f: (f / "training.json").write_text("{}"), "training.json"),
     (lambda f: (f / "evaluation.json").write_text("null"), "evaluation.json"),
+    (lambda f: (f / "README.md").write_text("---\nlicense: [mit\n---\n"), "README.md has front matter that"),
 ]
 
 
@@ -215,7 +219,18 @@ def test_a_backbone_with_other_weights_is_refused(hub, saved: Path):
     hub.create("org/other").commit(clip | {"model.safetensors": other})
     with pytest.raises(UserError, match=r"'org/other' is not the vision model .*--vision_model"):
         push_captioner(saved, "org/new", vision_model="org/other", text_model="org/text")
+    names = {"vision_model_name_or_path": "org/other", "text_model_name_or_path": "org/text"}
+    edit_json(saved / "config.json", **names)  # Hub ids without a commit
+    assert "config.json" in list_files(saved, "org/new")
+    with pytest.raises(UserError, match="'org/other' is not the vision model"):
+        push_captioner(saved, "org/new")
     assert "org/new" not in hub.repositories
+    edit_json(saved / "config.json", vision_model_name_or_path="org/clip")
+    push_captioner(saved, "org/new")
+    config = json.loads(files_of(hub, "org/new")["config.json"])
+    for kind in ("clip", "text"):
+        field = f"{'vision' if kind == 'clip' else kind}_model_revision"
+        assert config[field] == hub.repositories[f"org/{kind}"].at("main").sha
 
 
 # --- Tokens and errors of the Hub

@@ -87,6 +87,10 @@ def test_damaged_checkpoints_are_refused_and_run_no_code(settings: Settings, tmp
         assert not mark.exists()
         shutil.rmtree(checkpoint)
         shutil.copytree(intact, checkpoint)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accelerator, "load_state", Mock(side_effect=RuntimeError("a bug")))
+        with pytest.raises(RuntimeError, match=r"^a bug$"):
+            train(args)
 
 
 def test_a_checkpoint_of_other_models_data_or_settings_is_refused(
@@ -132,6 +136,10 @@ def test_a_run_resumed_from_an_older_checkpoint_repeats_what_came_after(
     removed = [r.args[0] for r in caplog.records if r.getMessage().startswith("removed ")]
     assert [path.name for path in removed] == ["last", "step_00000006", "step_00000004"]
     assert contents(args.output_dir) == complete
+    (Path(args.output_dir) / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"run\.json is missing.* resume without --report_to"):
+        train(replace(args, resume_from_checkpoint=str(older), report_to=["tensorboard"]))
+    assert contents(args.output_dir).keys() == complete.keys() - {"run.json"}
 
 
 def test_a_complete_run_is_left_unchanged_and_missing_captioners_are_saved(
@@ -178,5 +186,9 @@ def test_a_run_that_cannot_write_names_the_file_and_can_be_resumed(settings: Set
             with pytest.raises(TrainingError, match=rf"{named}.* could not be written \(.+\)\. Free some"):
                 train(args)
         assert checkpoints(args.output_dir)[0] == "step_00000002"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save_captioner", Mock(side_effect=RuntimeError("a bug")))
+        with pytest.raises(RuntimeError, match=r"^a bug$"):
+            train(args)
     train(args)
     assert differences(args.output_dir, whole.output_dir) == []
