@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Names of splits in folders, files and `split` columns.
+# Names of splits in folders, files and `split` columns, with the meaning that `datasets` gives them.
 SPLIT_NAMES = {"train": "train", "training": "train"}
-SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val")
-SPLIT_NAMES |= {"test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+SPLIT_NAMES |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
 
 class MissingSplitError(UserError):

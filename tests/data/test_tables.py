@@ -187,7 +187,7 @@ def test_parquet_written_by_other_libraries(tmp_path: Path, kind: pa.DataType | 
         ("{}-00000-of-00001.parquet", ["train", "validation", "test"]),
         ("data/{}.parquet", ["training", "valid", "testing"]),
         ("{}/0000.parquet", ["train", "dev", "test"]),
-        ("data/{}-0.parquet", ["training", "eval", "testing"]),
+        ("data/{}-0.parquet", ["training", "dev", "eval"]),
     ],
 )
 def test_a_folder_of_parquet_files_by_split(tmp_path: Path, pattern: str, splits: list[str]) -> None:
