@@ -69,6 +69,8 @@ def run(argv: Sequence[str]) -> int:
         print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
         if others := sorted(path.name for path in folder.iterdir() if path.name not in sizes):
             print(f"Not uploaded: {', '.join(map(printable, others))}")
+        if given := [name for name in backbones.values() if name]:
+            print(f"Compared with the captioner only when it is uploaded: {', '.join(map(printable, given))}")
     else:
         commit = push_captioner(
             folder,
