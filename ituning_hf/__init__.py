@@ -80,5 +80,5 @@ ImportHook(
         "transformers.models.auto.processing_auto": _register_processor,
         "peft": _register_tuner,
     },
-    ours=[f"{__name__}.captioner", f"{__name__}.tuner"],
+    packages=["transformers", "peft", f"{__name__}.captioner", f"{__name__}.tuner"],
 ).install()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -42,18 +43,19 @@ def lazy_names(
 class ImportHook:
     """A finder that runs actions after modules were imported, but not in the middle of importing others.
 
-    An action usually imports modules of ours. One of them may just have caused the import that the action
-    follows, and be incomplete: the action then waits until the outermost module of ours is complete.
+    An action imports modules of `packages`. One of them may just have caused the import that the action
+    follows, and be incomplete: the action then waits until the outermost of them is complete. (Importing
+    Transformers' GPT-2 imports its Auto classes first, for example.)
 
     Args:
         actions: For each module's name, what follows its import. It runs at once if the import was earlier.
-        ours: Packages whose modules the actions import.
+        packages: Names of packages, whose modules are watched.
     """
 
-    def __init__(self, actions: Mapping[str, Callable[[], None]], ours: Sequence[str]) -> None:
+    def __init__(self, actions: Mapping[str, Callable[[], None]], packages: Sequence[str]) -> None:
         self.actions = dict(actions)
-        self.ours = tuple(f"{package}." for package in ours)
-        self.depth = 0  # modules of ours that are being imported
+        self.prefixes = tuple(f"{package}." for package in packages)
+        self.depth = threading.local()  # `value`: the watched modules that this thread is importing
         self.due: list[Callable[[], None]] = []
 
     def install(self) -> None:
@@ -66,28 +68,29 @@ class ImportHook:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find a watched module as Python would, and make its loader report the end of the import."""
-        is_ours = name.startswith(self.ours)
-        if not is_ours and name not in self.actions:
+        if not name.startswith(self.prefixes) and name not in self.actions:
             return None
-        spec = PathFinder.find_spec(name, path, target)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(name, path, target))), None)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            self.depth += is_ours
+            self.depth.value = getattr(self.depth, "value", 0) + 1
             try:
                 execute(module)
             finally:
-                self.depth -= is_ours
+                self.depth.value -= 1
             if name in self.actions:
                 self.due.append(self.actions.pop(name))
-            self._run()
+            if self.depth.value == 0:
+                self._run()
 
         # The loader belongs to this module alone. A wrapper class would have to imitate all its methods.
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
     def _run(self) -> None:
-        while self.due and self.depth == 0:
+        while self.due:
             self.due.pop(0)()

@@ -48,10 +48,10 @@ def test_help_and_usage_errors_import_nothing_heavy():
 
 
 ORDERS = """
-import contextlib, json, os, sys
-import torch, transformers.modeling_utils  # shared by all orders; they register nothing
-with contextlib.suppress(ImportError):
-    import bitsandbytes  # PEFT imports it
+import contextlib, importlib, json, os, sys
+for name in sys.argv.pop(1).split():  # shared by all orders; they register nothing
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
 
 CHECK = '''
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
@@ -103,7 +103,20 @@ def test_transformers_and_peft_know_the_method_in_any_order_of_import():
         "import ituning_hf; ituning_hf.data.load_captioned_images, ituning_hf.data.loading",
         "from ituning_hf.features import FeatureStore, build_features; from ituning_hf.demo import run_demo",
     ]
-    assert run(ORDERS, *orders) == []
+    assert run(ORDERS, "torch transformers.modeling_utils bitsandbytes", *orders) == []
+
+
+def test_modules_of_transformers_can_be_imported_first_after_the_package():
+    """They import the Auto classes while they are incomplete themselves."""
+    first = [
+        "from transformers import GPT2LMHeadModel, CLIPVisionModel",
+        "from transformers.models.clip.modeling_clip import CLIPVisionModel",
+        "from transformers.modeling_layers import GradientCheckpointingLayer",
+        "from peft import PeftModel",
+    ]
+    assert (
+        run(ORDERS, "torch bitsandbytes", *(f"import ituning_hf; {statement}" for statement in first)) == []
+    )
 
 
 PACKAGES = sorted(

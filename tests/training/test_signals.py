@@ -24,8 +24,9 @@ LONG = {"max_train_steps": 100_000, "eval_split": "none", "checkpointing_steps":
 
 @pytest.fixture(autouse=True)
 def _default_handlers() -> Iterator[None]:
-    """Python's own handlers: tests that run in the background start with Ctrl-C ignored."""
-    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    """Python's own handlers: tests that run in the background or under nohup start with signals ignored."""
+    handlers: dict = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    handlers |= {signal.SIGHUP: signal.SIG_DFL}
     previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     yield
     for signum, handler in previous.items():
