@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         if others := sorted(path.name for path in folder.iterdir() if path.name not in sizes):
             print(f"Not uploaded: {', '.join(map(printable, others))}")
         if given := [name for name in backbones.values() if name]:
-            print(f"Compared with the captioner only when it is uploaded: {', '.join(map(printable, given))}")
+            print(f"Weights not compared in a dry run: {', '.join(map(printable, given))}")
     else:
         commit = push_captioner(
             folder,

@@ -43,9 +43,9 @@ def lazy_names(
 class ImportHook:
     """A finder that runs actions after modules were imported, but not in the middle of importing others.
 
-    An action imports modules of `packages`. One of them may just have caused the import that the action
-    follows, and be incomplete: the action then waits until the outermost of them is complete. (Importing
-    Transformers' GPT-2 imports its Auto classes first, for example.)
+    An action imports modules of `packages`. A module whose import is still in progress is incomplete, and an
+    action that needed it would fail. So actions wait until this thread is not importing any module of
+    `packages`. For example, importing Transformers' GPT-2 imports the Auto classes before GPT-2 is complete.
 
     Args:
         actions: For each module's name, what follows its import. It runs at once if the import was earlier.

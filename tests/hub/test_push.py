@@ -131,7 +131,7 @@ def test_the_dry_run_lists_the_sizes_without_network(saved: Path, capsys):
         *(f"{size:>13,} bytes  {name}" for name, size in sizes.items()),
         f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files",
         "Not uploaded: notes.txt",
-        f"Compared with the captioner only when it is uploaded: {', '.join(HUB.values())}",
+        f"Weights not compared in a dry run: {', '.join(HUB.values())}",
     ]
     assert sizes.keys() == before.keys() - {"notes.txt"}
     assert sizes["model.safetensors"] == len(before["model.safetensors"])
