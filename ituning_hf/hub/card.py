@@ -103,6 +103,49 @@ def write_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) ->
     return True
 
 
+def write_adapter_card(folder: str | os.PathLike[str], config: Any, others: Mapping[str, str]) -> None:
+    """Write the model card of a PEFT adapter, `README.md`; a person's text and front matter are kept.
+
+    The front matter of such a card is completed with the library, the tags and the backbones.
+
+    Args:
+        folder: The adapter's folder.
+        config: The adapter's [`ITuningTunerConfig`].
+        others: The PEFT method of each adapter on the same language model, such as "LORA", by adapter name.
+    """
+    names = {"text": config.base_model_name_or_path, "vision": config.vision_model_name_or_path}
+    backbones = {kind: _backbone(kind, {"name_or_path": name}) for kind, name in names.items()}
+    base_models = [backbone["name_or_path"] for backbone in backbones.values() if backbone["on_hub"]]
+    tags = [*TAGS, *sorted({method.lower() for method in others.values()})]
+    metadata = ModelCardData(
+        library_name="peft",
+        pipeline_tag=PIPELINE_TAG,
+        tags=tags,
+        base_model=base_models or None,
+        base_model_relation="adapter" if base_models else None,
+    )
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(ADAPTER_TEMPLATE),
+        config=config,
+        others=others,
+        text=backbones["text"],
+        vision=backbones["vision"],
+    )
+    card = ModelCard(str(card).rstrip() + "\n" + _SIGNATURE.format(digest=_digest(str(card))))
+    path = Path(folder) / REPOCARD_NAME
+    if path.exists():
+        earlier = read_front_matter(folder)
+        if not is_rendered(path):
+            card.text = ModelCard.load(path).text
+        for name, value in earlier.items():
+            if name == "tags":
+                card.data[name] = list(dict.fromkeys([*tags, *value]))
+            elif name not in (*_DERIVED, "library_name"):
+                card.data[name] = value
+    write_text(path, str(card))
+
+
 def check_card(folder: str | os.PathLike[str]) -> None:
     """Raise a UserError if `write_card` could not update the card because of its front matter."""
     path = Path(folder) / REPOCARD_NAME
@@ -278,5 +321,6 @@ __all__ = [
     "read_front_matter",
     "render",
     "render_card",
+    "write_adapter_card",
     "write_card",
 ]

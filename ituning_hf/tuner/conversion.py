@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.constants import REPOCARD_NAME
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM, get_peft_model, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel
@@ -18,9 +16,8 @@ from transformers.utils import cached_file
 from ..captioner.configuration_ituning import ITuningConfig, absolute_if_local, reading
 from ..captioner.decoders_ituning import copy_sharing_weights, decoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..captioner.pretrained_ituning import Backbone, is_local, read_adapter_file
+from ..captioner.pretrained_ituning import Backbone, read_adapter_file
 from ..captioner.processing_ituning import ITuningProcessor
-from ..hub.card import ADAPTER_TEMPLATE, TAGS
 from ..hub.saving import save_captioner
 from ..inference.loading import holds_peft_adapter, load_model
 from ..utils.errors import UserError
@@ -197,7 +194,7 @@ def convert(
         captioner = load_model(
             name, "cpu", revision=revision, vision_model=vision_model, text_model=text_model
         )
-        _write_adapter(captioner, target)
+        to_peft(captioner).save_pretrained(str(target))
         return "adapter"
     fields = _captioner_fields(_read_config(name, revision))
     for backbone, path in (("vision", vision_model), ("text", text_model)):
@@ -213,20 +210,6 @@ def _read_config(name: str, revision: str | None) -> ITuningTunerConfig:
     if not isinstance(config, ITuningTunerConfig):
         raise UserError(f"{name!r} is an adapter of the method {config.peft_type}, expected {PEFT_TYPE}.")
     return config
-
-
-def _write_adapter(captioner: ITuningForCaptioning, target: Path) -> None:
-    to_peft(captioner).save_pretrained(str(target))
-    vision, text = captioner.config.vision_model_name_or_path, captioner.config.text_model_name_or_path
-    base_model = None if is_local(text) else text
-    card = ModelCard.from_template(
-        ModelCardData(base_model=base_model, library_name="peft", tags=TAGS),
-        template_path=str(ADAPTER_TEMPLATE),
-        width=captioner.config.vision_config.hidden_size,
-        layer=captioner.config.vision_feature_layer,
-        vision="a local vision encoder" if is_local(vision) else f"`{vision}`",
-    )
-    card.save(target / REPOCARD_NAME)  # replaces PEFT's template, which has blanks to fill in
 
 
 def _write_captioner(name: str, fields: dict[str, Any], target: Path, revision: str | None) -> None:

@@ -31,6 +31,7 @@ from .layer import (
     project_image,
     take_image,
 )
+from .saving import push, replace_method, write_card
 
 _LAYER_LISTS = {family.layers_path.rpartition(".")[2] for family in DECODER_FAMILIES.values()}
 _KNOWN_LAYERS = {*LAYER_CLASSES, *LAYER_CLASSES.values()}
@@ -262,5 +263,7 @@ def resolve_config(config: Any, model: Any) -> Any:
 if PEFT_TYPE not in PeftType.__members__:
     extend_enum(PeftType, PEFT_TYPE, PEFT_TYPE)
     register_peft_method(name=PEFT_TYPE.lower(), config_cls=ITuningTunerConfig, model_cls=ITuningTuner)
+    replace_method("create_or_update_model_card", write_card, ITuningTuner)
+    replace_method("push_to_hub", push, ITuningTuner)
 
 __all__ = ["ITuningTuner"]

@@ -1,0 +1,101 @@
+"""Model cards of PEFT models with an I-Tuning adapter, and their push to the Hub.
+
+PEFT would write "text-generation" and the local folder of the language model into the card, and Transformers'
+`push_to_hub` would replace that card with an empty one. Neither can be configured by a method.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.constants import REPOCARD_NAME
+from peft import PeftModel
+
+from ..captioner.pretrained_ituning import is_local
+from ..utils.errors import UserError
+from .config import ITuningTunerConfig
+
+
+def write_card(model: PeftModel, folder: str) -> None:
+    """Write the card of the adapter in a folder: "default", or the active one. PEFT passes no other name."""
+    from ..hub.card import write_adapter_card  # here, because importing PEFT imports this module
+
+    config = model.peft_config.get("default")
+    if not isinstance(config, ITuningTunerConfig):
+        config = model.active_peft_config
+    configs: Any = model.peft_config.items()
+    others = {name: c.peft_type.value for name, c in configs if not isinstance(c, ITuningTunerConfig)}
+    write_adapter_card(folder, config, others)
+
+
+def push(
+    model: PeftModel,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    **options: Any,
+) -> Any:
+    """Upload the adapters and their card; a card that was edited on the Hub is kept.
+
+    Args:
+        model: The PEFT model.
+        repo_id: The repository; created if it does not exist.
+        private: Make a new repository private.
+        token: The token; by default the stored one or HF_TOKEN.
+        revision: The branch, created if it does not exist; "main" by default.
+        commit_message: The message of the commit.
+        **options: Passed to `HfApi.upload_folder`, such as `commit_description` and `create_pr`.
+
+    Returns:
+        The commit.
+
+    Raises:
+        UserError: if a backbone is a local folder; nothing is uploaded.
+    """
+    for config in model.peft_config.values():
+        for field in ("base_model_name_or_path", "vision_model_name_or_path"):
+            name = getattr(config, field, None)
+            if name is not None and is_local(name):
+                raise UserError(
+                    f"{field} is the local folder {name!r}, which others do not have: set it in "
+                    "model.peft_config to the Hub id of the same model."
+                )
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    with TemporaryDirectory() as folder:
+        if api.file_exists(repo_id, REPOCARD_NAME, revision=revision):
+            card = api.hf_hub_download(repo_id, REPOCARD_NAME, revision=revision)
+            shutil.copyfile(card, Path(folder, REPOCARD_NAME))
+        model.save_pretrained(folder)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message or "Upload adapter",
+            **options,
+        )
+
+
+def replace_method(name: str, own: Any, tuner_class: type) -> None:
+    """Replace a method of `PeftModel` for models with a tuner of one class; others keep PEFT's."""
+    pefts = getattr(PeftModel, name)
+
+    @wraps(pefts)
+    def method(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        function = own if isinstance(self.base_model, tuner_class) else pefts
+        return function(self, *args, **kwargs)
+
+    setattr(PeftModel, name, method)
+
+
+__all__ = ["push", "replace_method", "write_card"]
