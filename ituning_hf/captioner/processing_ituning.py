@@ -12,15 +12,17 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.tokenization_utils_base import LARGE_INTEGER, PaddingStrategy, TruncationStrategy
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
 from .configuration_ituning import HUB_OPTIONS, CaptionerError, reading
 from .encoders_ituning import encoder_family, pil_image_processor
+from .images_ituning import prepare_images
 from .loss_ituning import IGNORE_INDEX
 
 logger = logging.get_logger(__name__)
 
-MAX_ASPECT_RATIO = 32
+_TEXT_OPTIONS = ("padding", "truncation", "max_length", "pad_to_multiple_of")
 # Settings that would make Transformers read tokenizer files from any path, or load another model.
 _FILES_ELSEWHERE = {
     PROCESSOR_NAME: {"audio_tokenizer"},
@@ -34,8 +36,7 @@ _TOKENIZER_COPIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 class ITuningProcessor(ProcessorMixin):
     r"""Prepare images, prompts and target captions for an [`ITuningForCaptioning`] model.
 
-    Images are always resized by PIL, because torchvision gives slightly different pixels. EXIF orientation is
-    not applied: call `PIL.ImageOps.exif_transpose` first.
+    Images are always resized by PIL, because torchvision gives slightly different pixels.
 
     Args:
         image_processor (`CLIPImageProcessorPil`): Prepares images.
@@ -59,6 +60,8 @@ class ITuningProcessor(ProcessorMixin):
             raise CaptionerError("The tokenizer is empty: its files are missing (tokenizer.json).")
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer is not None:
+            tokenizer.padding_side = "left"  # a pipeline pads the prompts of a batch itself
         super().__init__(pil_image_processor(image_processor), tokenizer, **kwargs)
 
     @classmethod
@@ -91,21 +94,30 @@ class ITuningProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         captions: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
-        max_length: int | None = None,
-        return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepare a batch.
 
         Args:
-            images: One image or a list of them (PIL, NumPy or torch).
+            images: One image or a list of them: PIL images, files, NumPy arrays or torch tensors. The EXIF
+                orientation is applied, and transparent pixels are composited over white. In an array or
+                tensor, white is 1 for booleans, 1 or 255 for floats, and 255 or 65535 for integers: the
+                smallest that no value of the image exceeds. The values are rounded to 8 bits. With
+                `do_rescale=False`, arrays are passed on unchanged.
             text: Prompts, or one prompt for all images. A BOS token is prepended; padding is on the left.
             captions: Targets: one caption, one per image, or a list per image. BOS and EOS tokens are added;
                 padding is on the right. An image with fewer captions than the others gets rows without
                 labels.
-            max_length: Truncate captions to this number of tokens, including BOS and EOS.
-            return_tensors: "pt", "np", or None for lists.
-            **kwargs: Passed to the image processor.
+            padding (`bool` or `str`, defaults to `True`): Pad to the longest row (`True` or "longest"), to
+                `max_length` ("max_length"), or not (`False` or "do_not_pad").
+            truncation (`bool` or `str`, *optional*): Whether to truncate rows to `max_length`. By default,
+                they are truncated if `max_length` is given.
+            max_length (`int`, *optional*): A number of tokens, including BOS and EOS, which are never
+                truncated. The default is the tokenizer's `model_max_length`.
+            pad_to_multiple_of (`int`, *optional*): Round the padded length up to a multiple of this number.
+            return_tensors (`str`, defaults to "pt"): "pt", "np", or None for lists.
+            **kwargs: Options of the image processor. Options may also be in the dictionaries `text_kwargs`,
+                `images_kwargs` and `common_kwargs`.
 
         Returns:
             `pixel_values` of shape (num_images, 3, image_size, image_size); `input_ids` and
@@ -113,29 +125,75 @@ class ITuningProcessor(ProcessorMixin):
             same shape, -100 on padding.
 
         Raises:
-            ValueError: if there is no input, both text and captions, an empty caption, or a list whose length
-                is not the number of images.
+            ValueError: if there is no input, both text and captions, an empty caption, a list whose length is
+                not the number of images, an image with values in an unknown range, or no maximum length.
+            TypeError: if an option is unknown or has nothing to apply to.
         """
+        for group in ("text_kwargs", "images_kwargs", "common_kwargs"):
+            kwargs = kwargs.pop(group, {}) | kwargs
+        return_tensors = kwargs.pop("return_tensors", "pt")
+        text_options = {name: kwargs.pop(name) for name in _TEXT_OPTIONS if name in kwargs}
         if images is None and text is None and captions is None:
             raise ValueError("Nothing to prepare: pass images, text (prompts) or captions (targets).")
         if text is not None and captions is not None:
             raise ValueError("Got both text (prompts) and captions (training targets): pass one of them.")
-        kwargs.pop("padding", None)  # passed by pipelines; rows are always padded
+        if unknown := kwargs.keys() - self.image_processor.valid_kwargs.__annotations__.keys():
+            raise TypeError(f"Unknown options {sorted(unknown)}: options of text are {list(_TEXT_OPTIONS)}.")
         if kwargs and images is None:
             raise TypeError(f"{sorted(kwargs)} apply to images, but no images were passed.")
-        if max_length is not None and captions is None:
-            raise ValueError(f"max_length={max_length} applies to captions, but no captions were passed.")
+        has_rows = text is not None or captions is not None
+        if not has_rows and (unused := text_options.keys() - {"padding"}):  # pipelines always pass padding
+            raise TypeError(f"{sorted(unused)} apply to text or captions, but neither was passed.")
         data: dict[str, Any] = {}
         if images is not None:
             data |= prepare_images(self.image_processor, images, return_tensors=return_tensors, **kwargs)
-        if text is not None:
-            num_images = len(data["pixel_values"]) if images is not None else 1
-            data |= self._prompt_rows([text] * num_images if isinstance(text, str) else list(text))
-        if captions is not None:
-            rows = self._caption_lists(captions, None if images is None else len(data["pixel_values"]))
-            encoded = [self.encode_captions(group, max_length) for group in rows]
-            data |= caption_rows(encoded, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id)
+        if has_rows:
+            num_images = len(data["pixel_values"]) if images is not None else None
+            data |= self._rows(text, captions, num_images, **text_options)
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _rows(
+        self,
+        text: Any,
+        captions: Any,
+        num_images: int | None,
+        *,
+        padding: Any = True,
+        truncation: Any = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+    ) -> dict[str, list[list[int]]]:
+        """Tokenize, truncate and pad the prompts or the captions."""
+        pads = PaddingStrategy({True: "longest", False: "do_not_pad"}.get(padding, padding))
+        truncation = max_length is not None if truncation is None else truncation
+        cuts = TruncationStrategy(
+            {True: "longest_first", False: "do_not_truncate"}.get(truncation, truncation)
+        )
+        length = self.tokenizer.model_max_length if max_length is None else max_length
+        limit = None if cuts == "do_not_truncate" else length
+        if length > LARGE_INTEGER and (limit is not None or pads == "max_length"):
+            raise ValueError("The tokenizer has no model_max_length: pass max_length.")
+        if text is not None:
+            groups = [
+                self._encode_prompts([text] * (num_images or 1) if isinstance(text, str) else text, limit)
+            ]
+        else:
+            groups = [
+                self.encode_captions(group, limit) for group in self._caption_lists(captions, num_images)
+            ]
+        width = 0
+        if pads != "do_not_pad":
+            longest = max(len(row) for group in groups for row in group)
+            multiple = pad_to_multiple_of or 1
+            width = math.ceil(max(longest, length if pads == "max_length" else 0) / multiple) * multiple
+        begin, pad = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
+        if captions is not None:
+            return caption_rows(groups, begin, pad, width=width)
+        (prompts,) = groups
+        return {
+            "input_ids": [[pad] * (width - len(row)) + row for row in prompts],
+            "attention_mask": [[0] * (width - len(row)) + [1] * len(row) for row in prompts],
+        }
 
     def encode_captions(self, captions: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Tokenize captions and add BOS and EOS tokens.
@@ -172,14 +230,13 @@ class ITuningProcessor(ProcessorMixin):
         texts = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
         return tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
 
-    def _prompt_rows(self, prompts: list[str]) -> dict[str, list[list[int]]]:
-        begin, pad = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
-        rows = [[begin, *tokens] for tokens in self._tokenize(prompts)] if prompts else []
-        width = max(map(len, rows), default=0)
-        return {
-            "input_ids": [[pad] * (width - len(row)) + row for row in rows],
-            "attention_mask": [[0] * (width - len(row)) + [1] * len(row) for row in rows],
-        }
+    def _encode_prompts(self, prompts: Sequence[str], max_length: int | None) -> list[list[int]]:
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"max_length is {max_length}, expected 2 or more: BOS, a token.")
+        if not prompts:
+            raise ValueError("text is an empty list: pass at least one prompt.")
+        room = None if max_length is None else max_length - 1
+        return [[self.tokenizer.bos_token_id, *ids[:room]] for ids in self._tokenize(list(prompts))]
 
     @staticmethod
     def _caption_lists(captions: Any, num_images: int | None) -> list[list[str]]:
@@ -246,48 +303,23 @@ def load_tokenizer(text: str | os.PathLike[str], revision: str | None = None, **
         return AutoTokenizer.from_pretrained(text, revision=revision or "main", **hub_kwargs)
 
 
-def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> BatchFeature:
-    """Call an image processor; first crop extreme aspect ratios if it crops to the central square."""
-    is_changed = kwargs.keys() & {"do_resize", "size", "do_center_crop"}
-    keeps_square = image_processor.do_resize and image_processor.do_center_crop and not is_changed
-    if keeps_square and dict(image_processor.size).get("shortest_edge"):
-        images = crop_extreme_aspect(images)
-    return image_processor(images=images, **kwargs)
-
-
-def crop_extreme_aspect(images: Any) -> Any:
-    """Crop both ends of PIL images whose aspect ratio is more than 32.
-
-    CLIP resizes the short side to the encoder's size and crops to the central square: 30,000 x 1 pixels would
-    take 4.5 GB. Both ends are cropped by the same integer multiple of the short side, so the central square
-    is resized from the same pixels: exactly if the resized length is an integer, else within 3 grey levels.
-    """
-    if isinstance(images, (list, tuple)):
-        return [crop_extreme_aspect(image) for image in images]
-    if not hasattr(images, "crop") or max(images.size) <= MAX_ASPECT_RATIO * min(images.size):
-        return images
-    width, height = images.size
-    short, long = min(images.size), max(images.size)
-    end = short * math.ceil((long / short - MAX_ASPECT_RATIO) / 2)
-    x, y = (end, 0) if width > height else (0, end)
-    return images.crop((x, y, width - x, height - y))
-
-
 def caption_rows(
     encoded: Sequence[Sequence[Sequence[int]]],
     bos_token_id: int,
     pad_token_id: int,
     rows_per_image: int | None = None,
+    width: int | None = None,
 ) -> dict[str, list[list[int]]]:
     """Build an image-major batch from the tokenized captions of each image, padded on the right.
 
-    `rows_per_image` is k, by default the largest number of captions of an image. Returns `input_ids`,
-    `attention_mask` and `labels`, each of shape (num_images * k, T). Labels are -100 on padding and in rows
-    without a caption, which contain only the BOS token.
+    `rows_per_image` is k, by default the largest number of captions of an image; `width` is T, by default the
+    length of the longest row. Returns `input_ids`, `attention_mask` and `labels`, each of shape (num_images *
+    k, T). Labels are -100 on padding and in rows without a caption, which contain only the BOS token.
     """
     k = max(map(len, encoded)) if rows_per_image is None else rows_per_image
     rows = [row for group in encoded for row in [*group, *[None] * (k - len(group))]]
-    width = max([2, *(len(row) for row in rows if row is not None)])
+    if width is None:
+        width = max([2, *(len(row) for row in rows if row is not None)])
     batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
     for row in rows:
         ids = [bos_token_id] if row is None else list(row)
@@ -304,8 +336,6 @@ ITuningProcessor.register_for_auto_class()
 __all__ = [
     "ITuningProcessor",
     "caption_rows",
-    "crop_extreme_aspect",
     "load_image_processor",
     "load_tokenizer",
-    "prepare_images",
 ]

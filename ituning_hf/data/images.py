@@ -6,12 +6,11 @@ import io
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ..captioner.images_ituning import to_rgb, upright
 from ..utils.terminal import printable
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -19,16 +18,6 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".
 # The formats of photographs. Pillow reads many more, but it starts Ghostscript for EPS, and the other
 # decoders are less tested. HEIF requires a plug-in that the caller registers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
-
-# The possible values of white for each Pillow mode; the first that no value of the image exceeds is used.
-# Floats have the range 0..1 or 0..255, and 32-bit integers come from 8-bit or 16-bit originals.
-_WHITE_LEVELS: dict[str, tuple[float, ...]] = {
-    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), (65535,)),
-    "I": (255, 65535),
-    "F": (1, 255),
-}
-
-_TILE = 1024  # the side, in pixels, of the part that is converted at a time
 
 _Source = str | os.PathLike[str] | bytes | Image.Image
 
@@ -67,7 +56,7 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
     """
     try:
         if isinstance(source, Image.Image):
-            return _to_rgb(_upright(source))
+            return to_rgb(upright(source))
         # Opened as a stream, not by name: with a name, Pillow 13 memory-maps uncompressed data and corrupts
         # rotated TIFFs.
         opened = io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
@@ -75,7 +64,7 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
             # Between one and two times this limit, Pillow only warns.
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError
-            return _to_rgb(_upright(image))
+            return to_rgb(upright(image))
     # Decoders raise OSError, SyntaxError, struct.error and others on malformed input.
     except Exception as error:
         problem = f"cannot read {name or _name(source)}: {_explain(error, source)}"
@@ -123,55 +112,6 @@ def open_file(source: str | os.PathLike[str]) -> io.BufferedReader:
 def _registered_formats() -> list[str]:
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # outside the `try`: a truncated file is not a broken EXIF block
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
-    except Exception:
-        return image  # with a broken EXIF block, the orientation is unknown
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to a new RGB image, tile by tile: the conversion takes up to 40 bytes per pixel."""
-    if 0 in image.size:
-        raise ValueError("it has no pixels")
-    convert = _grey_converter(image) if image.mode in _WHITE_LEVELS else _over_white
-    rgb = Image.new("RGB", image.size)
-    for corner, tile in _tiles(image):
-        rgb.paste(convert(tile), corner)
-    return rgb
-
-
-def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
-    """Yield the tiles of an image, each with the position of its upper left corner."""
-    for top in range(0, image.height, _TILE):
-        for left in range(0, image.width, _TILE):
-            right, bottom = min(left + _TILE, image.width), min(top + _TILE, image.height)
-            yield (left, top), image.crop((left, top, right, bottom))
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-def _grey_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Return a function that scales a tile of a grey image to 8 bits, by the range of the complete image."""
-    ranges = [(values.min(), values.max()) for _, tile in _tiles(image) for values in [_values(tile)]]
-    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    fitting = [white for white in _WHITE_LEVELS[image.mode] if low >= 0 and high <= white]
-    black, white = (0.0, fitting[0]) if fitting else (low, high)
-    scale = 255 / ((white - black) or 1.0)  # a uniform image outside these ranges becomes black
-    return lambda tile: Image.fromarray(np.rint((_values(tile) - black) * scale).astype(np.uint8))
-
-
-def _values(image: Image.Image) -> np.ndarray:
-    return np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
 
 
 def _name(source: _Source) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..captioner.processing_ituning import prepare_images
+from ..captioner.images_ituning import prepare_images
 from .augmentation import augment
 from .records import CaptionedImage
 

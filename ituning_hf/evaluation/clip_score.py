@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ..captioner.processing_ituning import prepare_images
+from ..captioner.images_ituning import prepare_images
 from ..data.images import load_image
 from ..data.records import CaptionedImage
 from ..utils.devices import usable_device

@@ -1,5 +1,6 @@
 """The processor: exact ids, shapes, padding and pixels."""
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,14 @@ import pytest
 import torch
 from PIL import Image
 from small_models import IMAGE_SIZE, SHARED_DATA, edit_json, put_in_hub_cache
-from transformers import AutoProcessor, CLIPImageProcessorPil, GPT2Tokenizer
+from torch.utils.data import DataLoader
+from transformers import AutoProcessor, CLIPImageProcessorPil, GPT2Tokenizer, pipeline
 
 from ituning_hf import ITuningProcessor
 from ituning_hf.captioner.configuration_ituning import CaptionerError
-from ituning_hf.captioner.processing_ituning import caption_rows, crop_extreme_aspect, prepare_images
+from ituning_hf.captioner.images_ituning import crop_extreme_aspect, prepare_images
+from ituning_hf.captioner.processing_ituning import caption_rows
+from ituning_hf.data import load_image
 
 GPT2_TOKENIZER = SHARED_DATA / "gpt2-tokenizer"
 # Token ids of the small tokenizer; its BOS, EOS and padding token is 0.
@@ -61,6 +65,110 @@ def test_the_torchvision_image_processor_is_replaced_by_the_pil_one(processor):
     assert type(other.image_processor) is CLIPImageProcessorPil
     found, expected = (p(images=images())["pixel_values"] for p in (other, processor))
     assert torch.equal(found, expected)
+
+
+RGB = np.random.default_rng(1).integers(0, 256, (41, 53, 3), dtype=np.uint8)
+BRIGHT, GREY = RGB > 127, RGB[..., 0]
+# Arrays and tensors of several types and layouts, and the 8-bit image that each of them shows.
+ARRAYS = {
+    "float64 0..1": (RGB / 255, RGB),
+    "float32 0..1": ((RGB / 255).astype(np.float32), RGB),
+    "float32 0..255": (RGB.astype(np.float32), RGB),
+    "channels first": (torch.tensor(RGB).permute(2, 0, 1) / 255, RGB),
+    "stacked": (torch.tensor(RGB).permute(2, 0, 1)[None] / 255, RGB),
+    "needs a gradient": ((torch.tensor(RGB) / 255).requires_grad_(), RGB),
+    "bfloat16": ((torch.tensor(RGB) // 16 / 16).bfloat16(), np.rint(RGB // 16 / 16 * 255).astype(np.uint8)),
+    "black": (np.zeros((9, 8, 3), np.float32), np.zeros((9, 8, 3), np.uint8)),
+    "boolean": (BRIGHT, np.uint8(255) * BRIGHT),
+    "int64": (RGB.astype(np.int64), RGB),
+    "uint16": (RGB.astype(np.uint16) * 257, RGB),
+    "int32 of 16 bits": (torch.tensor(RGB.astype(np.int32) * 257), RGB),
+    "grey": (GREY / 255, np.stack([GREY] * 3, axis=-1)),
+    "with alpha": (
+        np.dstack([RGB, GREY]) / 255,
+        np.asarray(load_image(Image.fromarray(np.dstack([RGB, GREY])))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_are_prepared_as_the_8_bit_image_that_they_show(processor, name: str):
+    array, shown = ARRAYS[name]
+    expected = processor.image_processor(Image.fromarray(shown), return_tensors="pt")["pixel_values"]
+    tolerance = {"atol": 0.02, "rtol": 0.0} if name == "with alpha" else {"atol": 0.0, "rtol": 0.0}
+    torch.testing.assert_close(processor(images=array)["pixel_values"], expected, **tolerance)
+    images = [
+        array[0] if name == "stacked" else array,
+        RGB.astype(np.float32),
+    ]  # one does not affect the other
+    torch.testing.assert_close(processor(images=images)["pixel_values"][:1], expected, **tolerance)
+
+
+UNKNOWN_RANGES = [
+    (RGB / 128 - 1, r"float\d\d has values from -1 to 0.9922, expected 0\.\.1 or 0\.\.255"),
+    (RGB / 250, r"float\d\d has values from 0 to 1.02"),
+    (RGB * 1.01, r"float\d\d has values from 0 to 257.[56]"),
+    (np.full((9, 8, 3), np.nan), "from nan to nan"),
+    (RGB.astype(np.int32) - 1, r"int32 has values from -1 to 254, expected 0\.\.255 or 0\.\.65535"),
+    (RGB.astype(np.int64) * 258, "int64 has values from 0 to 6.579e\\+04"),
+    (np.zeros((0, 8, 3)), "The image has no pixels"),
+]
+
+
+@pytest.mark.parametrize(("array", "message"), UNKNOWN_RANGES)
+def test_arrays_in_no_known_range_are_refused(processor, array: np.ndarray, message: str):
+    for images in (array, [RGB, array], torch.tensor(array)):
+        with pytest.raises(ValueError, match=message):
+            processor(images=images)
+
+
+def test_without_rescaling_arrays_are_passed_on_unchanged(processor):
+    expected = processor(images=RGB)["pixel_values"]
+    found = processor(images=RGB / 255, do_rescale=False)["pixel_values"]
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.0)
+    normalized = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "do_normalize": False}
+    array = np.random.default_rng(0).standard_normal((3, 30, 30))
+    assert np.array_equal(
+        processor(images=array, **normalized, return_tensors="np")["pixel_values"][0], array
+    )
+
+
+MODES = {
+    "I;16": Image.fromarray(np.linspace(0, 65535, 40 * 50).reshape(40, 50).astype(np.uint16)),
+    "I": Image.fromarray(np.linspace(0, 65535, 40 * 50).reshape(40, 50).astype(np.int32)),
+    "F": Image.fromarray(np.linspace(0, 1, 40 * 50).reshape(40, 50).astype(np.float32)),
+    "L": Image.fromarray(GREY),
+    "1": Image.fromarray(GREY > 127),
+    "RGBA": Image.fromarray(np.dstack([RGB, GREY])),
+    "LA": Image.fromarray(np.dstack([RGB, GREY])).convert("LA"),
+    "PA": Image.fromarray(GREY).convert("PA"),
+    **{mode: Image.fromarray(RGB).convert(mode) for mode in ("P", "CMYK", "YCbCr", "HSV", "RGBX")},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pil_images_of_every_mode_are_prepared_as_load_image_does(processor, mode: str):
+    expected = processor.image_processor(load_image(MODES[mode]), return_tensors="pt")["pixel_values"]
+    assert expected.std() > 0.3
+    assert MODES[mode].mode == mode
+    assert torch.equal(processor(images=MODES[mode])["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("name", ["turned.jpg", "transparent.png", "deep.png"])
+def test_files_and_opened_files_are_prepared_as_load_image_does(processor, tmp_path: Path, name: str):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    path = tmp_path / name
+    if name == "turned.jpg":
+        Image.fromarray(RGB).save(path, exif=exif)
+    elif name == "transparent.png":
+        Image.fromarray(GREY).convert("P").save(path, transparency=0, exif=exif)
+    else:
+        MODES["I;16"].save(path, exif=exif)
+    expected = processor.image_processor(load_image(path), return_tensors="pt")["pixel_values"]
+    with Image.open(path) as opened:
+        for image in (path, str(path), opened, load_image(path)):
+            assert torch.equal(processor(images=[image])["pixel_values"], expected)
 
 
 # --- Captions
@@ -136,6 +244,126 @@ def test_a_string_is_one_prompt_for_all_images_and_an_empty_one_is_bos(processor
     assert processor(images=images(), text="a man")["input_ids"].tolist() == [[0, *MAN]] * 2
 
 
+# --- Padding, truncation
+
+
+WIDTHS = [
+    ({}, [5, 5]),
+    ({"padding": "longest"}, [5, 5]),
+    ({"padding": False}, [5, 3]),
+    ({"padding": "do_not_pad", "max_length": 4}, [4, 3]),
+    ({"padding": "max_length", "max_length": 8}, [8, 8]),
+    ({"padding": "max_length", "max_length": 4, "truncation": True}, [4, 4]),
+    ({"padding": "max_length", "max_length": 4, "truncation": False}, [5, 5]),
+    ({"padding": True, "max_length": 4}, [4, 4]),
+    ({"truncation": "longest_first", "max_length": 9}, [5, 5]),
+    ({"truncation": "do_not_truncate", "max_length": 3}, [5, 5]),
+    ({"pad_to_multiple_of": 4}, [8, 8]),
+    ({"padding": "max_length", "max_length": 6, "pad_to_multiple_of": 4}, [8, 8]),
+    ({"text_kwargs": {"padding": "max_length"}, "common_kwargs": {"max_length": 7}}, [7, 7]),
+]
+
+
+@pytest.mark.parametrize(("options", "widths"), WIDTHS)
+def test_prompts_are_padded_and_truncated_as_requested(processor, options: dict[str, Any], widths: list[int]):
+    batch = processor(text=["a dog runs", "a man"], return_tensors=None, **options)
+    tokens = [[0, *DOG][: options.get("max_length", 9)], [0, *MAN]]
+    if options.get("truncation") in (False, "do_not_truncate"):
+        tokens[0] = [0, *DOG]
+    masks = [[0] * (n - len(row)) + [1] * len(row) for n, row in zip(widths, tokens, strict=True)]
+    padded = [[0] * (n - len(row)) + row for n, row in zip(widths, tokens, strict=True)]
+    assert batch == {"input_ids": padded, "attention_mask": masks}
+
+
+@pytest.mark.parametrize(("options", "widths"), WIDTHS)
+def test_captions_are_padded_and_truncated_as_requested(
+    processor, options: dict[str, Any], widths: list[int]
+):
+    batch = processor(captions=["a dog", "a"], return_tensors=None, **options)
+    limit = 9 if options.get("truncation") in (False, "do_not_truncate") else options.get("max_length", 9)
+    rows = [[0, *DOG[: min(3, limit - 2)], 0], [0, DOG[0], 0]]
+    padding = [width - len(row) for row, width in zip(rows, widths, strict=True)]
+    assert batch == {
+        "input_ids": [row + [0] * n for row, n in zip(rows, padding, strict=True)],
+        "attention_mask": [[1] * len(row) + [0] * n for row, n in zip(rows, padding, strict=True)],
+        "labels": [row + [-100] * n for row, n in zip(rows, padding, strict=True)],
+    }
+
+
+def test_the_tokenizers_own_limit_applies_without_max_length(processor):
+    limited = ITuningProcessor(processor.image_processor, copy.deepcopy(processor.tokenizer))
+    limited.tokenizer.model_max_length = 4
+    options = {"padding": "max_length", "truncation": True}
+    assert limited(text=["a dog runs", "a"], **options)["input_ids"].tolist() == [
+        [0, *DOG[:3]],
+        [0, 0, 0, 65],
+    ]
+    found = limited(captions=["a dog runs", "a"], **options)["input_ids"].tolist()
+    assert found == [[0, *DOG[:2], 0], [0, 65, 0, 0]]
+    for option in ({"padding": "max_length"}, {"truncation": True}):
+        with pytest.raises(ValueError, match="The tokenizer has no model_max_length: pass max_length"):
+            processor(text="a dog", **option)
+
+
+class Photographs(torch.utils.data.Dataset):
+    """Prepares one image at a time, as the BLIP and GIT notebooks do."""
+
+    captions = ("a dog runs", "a man")
+
+    def __init__(self, processor: ITuningProcessor) -> None:
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        options = {"padding": "max_length", "max_length": 12, "truncation": True, "return_tensors": "pt"}
+        encoding = self.processor(images=images()[index], captions=self.captions[index], **options)
+        return {name: tensor.squeeze() for name, tensor in encoding.items()}
+
+
+def test_a_data_set_of_prepared_examples_trains_as_a_batch_prepared_at_once(processor, captioner):
+    (batch,) = DataLoader(Photographs(processor), batch_size=2)
+    assert batch["input_ids"].tolist() == [[0, *DOG, *[0] * 7], [0, *MAN, *[0] * 9]]
+    direct = processor(images=images(), captions=list(Photographs.captions))
+    losses = []
+    for inputs in (batch, direct):
+        captioner.zero_grad()
+        loss = captioner(**inputs).loss
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in captioner.parameters() if p.requires_grad])
+        losses.append((loss.detach(), gradient))
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+# --- Pipelines
+
+
+def test_a_pipeline_accepts_files_texts_and_options(processor, captioner, tmp_path: Path):
+    captioner.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    path = str(tmp_path / "photograph.png")
+    images(1)[0].save(path)
+    pipe = pipeline("image-text-to-text", model=str(tmp_path), max_new_tokens=4)
+
+    def of(prompt: str) -> str:
+        ids = captioner.generate(**processor(images=path, text=prompt), max_new_tokens=4)
+        return processor.batch_decode(ids, skip_special_tokens=True)[0]
+
+    expected = [of(""), of("a dog runs")]
+    assert expected[0] != expected[1][len("a dog runs") :]
+    found = [
+        pipe(path, text=["", "a dog runs"]),
+        pipe([path, path], text=["", "a dog runs"]),
+        pipe([path, path], text=["", "a dog runs"], padding="max_length", max_length=9, truncation=True),
+        [
+            answer
+            for (answer,) in pipe(({"images": path, "text": t} for t in ("", "a dog runs")), batch_size=2)
+        ],
+    ]
+    assert [[answer["generated_text"] for answer in answers] for answers in found] == [expected] * 4
+
+
 # --- Tensors, errors
 
 
@@ -158,7 +386,11 @@ BAD_INPUT = [
     ({"images": images(2), "captions": ["a"]}, "captions has 1 entries for 2 images"),
     ({"images": images(1), "captions": ["a", "b"]}, "captions has 2 entries for 1 images"),
     ({"captions": "a man", "max_length": 2}, "max_length is 2, expected 3 or more"),
-    ({"text": "a dog", "max_length": 4}, "max_length=4 applies to captions, but no captions"),
+    ({"text": "a dog", "max_length": 1}, "max_length is 1, expected 2 or more: BOS, a token"),
+    ({"images": images(), "text": []}, "text is an empty list: pass at least one prompt"),
+    ({"text": "a dog", "padding": "maxlength"}, "maxlength is not a valid PaddingStrategy"),
+    ({"text": "a dog", "truncation": "longest"}, "longest is not a valid TruncationStrategy"),
+    ({"text": ["a dog", "a"], "padding": False}, "Use padding=True to ensure"),
 ]
 
 
@@ -168,9 +400,21 @@ def test_invalid_inputs_are_refused(processor, inputs: dict[str, Any], message: 
         processor(**inputs)
 
 
-def test_image_options_without_images_are_refused(processor):
-    with pytest.raises(TypeError, match=r"\['truncatoin'\] apply to images, but no images were passed"):
-        processor(text="a dog", truncatoin=3)
+MISPLACED = [
+    ({"text": "a dog", "do_resize": False}, r"\['do_resize'\] apply to images, but no images were passed"),
+    ({"images": images(), "max_length": 4}, r"\['max_length'\] apply to text or captions, but neither"),
+    (
+        {"text": "a dog", "truncatoin": 3},
+        r"Unknown options \['truncatoin'\]: options of text are \['padding',",
+    ),
+    ({"images": images(), "images_kwargs": {"siez": 3}}, r"Unknown options \['siez'\]"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "message"), MISPLACED)
+def test_unknown_and_misplaced_options_are_refused(processor, inputs: dict[str, Any], message: str):
+    with pytest.raises(TypeError, match=message):
+        processor(**inputs)
 
 
 # --- Saving and loading
@@ -181,6 +425,7 @@ def test_a_loaded_processor_gives_equal_pixels_and_ids(processor, captioner, tmp
     assert {path.name for path in tmp_path.iterdir()} == {
         "configuration_ituning.py",
         "encoders_ituning.py",
+        "images_ituning.py",
         "loss_ituning.py",
         "processing_ituning.py",
         "processor_config.json",
@@ -282,8 +527,8 @@ def test_nothing_is_cropped_if_the_processor_uses_more_than_the_middle(settings:
 
 
 def test_other_images_are_not_cropped() -> None:
-    images = [Image.new("RGB", (32, 1)), Image.new("RGB", (3, 96)), np.zeros((1, 400, 3), np.uint8)]
-    assert all(a is b for a, b in zip(crop_extreme_aspect(images), images, strict=True))
+    for image in (Image.new("RGB", (32, 1)), Image.new("RGB", (3, 96))):
+        assert crop_extreme_aspect(image) is image
 
 
 # --- GPT-2's real tokenizer

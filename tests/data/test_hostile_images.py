@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from ituning_hf.captioner.processing_ituning import prepare_images
+from ituning_hf.captioner.images_ituning import prepare_images
 from ituning_hf.data.images import UnreadableImageError, load_image
 from ituning_hf.utils.terminal import printable
 

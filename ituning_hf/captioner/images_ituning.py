@@ -1,0 +1,164 @@
+"""Images for the vision encoder: upright, RGB, 8 bits."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+MAX_ASPECT_RATIO = 32
+
+# The possible values of white for each Pillow mode; the first that no value of the image exceeds is used.
+# Floats have the range 0..1 or 0..255, and 32-bit integers come from 8-bit or 16-bit originals.
+_WHITE_LEVELS: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), (65535,)),
+    "I": (255, 65535),
+    "F": (1, 255),
+}
+# The same for each kind of NumPy type; others are integers.
+_ARRAY_WHITE_LEVELS = {"b": (1,), "f": (1, 255)}
+
+_TILE = 1024  # the side, in pixels, of the part that is converted at a time
+
+
+def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> Any:
+    """Convert images to 8-bit RGB, and call an image processor.
+
+    Extreme aspect ratios are cropped first if the image processor crops to the central square.
+
+    Args:
+        image_processor: A `CLIPImageProcessorPil`.
+        images: An image or a list of them; see `ITuningProcessor.__call__`.
+        **kwargs: Passed to the image processor.
+
+    Returns:
+        The `BatchFeature` of the image processor.
+
+    Raises:
+        ValueError: if the values of an array are in no known range.
+    """
+    is_changed = kwargs.keys() & {"do_resize", "size", "do_center_crop"}
+    keeps_square = image_processor.do_resize and image_processor.do_center_crop and not is_changed
+    is_cropped = keeps_square and bool(dict(image_processor.size).get("shortest_edge"))
+    # Without rescaling, the caller has chosen the range of the values.
+    is_scaled = kwargs.get("do_rescale", image_processor.do_rescale)
+
+    def convert(image: Any) -> Any:
+        if isinstance(image, (list, tuple)):
+            return [convert(item) for item in image]
+        if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
+            with Image.open(image) as opened:
+                return convert(opened)
+        if isinstance(image, Image.Image):
+            image = upright(image)
+            if image.mode != "RGB" or image.has_transparency_data:
+                image = to_rgb(image)
+            return crop_extreme_aspect(image) if is_cropped else image
+        if hasattr(image, "detach"):  # a tensor; NumPy has no bfloat16
+            image = image.detach().cpu()
+            image = (image.float() if image.is_floating_point() else image).numpy()
+        if not is_scaled or not isinstance(image, np.ndarray):
+            return image
+        return [_array_to_8_bits(item) for item in image] if image.ndim == 4 else _array_to_8_bits(image)
+
+    return image_processor(images=convert(images), **kwargs)
+
+
+def _array_to_8_bits(values: np.ndarray) -> Any:
+    """Scale an image of any type to 8 bits. A grey image without an axis of channels becomes a PIL image."""
+    if values.size == 0:
+        raise ValueError("The image has no pixels.")
+    if values.dtype != np.uint8:
+        low, high = values.min(), values.max()
+        levels = _ARRAY_WHITE_LEVELS.get(values.dtype.kind, (255, 65535))
+        fitting = [white for white in levels if low >= 0 and high <= white]
+        # A maximum a little above 1 is not that of a photograph in 0..255.
+        if not fitting or (values.dtype.kind == "f" and 1 < high < 2):
+            expected = " or ".join(f"0..{white}" for white in levels)
+            raise ValueError(
+                f"An image of type {values.dtype} has values from {low:.4g} to {high:.4g}, expected "
+                f"{expected}. Clip values just outside it; pass normalized images to the model directly."
+            )
+        values = _to_8_bits(values.astype(np.float64), 0, fitting[0])
+    return Image.fromarray(values) if values.ndim == 2 else values
+
+
+def crop_extreme_aspect(image: Image.Image) -> Image.Image:
+    """Crop both ends of an image whose aspect ratio is more than 32.
+
+    CLIP resizes the short side to the encoder's size and crops to the central square: 30,000 x 1 pixels would
+    take 4.5 GB. Both ends are cropped by the same integer multiple of the short side, so the central square
+    is resized from the same pixels: exactly if the resized length is an integer, else within 3 grey levels.
+    """
+    width, height = image.size
+    short, long = min(image.size), max(image.size)
+    if long <= MAX_ASPECT_RATIO * short:
+        return image
+    end = short * math.ceil((long / short - MAX_ASPECT_RATIO) / 2)
+    x, y = (end, 0) if width > height else (0, end)
+    return image.crop((x, y, width - x, height - y))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation."""
+    image.load()  # outside the `try`: a truncated file is not a broken EXIF block
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:
+        return image  # with a broken EXIF block, the orientation is unknown
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to a new 8-bit RGB image; transparent pixels are composited over white.
+
+    Grey values of more than 8 bits are scaled, not clipped; see `_WHITE_LEVELS`. Other ranges are scaled from
+    minimum to maximum. Tile by tile, because the conversion takes up to 40 bytes per pixel.
+    """
+    if 0 in image.size:
+        raise ValueError("The image has no pixels.")
+    convert = _grey_converter(image) if image.mode in _WHITE_LEVELS else _over_white
+    rgb = Image.new("RGB", image.size)
+    for corner, tile in _tiles(image):
+        rgb.paste(convert(tile), corner)
+    return rgb
+
+
+def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
+    """Yield the tiles of an image, each with the position of its upper left corner."""
+    for top in range(0, image.height, _TILE):
+        for left in range(0, image.width, _TILE):
+            right, bottom = min(left + _TILE, image.width), min(top + _TILE, image.height)
+            yield (left, top), image.crop((left, top, right, bottom))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _grey_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return a function that scales a tile of a grey image to 8 bits, by the range of the complete image."""
+    ranges = [(values.min(), values.max()) for _, tile in _tiles(image) for values in [_values(tile)]]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    fitting = [white for white in _WHITE_LEVELS[image.mode] if low >= 0 and high <= white]
+    black, white = (0.0, fitting[0]) if fitting else (low, high)
+    return lambda tile: Image.fromarray(_to_8_bits(_values(tile), black, white))
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+
+
+def _to_8_bits(values: np.ndarray, black: float, white: float) -> np.ndarray:
+    scale = 255 / ((white - black) or 1.0)  # a uniform image outside the known ranges becomes black
+    return np.rint((values - black) * scale).astype(np.uint8)
+
+
+__all__ = ["crop_extreme_aspect", "prepare_images", "to_rgb", "upright"]
