@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     CLIPConfig,
@@ -100,6 +102,13 @@ def randomize_adapters(model: ITuningForCaptioning, seed: int = 0, std: float = 
     return model
 
 
+def reinitialise(model: torch.nn.Module) -> None:
+    """Replace all weights."""
+    torch.manual_seed(1)
+    for p in model.parameters():
+        torch.nn.init.normal_(p)
+
+
 def make_captioner(backbones: dict[str, Path], **options: Any) -> ITuningForCaptioning:
     """Build a captioner whose captions depend on the image."""
     return randomize_adapters(
@@ -155,6 +164,13 @@ class LeavesAMark:
 
     def __reduce__(self) -> tuple:
         return Path.touch, (self.mark,)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Change the tensors of a safetensors file."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def edit_json(path: Path, **fields: Any) -> None:

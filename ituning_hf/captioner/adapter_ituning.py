@@ -31,6 +31,8 @@ lambda = 1. Not from the paper: dropout on dX, and the initialization.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -108,8 +110,7 @@ class ITuningAdapter(nn.Module):
         Returns:
             Keys and values, each of shape (num_images, h, N, r / h).
         """
-        weight = self.k_proj.weight
-        visual_features = visual_features.to(device=weight.device, dtype=weight.dtype)
+        visual_features = visual_features.to(compute_device(self.k_proj)).to(self.k_proj.weight.dtype)
         split = (*visual_features.shape[:2], self.num_heads, self.head_dim)
         key = self.k_proj(visual_features).view(split)  # (num_images, N, h, r / h)
         value = self.v_proj(visual_features).view(split)  # (num_images, N, h, r / h)
@@ -172,6 +173,12 @@ class ITuningAdapter(nn.Module):
         scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5  # (num_images, h, k * T, N)
         at_least_fp32 = torch.promote_types(scores.dtype, torch.float32)
         return scores.softmax(dim=-1, dtype=at_least_fp32).to(query.dtype)
+
+
+def compute_device(module: Any) -> torch.device:
+    """Return the device on which a module computes, which differs from that of offloaded weights."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)  # set by Accelerate
+    return module.weight.device if device is None else torch.device(device)
 
 
 def check_rows(rows: int, images: int) -> None:

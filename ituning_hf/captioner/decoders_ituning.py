@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2Model
 from transformers.utils import is_accelerate_available
 
-from .adapter_ituning import ITuningAdapter
+from .adapter_ituning import ITuningAdapter, compute_device
 from .configuration_ituning import CaptionerError
 
 VisualKeyValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
@@ -83,8 +84,7 @@ class DecoderFamily:
 
     def compute_device(self, layer: nn.Module) -> Any:
         """Return the device on which a layer computes, which differs from that of offloaded weights."""
-        device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
-        return self.ffn_norm(layer).weight.device if device is None else device
+        return compute_device(self.ffn_norm(layer))
 
     def without_adapters(self, text_model: Any) -> Any:
         """Return a copy of a language model without adapters that shares all its parameters."""
@@ -124,22 +124,23 @@ class AdaptedLayer(nn.Module):
         hidden_states: torch.Tensor,
         *args: Any,
         visual_key_values: VisualKeyValues | None = None,
-        visual_attentions: dict[int, torch.Tensor] | None = None,
+        store_attention: Callable[[int, torch.Tensor], None] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Compute the layer's output for an input of shape (rows, T, d), with image-major rows.
 
         `visual_key_values` has the keys and values of each adapted layer, both (num_images, h, N, r / h);
-        without it, only the frozen layer is computed. The attention weights over the image, (rows, h, T, N),
-        are added to `visual_attentions`. Other arguments and the output are those of the frozen layer.
+        without it, only the frozen layer is computed. `store_attention` is called with the layer's index and
+        its attention weights over the image, (rows, h, T, N). (Hooks of Accelerate would copy a dictionary.)
+        Other arguments and the output are those of the frozen layer.
         """
         x, output = self.family.run_layer(self, hidden_states, *args, **kwargs)
         if visual_key_values is None:
             return output
         index = self.family.layer_index(self)
         key, value = visual_key_values[index]
-        if visual_attentions is not None:
-            visual_attentions[index] = self.adapter.attention_weights(x, key)
+        if store_attention is not None:
+            store_attention(index, self.adapter.attention_weights(x, key))
         return output + self.adapter(x, key, value, eager=self.family.uses_eager_attention(self))
 
 

@@ -34,6 +34,7 @@ class ITuningGenerationMixin(GenerationMixin):
         visual_features: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         r"""Caption images. Accepts the arguments of `GenerationMixin.generate` in addition to the images.
@@ -41,13 +42,15 @@ class ITuningGenerationMixin(GenerationMixin):
         Each image is encoded once, and its keys and values are projected once for all steps and beams.
 
         Args:
-            inputs: An alias of `input_ids`, as in other Transformers models.
+            inputs: An alias of `input_ids` or, if floating-point, of `pixel_values`.
             generation_config: Replaces the model's generation configuration.
             pixel_values: Images, of shape (num_images, 3, image_size, image_size).
             visual_features: Replaces `pixel_values`; shape (num_images, N, d_v).
             input_ids: Left-padded prompts of shape (num_images * k, T), image-major. A BOS token is added to
                 prompts that lack it. Without prompts, each image gets one caption.
             attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
+            labels: Not used. With labels, as in a training batch or from `Seq2SeqTrainer`, `input_ids` are
+                targets, which are not used either: each image gets one caption.
             **kwargs: Passed to `GenerationMixin.generate`.
 
         Returns:
@@ -60,9 +63,14 @@ class ITuningGenerationMixin(GenerationMixin):
         """
         if kwargs.get("cache_implementation") == "paged":
             return self.generate_batch()
-        if inputs is not None and input_ids is not None:
-            raise ValueError("inputs and input_ids are two names for the prompt: pass one of them.")
-        input_ids = inputs if input_ids is None else input_ids
+        if inputs is not None:
+            is_image = inputs.is_floating_point()
+            if (pixel_values if is_image else input_ids) is not None:
+                name = "pixel_values" if is_image else "input_ids"
+                raise ValueError(f"inputs and {name} are two names for one argument: pass one of them.")
+            pixel_values, input_ids = (inputs, input_ids) if is_image else (pixel_values, inputs)
+        if labels is not None:
+            input_ids = None
         visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))
         key, _ = next(iter(visual_key_values.values()))  # (num_images, h, N, r / h)
         if input_ids is None:
@@ -163,7 +171,10 @@ def add_bos_token(
     """
     rows, length = input_ids.shape
     if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
-        raise ValueError("attention_mask has padding after tokens: prompts must be padded on the left.")
+        raise ValueError(
+            "attention_mask has padding after tokens: prompts must be padded on the left. To caption images "
+            "of a training batch, pass its labels too, or pixel_values alone."
+        )
     start = length - attention_mask.sum(dim=1)  # (rows,): the first token of each prompt
     padded = torch.cat([input_ids, input_ids.new_full((rows, 1), bos_token_id)], dim=1)  # (rows, T + 1)
     is_lacking = padded.gather(1, start[:, None]).squeeze(1) != bos_token_id  # (rows,)

@@ -2,7 +2,8 @@
 
 This file combines the parts into one Transformers model. The formula is in `adapter_ituning.py`, the decoder
 layer with an adapter in `decoders_ituning.py`, the loss in `loss_ituning.py`, generation in
-`generation_ituning.py`, and saving and loading in `pretrained_ituning.py`.
+`generation_ituning.py`, saving and loading in `pretrained_ituning.py`, and loading the frozen models in
+`backbones_ituning.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from .adapter_ituning import ITuningAdapter, check_rows, check_visual_features
-from .configuration_ituning import ITuningConfig
+from .adapter_ituning import ITuningAdapter, check_rows, check_visual_features, compute_device
+from .backbones_ituning import MODEL_INIT_LOCK
+from .configuration_ituning import CaptionerError, ITuningConfig
 from .decoders_ituning import VisualKeyValues, decoder_family
 from .encoders_ituning import UnloadedVisionModel, encoder_family
 from .generation_ituning import ITuningGenerationMixin, default_generation_config
 from .loss_ituning import caption_loss, compute_logits, next_tokens, pack_rows, positions_from_mask
-from .pretrained_ituning import MODEL_INIT_LOCK, ITuningPreTrainedModel
+from .pretrained_ituning import ITuningPreTrainedModel
 
 
 class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
@@ -88,7 +90,10 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
             self._insert_adapters()
             self.generation_config = default_generation_config(config)
+            config.pad_token_id = self.generation_config.pad_token_id  # Seq2SeqTrainer reads it
             self.post_init()
+        # With this set, Transformers' Trainer does not report them as missing from a checkpoint.
+        self._keys_to_ignore_on_save = self.state_dict().keys() - self.adapter_state_dict().keys()
         self.freeze_backbones()
         self.train(self.training)
 
@@ -160,6 +165,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             layer.training = mode
         for adapter in self.adapters().values():
             adapter.train(mode)
+        self.get_input_embeddings().training = mode  # for NEFTune, whose hook reads it
         return self
 
     def get_input_embeddings(self) -> nn.Module:
@@ -169,6 +175,19 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """Return the language model's output layer."""
         return self.text_model.get_output_embeddings()
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **kwargs: Any
+    ) -> nn.Module:
+        """Return the token embedding; raise `CaptionerError` if its size would change."""
+        size = self.config.text_config.vocab_size
+        if new_num_tokens not in (None, size) or (pad_to_multiple_of and size % pad_to_multiple_of):
+            raise CaptionerError(
+                f"The frozen language model has {size} tokens; embeddings of new ones would not be saved. "
+                "For padding, use the EOS token, as ITuningProcessor does. For other tokens, resize and save "
+                "the language model before you create a captioner with it."
+            )
+        return self.get_input_embeddings()
 
     def get_decoder(self) -> nn.Module:
         """Return the language model without its output layer."""
@@ -201,9 +220,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         Returns keys and values, each of shape (num_images, h, N, r / h), by layer index.
         """
         adapters = self.adapters()
-        weight = next(iter(adapters.values())).k_proj.weight
+        projection = next(iter(adapters.values())).k_proj
         # Cast once for all layers, and after the transfer: stored features have half as many bytes.
-        visual_features = visual_features.to(weight.device).to(weight.dtype)
+        visual_features = visual_features.to(compute_device(projection)).to(projection.weight.dtype)
         return {i: adapter.project_visual(visual_features) for i, adapter in adapters.items()}
 
     @can_return_tuple
@@ -219,6 +238,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         visual_key_values: VisualKeyValues | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -235,8 +255,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             position_ids: Shape (num_images * k, T). By default they start at each row's first token.
             visual_key_values: Replaces both: the output of `project_visual`.
             use_cache: Whether to return a cache. By default False in training mode and with labels.
-            logits_to_keep: The number of last positions whose logits are returned; 0 means all, or none if
-                there are labels.
+            logits_to_keep: The number of last positions whose logits are returned; 0 means all.
+            skip_logits: Whether to return only the loss, which takes less time and memory. By default True in
+                training mode with labels, unless `logits_to_keep` is given.
             num_items_in_batch: The divisor of the summed loss, such as the number of label tokens in the
                 optimizer step. By default the number in this batch.
             **kwargs: `label_smoothing` (0 by default), and arguments of the decoder, such as
@@ -248,7 +269,15 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
 
         Raises:
             ValueError: if inputs are inconsistent with each other or with the backbones.
+            CaptionerError: if `Trainer` was given a `label_smoothing_factor`.
         """
+        if labels is None and num_items_in_batch is not None:
+            raise CaptionerError(
+                "Got num_items_in_batch without labels. With label_smoothing_factor, Trainer computes the "
+                "loss itself, and does not shift the targets of this model: instead, let the data collator "
+                "set batch['label_smoothing'] = 0.1. With a compute_loss_func that shifts them, set "
+                "trainer.model_accepts_loss_kwargs = False."
+            )
         input_ids = self._check_text(input_ids, attention_mask, labels)
         # Not in the signature: Transformers' Trainer treats every parameter with "label" in its name as
         # labels, does not find this one in the batch, and then evaluates without a loss.
@@ -266,11 +295,14 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         elif use_cache is None:
             use_cache = False if labels is not None else self.config.text_config.use_cache
 
-        needs_logits = labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0)
+        if skip_logits is None:  # as in Liger-Kernel
+            skip_logits = self.training and isinstance(logits_to_keep, int) and logits_to_keep == 0
+        needs_logits = labels is None or not skip_logits
         # Outputs other than the loss have one entry per input row, so rows cannot be packed for them.
         decoder = self.config.text_config
         returns_rows = needs_logits or use_cache or past_key_values is not None
         returns_rows = returns_rows or decoder.output_hidden_states or decoder.output_attentions
+        returns_rows = returns_rows or bool(self.get_input_embeddings()._forward_hooks)  # such as NEFTune's
         targets = None if labels is None else next_tokens(labels)
         packed = None
         if targets is not None and not (returns_rows or kwargs or position_ids is not None):
@@ -317,6 +349,13 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             raise ValueError(f"attention_mask has {attention_mask.shape[0]} rows, expected {rows}.")
         if length > (positions := self.config.text_config.max_position_embeddings):
             raise ValueError(f"input_ids has rows of {length} tokens, expected at most {positions}.")
+        # A GPU would have to finish its work first.
+        is_readable = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_readable and (input_ids >= (size := self.config.text_config.vocab_size)).any():
+            raise ValueError(
+                f"input_ids contains {int(input_ids.max())}, expected at most {size - 1}: the language model "
+                "has no embeddings of tokens that were added to the tokenizer."
+            )
         if labels is not None and labels.shape != input_ids.shape:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected that of input_ids, {(rows, length)}: the "
@@ -332,7 +371,10 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             return self.get_image_features(pixel_values)
         if visual_features is None or pixel_values is not None:
             given = "neither" if pixel_values is None else "both"
-            raise ValueError(f"Got {given} of pixel_values and visual_features: pass one of them.")
+            raise ValueError(
+                f"Got {given} of pixel_values and visual_features: pass one of them. In a pipeline, pass a "
+                "text too, or the path of an image is taken for one: pipe(images='dog.jpg', text='')."
+            )
         check_visual_features(visual_features, self.config.vision_config.hidden_size)
         return visual_features
 
@@ -363,7 +405,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             attention_mask=attention_mask,
             use_cache=False,
             logits_to_keep=1,
-            visual_attentions=attentions,
+            store_attention=attentions.__setitem__,
         )
         device = input_ids.device
         return torch.stack([attentions[i].to(device) for i in self.config.adapter_layers], dim=1)

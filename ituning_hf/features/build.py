@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..captioner.backbones_ituning import Backbone
 from ..captioner.encoders_ituning import encoder_family
-from ..captioner.pretrained_ituning import Backbone
 from ..data.images import UnreadableImageError
 from ..data.inputs import PixelInputs
 from ..data.records import CaptionedImage

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..captioner.backbones_ituning import Backbone
 from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.encoders_ituning import encoder_family
-from ..captioner.pretrained_ituning import Backbone
 from ..captioner.processing_ituning import load_image_processor
 from ..utils.errors import UserError
 from ..utils.files import read_json

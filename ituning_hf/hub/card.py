@@ -14,8 +14,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.constants import REPOCARD_NAME
 
+from ..captioner.backbones_ituning import is_local
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS
-from ..captioner.pretrained_ituning import is_local
 from ..evaluation.scores import METRIC_NAMES
 from ..utils.errors import UserError
 from ..utils.files import write_text

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..captioner import modeling_ituning
-from ..captioner.pretrained_ituning import Backbone, is_local
+from ..captioner.backbones_ituning import Backbone, is_local
 from ..inference.loading import load_processor, read_config
 from ..utils.errors import UserError
 from ..utils.files import read_json, write_json

@@ -194,7 +194,8 @@ def generate_captions(
     Returns:
         The captions of each image, the most likely first.
     """
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    if model.device.type != "meta":  # offloaded: Accelerate moves the inputs
+        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     training = model.training
     model.eval()
     try:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from ..captioner.backbones_ituning import Backbone
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..captioner.pretrained_ituning import Backbone
 from ..captioner.processing_ituning import ITuningProcessor, load_image_processor, load_tokenizer
 from ..features.store import FeatureStore
 from ..inference.int8 import quantize_frozen_weights, require_cpu

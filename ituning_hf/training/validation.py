@@ -67,7 +67,7 @@ class Validator:
             problems = batch.pop("unreadable")
             self.batches.log_unreadable(problems)
             items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-            loss = self.model(**batch, num_items_in_batch=1).loss
+            loss = self.model(**batch, num_items_in_batch=1, skip_logits=True).loss
             sums += torch.stack([loss.double(), items.double(), items.new_tensor(len(problems)).double()])
         total, items, unreadable = self.accelerator.reduce(sums, "sum").tolist()
         self.batches.check_unreadable(int(unreadable), self.images)

@@ -13,10 +13,11 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from ..captioner.backbones_ituning import Backbone
 from ..captioner.configuration_ituning import ITuningConfig, absolute_if_local, reading
 from ..captioner.decoders_ituning import copy_sharing_weights, decoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..captioner.pretrained_ituning import Backbone, read_adapter_file
+from ..captioner.pretrained_ituning import read_adapter_file
 from ..captioner.processing_ituning import ITuningProcessor
 from ..hub.saving import save_captioner
 from ..inference.loading import holds_peft_adapter, load_model

@@ -14,9 +14,9 @@ from peft.utils import register_peft_method
 from torch import nn
 
 from ..captioner.adapter_ituning import check_rows
+from ..captioner.backbones_ituning import Backbone
 from ..captioner.configuration_ituning import resolve_adapter
 from ..captioner.decoders_ituning import DECODER_FAMILIES, decoder_family
-from ..captioner.pretrained_ituning import Backbone
 from ..utils.errors import UserError
 from .config import PEFT_TYPE, ITuningTunerConfig
 from .layer import (

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import IMAGE_SIZE
+from small_models import IMAGE_SIZE, make_batch
 from torch import nn
 from transformers import GenerationConfig, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
@@ -161,6 +161,23 @@ def test_max_length_counts_the_whole_sequence(captioner, pixel_values, through: 
     if through == "configuration":
         options = {"generation_config": GenerationConfig(**options)}
     assert captioner.generate(pixel_values=pixel_values, **options).shape == (IMAGES, 6)
+
+
+# --- Training batches, and images as the first argument
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_targets_of_a_training_batch_are_not_read(captioner, num_beams: int):
+    batch, settings = make_batch(IMAGES, k=5), {"max_new_tokens": 6, "num_beams": num_beams}
+    expected = captioner.generate(pixel_values=batch["pixel_values"], **settings)
+    assert torch.equal(captioner.generate(**batch, **settings), expected)
+
+
+def test_images_may_be_the_first_argument(captioner, pixel_values):
+    expected = captioner.generate(pixel_values=pixel_values, max_new_tokens=4)
+    assert torch.equal(captioner.generate(pixel_values, max_new_tokens=4), expected)
+    prompted = captioner.generate(pixel_values=pixel_values, input_ids=prompts(), max_new_tokens=4)
+    assert torch.equal(captioner.generate(pixel_values, input_ids=prompts(), max_new_tokens=4), prompted)
 
 
 # --- Prompts
@@ -343,10 +360,11 @@ BAD_INPUT = [
         r"expected \(num_images, tokens, 15\)",
     ),
     ({"input_ids": prompts(rows=4)}, "input_ids has 4 rows for 3 images: .* image-major"),
-    ({"input_ids": prompts(), "inputs": prompts()}, "two names for the prompt: pass one"),
+    ({"input_ids": prompts(), "inputs": prompts()}, "inputs and input_ids are two names"),
+    ({"inputs": PIXELS}, "inputs and pixel_values are two names"),
     (
         {"input_ids": prompts(), "attention_mask": PADDED_ON_THE_RIGHT},
-        "attention_mask has padding after tokens: .* padded on the left",
+        "attention_mask has padding after tokens: .* padded on the left.* pass its labels too",
     ),
     ({"max_new_tokenz": 3}, "max_new_tokenz"),
     (

@@ -229,7 +229,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_unpacked_rows(
     captioner = captioner.double().train(training)
     batch = make_batch(images, k, side)
     batch["pixel_values"] = batch["pixel_values"].double()
-    shape, *found = run(captioner, **batch)
+    shape, *found = run(captioner, **batch, skip_logits=True)
     as_given, *expected = run(captioner, **batch, output_hidden_states=True)
     assert as_given == batch["input_ids"].shape
     lengths = batch["attention_mask"].sum(1) - 1
@@ -240,7 +240,8 @@ def test_packed_rows_have_the_loss_and_gradients_of_unpacked_rows(
 @pytest.mark.parametrize(
     "options",
     [
-        {"logits_to_keep": 1},
+        {"skip_logits": False},
+        {"skip_logits": None, "logits_to_keep": 1},
         {"output_attentions": True},
         {"use_cache": True},
         {"position_ids": torch.arange(8).expand(15, -1)},
@@ -248,20 +249,20 @@ def test_packed_rows_have_the_loss_and_gradients_of_unpacked_rows(
 )
 def test_rows_are_not_packed_for_other_outputs_and_positions(captioner, options: dict[str, Any]):
     captioner.set_attn_implementation("eager")
-    shape, _, _ = run(captioner, **make_batch(), **options)
+    shape, _, _ = run(captioner, **make_batch(), **{"skip_logits": True} | options)
     assert shape == (15, 8)
 
 
 def test_rows_are_not_packed_if_the_configuration_asks_for_hidden_states(captioner):
     captioner.config.text_config.output_hidden_states = True
-    assert captioner(**make_batch()).hidden_states[0].shape == (15, 8, HIDDEN_SIZE)
+    assert captioner(**make_batch(), skip_logits=True).hidden_states[0].shape == (15, 8, HIDDEN_SIZE)
 
 
 def test_a_padding_token_at_the_start_of_rows_causes_no_warning(captioner, caplog):
     captioner.config.text_config.pad_token_id = captioner.config.text_config.bos_token_id
     batch = make_batch()
     batch["input_ids"][:, 0] = captioner.config.text_config.bos_token_id
-    shape, _, _ = run(captioner, **batch)
+    shape, _, _ = run(captioner, **batch, skip_logits=True)
     assert shape[0] == 3
     assert not caplog.records
 

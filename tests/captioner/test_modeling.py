@@ -11,10 +11,11 @@ import torch
 from reference import Reference, linear
 from small_models import ADAPTER, TEXT, make_batch, make_captioner
 from torch.nn import functional as F
-from transformers import CLIPVisionModel, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import CLIPVisionModel, GPT2LMHeadModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ituning_hf import ITuningForCaptioning
+from ituning_hf.captioner.configuration_ituning import CaptionerError
 
 IMAGES, ROWS, LENGTH, VOCABULARY = 3, 5, 8, 300
 PARTS = [f"{part}_proj.{kind}" for part in ("q", "k", "v", "out") for kind in ("weight", "bias")]
@@ -115,11 +116,13 @@ def test_loss_is_transformers_causal_loss(captioner, num_items_in_batch):
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_labels_without_logits_to_keep_give_no_logits_and_no_cache(captioner):
-    output = captioner(**make_batch())
-    assert output.logits is None
-    assert output.past_key_values is None
-    assert list(output.keys()) == ["loss"]
+def test_training_gives_the_loss_alone_and_evaluation_also_logits(captioner):
+    batch = make_batch()
+    assert list(captioner.train()(**batch).keys()) == ["loss"]
+    assert list(captioner.eval()(**batch, skip_logits=True).keys()) == ["loss"]
+    output = captioner(**batch)
+    assert list(output.keys()) == ["loss", "logits"]
+    assert torch.equal(output.logits, captioner(**batch | {"labels": None}).logits)
 
 
 @pytest.mark.parametrize("logits_to_keep", [1, 3, torch.tensor([0, 5])])
@@ -317,8 +320,10 @@ BAD_INPUT = [
     ({"input_ids": None}, r"input_ids is None.*call generate"),
     ({"input_ids": torch.ones(15)}, r"input_ids has shape \(15,\), expected \(rows, tokens\)"),
     ({"input_ids": torch.ones(15, 49)}, "input_ids has rows of 49 tokens, expected at most 48"),
+    ({"input_ids": torch.full((15, 8), 300)}, "input_ids contains 300, expected at most 299"),
     ({"attention_mask": torch.ones(1, 8)}, "attention_mask has 1 rows, expected 15"),
     ({"labels": torch.zeros(15, 7)}, r"labels has shape \(15, 7\), expected .* \(15, 8\)"),
+    ({"labels": None, "num_items_in_batch": 7}, "num_items_in_batch without labels"),
     ({"visual_key_values": {}}, "visual_key_values replaces pixel_values and visual_features"),
 ]
 
@@ -337,50 +342,14 @@ def test_a_cache_is_refused_in_training_mode(captioner, pixel_values):
         captioner(pixel_values=pixel_values, input_ids=ids, past_key_values=past)
 
 
-# --- transformers.Trainer
+# --- The vocabulary
 
 
-@pytest.mark.parametrize(("images", "accumulated", "checkpointing"), [(8, 1, False), (2, 4, True)])
-def test_transformers_trainer_takes_the_full_batch_step_and_saves_the_adapter(
-    captioner, tmp_path: Path, images: int, accumulated: int, checkpointing: bool
-):
-    batch = make_batch(images=8, k=2)
-    text = ("input_ids", "attention_mask", "labels")
-    data = [
-        {"pixel_values": batch["pixel_values"][i]} | {name: batch[name][2 * i : 2 * i + 2] for name in text}
-        for i in range(8)
-    ]
-
-    def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        pixels = torch.stack([item["pixel_values"] for item in items])
-        return {"pixel_values": pixels} | {name: torch.cat([item[name] for item in items]) for name in text}
-
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=1,
-        per_device_train_batch_size=images,
-        gradient_accumulation_steps=accumulated,
-        activation_checkpointing=checkpointing,
-        optim="sgd",
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        remove_unused_columns=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
-    start = {name: tensor.clone() for name, tensor in captioner.adapter_state_dict().items()}
-    expected = gradients(captioner, **batch)
-    trainer = Trainer(captioner, arguments, collate, train_dataset=data, eval_dataset=data)
-    trainer.train()
-    step = {name: start[name] - tensor for name, tensor in captioner.adapter_state_dict().items()}
-    torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-5)
-
-    loss = captioner.eval()(**batch).loss
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss.item(), rel=1e-4)
-    trainer.save_model()
-    assert torch.equal(ITuningForCaptioning.from_pretrained(tmp_path)(**batch).loss, loss)
-    assert (tmp_path / "model.safetensors").stat().st_size < 40_000
+def test_the_vocabulary_cannot_be_resized(captioner):
+    size = captioner.config.text_config.vocab_size
+    for unchanged in ({}, {"new_num_tokens": size}, {"pad_to_multiple_of": 100}):
+        assert captioner.resize_token_embeddings(**unchanged) is captioner.get_input_embeddings()
+    for changed in ({"new_num_tokens": size + 1}, {"new_num_tokens": size, "pad_to_multiple_of": 64}):
+        with pytest.raises(CaptionerError, match=r"has 300 tokens.*use the EOS token.*resize and save"):
+            captioner.resize_token_embeddings(**changed)
+    assert captioner.get_input_embeddings().weight.shape[0] == size

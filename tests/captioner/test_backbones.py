@@ -1,0 +1,218 @@
+"""The frozen backbones: those that moved, other ones, changed ones, and their fingerprint."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file
+from small_models import logits_of, make_batch, make_captioner, reinitialise, rewrite
+from transformers import CLIPVisionModel, GPT2LMHeadModel, GPT2Model
+
+from ituning_hf import ITuningForCaptioning
+from ituning_hf.captioner.backbones_ituning import Backbone
+from ituning_hf.captioner.configuration_ituning import CaptionerError
+
+LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+
+
+# --- Backbones that moved, and other backbones
+
+
+def test_backbones_that_moved_are_named_and_can_be_given_by_path(
+    own_backbones: dict[str, Path], tmp_path: Path, monkeypatch
+):
+    model = make_captioner(own_backbones)
+    model.save_pretrained(tmp_path / "captioner")
+    shutil.move(own_backbones["vision"], tmp_path / "moved")
+    with pytest.raises(OSError, match=r"not found at '.*vision': there is no such folder. If it has moved"):
+        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "moved", str(tmp_path / "moved"), "moved"):
+        loaded = ITuningForCaptioning.from_pretrained("captioner", vision_model_name_or_path=place)
+        assert torch.equal(logits_of(loaded), logits_of(model))
+        assert loaded.config.vision_model_name_or_path == str(tmp_path / "moved")
+    loaded.save_pretrained("again")
+    assert torch.equal(logits_of(ITuningForCaptioning.from_pretrained("again")), logits_of(model))
+
+
+def test_a_full_clip_may_be_given_for_its_vision_part(captioner, saved: Path, backbones: dict[str, Path]):
+    assert len({Backbone("vision", backbones[name]).fingerprint() for name in ("clip", "vision")}) == 1
+    loaded = ITuningForCaptioning.from_pretrained(saved, vision_model_name_or_path=backbones["clip"])
+    assert torch.equal(logits_of(loaded), logits_of(captioner))
+
+
+def nudge_one_norm(model: torch.nn.Module) -> None:
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    norms[2].weight.data[3] += 1e-6
+
+
+@pytest.mark.parametrize("change", [reinitialise, nudge_one_norm])
+@pytest.mark.parametrize(("part", "model_class"), [("vision", CLIPVisionModel), ("text", GPT2LMHeadModel)])
+def test_other_backbones_are_refused(
+    saved: Path, backbones: dict[str, Path], tmp_path: Path, part: str, model_class: type, change: Callable
+):
+    other = model_class.from_pretrained(backbones[part])
+    change(other)
+    other.save_pretrained(tmp_path / "other")
+    wanted, found = (Backbone(part, path).fingerprint() for path in (backbones[part], tmp_path / "other"))
+    assert wanted != found
+    message = rf"{part} model at '.*other' is not the one .* is {found}, expected {wanted}\. Use the"
+    with pytest.raises(CaptionerError, match=message):
+        ITuningForCaptioning.from_pretrained(saved, **{f"{part}_model_name_or_path": tmp_path / "other"})
+
+
+def test_a_backbone_of_another_model_type_is_refused(saved: Path, backbones: dict[str, Path]):
+    with pytest.raises(ValueError, match="vision encoder's model_type is 'gpt2', expected one of"):
+        ITuningForCaptioning.from_pretrained(saved, vision_model_name_or_path=backbones["text"])
+
+
+INCOMPLETE = [
+    ("vision", "encoder.layers.1.mlp.fc1.weight"),
+    ("text", "transformer.h.3.attn.c_proj.bias"),
+]
+
+
+@pytest.mark.parametrize(("part", "key"), INCOMPLETE)
+@pytest.mark.parametrize("change", ["missing", "reshaped"])
+def test_an_incomplete_backbone_is_refused(own_backbones: dict[str, Path], part: str, key: str, change: str):
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        (name,) = [name for name in tensors if name.endswith(key)]
+        if change == "missing":
+            del tensors[name]
+        else:
+            tensors[name] = tensors[name][:-1].clone()
+
+    rewrite(own_backbones[part] / "model.safetensors", spoil)
+    message = rf"{part} model at '.*{part}' is incomplete: 1 weights are missing or .*{key}"
+    with pytest.raises(CaptionerError, match=message):
+        make_captioner(own_backbones)
+
+
+# --- The fingerprint
+
+
+def save_sharded(model: GPT2LMHeadModel, folder: Path) -> None:
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+
+
+def save_as_bin(model: GPT2LMHeadModel, folder: Path) -> None:
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+def save_without_prefix(model: GPT2LMHeadModel, folder: Path) -> None:
+    base = GPT2Model(model.config)
+    base.load_state_dict(model.transformer.state_dict())
+    base.save_pretrained(folder)
+    assert "h.0.ln_1.weight" in load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("save", [save_sharded, save_as_bin, save_without_prefix])
+def test_the_fingerprint_does_not_depend_on_the_file_format(
+    captioner, saved: Path, backbones: dict[str, Path], tmp_path: Path, save: Callable
+):
+    (tmp_path / "other").mkdir()
+    save(GPT2LMHeadModel.from_pretrained(backbones["text"]), tmp_path / "other")
+    wanted = Backbone("text", backbones["text"]).fingerprint()
+    assert Backbone("text", tmp_path / "other").fingerprint() == wanted
+    loaded = ITuningForCaptioning.from_pretrained(saved, text_model_name_or_path=tmp_path / "other")
+    assert torch.equal(logits_of(loaded), logits_of(captioner))
+
+
+# --- Backbones that changed after loading
+
+
+def merge_lora(model: ITuningForCaptioning) -> None:
+    get_peft_model(model, LORA).merge_and_unload()
+
+
+def train_text_model(model: ITuningForCaptioning) -> None:
+    model.text_model.requires_grad_(True)
+    optimizer = torch.optim.SGD(model.text_model.parameters(), lr=1e-3)
+    model.train()(**make_batch()).loss.backward()
+    optimizer.step()
+    model.eval()
+
+
+def change_vision_model(model: ITuningForCaptioning) -> None:
+    reinitialise(model.vision_model)
+
+
+CHANGES = [("text", merge_lora), ("text", train_text_model), ("vision", change_vision_model)]
+
+
+@pytest.mark.parametrize(("part", "change"), CHANGES)
+def test_a_changed_backbone_is_saved_before_the_captioner(
+    captioner, tmp_path: Path, part: str, change: Callable[[ITuningForCaptioning], None]
+):
+    before = logits_of(captioner)
+    change(captioner)
+    changed = logits_of(captioner)
+    assert not torch.allclose(changed, before)
+    message = rf"{part} model in memory is not the one at .* call model.save_backbone\(\"{part}\", folder\)"
+    with pytest.raises(CaptionerError, match=message):
+        captioner.save_pretrained(tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+    captioner.save_backbone(part, tmp_path / "changed")
+    captioner.save_pretrained(tmp_path / "captioner")
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+    assert torch.equal(logits_of(loaded), changed)
+    assert getattr(loaded.config, f"{part}_model_name_or_path") == str(tmp_path / "changed")
+
+
+def test_a_lora_that_is_not_merged_is_not_lost(captioner, tmp_path: Path):
+    before = logits_of(captioner)
+    inject_adapter_in_model(LORA, captioner)
+    with pytest.raises(
+        CaptionerError, match=r"it has \d+ additional weights .*lora_A.* with PEFT, and unload"
+    ):
+        captioner.save_pretrained(tmp_path / "refused")
+    with pytest.raises(CaptionerError, match=r"text model has PEFT adapters .*c_attn.*: merge them first"):
+        captioner.save_backbone("text", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    assert not torch.allclose(logits_of(captioner), before)
+
+
+def test_a_lora_of_add_adapter_is_saved_as_in_transformers(captioner, saved: Path, tmp_path: Path):
+    captioner.add_adapter(LORA)
+    captioner.save_pretrained(tmp_path / "lora")
+    assert not (tmp_path / "lora/model.safetensors").exists()
+    loaded = ITuningForCaptioning.from_pretrained(saved)
+    loaded.load_adapter(tmp_path / "lora")
+    torch.testing.assert_close(logits_of(loaded), logits_of(captioner), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float16", "bfloat16"), ("float32", "float16")])
+def test_a_conversion_of_the_dtype_is_not_a_change(saved: Path, tmp_path: Path, dtypes: tuple[str, str]):
+    first, second = dtypes
+    captioner = ITuningForCaptioning.from_pretrained(saved, dtype=first).to(getattr(torch, second))
+    captioner.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").exists()
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def replace(folder: Path) -> None:
+    other = GPT2LMHeadModel.from_pretrained(folder)
+    reinitialise(other)
+    other.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", [remove, replace])
+def test_a_captioner_is_saved_although_its_backbones_files_have_changed(
+    own_backbones: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any
+):
+    model = make_captioner(own_backbones)
+    change(own_backbones["text"])
+    model.save_pretrained(tmp_path / "captioner")
+    assert "text model could not be compared with its files" in caplog.text
+    adapter = load_file(tmp_path / "captioner/model.safetensors")
+    assert all(torch.equal(adapter[name], tensor) for name, tensor in model.adapter_state_dict().items())
