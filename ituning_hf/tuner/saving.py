@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.constants import REPOCARD_NAME
 from peft import PeftModel
 
-from ..captioner.pretrained_ituning import is_local
+from ..captioner.backbones_ituning import is_local
 from ..utils.errors import UserError
 from .config import ITuningTunerConfig
 
