@@ -99,6 +99,9 @@ def workplace(
         yield {"images": images, "captions": [["a red square", "a square"], ["a blue one"]]}
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute in the model")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 @pytest.mark.parametrize("page", [page for page in PAGES if read_blocks(page)])
 def test_code_blocks_run(page: str, workplace: dict[str, object]):
     if not any("--output_dir outputs/mine" in text for _, text in read_blocks(page)):

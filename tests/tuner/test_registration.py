@@ -8,7 +8,7 @@ import pytest
 import torch
 from fresh_process import run_fresh
 from methods import IMAGES, ITUNING, ROWS
-from peft import PeftType
+from peft import AutoPeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from ituning_hf import ITuningForCaptioning
@@ -31,7 +31,7 @@ from peft import AutoPeftModelForCausalLM, PeftConfig
 folder, rows, image = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 found = {}
 try:
-    PeftConfig.from_pretrained(folder)
+    AutoPeftModelForCausalLM.from_pretrained(folder, import_allowlist=["ituning_hf"])
 except KeyError as error:
     found["error"] = str(error)
 import ituning_hf
@@ -49,9 +49,16 @@ def test_importing_the_package_registers_the_method(gpt2, tmp_path: Path):
     model.save_pretrained(tmp_path)
     inputs = (json.dumps(ROWS.tolist()), json.dumps(IMAGES.tolist()))
     found = run_fresh(FRESH, tmp_path, tmp_path, *inputs, hide=False)
-    assert found["error"] == "'ITUNING'"  # PEFT's message, which docs/peft.md explains
+    # PEFT's message, which docs/peft.md explains; the allowlist is for the language model's class.
+    assert found["error"] == "'ITUNING'"
     assert found["config"] == "ITuningTunerConfig"
     assert torch.equal(torch.tensor(found["logits"]), ITUNING.logits(model))
+
+
+def test_an_adapter_without_a_task_type_loads_with_auto_peft_model(gpt2, tmp_path: Path):
+    model = ITUNING.wrap(gpt2, task_type=None)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(ITUNING.logits(AutoPeftModel.from_pretrained(tmp_path)), ITUNING.logits(model))
 
 
 def test_from_peft_names_the_packages_it_requires(captioner, monkeypatch):

@@ -1,0 +1,235 @@
+"""PEFT models in `transformers.Trainer`: the tuner, the tuner beside a LoRA, and a LoRA over a captioner."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fresh_process import run_fresh
+from methods import ITUNING, LORA, VISION_WIDTH
+from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
+from small_models import ADAPTER, logits_of, make_batch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
+
+from ituning_hf import ITuningForCaptioning
+from ituning_hf.tuner import to_peft
+
+BATCH = make_batch(k=2)
+TEXT = {name: tensor for name, tensor in BATCH.items() if name != "pixel_values"}
+FEATURES = torch.randn(3, 10, VISION_WIDTH, generator=torch.Generator().manual_seed(3))
+PIXELS = {"pixel_values": BATCH["pixel_values"]}
+BEAMS = {"num_beams": 3, "max_new_tokens": 9, "min_new_tokens": 5}
+TWO_METHODS = [
+    pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute in the model"),
+]
+# PEFT 0.21 reads a name that Transformers has changed; it sets fan_in_fan_out itself.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),
+]
+
+
+def inputs_of(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The images, as the model takes them."""
+    is_captioner = isinstance(model.get_base_model(), ITuningForCaptioning)
+    return PIXELS if is_captioner else {"encoder_hidden_states": FEATURES}
+
+
+def make_trainer(model: PeftModel, folder: Path, steps: int = 2, **options: Any) -> Trainer:
+    """A trainer whose every batch is the same."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        learning_rate=0.1,
+        logging_steps=1,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **{"save_strategy": "no"} | options,
+    )
+    batch = TEXT | inputs_of(model)
+    return Trainer(model, arguments, lambda _: dict(batch), train_dataset=range(8), eval_dataset=range(8))
+
+
+def train(model: PeftModel, folder: Path, **options: Any) -> list[float]:
+    """Train, and return the loss of each step."""
+    trainer = make_trainer(model, folder, **options)
+    trainer.train()
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()  # undo the autocast of `forward`
+    return [record["loss"] for record in trainer.state.log_history if "loss" in record]
+
+
+def without_dropout(model: nn.Module) -> Any:
+    for dropout in (m for m in model.modules() if isinstance(m, nn.Dropout)):
+        dropout.p = 0.0
+    return model
+
+
+def tuned(gpt2: GPT2LMHeadModel) -> PeftModel:
+    return without_dropout(ITUNING.wrap(gpt2))
+
+
+def tuned_beside_lora(gpt2: GPT2LMHeadModel) -> PeftModel:
+    lora = LORA.wrap(gpt2, adapter="style")
+    return without_dropout(ITUNING.wrap(lora.get_base_model(), layers=[2, 3]))
+
+
+@pytest.fixture
+def base(captioner, tmp_path: Path) -> Path:
+    """The folder of a captioner without a processor."""
+    captioner.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def load(base: Path) -> ITuningForCaptioning:
+    return ITuningForCaptioning.from_pretrained(base)
+
+
+def lora_config(**options: Any) -> LoraConfig:
+    return LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, **options)
+
+
+# --- The settings of the Trainer
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_label_smoothing_of_the_trainer_is_computed_on_shifted_labels(gpt2, tmp_path: Path, accumulated: int):
+    model = tuned(gpt2)
+    with torch.no_grad():
+        logits = model(TEXT["input_ids"], TEXT["attention_mask"], encoder_hidden_states=FEATURES).logits
+    logits, labels = logits[:, :-1].flatten(0, 1), TEXT["labels"][:, 1:].flatten()
+    expected = F.cross_entropy(logits, labels, label_smoothing=0.1).item()
+    options = {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": accumulated}
+    assert train(model, tmp_path, **options)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_neftune_adds_noise_to_the_frozen_embeddings(gpt2, tmp_path: Path):
+    plain = train(tuned(copy.deepcopy(gpt2)), tmp_path)
+    model = tuned(gpt2)
+    noisy = train(model, tmp_path, neftune_noise_alpha=5.0)
+    assert abs(noisy[0] - plain[0]) > 1e-4
+    assert torch.equal(ITUNING.logits(model), ITUNING.logits(model))  # the noise ends with the training
+
+
+@pytest.mark.parametrize(
+    "make", [tuned, pytest.param(tuned_beside_lora, marks=TWO_METHODS)], ids=["tuner", "beside LoRA"]
+)
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"activation_checkpointing": True}], ids=str)
+def test_training_resumes_from_a_checkpoint(
+    gpt2, tmp_path: Path, make: Callable[[Any], PeftModel], options: dict
+):
+    losses = train(
+        make(copy.deepcopy(gpt2)), tmp_path, steps=4, save_strategy="steps", save_steps=2, **options
+    )
+    trainer = make_trainer(make(gpt2), tmp_path, steps=4, **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    resumed = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    assert resumed == losses
+    assert losses == sorted(losses, reverse=True)
+
+
+# --- A LoRA over a captioner, kept as a PEFT adapter
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"activation_checkpointing": True},
+    {"bf16": True, "activation_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+@pytest.mark.parametrize("modules_to_save", [None, ["adapter"]])
+def test_a_lora_over_a_captioner_is_saved_and_reloaded(base, tmp_path: Path, modules_to_save, options: dict):
+    model = get_peft_model(load(base), lora_config(modules_to_save=modules_to_save))
+    assert any(".adapter." in name for name, p in model.named_parameters() if p.requires_grad) == bool(
+        modules_to_save
+    )
+    train(model, tmp_path, **options)
+    logits, captions = logits_of(model), model.generate(**PIXELS, **BEAMS)
+    assert not torch.allclose(logits, logits_of(load(base)), atol=0.1)
+
+    model.save_pretrained(tmp_path / "lora")
+    again = PeftModel.from_pretrained(load(base), tmp_path / "lora")
+    assert torch.equal(logits_of(again), logits)
+    assert torch.equal(again.generate(**PIXELS, **BEAMS), captions)
+    with model.disable_adapter():
+        assert torch.equal(logits_of(model), logits_of(load(base)))
+    assert torch.equal(logits_of(model), logits)
+
+    merged = again.merge_and_unload()
+    assert type(merged) is ITuningForCaptioning
+    torch.testing.assert_close(logits_of(merged), logits, rtol=0, atol=1e-5)
+    assert torch.equal(merged.generate(**PIXELS, **BEAMS), captions)
+
+
+def test_recomputed_activations_give_a_lora_the_same_gradients(base):
+    def gradients(checkpointing: bool) -> tuple[dict[str, torch.Tensor], int]:
+        torch.manual_seed(0)
+        config = lora_config(modules_to_save=["adapter"], init_lora_weights=False)
+        model = get_peft_model(load(base), config).train()
+        if checkpointing:
+            model.get_base_model().activation_checkpointing_enable()
+        calls = []
+        for layer in model.text_model.transformer.h:
+            layer.ln_2.register_forward_hook(lambda *_: calls.append(1))
+        model(**BATCH).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, len(calls)
+
+    (expected, calls), (found, recomputed) = gradients(False), gradients(True)
+    assert (calls, recomputed) == (4, 8)
+    assert len(expected) == 8 + 4 * 8
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_the_language_model_of_a_merged_captioner_is_kept_as_a_new_backbone(base, backbones, tmp_path: Path):
+    config = lora_config(modules_to_save=["adapter"], init_lora_weights=False)
+    merged = get_peft_model(load(base), config).merge_and_unload()
+    to_peft(merged).unload().save_pretrained(tmp_path / "text")
+    rebuilt = ITuningForCaptioning.from_vision_text_pretrained(
+        backbones["vision"], tmp_path / "text", **ADAPTER
+    )
+    rebuilt.load_adapter_state_dict(merged.adapter_state_dict(), "merged")
+    rebuilt.save_pretrained(tmp_path / "rebuilt")
+    assert torch.equal(logits_of(load(tmp_path / "rebuilt")), logits_of(merged))
+
+
+# --- AutoPeftModel
+
+
+FRESH = """
+import json, warnings
+from peft import AutoPeftModel
+folder = sys.argv[1]
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")
+found = {}
+try:
+    AutoPeftModel.from_pretrained(folder)
+except ValueError as error:
+    found["error"] = str(error)
+found["before"] = "ituning_hf" in sys.modules
+model = AutoPeftModel.from_pretrained(folder, import_allowlist=["ituning_hf"])
+found["class"] = type(model.get_base_model()).__name__
+found["sum"] = sum(p.double().sum().item() for p in model.parameters())
+"""
+
+
+def test_a_fresh_process_loads_a_lora_over_a_captioner_by_the_import_allowlist(base, tmp_path: Path):
+    model = get_peft_model(load(base), lora_config(init_lora_weights=False))
+    model.save_pretrained(tmp_path / "lora")
+    found = run_fresh(FRESH, tmp_path, tmp_path / "lora", hide=False)
+    assert "wants to import 'ituning_hf.captioner.modeling_ituning'" in found["error"]
+    assert (found["before"], found["class"]) == (False, "ITuningForCaptioning")
+    assert found["sum"] == pytest.approx(sum(p.double().sum().item() for p in model.parameters()))
+    here = AutoPeftModel.from_pretrained(tmp_path / "lora", import_allowlist=["ituning_hf"])
+    assert torch.equal(logits_of(here), logits_of(model.eval()))
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
