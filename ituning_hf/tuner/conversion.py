@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,10 @@ def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> P
     Returns:
         The PEFT model, in evaluation mode, with a trainable adapter.
 
+    Raises:
+        CaptionerError: if the language model was changed, such as by a merged LoRA, which PEFT would not
+            save.
+
     Example:
     ```python
     >>> from ituning_hf import ITuningForCaptioning
@@ -55,6 +60,11 @@ def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> P
     ```
     """
     config = captioner.config
+    if (name := config.text_model_name_or_path) is not None:
+        with suppress(OSError):  # the files have moved since they were loaded
+            backbone = Backbone("text", name, config.text_model_revision, local_files_only=True)
+            advice = 'To keep the changed text model, call captioner.save_backbone("text", folder) first.'
+            backbone.check_unchanged(captioner.text_model, advice)
     family = decoder_family(config.text_config)
     text_model = family.without_adapters(captioner.text_model)
     text_model.name_or_path = config.text_model_name_or_path or ""  # PEFT reads it

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from methods import ITUNING, LORA
-from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from small_models import ADAPTER, TEXT, VISION, contents, make_captioner
 from transformers import (
     CLIPVisionConfig,
@@ -200,6 +200,19 @@ def test_backbones_that_were_changed_in_memory_are_refused(backbones, gpt2, capt
         ValueError, match=r"The vision model in memory .*layers\.1\.layer_norm1\.weight differs"
     ):
         ITuningForCaptioning.from_peft(to_peft(captioner), vision)
+
+
+def test_a_captioner_with_a_changed_language_model_is_refused(captioner, pixel_values, tmp_path: Path):
+    merged = get_peft_model(
+        captioner, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    ).merge_and_unload()
+    with pytest.raises(ValueError, match=r"c_attn\.weight differs.* call captioner\.save_backbone"):
+        to_peft(merged)
+    merged.save_backbone("text", tmp_path / "text")
+    to_peft(merged).save_pretrained(tmp_path / "adapter")
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    features = merged.get_image_features(pixel_values)
+    assert torch.equal(peft_logits_of(model, features), logits_of(merged, pixel_values))
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])

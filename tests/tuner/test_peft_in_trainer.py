@@ -11,13 +11,12 @@ import torch
 from fresh_process import run_fresh
 from methods import ITUNING, LORA, VISION_WIDTH
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
-from small_models import ADAPTER, logits_of, make_batch
+from small_models import logits_of, make_batch
 from torch import nn
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.tuner import to_peft
 
 BATCH = make_batch(k=2)
 TEXT = {name: tensor for name, tensor in BATCH.items() if name != "pixel_values"}
@@ -190,16 +189,24 @@ def test_recomputed_activations_give_a_lora_the_same_gradients(base):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_the_language_model_of_a_merged_captioner_is_kept_as_a_new_backbone(base, backbones, tmp_path: Path):
+def test_a_merged_captioner_is_saved_with_its_language_model(base, tmp_path: Path):
     config = lora_config(modules_to_save=["adapter"], init_lora_weights=False)
     merged = get_peft_model(load(base), config).merge_and_unload()
-    to_peft(merged).unload().save_pretrained(tmp_path / "text")
-    rebuilt = ITuningForCaptioning.from_vision_text_pretrained(
-        backbones["vision"], tmp_path / "text", **ADAPTER
-    )
-    rebuilt.load_adapter_state_dict(merged.adapter_state_dict(), "merged")
-    rebuilt.save_pretrained(tmp_path / "rebuilt")
-    assert torch.equal(logits_of(load(tmp_path / "rebuilt")), logits_of(merged))
+    with pytest.raises(ValueError, match="save_backbone"):
+        merged.save_pretrained(tmp_path / "merged")
+    merged.save_backbone("text", tmp_path / "text")
+    merged.save_pretrained(tmp_path / "merged")
+    assert torch.equal(logits_of(load(tmp_path / "merged")), logits_of(merged))
+
+
+def test_transformers_own_adapter_methods_save_and_reload_a_lora(base, tmp_path: Path):
+    model = load(base)
+    model.add_adapter(lora_config(init_lora_weights=False))
+    model.eval().save_pretrained(tmp_path / "lora")
+    again = load(base)
+    again.load_adapter(str(tmp_path / "lora"))
+    assert torch.equal(logits_of(again.eval()), logits_of(model))
+    assert not torch.allclose(logits_of(model), logits_of(load(base)), atol=0.1)
 
 
 # --- AutoPeftModel
