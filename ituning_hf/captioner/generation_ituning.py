@@ -20,6 +20,9 @@ SUPPORTED_MODES = (
 )
 # Captions are short. This limits a model that never generates the EOS token.
 DEFAULT_MAX_NEW_TOKENS = 40
+# Seq2SeqTrainer writes this default into the model's generation configuration. Transformers would warn in each
+# call that it contradicts max_new_tokens.
+UNSET_MAX_LENGTH = 20
 
 
 class ITuningGenerationMixin(GenerationMixin):
@@ -78,9 +81,11 @@ class ITuningGenerationMixin(GenerationMixin):
             input_ids = torch.empty((key.shape[0], 0), dtype=torch.long, device=key.device)
             attention_mask = None
         check_rows(input_ids.shape[0], key.shape[0])
+        own = self.generation_config
+        if own.max_new_tokens is not None and own.max_length == UNSET_MAX_LENGTH:
+            own.max_length = None
         past = kwargs.get("past_key_values")
         if past is None or past.get_seq_length() == 0:
-            own = self.generation_config
             given = generation_config or own
             begin = own.bos_token_id if given.bos_token_id is None else given.bos_token_id
             pad = own.pad_token_id if given.pad_token_id is None else given.pad_token_id

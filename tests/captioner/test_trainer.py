@@ -184,7 +184,9 @@ def test_predict_returns_logits_and_metrics_are_computed_from_them(captioner, tm
     assert shapes == [expected.logits.shape]
 
 
-def test_seq2seq_trainer_generates_the_captions_of_caption(captioner, processor, tmp_path: Path):
+def test_seq2seq_trainer_generates_the_captions_of_caption(
+    captioner, processor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     draw = np.random.default_rng(4)
     pictures = [Image.fromarray(draw.integers(0, 256, (40, 30, 3), np.uint8)) for _ in range(5)]
     captions = [[SENTENCES[i % 3], SENTENCES[(i + 1) % 3]] for i in range(len(pictures))]
@@ -222,3 +224,4 @@ def test_seq2seq_trainer_generates_the_captions_of_caption(captioner, processor,
     trainer.save_model()
     loaded, processor = ituning_hf.load_captioner(tmp_path)
     assert ituning_hf.caption(loaded, pictures, processor, num_beams=3) == expected
+    assert "max_length" not in caplog.text
