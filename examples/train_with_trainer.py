@@ -1,6 +1,6 @@
 """Train a captioner with Transformers' `Seq2SeqTrainer` instead of the package's own loop.
 
-    python examples/train_with_trainer.py --output_dir outputs/trainer         # drawn scenes, bundled miniatures
+    python examples/train_with_trainer.py --output_dir outputs/trainer  # drawn scenes, bundled miniatures
     accelerate launch examples/train_with_trainer.py --output_dir outputs/trainer \
         --dataset photos/ --vision_model openai/clip-vit-base-patch16 --text_model gpt2 \
         --learning_rate 5e-4 --num_train_epochs 10 --eval_strategy epoch --push_to me/my-captioner
@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from transformers import EvalPrediction, HfArgumentParser, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import (
+    EvalPrediction,
+    HfArgumentParser,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
 
 import ituning_hf
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
@@ -52,10 +58,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = HfArgumentParser((ScriptArguments, Seq2SeqTrainingArguments))
     script, training = parser.parse_args_into_dataclasses(argv)
     training.predict_with_generate = True
-    train_data, eval_data = (
-        load_captioned_images(script.dataset, split, image_root=script.image_root) for split in ("train", "val")
-    )
-    eval_data = eval_data[: script.eval_images]
+    set_seed(training.seed)  # before the adapters are initialized
+    root = script.image_root
+    train_data = load_captioned_images(script.dataset, "train", image_root=root)
+    eval_data = load_captioned_images(script.dataset, "val", image_root=root)[: script.eval_images]
     model = ITuningForCaptioning.from_vision_text_pretrained(script.vision_model, script.text_model)
     processor = ITuningProcessor.from_vision_text_pretrained(script.vision_model, script.text_model)
 

@@ -20,8 +20,8 @@ SUPPORTED_MODES = (
 )
 # Captions are short. This limits a model that never generates the EOS token.
 DEFAULT_MAX_NEW_TOKENS = 40
-# Seq2SeqTrainer writes this default into the model's generation configuration. Transformers would warn in each
-# call that it contradicts max_new_tokens.
+# Seq2SeqTrainer writes this default into the model's generation configuration. Transformers would then warn
+# in each call that it contradicts max_new_tokens.
 UNSET_MAX_LENGTH = 20
 
 

@@ -309,14 +309,15 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             packed = pack_rows(input_ids, attention_mask, targets, num_images, decoder.hidden_size)
         if packed is not None:
             input_ids, position_ids, targets = packed
-            embeds = self.get_input_embeddings()(input_ids)  # Transformers warns about ids without a mask
-            inputs = {"inputs_embeds": embeds, "position_ids": position_ids.to(embeds.device)}
-        else:
-            if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-                position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
-            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+            attention_mask = None
+        elif position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
+        # Given ids instead, Transformers may warn about padding tokens without a mask.
+        inputs_embeds = self.get_input_embeddings()(input_ids)  # (rows, T, d)
         outputs = self.text_model.base_model(
-            **inputs,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=None if position_ids is None else position_ids.to(inputs_embeds.device),
             past_key_values=past_key_values,
             use_cache=use_cache,
             visual_key_values=visual_key_values,
