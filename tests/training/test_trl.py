@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, Image
-from small_models import SENTENCES
+from small_models import SENTENCES, make_captioner
 from transformers import BatchFeature, Trainer, TrainingArguments
 
-from ituning_hf import ITuningForCaptioning, ITuningProcessor, load_captioner
+from ituning_hf import ITuningProcessor, load_captioner
 from ituning_hf.data.scenes import make_scene
 
 pytestmark = [
@@ -21,13 +21,14 @@ pytestmark = [
 
 
 def test_sft_trainer_trains_the_weights_of_trainer(
-    captioner: ITuningForCaptioning, processor: ITuningProcessor, tmp_path: Path
+    backbones: dict[str, Path], processor: ITuningProcessor, tmp_path: Path
 ):
     from trl import SFTConfig, SFTTrainer
 
     class CaptionSFTTrainer(SFTTrainer):
         compute_loss, prediction_step = Trainer.compute_loss, Trainer.prediction_step
 
+    captioner = make_captioner(backbones)
     paths = [tmp_path / f"{i}.png" for i in range(6)]
     for i, path in enumerate(paths):
         make_scene(0, i).load().save(path)
