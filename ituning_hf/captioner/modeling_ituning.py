@@ -271,14 +271,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             ValueError: if inputs are inconsistent with each other or with the backbones.
             CaptionerError: if `Trainer` was given a `label_smoothing_factor`.
         """
-        if labels is None and num_items_in_batch is not None:
-            raise CaptionerError(
-                "Got num_items_in_batch without labels. With label_smoothing_factor, Trainer computes the "
-                "loss itself, and does not shift the targets of this model: instead, let the data collator "
-                "set batch['label_smoothing'] = 0.1. With a compute_loss_func that shifts them, set "
-                "trainer.model_accepts_loss_kwargs = False."
-            )
-        input_ids = self._check_text(input_ids, attention_mask, labels)
+        input_ids = self._check_text(input_ids, attention_mask, labels, num_items_in_batch)
         # Not in the signature: Transformers' Trainer treats every parameter with "label" in its name as
         # labels, does not find this one in the batch, and then evaluates without a loss.
         label_smoothing = kwargs.pop("label_smoothing", 0.0)
@@ -298,15 +291,13 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         if skip_logits is None:  # as in Liger-Kernel
             skip_logits = self.training and isinstance(logits_to_keep, int) and logits_to_keep == 0
         needs_logits = labels is None or not skip_logits
-        # Outputs other than the loss have one entry per input row, so rows cannot be packed for them.
-        decoder = self.config.text_config
-        returns_rows = needs_logits or use_cache or past_key_values is not None
-        returns_rows = returns_rows or decoder.output_hidden_states or decoder.output_attentions
-        returns_rows = returns_rows or bool(self.get_input_embeddings()._forward_hooks)  # such as NEFTune's
-        targets = None if labels is None else next_tokens(labels)
-        packed = None
-        if targets is not None and not (returns_rows or kwargs or position_ids is not None):
-            packed = pack_rows(input_ids, attention_mask, targets, num_images, decoder.hidden_size)
+        keeps_rows = needs_logits or use_cache or past_key_values is not None or position_ids is not None
+        targets, packed = None, None
+        if labels is not None:
+            targets = next_tokens(labels)
+            if not (keeps_rows or kwargs or self._needs_rows()):
+                width = self.config.text_config.hidden_size
+                packed = pack_rows(input_ids, attention_mask, targets, num_images, width)
         if packed is not None:
             input_ids, position_ids, targets = packed
             attention_mask = None
@@ -337,10 +328,26 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def _needs_rows(self) -> bool:
+        """Return whether an output or a hook expects the rows as they were given, not packed."""
+        decoder, hooks = self.config.text_config, self.get_input_embeddings()._forward_hooks  # NEFTune's hook
+        return decoder.output_hidden_states or decoder.output_attentions or bool(hooks)
+
     def _check_text(
-        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, labels: torch.Tensor | None
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        num_items_in_batch: Any,
     ) -> torch.Tensor:
         """Return `input_ids`, after checking them against the mask, the labels and the language model."""
+        if labels is None and num_items_in_batch is not None:
+            raise CaptionerError(
+                "Got num_items_in_batch without labels. With label_smoothing_factor, Trainer computes the "
+                "loss itself, and does not shift the targets of this model: instead, let the data collator "
+                "set batch['label_smoothing'] = 0.1. With a compute_loss_func that shifts them, set "
+                "trainer.model_accepts_loss_kwargs = False."
+            )
         if input_ids is None:
             raise ValueError("input_ids is None. To caption an image, call generate(pixel_values=...).")
         if input_ids.ndim != 2:
