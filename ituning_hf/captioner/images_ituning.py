@@ -8,20 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps
 
 MAX_ASPECT_RATIO = 32
-
-# The possible values of white for each Pillow mode; the first that no value of the image exceeds is used.
-# Floats have the range 0..1 or 0..255, and 32-bit integers come from 8-bit or 16-bit originals.
-_WHITE_LEVELS: dict[str, tuple[float, ...]] = {
-    **dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), (65535,)),
-    "I": (255, 65535),
-    "F": (1, 255),
-}
-# The same for each kind of NumPy type; others are integers.
-_ARRAY_WHITE_LEVELS = {"b": (1,), "f": (1, 255)}
-
 _TILE = 1024  # the side, in pixels, of the part that is converted at a time
 
 
@@ -39,18 +29,21 @@ def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> Any:
         The `BatchFeature` of the image processor.
 
     Raises:
-        ValueError: if the values of an array are in no known range.
+        ValueError: if the type or the range of an array is unknown.
     """
     is_changed = kwargs.keys() & {"do_resize", "size", "do_center_crop"}
     keeps_square = image_processor.do_resize and image_processor.do_center_crop and not is_changed
     is_cropped = keeps_square and bool(dict(image_processor.size).get("shortest_edge"))
-    # Without rescaling, the caller has chosen the range of the values.
-    is_scaled = kwargs.get("do_rescale", image_processor.do_rescale)
+    # Without rescaling, or with another factor, the caller has chosen the range of the values.
+    do_rescale = kwargs.get("do_rescale", image_processor.do_rescale)
+    factor = kwargs.get("rescale_factor", image_processor.rescale_factor)
+    converts_arrays = do_rescale and math.isclose(factor, 1 / 255, rel_tol=1e-3)
 
     def convert(image: Any) -> Any:
         if isinstance(image, (list, tuple)):
             return [convert(item) for item in image]
-        if isinstance(image, (str, os.PathLike)) and os.path.isfile(image):
+        is_path = isinstance(image, (str, os.PathLike)) and os.path.isfile(image)
+        if is_path or hasattr(image, "read"):
             with Image.open(image) as opened:
                 return convert(opened)
         if isinstance(image, Image.Image):
@@ -58,10 +51,10 @@ def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> Any:
             if image.mode != "RGB" or image.has_transparency_data:
                 image = to_rgb(image)
             return crop_extreme_aspect(image) if is_cropped else image
-        if hasattr(image, "detach"):  # a tensor; NumPy has no bfloat16
-            image = image.detach().cpu()
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()  # NumPy has no bfloat16
             image = (image.float() if image.is_floating_point() else image).numpy()
-        if not is_scaled or not isinstance(image, np.ndarray):
+        if not converts_arrays or not isinstance(image, np.ndarray):
             return image
         return [_array_to_8_bits(item) for item in image] if image.ndim == 4 else _array_to_8_bits(image)
 
@@ -72,19 +65,35 @@ def _array_to_8_bits(values: np.ndarray) -> Any:
     """Scale an image of any type to 8 bits. A grey image without an axis of channels becomes a PIL image."""
     if values.size == 0:
         raise ValueError("The image has no pixels.")
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"An image has type {values.dtype}, expected integers, floats or booleans.")
     if values.dtype != np.uint8:
         low, high = values.min(), values.max()
-        levels = _ARRAY_WHITE_LEVELS.get(values.dtype.kind, (255, 65535))
-        fitting = [white for white in levels if low >= 0 and high <= white]
-        # A maximum a little above 1 is not that of a photograph in 0..255.
-        if not fitting or (values.dtype.kind == "f" and 1 < high < 2):
-            expected = " or ".join(f"0..{white}" for white in levels)
+        white = _white_level(values.dtype, low, high)
+        if white is None:
+            expected = "0..1 or 0..255" if values.dtype.kind == "f" else "0..255 or 0..65535"
             raise ValueError(
-                f"An image of type {values.dtype} has values from {low:.4g} to {high:.4g}, expected "
-                f"{expected}. Clip values just outside it; pass normalized images to the model directly."
+                f"An image of type {values.dtype} has values from {low:.6g} to {high:.6g}, expected "
+                f"{expected}. Clip values outside this range; pass normalized images to the model directly."
             )
-        values = _to_8_bits(values.astype(np.float64), 0, fitting[0])
+        values = _to_8_bits(values.astype(np.float64), 0, white)
     return Image.fromarray(values) if values.ndim == 2 else values
+
+
+def _white_level(dtype: np.dtype, low: float, high: float) -> int | None:
+    """Return the smallest possible value of white that no value of an image exceeds, or None.
+
+    Floats have the range 0..1 or 0..255, up to rounding errors. Integers other than uint8 and uint16 come
+    from 8-bit or 16-bit originals.
+    """
+    if dtype.kind == "u" and dtype.itemsize == 2:
+        return 65535
+    error = 1e-3 if dtype.kind == "f" else 0
+    for white in {"b": (1,), "f": (1, 255)}.get(dtype.kind, (255, 65535)):
+        if -error * white <= low and high <= (1 + error) * white:
+            # Normalized images, unlike photographs in 0..255, have a maximum below 3.
+            return None if dtype.kind == "f" and white == 255 and high < 3 else white
+    return None
 
 
 def crop_extreme_aspect(image: Image.Image) -> Image.Image:
@@ -116,12 +125,12 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to a new 8-bit RGB image; transparent pixels are composited over white.
 
-    Grey values of more than 8 bits are scaled, not clipped; see `_WHITE_LEVELS`. Other ranges are scaled from
+    Grey values of more than 8 bits are scaled, not clipped; see `_white_level`. Other ranges are scaled from
     minimum to maximum. Tile by tile, because the conversion takes up to 40 bytes per pixel.
     """
     if 0 in image.size:
         raise ValueError("The image has no pixels.")
-    convert = _grey_converter(image) if image.mode in _WHITE_LEVELS else _over_white
+    convert = _grey_converter(image) if image.mode.startswith(("I", "F")) else _over_white
     rgb = Image.new("RGB", image.size)
     for corner, tile in _tiles(image):
         rgb.paste(convert(tile), corner)
@@ -147,8 +156,8 @@ def _grey_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """Return a function that scales a tile of a grey image to 8 bits, by the range of the complete image."""
     ranges = [(values.min(), values.max()) for _, tile in _tiles(image) for values in [_values(tile)]]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    fitting = [white for white in _WHITE_LEVELS[image.mode] if low >= 0 and high <= white]
-    black, white = (0.0, fitting[0]) if fitting else (low, high)
+    white = _white_level(np.asarray(image.crop((0, 0, 1, 1))).dtype, low, high)
+    black, white = (low, high) if white is None else (0, white)
     return lambda tile: Image.fromarray(_to_8_bits(_values(tile), black, white))
 
 
@@ -158,7 +167,7 @@ def _values(image: Image.Image) -> np.ndarray:
 
 def _to_8_bits(values: np.ndarray, black: float, white: float) -> np.ndarray:
     scale = 255 / ((white - black) or 1.0)  # a uniform image outside the known ranges becomes black
-    return np.rint((values - black) * scale).astype(np.uint8)
+    return np.rint(np.clip((values - black) * scale, 0, 255)).astype(np.uint8)
 
 
 __all__ = ["crop_extreme_aspect", "prepare_images", "to_rgb", "upright"]

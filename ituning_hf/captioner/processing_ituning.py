@@ -40,7 +40,8 @@ class ITuningProcessor(ProcessorMixin):
 
     Args:
         image_processor (`CLIPImageProcessorPil`): Prepares images.
-        tokenizer (`GPT2Tokenizer`): Prepares text. The padding token defaults to the EOS token.
+        tokenizer (`GPT2Tokenizer`): Prepares text. A missing padding token is set to the EOS token. The
+            processor keeps a shallow copy, which pads on the left.
 
     Example:
     ```python
@@ -56,12 +57,13 @@ class ITuningProcessor(ProcessorMixin):
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-        if tokenizer is not None and tokenizer.vocab_size == 0:  # Transformers does not report missing files
-            raise CaptionerError("The tokenizer is empty: its files are missing (tokenizer.json).")
-        if tokenizer is not None and tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
         if tokenizer is not None:
-            tokenizer.padding_side = "left"  # a pipeline pads the prompts of a batch itself
+            if tokenizer.vocab_size == 0:  # Transformers does not report missing files
+                raise CaptionerError("The tokenizer is empty: its files are missing (tokenizer.json).")
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            tokenizer = copy.copy(tokenizer)
+            tokenizer.padding_side = "left"  # pipelines pad the prompts of a batch themselves
         super().__init__(pil_image_processor(image_processor), tokenizer, **kwargs)
 
     @classmethod
@@ -99,11 +101,13 @@ class ITuningProcessor(ProcessorMixin):
         """Prepare a batch.
 
         Args:
-            images: One image or a list of them: PIL images, files, NumPy arrays or torch tensors. The EXIF
-                orientation is applied, and transparent pixels are composited over white. In an array or
-                tensor, white is 1 for booleans, 1 or 255 for floats, and 255 or 65535 for integers: the
-                smallest that no value of the image exceeds. The values are rounded to 8 bits. With
-                `do_rescale=False`, arrays are passed on unchanged.
+            images: One image or a list of them: PIL images, paths, open binary files, NumPy arrays or torch
+                tensors. The EXIF orientation is applied, and transparent pixels are composited over white.
+                In an array or tensor, white is 1 for booleans, 65535 for uint16, 255 or 65535 for other
+                integers, and 1 or 255 for floats: the smallest that no value of the image exceeds. The values
+                are rounded to 8 bits. With `do_rescale=False`, or a `rescale_factor` other than 1/255, arrays
+                are passed on unchanged. URLs and base64 strings are decoded by Transformers, which clips
+                16-bit images.
             text: Prompts, or one prompt for all images. A BOS token is prepended; padding is on the left.
             captions: Targets: one caption, one per image, or a list per image. BOS and EOS tokens are added;
                 padding is on the right. An image with fewer captions than the others gets rows without
@@ -117,7 +121,7 @@ class ITuningProcessor(ProcessorMixin):
             pad_to_multiple_of (`int`, *optional*): Round the padded length up to a multiple of this number.
             return_tensors (`str`, defaults to "pt"): "pt", "np", or None for lists.
             **kwargs: Options of the image processor. Options may also be in the dictionaries `text_kwargs`,
-                `images_kwargs` and `common_kwargs`.
+                `images_kwargs` and `common_kwargs`. Except for `return_tensors`, None means the default.
 
         Returns:
             `pixel_values` of shape (num_images, 3, image_size, image_size); `input_ids` and
@@ -126,12 +130,13 @@ class ITuningProcessor(ProcessorMixin):
 
         Raises:
             ValueError: if there is no input, both text and captions, an empty caption, a list whose length is
-                not the number of images, an image with values in an unknown range, or no maximum length.
+                not the number of images, an array of an unknown type or range, or no maximum length.
             TypeError: if an option is unknown or has nothing to apply to.
         """
         for group in ("text_kwargs", "images_kwargs", "common_kwargs"):
-            kwargs = kwargs.pop(group, {}) | kwargs
+            kwargs = (kwargs.pop(group, None) or {}) | kwargs
         return_tensors = kwargs.pop("return_tensors", "pt")
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         text_options = {name: kwargs.pop(name) for name in _TEXT_OPTIONS if name in kwargs}
         if images is None and text is None and captions is None:
             raise ValueError("Nothing to prepare: pass images, text (prompts) or captions (targets).")
@@ -164,15 +169,16 @@ class ITuningProcessor(ProcessorMixin):
         pad_to_multiple_of: int | None = None,
     ) -> dict[str, list[list[int]]]:
         """Tokenize, truncate and pad the prompts or the captions."""
-        pads = PaddingStrategy({True: "longest", False: "do_not_pad"}.get(padding, padding))
-        truncation = max_length is not None if truncation is None else truncation
-        cuts = TruncationStrategy(
-            {True: "longest_first", False: "do_not_truncate"}.get(truncation, truncation)
-        )
-        length = self.tokenizer.model_max_length if max_length is None else max_length
-        limit = None if cuts == "do_not_truncate" else length
-        if length > LARGE_INTEGER and (limit is not None or pads == "max_length"):
+        padding = PaddingStrategy({True: "longest", False: "do_not_pad"}.get(padding, padding))
+        if truncation is None:
+            truncation = max_length is not None
+        names = {True: "longest_first", False: "do_not_truncate"}
+        is_truncated = TruncationStrategy(names.get(truncation, truncation)) != "do_not_truncate"
+        if max_length is None:
+            max_length = self.tokenizer.model_max_length
+        if max_length > LARGE_INTEGER and (is_truncated or padding == "max_length"):
             raise ValueError("The tokenizer has no model_max_length: pass max_length.")
+        limit = max_length if is_truncated else None
         if text is not None:
             groups = [
                 self._encode_prompts([text] * (num_images or 1) if isinstance(text, str) else text, limit)
@@ -182,10 +188,11 @@ class ITuningProcessor(ProcessorMixin):
                 self.encode_captions(group, limit) for group in self._caption_lists(captions, num_images)
             ]
         width = 0
-        if pads != "do_not_pad":
+        if padding != "do_not_pad":
             longest = max(len(row) for group in groups for row in group)
             multiple = pad_to_multiple_of or 1
-            width = math.ceil(max(longest, length if pads == "max_length" else 0) / multiple) * multiple
+            width = max(longest, max_length) if padding == "max_length" else longest
+            width = math.ceil(width / multiple) * multiple
         begin, pad = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
         if captions is not None:
             return caption_rows(groups, begin, pad, width=width)

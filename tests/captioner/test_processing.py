@@ -1,6 +1,7 @@
 """The processor: exact ids, shapes, padding and pixels."""
 
 import copy
+import io
 import json
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,16 @@ ARRAYS = {
     "black": (np.zeros((9, 8, 3), np.float32), np.zeros((9, 8, 3), np.uint8)),
     "boolean": (BRIGHT, np.uint8(255) * BRIGHT),
     "int64": (RGB.astype(np.int64), RGB),
+    "float32 above 1 by rounding": (
+        np.nextafter(np.float32(1), np.float32(2)) * (RGB / np.float32(255)),
+        RGB,
+    ),
+    "float64 below 0 by rounding": (RGB / 255 - 1e-8, RGB),
+    "float64 above 255 by rounding": (RGB + 1e-4, RGB),
     "uint16": (RGB.astype(np.uint16) * 257, RGB),
+    "dark uint16": (RGB.astype(np.uint16), np.rint(RGB / 257).astype(np.uint8)),
+    "dark uint16, big-endian": (RGB.astype(">u2"), np.rint(RGB / 257).astype(np.uint8)),
+    "dark uint16 tensor": (torch.tensor(RGB.astype(np.uint16)), np.rint(RGB / 257).astype(np.uint8)),
     "int32 of 16 bits": (torch.tensor(RGB.astype(np.int32) * 257), RGB),
     "grey": (GREY / 255, np.stack([GREY] * 3, axis=-1)),
     "with alpha": (
@@ -105,13 +115,15 @@ def test_arrays_are_prepared_as_the_8_bit_image_that_they_show(processor, name: 
 
 
 UNKNOWN_RANGES = [
-    (RGB / 128 - 1, r"float\d\d has values from -1 to 0.9922, expected 0\.\.1 or 0\.\.255"),
+    (RGB / 128 - 1, r"float\d\d has values from -1 to 0.992188, expected 0\.\.1 or 0\.\.255"),
     (RGB / 250, r"float\d\d has values from 0 to 1.02"),
+    (RGB / 100 - 0.2, r"float\d\d has values from -0.2 to 2.35, expected 0\.\.1 or 0\.\.255"),
     (RGB * 1.01, r"float\d\d has values from 0 to 257.[56]"),
     (np.full((9, 8, 3), np.nan), "from nan to nan"),
     (RGB.astype(np.int32) - 1, r"int32 has values from -1 to 254, expected 0\.\.255 or 0\.\.65535"),
-    (RGB.astype(np.int64) * 258, "int64 has values from 0 to 6.579e\\+04"),
+    (RGB.astype(np.int64) * 258, "int64 has values from 0 to 65790"),
     (np.zeros((0, 8, 3)), "The image has no pixels"),
+    (RGB.astype(complex), "type complex128, expected integers, floats or booleans"),
 ]
 
 
@@ -120,6 +132,19 @@ def test_arrays_in_no_known_range_are_refused(processor, array: np.ndarray, mess
     for images in (array, [RGB, array], torch.tensor(array)):
         with pytest.raises(ValueError, match=message):
             processor(images=images)
+
+
+def test_arrays_of_objects_are_refused(processor):
+    with pytest.raises(ValueError, match="type object, expected integers, floats or booleans"):
+        processor(images=RGB.astype(object))
+
+
+def test_with_another_rescale_factor_arrays_are_passed_on_unchanged(processor):
+    expected = processor(images=RGB / 255, do_rescale=False)["pixel_values"]
+    settings = processor.image_processor.to_dict() | {"rescale_factor": 1.0}
+    own = ITuningProcessor(CLIPImageProcessorPil(**settings), processor.tokenizer)
+    for found in (processor(images=RGB / 255, rescale_factor=1.0), own(images=RGB / 255)):
+        torch.testing.assert_close(found["pixel_values"], expected)
 
 
 def test_without_rescaling_arrays_are_passed_on_unchanged(processor):
@@ -154,6 +179,13 @@ def test_pil_images_of_every_mode_are_prepared_as_load_image_does(processor, mod
     assert torch.equal(processor(images=MODES[mode])["pixel_values"], expected)
 
 
+def test_rounding_errors_do_not_change_the_range_of_float_images(processor):
+    values = np.asarray(MODES["F"], np.float32)
+    expected = processor(images=MODES["F"])["pixel_values"]
+    for changed in (values * np.float32(1.000001), values - np.float32(1e-7)):
+        assert torch.equal(processor(images=Image.fromarray(changed))["pixel_values"], expected)
+
+
 @pytest.mark.parametrize("name", ["turned.jpg", "transparent.png", "deep.png"])
 def test_files_and_opened_files_are_prepared_as_load_image_does(processor, tmp_path: Path, name: str):
     exif = Image.Exif()
@@ -166,8 +198,8 @@ def test_files_and_opened_files_are_prepared_as_load_image_does(processor, tmp_p
     else:
         MODES["I;16"].save(path, exif=exif)
     expected = processor.image_processor(load_image(path), return_tensors="pt")["pixel_values"]
-    with Image.open(path) as opened:
-        for image in (path, str(path), opened, load_image(path)):
+    with Image.open(path) as opened, path.open("rb") as file:
+        for image in (path, str(path), opened, load_image(path), file, io.BytesIO(path.read_bytes())):
             assert torch.equal(processor(images=[image])["pixel_values"], expected)
 
 
@@ -364,7 +396,25 @@ def test_a_pipeline_accepts_files_texts_and_options(processor, captioner, tmp_pa
     assert [[answer["generated_text"] for answer in answers] for answers in found] == [expected] * 4
 
 
+def test_the_callers_tokenizer_keeps_its_padding_side(processor):
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.padding_side = "right"
+    own = ITuningProcessor(processor.image_processor, tokenizer)
+    assert (tokenizer.padding_side, own.tokenizer.padding_side) == ("right", "left")
+
+
 # --- Tensors, errors
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["padding", "truncation", "max_length", "do_resize", "text_kwargs", "images_kwargs", "common_kwargs"],
+)
+def test_none_means_that_an_option_is_not_given(processor, name: str):
+    inputs = {"images": images(), "text": ["a dog runs", "a man"]}
+    expected, found = processor(**inputs), processor(**inputs, **{name: None})
+    assert lists(found) == lists(expected)
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
 
 
 def test_lists_and_numpy_arrays_may_be_requested(processor):
