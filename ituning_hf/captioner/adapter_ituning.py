@@ -177,6 +177,7 @@ class ITuningAdapter(nn.Module):
 
 def compute_device(module: Any) -> torch.device:
     """Return the device on which a module computes, which differs from that of offloaded weights."""
+    module = getattr(module, "base_layer", module)  # of PEFT
     device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)  # set by Accelerate
     return module.weight.device if device is None else torch.device(device)
 

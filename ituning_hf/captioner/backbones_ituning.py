@@ -33,8 +33,9 @@ from .encoders_ituning import EncoderFamily, encoder_family
 MODEL_INIT_LOCK = vars(modeling_utils).setdefault("_ituning_model_init_lock", threading.RLock())
 
 _FINGERPRINT_ROWS = 8
-# Names of the tensors that replace a weight in the quantized layers of bitsandbytes and `ituning_hf`.
-_QUANTIZED = re.compile(r"\.(integers|scale|SCB|weight_format|weight\..+)$")
+# Names of tensors that replace a weight in the quantized layers of bitsandbytes and `ituning_hf`.
+QUANTIZED = re.compile(r"\.(integers|scale|SCB|weight_format|weight\..+)$")
+_OUTPUT_WEIGHT = "lm_head.weight"  # tied to the first weight unless the configuration says otherwise
 _Rows = tuple[list[int], torch.Tensor]  # the shape and the first rows of a weight
 
 
@@ -133,33 +134,46 @@ class Backbone:
                 f"fingerprint is {found}, expected {expected}. Use the {self.part} model of the training run."
             )
 
-    def check_unchanged(self, model: Any, advice: str = "") -> None:
-        """Raise an error, which ends with `advice`, unless a model in memory is this backbone.
+    def check_unchanged(
+        self, model: Any, state_dict: Mapping[str, torch.Tensor] | None = None, advice: str = ""
+    ) -> None:
+        """Raise an error unless a model in memory is this backbone.
 
-        Compares its class, and the first rows of its weights, in its dtype, with the checkpoint. Quantized
-        and offloaded weights are not compared.
+        Compares its class, and the first rows of its weights, with the checkpoint. A conversion to another
+        dtype is not a change. Quantized, offloaded and sharded weights are not compared.
+
+        Args:
+            model: The model.
+            state_dict: Its weights, if they were gathered from several processes.
+            advice: The end of the message if a weight differs.
+
+        Raises:
+            TypeError: if the model is of another class.
+            CaptionerError: if weights differ or were added.
         """
-        if not isinstance(model, self.family.model_class):
+        if not isinstance(getattr(model, "_orig_mod", model), self.family.model_class):
             expected = self.family.model_class.__name__
             raise TypeError(f"{self.part}_model is a {type(model).__name__}, expected a {expected}.")
         problem = f"The {self.part} model in memory is not the one at {self.name_or_path!r}"
-        state = {key.removeprefix(self.family.weight_prefix): x for key, x in model.state_dict().items()}
+        state = model.state_dict() if state_dict is None else state_dict
+        # torch.compile and PEFT add parts to names.
+        names = {name: name.replace("_orig_mod.", "").replace(".base_layer.", ".") for name in state}
         in_memory = {
-            key: tensor
-            for key, tensor in state.items()
-            if ".adapter." not in key and not self.family.not_weights.search(key)
+            own.removeprefix(self.family.weight_prefix): state[name]
+            for name, own in names.items()
+            if ".adapter." not in own and self._is_weight(own)
         }
-        if added := [key for key in in_memory if key not in self._weights and not _QUANTIZED.search(key)]:
+        if added := [key for key in in_memory if key not in self._weights and not QUANTIZED.search(key)]:
             raise CaptionerError(
-                f"{problem}: it has {len(added)} additional weights (first: {added[:3]}). Save what was "
-                f"added, such as LoRA, with PEFT, and unload it. {advice}".rstrip()
+                f"{problem}: it has {len(added)} additional weights (first: {added[:3]}). If they are a LoRA "
+                "or another PEFT adapter, save it with PEFT and call unload(), or call merge_and_unload()."
             )
         for key, (shape, rows) in self._weights.items():
             tensor = in_memory.get(key)
-            if tensor is None or not tensor.is_floating_point() or tensor.is_meta:
+            if tensor is None or not _is_readable(tensor):
                 continue
             found_shape, found = _first_rows(tensor)
-            if found_shape != shape or not _is_rounded(rows, found.cpu()):
+            if found_shape != shape or not _is_close(rows, found.cpu()):
                 raise CaptionerError(f"{problem}: {key} differs. {advice}".rstrip())
 
     @cached_property
@@ -167,12 +181,18 @@ class Backbone:
         """Read the first rows of all weights, by name without prefix; of a full CLIP, the vision part."""
         weights = _read_checkpoint(self.name_or_path, self._hub)
         prefix = self.family.weight_prefix
-        if prefixed := [key for key in weights if key.startswith(prefix)]:
-            weights = {key.removeprefix(prefix): weights[key] for key in prefixed}
+        if any(key.startswith(prefix) for key in weights):
+            own = [key for key in weights if key.startswith(prefix) or key == _OUTPUT_WEIGHT]
+            weights = {key.removeprefix(prefix): weights[key] for key in own}
         if (expected := self.family.first_weight) not in weights:
             name = self.family.model_class.__name__
             raise CaptionerError(f"{self.name_or_path!r} is not a {name}: it has no weight {expected!r}.")
-        return {key: rows for key, rows in weights.items() if not self.family.not_weights.search(key)}
+        return {key: rows for key, rows in weights.items() if self._is_weight(key)}
+
+    def _is_weight(self, key: str) -> bool:
+        """Return whether a tensor is a weight of its own: not a buffer, and not tied to another weight."""
+        is_tied = key == _OUTPUT_WEIGHT and getattr(self.config, "tie_word_embeddings", True)
+        return not is_tied and not self.family.not_weights.search(key)
 
 
 def load_backbone(
@@ -262,7 +282,7 @@ def _read_checkpoint(name: str, hub: dict[str, Any]) -> dict[str, _Rows]:
             shards = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
             return {k: x for shard in shards for k, x in _read_rows(cached_file(name, shard, **hub)).items()}
         if (path := find(WEIGHTS_NAME)) is not None:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return {key: _first_rows(tensor) for key, tensor in state.items()}
     raise OSError(f"no {SAFE_WEIGHTS_NAME}, {SAFE_WEIGHTS_INDEX_NAME} or {WEIGHTS_NAME} at {name!r}.")
 
@@ -272,10 +292,22 @@ def _read_rows(path: str) -> dict[str, _Rows]:
         return {key: _first_rows(file.get_slice(key)) for key in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
-def _is_rounded(stored: torch.Tensor, found: torch.Tensor) -> bool:
-    """Return whether weights are equal, also if they were converted to another dtype, and then back."""
-    dtypes = (found.dtype, torch.bfloat16, torch.float16)
-    return any(torch.equal(stored.to(dtype).to(found.dtype), found) for dtype in dtypes)
+def _is_readable(tensor: torch.Tensor) -> bool:
+    is_sharded = hasattr(tensor, "device_mesh") or tensor.numel() == 0  # by FSDP, by DeepSpeed
+    return tensor.is_floating_point() and not tensor.is_meta and not is_sharded
+
+
+def _is_close(stored: torch.Tensor, found: torch.Tensor) -> bool:
+    """Return whether weights differ only by conversions of the dtype, or by undoing a change."""
+    half, brain = torch.float16, torch.bfloat16
+    for conversions in ((), (half,), (brain,), (half, brain), (brain, half)):
+        converted = stored
+        for dtype in (*conversions, found.dtype):
+            converted = converted.to(dtype)
+        tolerance = 1e-6 * float(converted.abs().max())  # subtracting what was added leaves a rounding error
+        if torch.allclose(converted, found, rtol=0, atol=tolerance):
+            return True
+    return False
 
 
 def _first_rows(tensor: Any) -> tuple[list[int], torch.Tensor]:

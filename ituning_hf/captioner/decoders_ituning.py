@@ -40,7 +40,7 @@ class DecoderFamily:
     architecture: tuple[str, ...]  # configuration fields that change the output of given weights
     weight_prefix: str  # prefix of the decoder's weight names in some checkpoints
     first_weight: str  # a weight that every checkpoint has, without the prefix
-    not_weights: re.Pattern[str]  # buffers and tied weights, which only some checkpoints contain
+    not_weights: re.Pattern[str]  # buffers, which only some checkpoints contain
 
     def load(self, name: str, **kwargs: Any) -> Any:
         """Load a language model."""
@@ -164,7 +164,7 @@ class GPT2Family(DecoderFamily):
     )
     weight_prefix = "transformer."
     first_weight = "wte.weight"
-    not_weights = re.compile(r"(^|\.)(attn\.(masked_)?bias|lm_head\.weight)$")
+    not_weights = re.compile(r"(^|\.)attn\.(masked_)?bias$")
 
     def check_config(self, config: Any) -> None:
         """Raise `CaptionerError` if the language model cannot be used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class ITuningGenerationMixin(GenerationMixin):
         Each image is encoded once, and its keys and values are projected once for all steps and beams.
 
         Args:
-            inputs: An alias of `input_ids` or, if floating-point, of `pixel_values`.
+            inputs: An alias of `input_ids` or, with four dimensions, of `pixel_values`.
             generation_config: Replaces the model's generation configuration.
             pixel_values: Images, of shape (num_images, 3, image_size, image_size).
             visual_features: Replaces `pixel_values`; shape (num_images, N, d_v).
@@ -66,14 +67,17 @@ class ITuningGenerationMixin(GenerationMixin):
         """
         if kwargs.get("cache_implementation") == "paged":
             return self.generate_batch()
+        if isinstance(inputs, Mapping):
+            raise TypeError("Got a batch as one argument: pass its parts, generate(**batch).")
         if inputs is not None:
-            is_image = inputs.is_floating_point()
+            is_image = inputs.ndim == 4
             if (pixel_values if is_image else input_ids) is not None:
                 name = "pixel_values" if is_image else "input_ids"
                 raise ValueError(f"inputs and {name} are two names for one argument: pass one of them.")
             pixel_values, input_ids = (inputs, input_ids) if is_image else (pixel_values, inputs)
         if labels is not None:
             input_ids = None
+            kwargs.pop("label_smoothing", None)
         visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))
         key, _ = next(iter(visual_key_values.values()))  # (num_images, h, N, r / h)
         if input_ids is None:
@@ -81,9 +85,7 @@ class ITuningGenerationMixin(GenerationMixin):
             input_ids = torch.empty((key.shape[0], 0), dtype=torch.long, device=key.device)
             attention_mask = None
         check_rows(input_ids.shape[0], key.shape[0])
-        own = self.generation_config
-        if own.max_new_tokens is not None and own.max_length == UNSET_MAX_LENGTH:
-            own.max_length = None
+        own = self._complete_generation_config()
         past = kwargs.get("past_key_values")
         if past is None or past.get_seq_length() == 0:
             given = generation_config or own
@@ -102,6 +104,16 @@ class ITuningGenerationMixin(GenerationMixin):
             visual_key_values=visual_key_values,
             **kwargs,
         )
+
+    def _complete_generation_config(self) -> GenerationConfig:
+        """Add what is missing in the model's configuration if it was replaced, such as by Seq2SeqTrainer."""
+        own, text = self.generation_config, self.config.text_config
+        for name, token in decoder_family(text).special_tokens(text).items():
+            if getattr(own, name) is None:
+                setattr(own, name, token)
+        if own.max_new_tokens is not None and own.max_length == UNSET_MAX_LENGTH:
+            own.max_length = None
+        return own
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Raise an error: continuous batching is not supported."""

@@ -275,6 +275,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         # Not in the signature: Transformers' Trainer treats every parameter with "label" in its name as
         # labels, does not find this one in the batch, and then evaluates without a loss.
         label_smoothing = kwargs.pop("label_smoothing", 0.0)
+        if kwargs.pop("inputs_embeds", None) is not None:  # PEFT passes None
+            raise CaptionerError("inputs_embeds is not supported: pass input_ids.")
         if visual_key_values is None:
             visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))
         elif pixel_values is not None or visual_features is not None:
@@ -344,9 +346,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         if labels is None and num_items_in_batch is not None:
             raise CaptionerError(
                 "Got num_items_in_batch without labels. With label_smoothing_factor, Trainer computes the "
-                "loss itself, and does not shift the targets of this model: instead, let the data collator "
-                "set batch['label_smoothing'] = 0.1. With a compute_loss_func that shifts them, set "
-                "trainer.model_accepts_loss_kwargs = False."
+                "loss itself, and does not shift the targets of this model: set it to 0, and let the data "
+                "collator set batch['label_smoothing'] = 0.1. With a compute_loss_func, which must shift "
+                "them too, set trainer.model_accepts_loss_kwargs = False."
             )
         if input_ids is None:
             raise ValueError("input_ids is None. To caption an image, call generate(pixel_values=...).")

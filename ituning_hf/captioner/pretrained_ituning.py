@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
 from .backbones_ituning import (
+    QUANTIZED,
     Backbone,
     check_backbones_are_public,
     load_backbone,
@@ -42,6 +43,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
     """Saving and loading of a captioner; [`ITuningForCaptioning`] adds the computation."""
 
     config_class = ITuningConfig
+    _cache_dir: str | None = None  # where the backbones were found
 
     @classmethod
     def from_vision_text_pretrained(
@@ -89,7 +91,9 @@ class ITuningPreTrainedModel(PreTrainedModel):
         config = ITuningConfig(**fields, **decoder.config_fields(), **adapter_options)
         vision_model = encoder.load(**load) if encoder else UnloadedVisionModel(config.vision_config)
         text_model = decoder.load(**load)
-        return cls(config, vision_model, text_model).eval()
+        model = cls(config, vision_model, text_model)
+        model._cache_dir = hub.get("cache_dir")
+        return model.eval()
 
     @classmethod
     def from_pretrained(
@@ -170,6 +174,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         default = model.generation_config
         model.generation_config = generation_config or load_generation_config(name, default, **own)
         model.name_or_path = config.name_or_path = name
+        model._cache_dir = hub.get("cache_dir")
         config._commit_hash = own["revision"]  # not stored; `caption` loads the processor from it
         return model.eval()
 
@@ -207,33 +212,45 @@ class ITuningPreTrainedModel(PreTrainedModel):
         Raises:
             CaptionerError: if a backbone was changed, such as by a merged LoRA; see `save_backbone`.
         """
-        if not getattr(self, "_hf_peft_config_loaded", False):
+        has_peft_adapter = getattr(self, "_hf_peft_config_loaded", False)
+        if kwargs.get("is_main_process", True) and not has_peft_adapter:
             if kwargs.get("push_to_hub"):
                 check_backbones_are_public(self.config)
-            self._check_backbones()
-            weights = self.state_dict() if state_dict is None else state_dict
-            state_dict = {name: weights[name] for name in self.adapter_state_dict()}
+            names, weights = self.adapter_state_dict(), state_dict or self.state_dict()
+            if any(weights[name].is_meta for name in names):
+                from accelerate.utils.modeling import (
+                    get_state_dict_offloaded_model,  # it has offloaded the weights
+                )
+
+                weights = get_state_dict_offloaded_model(self)
+            self._check_backbones(weights)
+            # Names of a module in torch.compile have an additional part.
+            state_dict = {name.replace("_orig_mod.", ""): weights[name] for name in names}
             self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
-    def _check_backbones(self) -> None:
-        """Raise `CaptionerError` if a backbone in memory is not the recorded one."""
+    def _check_backbones(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Raise `CaptionerError` if a backbone in memory, or in a state dict, is not the recorded one."""
+        weights = self.state_dict() if state_dict is None else state_dict
         for part in ("vision", "text"):
-            model = getattr(self, f"{part}_model")
+            model, prefix = getattr(self, f"{part}_model"), f"{part}_model."
             name, revision, expected = recorded_backbone(self.config, part)
             if name is None or expected is None:
                 logger.warning(
                     f"The {part} model exists only in memory, so the saved captioner cannot be loaded."
                 )
             elif not isinstance(model, UnloadedVisionModel):
+                own = {key.removeprefix(prefix): x for key, x in weights.items() if key.startswith(prefix)}
                 try:
-                    backbone = Backbone(part, name, revision, local_files_only=True)
+                    backbone = Backbone(
+                        part, name, revision, cache_dir=self._cache_dir, local_files_only=True
+                    )
                     backbone.check_fingerprint(expected)
                 except (OSError, CaptionerError) as error:  # the files have moved or changed since loading
                     logger.warning(f"The {part} model could not be compared with its files: {error}")
                 else:
                     advice = f'call model.save_backbone("{part}", folder), then save the captioner.'
-                    backbone.check_unchanged(model, f"To keep the changed {part} model, {advice}")
+                    backbone.check_unchanged(model, own, f"To keep the changed {part} model, {advice}")
 
     def save_backbone(self, part: str, save_directory: str | os.PathLike[str]) -> None:
         """Save a backbone that was changed after loading, and record it as the captioner's.
@@ -246,7 +263,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
             save_directory: The folder for the backbone; it is created if it does not exist.
 
         Raises:
-            CaptionerError: if the backbone has PEFT adapters that are not merged.
+            CaptionerError: if the backbone is not loaded or was quantized, or has PEFT adapters that are not
+                merged.
 
         Example:
         ```python
@@ -255,11 +273,19 @@ class ITuningPreTrainedModel(PreTrainedModel):
 
         ```
         """
+        if part not in ("vision", "text"):
+            raise CaptionerError(f"part is {part!r}, expected 'vision' or 'text'.")
         model = getattr(self, f"{part}_model")
+        problem = f"The {part} model cannot be saved: it"
+        if isinstance(model, UnloadedVisionModel) or any(p.is_meta for p in model.parameters()):
+            raise CaptionerError(f"{problem} is not in memory. Load the captioner completely.")
         if wrapped := [name for name, module in model.named_modules() if hasattr(module, "base_layer")]:
             raise CaptionerError(
-                f"The {part} model has PEFT adapters (first: {wrapped[0]}): merge them first."
+                f"{problem} has PEFT adapters (first: {wrapped[0]}). Call merge_and_unload() first."
             )
+        is_quantized = any(QUANTIZED.search(name) for name in model.state_dict())
+        if is_quantized and getattr(model, "hf_quantizer", None) is None:
+            raise CaptionerError(f"{problem} was quantized after loading. Load it without quantization.")
         if part == "text":
             model = decoder_family(self.config.text_config).without_adapters(model)
         model.save_pretrained(save_directory)

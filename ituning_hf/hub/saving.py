@@ -10,6 +10,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
+from ..utils.errors import UserError
 from ..utils.files import give_ordinary_permissions
 from .card import write_card
 from .records import EVALUATION_FILE, TRAINING_FILE, TrainingRecord, write_training_record
@@ -32,7 +33,15 @@ def save_captioner(
         processor: Its processor.
         folder: The folder; created if it does not exist.
         training: How the captioner was trained; becomes `training.json` and part of the card.
+
+    Raises:
+        ValueError: if the captioner has a PEFT adapter, or a backbone was changed after loading.
     """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            "A PEFT adapter was added to the captioner: save it with model.save_pretrained(folder), and call "
+            "model.delete_adapter(name) before you save the captioner."
+        )
     weights = Path(folder) / SAFE_WEIGHTS_NAME
     before = _digest(weights)
     model.save_pretrained(folder)

@@ -64,7 +64,7 @@ def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> P
         with suppress(OSError):  # the files have moved since they were loaded
             backbone = Backbone("text", name, config.text_model_revision, local_files_only=True)
             advice = 'To keep the changed text model, call captioner.save_backbone("text", folder) first.'
-            backbone.check_unchanged(captioner.text_model, advice)
+            backbone.check_unchanged(captioner.text_model, advice=advice)
     family = decoder_family(config.text_config)
     text_model = family.without_adapters(captioner.text_model)
     text_model.name_or_path = config.text_model_name_or_path or ""  # PEFT reads it

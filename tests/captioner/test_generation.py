@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_models import IMAGE_SIZE, make_batch
 from torch import nn
-from transformers import GenerationConfig, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
+from transformers import BatchFeature, GenerationConfig, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
 
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner.adapter_ituning import ITuningAdapter
@@ -170,7 +170,14 @@ def test_max_length_counts_the_whole_sequence(captioner, pixel_values, through: 
 def test_targets_of_a_training_batch_are_not_read(captioner, num_beams: int):
     batch, settings = make_batch(IMAGES, k=5), {"max_new_tokens": 6, "num_beams": num_beams}
     expected = captioner.generate(pixel_values=batch["pixel_values"], **settings)
-    assert torch.equal(captioner.generate(**batch, **settings), expected)
+    assert torch.equal(captioner.generate(**batch, label_smoothing=0.1, **settings), expected)
+
+
+def test_a_replaced_generation_configuration_need_not_name_the_special_tokens(captioner, pixel_values):
+    expected = captioner.generate(pixel_values=pixel_values, max_new_tokens=4)
+    captioner.generation_config = GenerationConfig(max_new_tokens=4)
+    assert torch.equal(captioner.generate(pixel_values=pixel_values), expected)
+    assert captioner.generation_config.eos_token_id == captioner.config.text_config.eos_token_id
 
 
 def test_images_may_be_the_first_argument(captioner, pixel_values):
@@ -362,6 +369,7 @@ BAD_INPUT = [
     ({"input_ids": prompts(rows=4)}, "input_ids has 4 rows for 3 images: .* image-major"),
     ({"input_ids": prompts(), "inputs": prompts()}, "inputs and input_ids are two names"),
     ({"inputs": PIXELS}, "inputs and pixel_values are two names"),
+    ({"inputs": BatchFeature({"pixel_values": PIXELS})}, r"pass its parts, generate\(\*\*batch\)"),
     (
         {"input_ids": prompts(), "attention_mask": PADDED_ON_THE_RIGHT},
         "attention_mask has padding after tokens: .* padded on the left.* pass its labels too",
@@ -376,7 +384,7 @@ BAD_INPUT = [
 
 @pytest.mark.parametrize(("inputs", "message"), BAD_INPUT)
 def test_invalid_inputs_are_refused(captioner, inputs: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         captioner.generate(**{"pixel_values": PIXELS, "max_new_tokens": 4} | inputs)
 
 

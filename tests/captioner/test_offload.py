@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook, disk_offload, dispatch_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from small_models import make_batch
 
@@ -58,11 +59,21 @@ def test_offloaded_captioners_compute_the_same(
     assert captions == expected_captions
 
 
-@pytest.mark.parametrize("name", DEVICE_MAPS)
-def test_a_dispatched_captioner_is_saved_completely(captioner, tmp_path: Path, name: str):
+@pytest.mark.parametrize("offload", OFFLOAD.values(), ids=OFFLOAD)
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
+def test_an_offloaded_captioner_is_saved_completely(
+    captioner, tmp_path: Path, offload: Callable[[Any, Path], Any]
+):
     weights = {name: tensor.clone() for name, tensor in captioner.adapter_state_dict().items()}
-    dispatched = OFFLOAD[name](captioner, tmp_path / "offloaded")
-    with pytest.warns(UserWarning, match="save a model with offloaded modules"):
-        dispatched.save_pretrained(tmp_path / "saved")
+    offload(captioner, tmp_path / "offloaded").save_pretrained(tmp_path / "saved")
     saved = load_file(tmp_path / "saved/model.safetensors")
     torch.testing.assert_close(saved, weights, rtol=0, atol=0)
+
+
+def test_a_lora_on_the_adapters_is_offloaded(captioner):
+    images = make_batch(k=2)["pixel_values"]
+    config = LoraConfig(target_modules=["k_proj", "v_proj"], init_lora_weights=False)
+    lora = get_peft_model(captioner, config).eval()
+    expected = lora.generate(pixel_values=images, max_new_tokens=7)
+    offloaded = cpu_offload(lora, torch.device("cpu"))
+    assert torch.equal(offloaded.generate(pixel_values=images, max_new_tokens=7), expected)

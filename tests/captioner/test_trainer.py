@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file
 from small_models import SENTENCES, make_batch
 from torch.nn import functional as F
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
@@ -19,6 +20,7 @@ import ituning_hf
 from ituning_hf import ITuningForCaptioning
 
 IMAGES, ROWS = 8, 2
+A_KEY = "text_model.transformer.h.2.adapter.v_proj.weight"
 TEXT = ("input_ids", "attention_mask", "labels")
 BATCH = make_batch(images=IMAGES, k=ROWS)
 DATA = [
@@ -100,8 +102,15 @@ def test_a_step_is_that_of_the_full_batch_and_the_adapter_is_saved(captioner, tm
 # --- Label smoothing
 
 
-def with_lora(captioner: ITuningForCaptioning) -> Any:
-    return get_peft_model(captioner, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+def with_lora(captioner: ITuningForCaptioning, **options: Any) -> Any:
+    return get_peft_model(captioner, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, **options))
+
+
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", "FEATURE_EXTRACTION"])
+def test_a_lora_with_a_task_type_is_trained(captioner, tmp_path: Path, task_type: str):
+    expected = captioner.train()(**BATCH).loss.item()  # PEFT passes arguments for that task
+    trainer = make_trainer(with_lora(captioner, task_type=task_type), tmp_path)
+    assert trainer.train().training_loss == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("wrap", [lambda captioner: captioner, with_lora], ids=["captioner", "LoRA"])
@@ -150,14 +159,18 @@ def test_neftune_changes_the_loss_in_training_only(captioner):
 def test_resuming_and_loading_the_best_model_report_no_missing_weights(
     captioner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    options = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.1, "save_only_model": True}
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "per_device_train_batch_size": 3}
     best = options | {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
-    make_trainer(captioner, tmp_path, **best).train()
-    after_one_step = adapter_weights(captioner)
-    torch.testing.assert_close(adapter_weights(captioner), after_one_step)
-    make_trainer(captioner, tmp_path, **options, max_steps=1).train(
-        resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+    start = adapter_weights(captioner)
+    make_trainer(captioner, tmp_path, **best, learning_rate=1e-3).train()
+    trained = adapter_weights(captioner)
+    captioner.load_state_dict(start, strict=False)
+    checkpoint = tmp_path / "checkpoint-1"
+    make_trainer(captioner, tmp_path, **options, learning_rate=1e-3).train(
+        resume_from_checkpoint=str(checkpoint)
     )
+    torch.testing.assert_close(adapter_weights(captioner), trained)
+    assert not torch.equal(load_file(checkpoint / "model.safetensors")[A_KEY], trained[A_KEY])
     assert "missing keys" not in caplog.text
     assert "unexpected keys" not in caplog.text
 
@@ -204,7 +217,7 @@ def test_seq2seq_trainer_generates_the_captions_of_caption(
 
     def collate_images(items: list[int]) -> Any:
         images, texts = [pictures[i] for i in items], [captions[i] for i in items]
-        return processor(images=images, captions=texts)
+        return processor(images=images, captions=texts) | {"label_smoothing": 0.0}
 
     trainer = Seq2SeqTrainer(
         captioner,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from small_models import make_captioner
 
 from ituning_hf import load_captioner, save_captioner
@@ -57,3 +58,13 @@ def test_records_of_other_weights_are_removed(tmp_path: Path, backbones, caption
     model, _ = load_captioner(folder, device="cpu")
     assert model.config.adapter_layers == [2]
     assert "## Results" not in (folder / "README.md").read_text()
+
+
+def test_a_captioner_with_a_peft_adapter_is_refused(captioner, processor, tmp_path: Path):
+    captioner.add_adapter(LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    with pytest.raises(ValueError, match=r"PEFT adapter was added.*model.save_pretrained\(folder\)"):
+        save_captioner(captioner, processor, tmp_path / "captioner")
+    assert not (tmp_path / "captioner").exists()
+    captioner.delete_adapter("default")
+    save_captioner(captioner, processor, tmp_path / "captioner")
+    assert (tmp_path / "captioner/model.safetensors").exists()
