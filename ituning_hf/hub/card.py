@@ -29,7 +29,8 @@ from .records import (
 )
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-ADAPTER_TEMPLATE = Path(__file__).with_name("adapter_card.md.jinja")  # of a PEFT adapter
+ADAPTER_TEMPLATE = Path(__file__).with_name("adapter_card.md.jinja")  # of an I-Tuning adapter in PEFT
+OVER_CAPTIONER_TEMPLATE = Path(__file__).with_name("over_captioner_card.md.jinja")  # of a LoRA
 PLACEHOLDER = "your-name/your-captioner"  # before the captioner has an id on the Hub
 # Transformers runs captioners with this pipeline, and the Hub writes its "Use this model" code for it.
 PIPELINE_TAG = "image-text-to-text"
@@ -103,20 +104,30 @@ def write_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) ->
     return True
 
 
-def write_adapter_card(folder: str | os.PathLike[str], config: Any, others: Mapping[str, str]) -> None:
+def write_adapter_card(
+    folder: str | os.PathLike[str],
+    config: Any,
+    others: Mapping[str, str],
+    over_captioner: bool = False,
+    tags: Sequence[str] = (),
+) -> None:
     """Write the model card of a PEFT adapter, `README.md`; a person's text and front matter are kept.
 
-    The front matter of such a card is completed with the library, the tags and the backbones.
+    The front matter of such a card is completed with the library, the tags and the base models.
 
     Args:
         folder: The adapter's folder.
-        config: The adapter's [`ITuningTunerConfig`].
-        others: The PEFT method of each adapter on the same language model, such as "LORA", by adapter name.
+        config: The adapter's [`ITuningTunerConfig`], or any PEFT configuration over a captioner.
+        others: The method of each adapter on the same model that is not I-Tuning's, such as "LORA", by name.
+        over_captioner: Whether the base model is a captioner, and not a language model.
+        tags: Further tags.
     """
-    names = {"text": config.base_model_name_or_path, "vision": config.vision_model_name_or_path}
-    backbones = {kind: _backbone(kind, {"name_or_path": name}) for kind, name in names.items()}
-    base_models = [backbone["name_or_path"] for backbone in backbones.values() if backbone["on_hub"]]
-    tags = [*TAGS, *sorted({method.lower() for method in others.values()})]
+    names = {"captioner" if over_captioner else "text": config.base_model_name_or_path}
+    if not over_captioner:
+        names["vision"] = config.vision_model_name_or_path
+    models: dict[str, Any] = {kind: _backbone(kind, {"name_or_path": name}) for kind, name in names.items()}
+    base_models = [model["name_or_path"] for model in models.values() if model["on_hub"]]
+    tags = [*TAGS, *sorted({method.lower() for method in others.values()}), *tags]
     metadata = ModelCardData(
         library_name="peft",
         pipeline_tag=PIPELINE_TAG,
@@ -126,11 +137,10 @@ def write_adapter_card(folder: str | os.PathLike[str], config: Any, others: Mapp
     )
     card = ModelCard.from_template(
         metadata,
-        template_path=str(ADAPTER_TEMPLATE),
+        template_path=str(OVER_CAPTIONER_TEMPLATE if over_captioner else ADAPTER_TEMPLATE),
         config=config,
         others=others,
-        text=backbones["text"],
-        vision=backbones["vision"],
+        **models,
     )
     card = ModelCard(str(card).rstrip() + "\n" + _SIGNATURE.format(digest=_digest(str(card))))
     path = Path(folder) / REPOCARD_NAME
@@ -255,7 +265,7 @@ def _backbone(kind: str, description: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **description,
         "kind": kind,
-        "role": {"vision": "vision encoder", "text": "language model"}[kind],
+        "role": {"vision": "vision encoder", "text": "language model"}.get(kind),
         "on_hub": on_hub,
         "link": link,
         "licence": known[0] if known else page,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,8 +46,7 @@ def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> P
         The PEFT model, in evaluation mode, with a trainable adapter.
 
     Raises:
-        CaptionerError: if the language model was changed, such as by a merged LoRA, which PEFT would not
-            save.
+        CaptionerError: if a backbone was changed, such as by a merged LoRA, which PEFT would not save.
 
     Example:
     ```python
@@ -60,17 +58,16 @@ def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> P
     ```
     """
     config = captioner.config
-    if (name := config.text_model_name_or_path) is not None:
-        with suppress(OSError):  # the files have moved since they were loaded
-            backbone = Backbone("text", name, config.text_model_revision, local_files_only=True)
-            advice = 'To keep the changed text model, call captioner.save_backbone("text", folder) first.'
-            backbone.check_unchanged(captioner.text_model, advice=advice)
+    captioner._check_backbones()
     family = decoder_family(config.text_config)
     text_model = family.without_adapters(captioner.text_model)
     text_model.name_or_path = config.text_model_name_or_path or ""  # PEFT reads it
     fields = {theirs: getattr(config, own) for own, theirs in _FIELDS.items()}
+    # get_peft_model would compare it with the files, and raise an error if they have changed since loading.
+    fingerprint = fields.pop("text_model_fingerprint")
     peft_config = ITuningTunerConfig(vision_hidden_size=config.vision_config.hidden_size, **fields)
     model = get_peft_model(text_model, peft_config, adapter_name)
+    model.peft_config[adapter_name].text_model_fingerprint = fingerprint
     layers: Any = family.layers(text_model)
     for i, adapter in captioner.adapters().items():
         copied = layers[i].ituning_adapter[adapter_name]

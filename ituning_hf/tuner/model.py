@@ -31,7 +31,7 @@ from .layer import (
     project_image,
     take_image,
 )
-from .saving import push, replace_method, write_card
+from .saving import is_over_captioner, push, replace_method, write_card
 
 _LAYER_LISTS = {family.layers_path.rpartition(".")[2] for family in DECODER_FAMILIES.values()}
 _KNOWN_LAYERS = {*LAYER_CLASSES, *LAYER_CLASSES.values()}
@@ -206,6 +206,7 @@ class ITuningTuner(BaseTuner):
         inputs: torch.Tensor | None = None,
         *,
         encoder_hidden_states: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate text for images, projecting their keys and values once for all steps and beams.
@@ -214,12 +215,18 @@ class ITuningTuner(BaseTuner):
             inputs: Left-padded prompts of shape (num_images * k, T), image-major; also accepted as
                 `input_ids`. Without prompts, one text per image is generated, starting with the BOS token.
             encoder_hidden_states: The image features, of shape (num_images, N, d_v).
+            labels: Not used. With labels, as in a training batch or from `Seq2SeqTrainer`, the text is the
+                target, which is not used either: one text per image is generated.
             **kwargs: Passed to `GenerationMixin.generate`. Classifier-free guidance is not supported.
 
         Raises:
             ValueError: if there is no image, the rows cannot be divided evenly among the images, or there is
                 neither a prompt nor a BOS token.
         """
+        if labels is not None:
+            inputs = None
+            for name in ("input_ids", "inputs_embeds", "attention_mask", "label_smoothing"):
+                kwargs.pop(name, None)
         image: Any = encoder_hidden_states
         if image is not None and active_adapters(self.model):
             key_values = project_image(self.model, image)
@@ -259,11 +266,26 @@ def resolve_config(config: Any, model: Any) -> Any:
     return config
 
 
+def _is_tuned(model: PeftModel) -> bool:
+    return isinstance(model.base_model, ITuningTuner)
+
+
+def _is_ours(model: PeftModel) -> bool:
+    return _is_tuned(model) or is_over_captioner(model)
+
+
+def _generate(model: PeftModel, *args: Any, **kwargs: Any) -> Any:
+    """Call the tuner's `generate`, which PEFT does only with task type "CAUSAL_LM"."""
+    tuner: Any = model.base_model
+    return tuner.generate(*args, **kwargs)
+
+
 # PEFT's enum of methods cannot be extended by its API (huggingface/peft, pull request 2282).
 if PEFT_TYPE not in PeftType.__members__:
     extend_enum(PeftType, PEFT_TYPE, PEFT_TYPE)
     register_peft_method(name=PEFT_TYPE.lower(), config_cls=ITuningTunerConfig, model_cls=ITuningTuner)
-    replace_method("create_or_update_model_card", write_card, ITuningTuner)
-    replace_method("push_to_hub", push, ITuningTuner)
+    replace_method("create_or_update_model_card", write_card, _is_ours)
+    replace_method("push_to_hub", push, _is_ours)
+    replace_method("generate", _generate, _is_tuned)
 
 __all__ = ["ITuningTuner"]

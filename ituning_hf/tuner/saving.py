@@ -1,12 +1,13 @@
-"""Model cards of PEFT models with an I-Tuning adapter, and their push to the Hub.
+"""Model cards of I-Tuning adapters and of adapters over a captioner, and their push to the Hub.
 
-PEFT would write "text-generation" and the local folder of the language model into the card, and Transformers'
+PEFT would write "text-generation" and the local folder of the base model into the card, and Transformers'
 `push_to_hub` would replace that card with an empty one. Neither can be configured by a method.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,12 +18,19 @@ from huggingface_hub.constants import REPOCARD_NAME
 from peft import PeftModel
 
 from ..captioner.backbones_ituning import is_local
+from ..captioner.configuration_ituning import ITuningConfig
 from ..utils.errors import UserError
 from .config import ITuningTunerConfig
 
 
-def write_card(model: PeftModel, folder: str) -> None:
-    """Write the card of the adapter in a folder: "default", or the active one. PEFT passes no other name."""
+def is_over_captioner(model: PeftModel) -> bool:
+    """Return whether the base model is a captioner, of the package or loaded with `trust_remote_code`."""
+    config = getattr(model.get_base_model(), "config", None)
+    return getattr(config, "model_type", None) == ITuningConfig.model_type
+
+
+def write_card(model: PeftModel, folder: str, tags: Sequence[str] = ()) -> None:
+    """Write the card of "default", if it is an I-Tuning adapter, or of the active adapter."""
     from ..hub.card import write_adapter_card  # here, because importing PEFT imports this module
 
     config = model.peft_config.get("default")
@@ -30,7 +38,7 @@ def write_card(model: PeftModel, folder: str) -> None:
         config = model.active_peft_config
     configs: Any = model.peft_config.items()
     others = {name: c.peft_type.value for name, c in configs if not isinstance(c, ITuningTunerConfig)}
-    write_adapter_card(folder, config, others)
+    write_adapter_card(folder, config, others, is_over_captioner(model), tags)
 
 
 def push(
@@ -41,7 +49,10 @@ def push(
     token: bool | str | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
-    **options: Any,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str | None = None,
+    tags: Sequence[str] | None = None,
 ) -> Any:
     """Upload the adapters and their card; a card that was edited on the Hub is kept.
 
@@ -51,14 +62,17 @@ def push(
         private: Make a new repository private.
         token: The token; by default the stored one or HF_TOKEN.
         revision: The branch, created if it does not exist; "main" by default.
-        commit_message: The message of the commit.
-        **options: Passed to `HfApi.upload_folder`, such as `commit_description` and `create_pr`.
+        commit_message: The title of the commit.
+        commit_description: The rest of its message.
+        create_pr: Open a pull request instead.
+        max_shard_size: Ignored: an adapter is one file.
+        tags: Further tags for the card.
 
     Returns:
         The commit.
 
     Raises:
-        UserError: if a backbone is a local folder; nothing is uploaded.
+        UserError: if the base model or the vision encoder is a local folder; nothing is uploaded.
     """
     for config in model.peft_config.values():
         for field in ("base_model_name_or_path", "vision_model_name_or_path"):
@@ -77,25 +91,26 @@ def push(
             card = api.hf_hub_download(repo_id, REPOCARD_NAME, revision=revision)
             shutil.copyfile(card, Path(folder, REPOCARD_NAME))
         model.save_pretrained(folder)
+        write_card(model, folder, tags or ())
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
             commit_message=commit_message or "Upload adapter",
-            **options,
+            commit_description=commit_description,
+            create_pr=create_pr,
         )
 
 
-def replace_method(name: str, own: Any, tuner_class: type) -> None:
-    """Replace a method of `PeftModel` for models with a tuner of one class; others keep PEFT's."""
-    pefts = getattr(PeftModel, name)
+def replace_method(name: str, replacement: Any, applies_to: Callable[[PeftModel], bool]) -> None:
+    """Replace a method of `PeftModel` for some models; others keep the original."""
+    original = getattr(PeftModel, name)
 
-    @wraps(pefts)
+    @wraps(original)
     def method(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-        function = own if isinstance(self.base_model, tuner_class) else pefts
-        return function(self, *args, **kwargs)
+        return (replacement if applies_to(self) else original)(self, *args, **kwargs)
 
     setattr(PeftModel, name, method)
 
 
-__all__ = ["push", "replace_method", "write_card"]
+__all__ = ["is_over_captioner", "push", "replace_method", "write_card"]

@@ -1,20 +1,21 @@
 """The model cards of saved adapters, and pushing adapters to the Hub."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 from loopback_hub import running_hub, use_hub
 from methods import ITUNING, LORA
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from small_models import contents
 from transformers import Trainer, TrainingArguments
 
 from ituning_hf.hub.card import PIPELINE_TAG, TAGS
 
 CLIP = "openai/clip-vit-base-patch16"
-# PEFT asks the Hub, which tests may not, whether the vocabulary of "gpt2" was changed.
-pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in gpt2")
+# PEFT asks the Hub, which tests may not, whether the vocabulary of the base model was changed.
+pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in (gpt2|org/captioner)")
 WRITTEN = "---\nlicense: mit\ntags: [mine]\nbase_model: /home/me/gpt2\n---\n# My adapter\n\nMy text\n"
 
 
@@ -106,6 +107,49 @@ def test_the_trainers_card_is_kept_and_completed(model, tmp_path: Path):
     assert {*TAGS, "generated_from_trainer"} <= set(card.data.tags)
 
 
+# --- A LoRA over a captioner
+
+
+def lora_over(captioner: Any, name: str, **options: Any) -> PeftModel:
+    captioner.name_or_path = name
+    config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, **options)
+    return get_peft_model(captioner, config)
+
+
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_the_card_of_a_lora_names_the_captioner(captioner, tmp_path: Path, task_type: str | None):
+    lora_over(captioner, "org/captioner", task_type=task_type).save_pretrained(tmp_path)
+    assert metadata(tmp_path) == {
+        "library_name": "peft",
+        "pipeline_tag": "image-text-to-text",
+        "tags": [*TAGS, "lora"],
+        "base_model": ["org/captioner"],
+        "base_model_relation": "adapter",
+    }
+    text = (tmp_path / "README.md").read_text()
+    assert 'ITuningForCaptioning.from_pretrained("org/captioner")\n' in text
+    assert "An adapter of the PEFT method LORA for" in text
+
+
+def test_the_card_of_a_lora_does_not_name_a_local_captioner(remote_class, saved_captioner, tmp_path: Path):
+    captioner = remote_class.from_pretrained(saved_captioner)
+    lora_over(captioner, str(saved_captioner)).save_pretrained(tmp_path)
+    assert metadata(tmp_path)["pipeline_tag"] == PIPELINE_TAG
+    assert "base_model" not in metadata(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert str(saved_captioner) not in text
+    assert f"- Captioner: a local folder named `{saved_captioner.name}`\n" in text
+
+
+def test_a_persons_card_of_a_lora_is_kept_and_completed(captioner, tmp_path: Path):
+    (tmp_path / "README.md").write_text(WRITTEN)
+    lora_over(captioner, "org/captioner").save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.text == "# My adapter\n\nMy text\n"
+    assert (card.data.license, card.data.tags) == ("mit", [*TAGS, "lora", "mine"])
+    assert (card.data.base_model, card.data.pipeline_tag) == (["org/captioner"], PIPELINE_TAG)
+
+
 # --- The Hub
 
 
@@ -135,4 +179,21 @@ def test_an_adapter_over_a_local_folder_is_not_pushed(gpt2, backbones, tmp_path:
         model.peft_config["default"].vision_model_name_or_path = str(backbones["vision"])
         with pytest.raises(ValueError, match=r"vision_model_name_or_path is the local folder '.*vision'"):
             model.push_to_hub("org/adapter")
+        assert hub.repositories == {}
+
+
+def test_push_takes_the_arguments_of_transformers(model, captioner, tmp_path: Path):
+    options: dict[str, Any] = {"commit_message": "First", "commit_description": "More", "create_pr": False}
+    with running_hub() as hub, use_hub(hub.endpoint, tmp_path, "writer"):
+        lora = lora_over(captioner, "org/captioner")
+        for name, peft_model, methods in (("image", model, []), ("lora", lora, ["lora"])):
+            peft_model.push_to_hub(f"org/{name}", max_shard_size="1GB", tags=["cats"], **options)
+            files = hub.repositories[f"org/{name}"].at().files
+            assert ModelCard(files["README.md"].decode()).data.tags == [*TAGS, *methods, "cats"]
+
+
+def test_a_lora_over_a_local_captioner_is_not_pushed(captioner, saved_captioner, tmp_path: Path):
+    with running_hub() as hub, use_hub(hub.endpoint, tmp_path, "writer"):
+        with pytest.raises(ValueError, match="base_model_name_or_path is the local folder"):
+            lora_over(captioner, str(saved_captioner)).push_to_hub("org/lora")
         assert hub.repositories == {}

@@ -77,3 +77,15 @@ def test_without_a_prompt_each_image_gets_a_text(gpt2):
     with model.disable_adapter():
         texts = model.generate(encoder_hidden_states=IMAGES, **BEAMS)
     assert torch.equal(texts[0], texts[1])  # without an image
+
+
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
+@pytest.mark.parametrize("rows", [2, 4])
+def test_the_targets_of_a_batch_are_not_prompts(gpt2, task_type: str | None, rows: int):
+    model = ITUNING.wrap(gpt2, task_type=task_type)
+    expected = model.generate(encoder_hidden_states=IMAGES, **BEAMS)
+    texts = ROWS[:rows]
+    mask = torch.ones_like(texts).index_fill(1, torch.tensor([5]), 0)
+    batch = {"input_ids": texts, "attention_mask": mask, "labels": texts, "label_smoothing": 0.1}
+    assert torch.equal(model.generate(**batch, encoder_hidden_states=IMAGES, **BEAMS), expected)
+    assert torch.equal(model.generate(texts, labels=texts, encoder_hidden_states=IMAGES, **BEAMS), expected)

@@ -14,7 +14,7 @@ from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from small_models import logits_of, make_batch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import AutoTokenizer, GPT2LMHeadModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from ituning_hf import ITuningForCaptioning
 
@@ -40,9 +40,9 @@ def inputs_of(model: PeftModel) -> dict[str, torch.Tensor]:
     return PIXELS if is_captioner else {"encoder_hidden_states": FEATURES}
 
 
-def make_trainer(model: PeftModel, folder: Path, steps: int = 2, **options: Any) -> Trainer:
+def make_trainer(model: PeftModel, folder: Path, steps: int = 2, **options: Any) -> Seq2SeqTrainer:
     """A trainer whose every batch is the same."""
-    arguments = TrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         learning_rate=0.1,
@@ -55,7 +55,9 @@ def make_trainer(model: PeftModel, folder: Path, steps: int = 2, **options: Any)
         **{"save_strategy": "no"} | options,
     )
     batch = TEXT | inputs_of(model)
-    return Trainer(model, arguments, lambda _: dict(batch), train_dataset=range(8), eval_dataset=range(8))
+    return Seq2SeqTrainer(
+        model, arguments, lambda _: dict(batch), train_dataset=range(8), eval_dataset=range(8)
+    )
 
 
 def train(model: PeftModel, folder: Path, **options: Any) -> list[float]:
@@ -168,6 +170,26 @@ def test_a_lora_over_a_captioner_is_saved_and_reloaded(base, tmp_path: Path, mod
     assert type(merged) is ITuningForCaptioning
     torch.testing.assert_close(logits_of(merged), logits, rtol=0, atol=1e-5)
     assert torch.equal(merged.generate(**PIXELS, **BEAMS), captions)
+
+
+@pytest.mark.parametrize("over", ["captioner", "language model"])
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_a_seq2seq_trainer_generates_without_the_targets(
+    base, gpt2, backbones, tmp_path: Path, over: str, task_type: str | None
+):
+    if over == "captioner":
+        model = get_peft_model(load(base), lora_config(task_type=task_type))
+    else:
+        model = without_dropout(ITUNING.wrap(gpt2, task_type=task_type))
+    trainer = make_trainer(model, tmp_path, predict_with_generate=True)
+    trainer.processing_class = AutoTokenizer.from_pretrained(backbones["text"])
+    trainer.train()
+    output = trainer.predict(range(8), **BEAMS)
+    with torch.no_grad():
+        loss = model.eval()(**TEXT, **inputs_of(model)).loss.item()
+    assert output.metrics["test_loss"] == pytest.approx(loss, rel=1e-5)
+    expected = model.generate(**inputs_of(model), **BEAMS)
+    assert torch.equal(torch.tensor(output.predictions)[:, : expected.shape[1]], expected)
 
 
 def test_recomputed_activations_give_a_lora_the_same_gradients(base):
