@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)  # to eval_results.json
     if trainer.is_world_process_zero():
         ituning_hf.save_captioner(model, processor, training.output_dir)
         if script.push_to is not None:

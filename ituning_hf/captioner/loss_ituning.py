@@ -20,6 +20,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100  # the label of positions without a target, as in PyTorch
 HAS_MKL = torch.backends.mkl.is_available()  # read here: a compiled graph cannot call it
@@ -82,8 +85,15 @@ def pack_rows(
     is_labelled, is_token = targets != IGNORE_INDEX, mask.bool()  # (num_images * k, T)
     is_needed = is_labelled.flip(1).cumsum(1).flip(1) > 0  # this position or a later one has a target
     is_kept = is_needed & is_token
-    counts = [*is_kept.view(num_images, -1).sum(1), (is_labelled & ~is_token).sum()]
-    *sizes, labels_on_padding = torch.stack(counts).tolist()  # a single transfer from the device
+    on_padding = is_labelled & ~is_token
+    scored_padding = on_padding[:, :-1] & ~is_token[:, 1:]  # the target is on padding, too
+    counts = [*is_kept.view(num_images, -1).sum(1), on_padding.sum(), scored_padding.sum()]
+    *sizes, labels_on_padding, is_padding_scored = torch.stack(counts).tolist()  # a single transfer
+    if is_padding_scored:
+        logger.warning_once(
+            "Some labels are on padding, which the model then learns to generate: set them to -100, or "
+            "prepare the batch with processor(images=..., captions=...)."
+        )
     if labels_on_padding or not _is_less_work(num_images, max(sizes), is_kept.shape, hidden_size):
         return None
 

@@ -345,10 +345,10 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         """Return `input_ids`, after checking them against the mask, the labels and the language model."""
         if labels is None and num_items_in_batch is not None:
             raise CaptionerError(
-                "Got num_items_in_batch without labels. With label_smoothing_factor, Trainer computes the "
-                "loss itself, and does not shift the targets of this model: set it to 0, and let the data "
-                "collator set batch['label_smoothing'] = 0.1. With a compute_loss_func, which must shift "
-                "them too, set trainer.model_accepts_loss_kwargs = False."
+                "Got num_items_in_batch without labels: Trainer computes the loss itself. If this is due to "
+                "label_smoothing_factor, set it to 0, because Trainer would not shift the targets, and let "
+                "the data collator set batch['label_smoothing'] = 0.1. If it is due to a compute_loss_func, "
+                "which must shift the targets, set trainer.model_accepts_loss_kwargs = False."
             )
         if input_ids is None:
             raise ValueError("input_ids is None. To caption an image, call generate(pixel_values=...).")

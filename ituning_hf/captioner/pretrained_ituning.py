@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import (
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    is_accelerate_available,
+    logging,
+)
 
 from .backbones_ituning import (
     QUANTIZED,
@@ -217,10 +223,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
             if kwargs.get("push_to_hub"):
                 check_backbones_are_public(self.config)
             names, weights = self.adapter_state_dict(), state_dict or self.state_dict()
-            if any(weights[name].is_meta for name in names):
-                from accelerate.utils.modeling import (
-                    get_state_dict_offloaded_model,  # it has offloaded the weights
-                )
+            if any(weights[name].is_meta for name in names) and is_accelerate_available():  # offloaded
+                from accelerate.utils.modeling import get_state_dict_offloaded_model
 
                 weights = get_state_dict_offloaded_model(self)
             self._check_backbones(weights)

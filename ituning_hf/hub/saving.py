@@ -37,10 +37,10 @@ def save_captioner(
     Raises:
         ValueError: if the captioner has a PEFT adapter, or a backbone was changed after loading.
     """
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if getattr(model, "peft_config", None):
         raise UserError(
-            "A PEFT adapter was added to the captioner: save it with model.save_pretrained(folder), and call "
-            "model.delete_adapter(name) before you save the captioner."
+            "The captioner has a PEFT adapter, which would not be saved: save it with "
+            "model.save_pretrained(folder), or see docs/peft.md on how to merge it."
         )
     weights = Path(folder) / SAFE_WEIGHTS_NAME
     before = _digest(weights)

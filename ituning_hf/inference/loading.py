@@ -18,8 +18,6 @@ from ..utils.files import read_json
 from ..utils.hub import explain_hub_error
 from .int8 import quantize_frozen_weights, require_cpu
 
-_PEFT = "contains a PEFT adapter: convert it to a captioner with `ituning convert`"
-
 
 def load_captioner(
     model_name_or_path: str | os.PathLike[str],
@@ -136,7 +134,8 @@ def read_config(
     config = read_json(path)
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != ITuningConfig.model_type:
-        advice = f"it {_PEFT}" if holds_peft_adapter(name, revision) else "give an I-Tuning captioner"
+        adapter = _describe_peft_adapter(name, revision)
+        advice = "give an I-Tuning captioner" if adapter is None else f"it {adapter}"
         raise UserError(
             f"{name!r} holds a model of type {model_type!r}, expected {ITuningConfig.model_type!r}: {advice}."
         )
@@ -157,10 +156,24 @@ def holds_peft_adapter(name: str, revision: str | None = None) -> bool:
     return find_optional(name, "adapter_config.json", revision) is not None
 
 
+def _describe_peft_adapter(name: str, revision: str | None) -> str | None:
+    """Say which PEFT adapter a folder or repository contains and how to use it; None if there is none."""
+    path = find_optional(name, "adapter_config.json", revision)
+    if path is None:
+        return None
+    method = read_json(path).get("peft_type")
+    if method == "ITUNING":
+        return "contains a PEFT adapter: convert it to a captioner with `ituning convert`"
+    return (
+        f"contains a PEFT adapter of the method {method}: load its captioner, and then the adapter with "
+        "PeftModel.from_pretrained(captioner, folder)"
+    )
+
+
 def _explain(name: str, revision: str | None, error: OSError) -> str:
     """Describe what a folder or repository without `config.json` contains."""
-    if holds_peft_adapter(name, revision):
-        return f"{'the folder' if os.path.isdir(name) else 'the repository'} {_PEFT}"
+    if (adapter := _describe_peft_adapter(name, revision)) is not None:
+        return f"{'the folder' if os.path.isdir(name) else 'the repository'} {adapter}"
     if os.path.isfile(name):
         return "it is a file, not a folder"
     if not os.path.isdir(name):

@@ -60,6 +60,14 @@ class TrainState:
     best_step: int | None = None
     validations_without_better: int = 0
     validation: dict[str, Any] | None = None
+    untrained_metric: float | None = None
+
+    def is_worse_than_untrained(self, lower_is_better: bool) -> bool:
+        """Return whether the best captioner so far is worse than before training."""
+        best, untrained = self.best_metric, self.untrained_metric
+        if best is None or untrained is None:
+            return False
+        return best > untrained if lower_is_better else best < untrained
 
     def update_best(self, value: float, lower_is_better: bool, threshold: float) -> bool:
         """Account for a validation after the current step, and return whether it is the best so far.

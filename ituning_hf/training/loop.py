@@ -94,7 +94,9 @@ class CaptionTrainer:
         try:
             with logging_redirect_tqdm():  # prints warnings above the progress bar
                 if self.state.step == 0 and self.data.evaluation:
-                    self.reporter.validation("before training", *self.validator.run(0))
+                    validation, samples = self.validator.run(0)
+                    self.state.untrained_metric = validation.scores[self.args.metric_for_best_model]
+                    self.reporter.validation("before training", validation, samples)
                 self._train_steps()
             self._save_captioner(LAST)
         finally:
@@ -197,7 +199,8 @@ class CaptionTrainer:
         when = f"epoch {self.state.step / self.steps_per_epoch:.4g}"
         if self.state.update_best(validation.scores[metric], metric == "loss", threshold):
             self._save_captioner(BEST)
-            when += ", the best so far"
+            is_worse = self.state.is_worse_than_untrained(metric == "loss")
+            when += ", the best so far" + (", but worse than before training" if is_worse else "")
         self.reporter.validation(when, validation, samples)
 
     def _out_of_patience(self) -> bool:

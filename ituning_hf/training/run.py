@@ -143,4 +143,6 @@ def _describe_result(trainer: CaptionTrainer) -> list[str]:
         metric = METRIC_NAMES.get(trainer.args.metric_for_best_model, "loss")
         reached = f"validation {metric} {state.best_metric:.4f}, step {state.best_step}"
         lines.append(f"Best       {output_dir / BEST}  ({reached})")
+        if state.is_worse_than_untrained(trainer.args.metric_for_best_model == "loss"):
+            lines.append("Worse      than before training: lower --learning_rate, or train for more steps")
     return [*lines, f"Last       {output_dir / LAST}  (step {state.step})"]

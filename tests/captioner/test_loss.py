@@ -203,6 +203,18 @@ def test_rows_are_not_packed(mask: list[list[int]], targets: list[list[int]]):
     assert pack_rows(torch.ones_like(mask), mask, targets, 1, HIDDEN_SIZE) is None
 
 
+@pytest.mark.parametrize(
+    ("side", "warns"), [("left", False), ("right", False), ("left", True), ("right", True)]
+)
+def test_labels_on_padding_are_reported(captioner, caplog: pytest.LogCaptureFixture, side: str, warns: bool):
+    batch = make_batch(side=side)
+    padding = -100 if not warns else 0
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, padding)
+    loss_ituning.logger.warning_once.cache_clear()
+    captioner.train()(**batch)
+    assert ("labels are on padding" in caplog.text) == warns
+
+
 def run(model: ITuningForCaptioning, **batch: Any) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
     """Return the shape of the rows that the decoder saw, the loss, and its gradients."""
     seen = []

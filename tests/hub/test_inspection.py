@@ -183,9 +183,14 @@ def test_without_a_captioner(saved, backbones, tmp_path):
     with pytest.raises(ValueError, match="holds a model of type 'gpt2', expected 'ituning'"):
         describe(backbones["text"])
     (tmp_path / "peft").mkdir()
-    (tmp_path / "peft" / "adapter_config.json").write_text("{}")
-    with pytest.raises(OSError, match=r"the folder contains a PEFT adapter: convert it .* `ituning convert`"):
-        describe(tmp_path / "peft")
+    messages = {
+        "ITUNING": "convert it .* `ituning convert`",
+        "LORA": r"method LORA: .*PeftModel.from_pretrained",
+    }
+    for method, message in messages.items():
+        (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({"peft_type": method}))
+        with pytest.raises(OSError, match=rf"the folder contains a PEFT adapter.*{message}"):
+            describe(tmp_path / "peft")
 
 
 def test_damaged_files(saved):

@@ -62,7 +62,7 @@ def test_records_of_other_weights_are_removed(tmp_path: Path, backbones, caption
 
 def test_a_captioner_with_a_peft_adapter_is_refused(captioner, processor, tmp_path: Path):
     captioner.add_adapter(LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
-    with pytest.raises(ValueError, match=r"PEFT adapter was added.*model.save_pretrained\(folder\)"):
+    with pytest.raises(ValueError, match=r"has a PEFT adapter.*model.save_pretrained\(folder\)"):
         save_captioner(captioner, processor, tmp_path / "captioner")
     assert not (tmp_path / "captioner").exists()
     captioner.delete_adapter("default")

@@ -43,6 +43,14 @@ def test_best_validation_and_patience_by_hand():
     assert state.validations_without_better == 2
 
 
+@pytest.mark.parametrize(("best", "untrained", "as_loss"), [(2.0, 1.5, True), (1.5, 2.0, False)])
+def test_the_best_may_be_worse_than_the_untrained_captioner(best: float, untrained: float, as_loss: bool):
+    state = TrainState(best_metric=best, untrained_metric=untrained)
+    assert state.is_worse_than_untrained(lower_is_better=True) == as_loss
+    assert state.is_worse_than_untrained(lower_is_better=False) == (not as_loss)
+    assert not TrainState(best_metric=best).is_worse_than_untrained(lower_is_better=True)
+
+
 # --- Refused checkpoints
 
 
