@@ -275,7 +275,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         # Not in the signature: Transformers' Trainer treats every parameter with "label" in its name as
         # labels, does not find this one in the batch, and then evaluates without a loss.
         label_smoothing = kwargs.pop("label_smoothing", 0.0)
-        if kwargs.pop("inputs_embeds", None) is not None:  # PEFT passes None
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes None
+        if "inputs_embeds" in kwargs:
             raise CaptionerError("inputs_embeds is not supported: pass input_ids.")
         if visual_key_values is None:
             visual_key_values = self.project_visual(self._visual_memory(pixel_values, visual_features))

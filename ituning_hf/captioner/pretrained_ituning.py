@@ -223,6 +223,11 @@ class ITuningPreTrainedModel(PreTrainedModel):
             if kwargs.get("push_to_hub"):
                 check_backbones_are_public(self.config)
             names, weights = self.adapter_state_dict(), state_dict or self.state_dict()
+            if wrapped := [name for name in names if name.rpartition(".adapter.")[2].count(".") != 1]:
+                raise CaptionerError(
+                    f"The adapters are wrapped by PEFT (first: {wrapped[0]}): save the PEFT model, "
+                    "or call merge_and_unload() before you save the captioner."
+                )
             if any(weights[name].is_meta for name in names) and is_accelerate_available():  # offloaded
                 from accelerate.utils.modeling import get_state_dict_offloaded_model
 

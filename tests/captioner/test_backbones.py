@@ -177,6 +177,21 @@ def test_a_lora_that_is_not_merged_is_not_lost(captioner, tmp_path: Path):
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=r".*adapter\.q_proj"),
+        LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["adapter"]),
+    ],
+)
+def test_adapters_that_peft_wraps_are_saved_after_unloading(captioner, tmp_path: Path, config: LoraConfig):
+    lora = get_peft_model(captioner, config)
+    with pytest.raises(CaptionerError, match=r"wrapped by PEFT .*adapter.*merge_and_unload\(\)"):
+        captioner.save_pretrained(tmp_path / "refused")
+    lora.unload().save_pretrained(tmp_path / "captioner")
+    assert set(load_file(tmp_path / "captioner/model.safetensors")) == set(captioner.adapter_state_dict())
+
+
 def undo_merge(model: ITuningForCaptioning) -> None:
     lora = get_peft_model(model, LORA)
     lora.merge_adapter()

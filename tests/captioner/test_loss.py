@@ -249,6 +249,12 @@ def test_packed_rows_have_the_loss_and_gradients_of_unpacked_rows(
     torch.testing.assert_close(found, expected)
 
 
+def test_arguments_of_none_do_not_prevent_packing(captioner):
+    nothing = dict.fromkeys(("inputs_embeds", "output_attentions", "output_hidden_states"))  # as from PEFT
+    shape, _, _ = run(captioner, **make_batch(), skip_logits=True, **nothing)
+    assert shape[0] == 3
+
+
 @pytest.mark.parametrize(
     "options",
     [

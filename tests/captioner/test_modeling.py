@@ -324,6 +324,7 @@ BAD_INPUT = [
     ({"attention_mask": torch.ones(1, 8)}, "attention_mask has 1 rows, expected 15"),
     ({"labels": torch.zeros(15, 7)}, r"labels has shape \(15, 7\), expected .* \(15, 8\)"),
     ({"labels": None, "num_items_in_batch": 7}, "num_items_in_batch without labels"),
+    ({"inputs_embeds": torch.zeros(15, 8, 22)}, "inputs_embeds is not supported"),
     ({"visual_key_values": {}}, "visual_key_values replaces pixel_values and visual_features"),
 ]
 
