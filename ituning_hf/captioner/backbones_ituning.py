@@ -34,7 +34,9 @@ MODEL_INIT_LOCK = vars(modeling_utils).setdefault("_ituning_model_init_lock", th
 
 _FINGERPRINT_ROWS = 8
 # Names of tensors that replace a weight in the quantized layers of bitsandbytes and `ituning_hf`.
-QUANTIZED = re.compile(r"\.(integers|scale|SCB|weight_format|weight\..+)$")
+QUANTIZED = re.compile(
+    r"\.(integers|scale|SCB|weight_format|weight\.(absmax|quant_map|quant_state\..+|nested_\w+))$"
+)
 _OUTPUT_WEIGHT = "lm_head.weight"  # tied to the first weight unless the configuration says otherwise
 _Rows = tuple[list[int], torch.Tensor]  # the shape and the first rows of a weight
 
@@ -139,12 +141,12 @@ class Backbone:
     ) -> None:
         """Raise an error unless a model in memory is this backbone.
 
-        Compares its class, and the first rows of its weights, with the checkpoint. A conversion to another
-        dtype is not a change. Quantized, offloaded and sharded weights are not compared.
+        Compares its class, and the first 8 rows of its weights, with the checkpoint. A conversion to another
+        dtype is not a change. Quantized and sharded weights, and those on the meta device, are not compared.
 
         Args:
             model: The model.
-            state_dict: Its weights, if they were gathered from several processes.
+            state_dict: Its weights; by default `model.state_dict()`.
             advice: The end of the message if a weight differs.
 
         Raises:
@@ -163,7 +165,8 @@ class Backbone:
             for name, own in names.items()
             if ".adapter." not in own and self._is_weight(own)
         }
-        if added := [key for key in in_memory if key not in self._weights and not QUANTIZED.search(key)]:
+        added = [key for key in in_memory if key not in self._weights and not QUANTIZED.search(key)]
+        if added and getattr(model, "hf_quantizer", None) is None:
             raise CaptionerError(
                 f"{problem}: it has {len(added)} additional weights (first: {added[:3]}). If they are a LoRA "
                 "or another PEFT adapter, save it with PEFT and call unload(), or call merge_and_unload()."
@@ -294,11 +297,12 @@ def _read_rows(path: str) -> dict[str, _Rows]:
 
 def _is_readable(tensor: torch.Tensor) -> bool:
     is_sharded = hasattr(tensor, "device_mesh") or tensor.numel() == 0  # by FSDP, by DeepSpeed
-    return tensor.is_floating_point() and not tensor.is_meta and not is_sharded
+    is_quantized = not tensor.is_floating_point() or tensor.dtype.itemsize < 2
+    return not (is_quantized or is_sharded or tensor.is_meta)
 
 
 def _is_close(stored: torch.Tensor, found: torch.Tensor) -> bool:
-    """Return whether weights differ only by conversions of the dtype, or by undoing a change."""
+    """Return whether weights are equal up to dtype conversions and the rounding of an undone merge."""
     half, brain = torch.float16, torch.bfloat16
     for conversions in ((), (half,), (brain,), (half, brain), (brain, half)):
         converted = stored

@@ -88,7 +88,7 @@ class DecoderFamily:
 
     def without_adapters(self, text_model: Any) -> Any:
         """Return a copy of a language model without adapters that shares all its parameters."""
-        copied = copy_sharing_weights(text_model)
+        copied = copy_sharing_weights(getattr(text_model, "_orig_mod", text_model))  # of torch.compile
         layers: Any = self.layers(copied)
         for i, layer in enumerate(layers):
             if hasattr(layer, "adapter"):  # of any class, as remote code has its own

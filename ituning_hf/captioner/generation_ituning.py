@@ -53,8 +53,8 @@ class ITuningGenerationMixin(GenerationMixin):
             input_ids: Left-padded prompts of shape (num_images * k, T), image-major. A BOS token is added to
                 prompts that lack it. Without prompts, each image gets one caption.
             attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
-            labels: Not used. With labels, as in a training batch or from `Seq2SeqTrainer`, `input_ids` are
-                targets, which are not used either: each image gets one caption.
+            labels: Ignored. With labels, as in a training batch or from `Seq2SeqTrainer`, `input_ids` hold
+                the targets and are ignored too: each image gets one caption.
             **kwargs: Passed to `GenerationMixin.generate`.
 
         Returns:

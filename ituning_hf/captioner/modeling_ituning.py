@@ -86,8 +86,11 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             super().__init__(config)
             # With this type, Transformers' Trainer ignores the first position when it counts label tokens.
             self.loss_type = "ForCausalLM"
-            self.vision_model = vision_model or AutoModel.from_config(config.vision_config)
-            self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
+            if vision_model is None:
+                vision_model = AutoModel.from_config(config.vision_config)
+            if text_model is None:
+                text_model = AutoModelForCausalLM.from_config(config.text_config)
+            self.vision_model, self.text_model = vision_model, text_model
             self._insert_adapters()
             self.generation_config = default_generation_config(config)
             config.pad_token_id = self.generation_config.pad_token_id  # Seq2SeqTrainer reads it
@@ -269,7 +272,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
 
         Raises:
             ValueError: if inputs are inconsistent with each other or with the backbones.
-            CaptionerError: if `Trainer` was given a `label_smoothing_factor`.
+            CaptionerError: if `num_items_in_batch` comes without labels, as with `Trainer`'s
+                `label_smoothing_factor`, or `inputs_embeds` is passed.
         """
         input_ids = self._check_text(input_ids, attention_mask, labels, num_items_in_batch)
         # Not in the signature: Transformers' Trainer treats every parameter with "label" in its name as
@@ -360,7 +364,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             raise ValueError(f"attention_mask has {attention_mask.shape[0]} rows, expected {rows}.")
         if length > (positions := self.config.text_config.max_position_embeddings):
             raise ValueError(f"input_ids has rows of {length} tokens, expected at most {positions}.")
-        # A GPU would have to finish its work first.
+        # Not on a GPU: reading the ids would make the CPU wait for it.
         is_readable = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
         if is_readable and (input_ids >= (size := self.config.text_config.vocab_size)).any():
             raise ValueError(

@@ -175,7 +175,9 @@ class ITuningPreTrainedModel(PreTrainedModel):
             text_model = decoder_family(config.text_config).without_adapters(text_model)
             text_model.activation_checkpointing_disable()  # another captioner may have enabled it
         with torch.device("meta"):  # the adapter's tensors come from its file
-            model = cls(config, vision_model or UnloadedVisionModel(config.vision_config), text_model)
+            if vision_model is None:
+                vision_model = UnloadedVisionModel(config.vision_config)
+            model = cls(config, vision_model, text_model)
         model.load_adapter_state_dict(tensors, name, dtype)
         default = model.generation_config
         model.generation_config = generation_config or load_generation_config(name, default, **own)
@@ -216,27 +218,39 @@ class ITuningPreTrainedModel(PreTrainedModel):
         other Transformers models do.
 
         Raises:
-            CaptionerError: if a backbone was changed, such as by a merged LoRA; see `save_backbone`.
+            CaptionerError: if a backbone was changed, such as by a merged LoRA; see `save_backbone`. The
+                first 8 rows of each weight are compared with its file.
         """
         has_peft_adapter = getattr(self, "_hf_peft_config_loaded", False)
         if kwargs.get("is_main_process", True) and not has_peft_adapter:
             if kwargs.get("push_to_hub"):
                 check_backbones_are_public(self.config)
-            names, weights = self.adapter_state_dict(), state_dict or self.state_dict()
-            if wrapped := [name for name in names if name.rpartition(".adapter.")[2].count(".") != 1]:
-                raise CaptionerError(
-                    f"The adapters are wrapped by PEFT (first: {wrapped[0]}): save the PEFT model, "
-                    "or call merge_and_unload() before you save the captioner."
-                )
-            if any(weights[name].is_meta for name in names) and is_accelerate_available():  # offloaded
-                from accelerate.utils.modeling import get_state_dict_offloaded_model
-
-                weights = get_state_dict_offloaded_model(self)
+            weights = self._weights_in_memory() if state_dict is None else state_dict
+            state_dict = self._adapter_weights(weights)
             self._check_backbones(weights)
-            # Names of a module in torch.compile have an additional part.
-            state_dict = {name.replace("_orig_mod.", ""): weights[name] for name in names}
             self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def _weights_in_memory(self) -> Mapping[str, torch.Tensor]:
+        weights = self.state_dict()
+        is_offloaded = any(weights[name].is_meta for name in self.adapter_state_dict())
+        if is_offloaded and is_accelerate_available():
+            from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+            weights = get_state_dict_offloaded_model(self)
+        return weights
+
+    def _adapter_weights(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the adapter's weights in a state dict, by their names in a checkpoint."""
+        names = {name: name.replace("_orig_mod.", "") for name in self.adapter_state_dict()}  # torch.compile
+        if wrapped := [x for x in names.values() if x.rpartition(".adapter.")[2].count(".") != 1]:
+            raise CaptionerError(
+                f"The adapters are wrapped by PEFT (first: {wrapped[0]}): save the PEFT model, or call "
+                "merge_and_unload() before you save the captioner."
+            )
+        if missing := [name for name in names if name not in state_dict]:
+            raise CaptionerError(f"state_dict lacks {len(missing)} of the adapter's weights: {missing[:3]}.")
+        return {plain: state_dict[name] for name, plain in names.items()}
 
     def _check_backbones(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Raise `CaptionerError` if a backbone in memory, or in a state dict, is not the recorded one."""
@@ -246,7 +260,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
             name, revision, expected = recorded_backbone(self.config, part)
             if name is None or expected is None:
                 logger.warning(
-                    f"The {part} model exists only in memory, so the saved captioner cannot be loaded."
+                    f"The {part} model exists only in memory, so a saved captioner cannot be loaded."
                 )
             elif not isinstance(model, UnloadedVisionModel):
                 own = {key.removeprefix(prefix): x for key, x in weights.items() if key.startswith(prefix)}
@@ -259,7 +273,10 @@ class ITuningPreTrainedModel(PreTrainedModel):
                     logger.warning(f"The {part} model could not be compared with its files: {error}")
                 else:
                     advice = f'call model.save_backbone("{part}", folder), then save the captioner.'
-                    backbone.check_unchanged(model, own, f"To keep the changed {part} model, {advice}")
+                    advice = (
+                        f"To keep the changed {part} model, {advice} To discard it, load the captioner again."
+                    )
+                    backbone.check_unchanged(model, own, advice)
 
     def save_backbone(self, part: str, save_directory: str | os.PathLike[str]) -> None:
         """Save a backbone that was changed after loading, and record it as the captioner's.
@@ -285,6 +302,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         if part not in ("vision", "text"):
             raise CaptionerError(f"part is {part!r}, expected 'vision' or 'text'.")
         model = getattr(self, f"{part}_model")
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
         problem = f"The {part} model cannot be saved: it"
         if isinstance(model, UnloadedVisionModel) or any(p.is_meta for p in model.parameters()):
             raise CaptionerError(f"{problem} is not in memory. Load the captioner completely.")
@@ -292,8 +310,10 @@ class ITuningPreTrainedModel(PreTrainedModel):
             raise CaptionerError(
                 f"{problem} has PEFT adapters (first: {wrapped[0]}). Call merge_and_unload() first."
             )
-        is_quantized = any(QUANTIZED.search(name) for name in model.state_dict())
-        if is_quantized and getattr(model, "hf_quantizer", None) is None:
+        names = list(model.state_dict())
+        if any("_orig_mod." in name for name in names):
+            raise CaptionerError(f"{problem} has compiled parts. Save it before torch.compile.")
+        if any(QUANTIZED.search(name) for name in names) and getattr(model, "hf_quantizer", None) is None:
             raise CaptionerError(f"{problem} was quantized after loading. Load it without quantization.")
         if part == "text":
             model = decoder_family(self.config.text_config).without_adapters(model)

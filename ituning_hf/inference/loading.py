@@ -127,10 +127,7 @@ def read_config(
         if path is None:  # Transformers excuses a folder without config.json, and no other file
             raise FileNotFoundError(f"no {CONFIG_NAME} in {name!r}")
     except OSError as error:
-        raise OSError(
-            f"There is no captioner at {name!r}: {_explain(name, revision, error)}. Give the folder or the "
-            "Hub id of a captioner."
-        ) from error
+        raise OSError(f"There is no captioner at {name!r}: {_explain(name, revision, error)}.") from error
     config = read_json(path)
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != ITuningConfig.model_type:
@@ -161,7 +158,8 @@ def _describe_peft_adapter(name: str, revision: str | None) -> str | None:
     path = find_optional(name, "adapter_config.json", revision)
     if path is None:
         return None
-    method = read_json(path).get("peft_type")
+    config = read_json(path)
+    method = config.get("peft_type") if isinstance(config, dict) else None
     if method == "ITUNING":
         return "contains a PEFT adapter: convert it to a captioner with `ituning convert`"
     return (

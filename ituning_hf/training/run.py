@@ -144,5 +144,5 @@ def _describe_result(trainer: CaptionTrainer) -> list[str]:
         reached = f"validation {metric} {state.best_metric:.4f}, step {state.best_step}"
         lines.append(f"Best       {output_dir / BEST}  ({reached})")
         if state.is_worse_than_untrained(trainer.args.metric_for_best_model == "loss"):
-            lines.append("Worse      than before training: lower --learning_rate, or train for more steps")
+            lines.append("Warning    worse than before training: lower --learning_rate, or train longer")
     return [*lines, f"Last       {output_dir / LAST}  (step {state.step})"]

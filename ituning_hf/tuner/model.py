@@ -215,8 +215,8 @@ class ITuningTuner(BaseTuner):
             inputs: Left-padded prompts of shape (num_images * k, T), image-major; also accepted as
                 `input_ids`. Without prompts, one text per image is generated, starting with the BOS token.
             encoder_hidden_states: The image features, of shape (num_images, N, d_v).
-            labels: Not used. With labels, as in a training batch or from `Seq2SeqTrainer`, the text is the
-                target, which is not used either: one text per image is generated.
+            labels: Ignored. With labels, as in a training batch or from `Seq2SeqTrainer`, the text holds the
+                targets and is ignored too: one text per image is generated.
             **kwargs: Passed to `GenerationMixin.generate`. Classifier-free guidance is not supported.
 
         Raises:

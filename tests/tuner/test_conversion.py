@@ -9,6 +9,7 @@ import pytest
 import torch
 from methods import ITUNING, LORA
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file
 from small_models import ADAPTER, TEXT, VISION, contents, make_captioner
 from transformers import (
     CLIPVisionConfig,
@@ -281,3 +282,15 @@ def test_a_lora_beside_the_adapter_is_refused(gpt2, backbones):
     gpt2.add_adapter(LORA.config(), "style")
     with pytest.raises(ValueError, match=r"it has \d+ additional weights .*lora_A.*unload"):
         ITuningForCaptioning.from_peft(ITUNING.wrap(gpt2), backbones["vision"])
+
+
+def test_a_compiled_language_model_is_converted(captioner, tmp_path: Path):
+    expected = {name: tensor.clone() for name, tensor in captioner.adapter_state_dict().items()}
+    captioner.text_model = torch.compile(captioner.text_model, backend="eager")
+    to_peft(captioner).save_pretrained(tmp_path)
+    keys = {
+        key.removeprefix("base_model.model.") for key in load_file(tmp_path / "adapter_model.safetensors")
+    }
+    assert keys == {
+        key.removeprefix("text_model.").replace(".adapter.", ".ituning_adapter.") for key in expected
+    }
