@@ -18,7 +18,10 @@ from ituning_hf.captioner.backbones_ituning import Backbone
 from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.inference.int8 import quantize_frozen_weights
 
-LORA = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+
+def lora_config() -> LoraConfig:
+    """Make a new configuration, because PEFT writes the name of the base model into it."""
+    return LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
 
 
 # --- Backbones that moved, and other backbones
@@ -130,7 +133,7 @@ def test_the_fingerprint_does_not_depend_on_the_file_format(
 
 
 def merge_lora(model: ITuningForCaptioning) -> None:
-    get_peft_model(model, LORA).merge_and_unload()
+    get_peft_model(model, lora_config()).merge_and_unload()
 
 
 def train_text_model(model: ITuningForCaptioning) -> None:
@@ -169,7 +172,7 @@ def test_a_changed_backbone_is_saved_before_the_captioner(
 
 
 def test_a_lora_that_is_not_merged_is_not_lost(captioner, tmp_path: Path):
-    inject_adapter_in_model(LORA, captioner)
+    inject_adapter_in_model(lora_config(), captioner)
     with pytest.raises(CaptionerError, match=r"it has \d+ additional weights .*lora_A.*merge_and_unload\(\)"):
         captioner.save_pretrained(tmp_path / "refused")
     with pytest.raises(CaptionerError, match=r"has PEFT adapters .*c_attn.*merge_and_unload\(\)"):
@@ -193,14 +196,14 @@ def test_adapters_that_peft_wraps_are_saved_after_unloading(captioner, tmp_path:
 
 
 def undo_merge(model: ITuningForCaptioning) -> None:
-    lora = get_peft_model(model, LORA)
+    lora = get_peft_model(model, lora_config())
     lora.merge_adapter()
     lora.unmerge_adapter()  # leaves rounding errors
     lora.unload()
 
 
 def delete_lora(model: ITuningForCaptioning) -> None:
-    model.add_adapter(LORA)
+    model.add_adapter(lora_config())
     model.delete_adapter("default")  # leaves names with "base_layer"
 
 
@@ -294,7 +297,7 @@ def test_a_backbone_that_cannot_be_saved_is_refused(captioner, saved: Path, tmp_
 
 
 def test_a_lora_of_add_adapter_is_saved_as_in_transformers(captioner, saved: Path, tmp_path: Path):
-    captioner.add_adapter(LORA)
+    captioner.add_adapter(lora_config())
     captioner.save_pretrained(tmp_path / "lora")
     assert not (tmp_path / "lora/model.safetensors").exists()
     loaded = ITuningForCaptioning.from_pretrained(saved)
