@@ -106,7 +106,10 @@ class ITuningGenerationMixin(GenerationMixin):
         )
 
     def _complete_generation_config(self) -> GenerationConfig:
-        """Add what is missing in the model's configuration if it was replaced, such as by Seq2SeqTrainer."""
+        """Add missing special tokens to the model's configuration, and remove the default length.
+
+        Seq2SeqTrainer replaces the configuration, or writes defaults into it.
+        """
         own, text = self.generation_config, self.config.text_config
         for name, token in decoder_family(text).special_tokens(text).items():
             if getattr(own, name) is None:

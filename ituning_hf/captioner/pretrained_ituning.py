@@ -232,6 +232,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def _weights_in_memory(self) -> Mapping[str, torch.Tensor]:
+        """Return the state dict; if the adapter is offloaded, with all offloaded weights."""
         weights = self.state_dict()
         is_offloaded = any(weights[name].is_meta for name in self.adapter_state_dict())
         if is_offloaded and is_accelerate_available():
@@ -272,9 +273,9 @@ class ITuningPreTrainedModel(PreTrainedModel):
                 except (OSError, CaptionerError) as error:  # the files have moved or changed since loading
                     logger.warning(f"The {part} model could not be compared with its files: {error}")
                 else:
-                    advice = f'call model.save_backbone("{part}", folder), then save the captioner.'
                     advice = (
-                        f"To keep the changed {part} model, {advice} To discard it, load the captioner again."
+                        f'To keep the changed {part} model, call model.save_backbone("{part}", folder), then '
+                        "save the captioner. To discard it, load the captioner again."
                     )
                     backbone.check_unchanged(model, own, advice)
 
@@ -289,8 +290,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
             save_directory: The folder for the backbone; it is created if it does not exist.
 
         Raises:
-            CaptionerError: if the backbone is not loaded or was quantized, or has PEFT adapters that are not
-                merged.
+            CaptionerError: if the backbone is not loaded, was quantized after loading, has compiled parts, or
+                has PEFT adapters that are not merged.
 
         Example:
         ```python
@@ -318,9 +319,9 @@ class ITuningPreTrainedModel(PreTrainedModel):
         if part == "text":
             model = decoder_family(self.config.text_config).without_adapters(model)
         model.save_pretrained(save_directory)
-        fields = Backbone(part, save_directory).config_fields()
-        for field in ("name_or_path", "revision", "fingerprint"):
-            setattr(self.config, f"{part}_model_{field}", fields[f"{part}_model_{field}"])
+        for field, value in Backbone(part, save_directory).config_fields().items():
+            if field != f"{part}_config":  # shared with the model
+                setattr(self.config, field, value)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the adapter, the configuration and the model code.

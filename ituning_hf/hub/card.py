@@ -126,17 +126,9 @@ def write_adapter_card(
     if not over_captioner:
         names["vision"] = config.vision_model_name_or_path
     models: dict[str, Any] = {kind: _backbone(kind, {"name_or_path": name}) for kind, name in names.items()}
-    base_models = [model["name_or_path"] for model in models.values() if model["on_hub"]]
     tags = [*TAGS, *sorted({method.lower() for method in others.values()}), *tags]
-    metadata = ModelCardData(
-        library_name="peft",
-        pipeline_tag=PIPELINE_TAG,
-        tags=tags,
-        base_model=base_models or None,
-        base_model_relation="adapter" if base_models else None,
-    )
     card = ModelCard.from_template(
-        metadata,
+        _metadata("peft", tags, models),
         template_path=str(OVER_CAPTIONER_TEMPLATE if over_captioner else ADAPTER_TEMPLATE),
         config=config,
         others=others,
@@ -189,6 +181,21 @@ def _digest(content: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
 
 
+def _metadata(
+    library: str, tags: list[str], models: Mapping[str, Mapping[str, Any]], **fields: Any
+) -> ModelCardData:
+    """Return the front matter of a card; base models are those of `models` that are on the Hub."""
+    base_models = [model["name_or_path"] for model in models.values() if model["on_hub"]]
+    return ModelCardData(
+        library_name=library,
+        pipeline_tag=PIPELINE_TAG,
+        tags=tags,
+        base_model=base_models or None,
+        base_model_relation="adapter" if base_models else None,
+        **fields,
+    )
+
+
 def render_card(folder: str | os.PathLike[str], *, repo_id: str | None = None) -> ModelCard:
     """Render the model card of a saved captioner; the same files give the same bytes."""
     card = render(
@@ -216,13 +223,10 @@ def render(
     title = title or (repo_id or "").rpartition("/")[2] or "I-Tuning image captioner"
     backbones = {kind: _backbone(kind, description[f"{kind}_model"]) for kind in ("vision", "text")}
     results = [result for record in evaluations for result in _eval_results(record)]
-    base_models = [backbone["name_or_path"] for backbone in backbones.values() if backbone["on_hub"]]
-    metadata = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=PIPELINE_TAG,
-        tags=TAGS,
-        base_model=base_models or None,
-        base_model_relation="adapter" if base_models else None,
+    metadata = _metadata(
+        "transformers",
+        TAGS,
+        backbones,
         datasets=[data.hub_id] if data is not None and data.hub_id is not None else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=title if results else None,

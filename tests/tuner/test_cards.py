@@ -102,9 +102,10 @@ def test_the_trainers_card_is_kept_and_completed(model, tmp_path: Path):
     trainer.create_model_card()
     card = ModelCard.load(tmp_path / "README.md")
     assert "### Training hyperparameters" in card.text
-    assert (card.data.library_name, card.data.pipeline_tag) == ("peft", PIPELINE_TAG)
-    assert card.data.base_model == ["gpt2", CLIP]
-    assert {*TAGS, "generated_from_trainer"} <= set(card.data.tags)
+    data = metadata(tmp_path)
+    assert (data["library_name"], data["pipeline_tag"]) == ("peft", PIPELINE_TAG)
+    assert data["base_model"] == ["gpt2", CLIP]
+    assert {*TAGS, "generated_from_trainer"} <= set(data["tags"])
 
 
 # --- A LoRA over a captioner
