@@ -43,6 +43,12 @@ class ModelArguments:
 
     title: ClassVar[str] = "model"
 
+    model: str | None = option(
+        None,
+        "folder or Hub id of a saved captioner to train further, with its backbones and adapters",
+        MODEL,
+        "new adapters between --vision_model and --text_model",
+    )
     vision_model: str | None = option(
         None,
         "frozen vision encoder: the folder or Hub id of a CLIP",
@@ -71,8 +77,10 @@ class ModelArguments:
         "indices of the language model layers with an adapter; negative indices count from the top",
         unset="all",
     )
-    adapter_scale: float = option(1.0, "constant factor on each adapter's output")
-    adapter_dropout: float = option(0.0, "dropout probability on each adapter's output", BELOW_ONE)
+    adapter_scale: float | None = option(None, "constant factor on each adapter's output", unset="1")
+    adapter_dropout: float | None = option(
+        None, "dropout probability on each adapter's output", BELOW_ONE, "0, or that of --model"
+    )
     vision_feature_layer: int | None = option(
         None,
         "index of the encoder's hidden state that the adapters attend to; -1 is the last layer",

@@ -47,7 +47,7 @@ def run_identity(
     settings["vision_feature_layer"] = model.config.vision_feature_layer  # features may have chosen it
     settings["mixed_precision"] = accelerator.mixed_precision  # `accelerate config` may have chosen it
     return {
-        "settings": _with_absolute_paths(settings, "dataset", "image_root"),
+        "settings": _with_absolute_paths(settings, "model", "dataset", "image_root"),
         "num_processes": accelerator.num_processes,
         "num_images": len(data.train),
         "data_fingerprint": data.fingerprint(),
@@ -98,6 +98,8 @@ def training_record(
         settings.pop(name)
     # A path on this machine means nothing elsewhere: its last part is enough.
     names: dict[str, str | None] = {GIVEN_DATA: None, "scenes": "scenes that ituning_hf draws"}
+    if settings["model"] and os.path.isabs(settings["model"]):
+        settings["model"] = "/".join(Path(settings["model"]).parts[-2:])  # such as "cc3m/best"
     shown = names.get(dataset, os.path.basename(dataset) if os.path.isabs(dataset) else dataset)
     return TrainingRecord(
         dataset=shown,

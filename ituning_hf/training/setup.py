@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from ..captioner.backbones_ituning import Backbone
-from ..captioner.configuration_ituning import ADAPTER_OPTIONS
+from ..captioner.configuration_ituning import ADAPTER_OPTIONS, ITuningConfig
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor, load_image_processor, load_tokenizer
 from ..features.store import FeatureStore
+from ..inference import loading
 from ..inference.int8 import quantize_frozen_weights, require_cpu
 from ..utils.errors import UserError
 from .arguments import DEFAULT_TEXT_MODEL, DEFAULT_VISION_MODEL, SIZES, TrainArguments
@@ -22,9 +23,15 @@ SCENE_BACKBONES = Path(__file__).resolve().parents[1] / "data" / "scene_backbone
 
 
 def with_backbones(args: TrainArguments) -> TrainArguments:
-    """Fill in the backbones that the settings do not name; stored features name their own encoder."""
-    vision, text = DEFAULT_VISION_MODEL, DEFAULT_TEXT_MODEL
-    if args.dataset == "scenes":
+    """Fill in the backbones that neither the settings nor `args.model` name.
+
+    Stored features name their own encoder.
+    """
+    vision: str | None = DEFAULT_VISION_MODEL
+    text: str | None = DEFAULT_TEXT_MODEL
+    if args.model is not None:
+        vision, text = None, None
+    elif args.dataset == "scenes":
         vision, text = str(SCENE_BACKBONES / "vision"), str(SCENE_BACKBONES / "text")
     if args.size is not None:
         text = SIZES[args.size]
@@ -37,11 +44,12 @@ def load_model(
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
     """Build an untrained captioner over the backbones that the settings name, and its processor.
 
-    With stored features, the vision encoder is not loaded.
+    With `args.model`, load that captioner instead, to train it further. With stored features, the vision
+    encoder is not loaded.
 
     Raises:
         OSError: for a backbone that cannot be found.
-        ValueError: for one that cannot be used, or adapter settings that do not fit it.
+        ValueError: for one that cannot be used, or adapter settings that do not fit it or the captioner.
     """
     options = {name: value for name in ADAPTER_OPTIONS if (value := getattr(args, name)) is not None}
     if args.frozen_precision == "int8":
@@ -49,9 +57,15 @@ def load_model(
     elif args.frozen_precision is not None:
         options["dtype"] = args.frozen_precision
     try:
-        model, processor = _load_over_backbones(args.vision_model, str(args.text_model), features, options)
+        if args.model is not None:
+            model, processor = _load_saved(args, features, options)
+        else:
+            model, processor = _load_over_backbones(
+                args.vision_model, str(args.text_model), features, options
+            )
     except OSError as error:
-        if not {DEFAULT_VISION_MODEL, *SIZES.values()} & {args.vision_model, args.text_model}:
+        is_default = {DEFAULT_VISION_MODEL, *SIZES.values()} & {args.vision_model, args.text_model}
+        if args.model is not None or not is_default:
             raise
         problem = " ".join(str(error).split())
         raise OSError(
@@ -94,3 +108,25 @@ def _load_over_backbones(
             "give a folder in which they belong together."
         )
     return model, ITuningProcessor(image_processor, tokenizer)
+
+
+def _load_saved(
+    args: TrainArguments, features: FeatureStore | None, options: dict[str, Any]
+) -> tuple[ITuningForCaptioning, ITuningProcessor]:
+    """Load a captioner to train further. Of the adapter's options, only the dropout may be another one."""
+    name = str(args.model)
+    asked = {key: options.pop(key) for key in ADAPTER_OPTIONS if key in options and key != "adapter_dropout"}
+    backbones = {"vision_model": args.vision_model, "text_model": args.text_model}  # if they have moved
+    model = loading.load_model(name, "cpu", load_vision_model=features is None, **backbones, **options)
+    config = ITuningConfig.from_dict(model.config.to_dict(), **asked)
+    for option in asked:
+        if (saved := getattr(model.config, option)) != getattr(config, option):
+            raise UserError(
+                f"--{option} {asked[option]}, but {name} was saved with {saved}: omit the option."
+            )
+    for adapter in model.adapters().values():
+        adapter.float()  # also if the captioner was saved, or its backbones are loaded, in half precision
+    processor = loading.load_processor(name)
+    if features is not None:
+        features.require_fits(model.config, processor.image_processor.to_dict())
+    return model, processor
