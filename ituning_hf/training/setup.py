@@ -122,7 +122,7 @@ def _load_saved(
     for option in asked:
         if (saved := getattr(model.config, option)) != getattr(config, option):
             raise UserError(
-                f"--{option} {asked[option]}, but {name} was saved with {saved}: omit the option."
+                f"--{option} is {asked[option]}, but {name} was saved with {saved}: omit the option."
             )
     for adapter in model.adapters().values():
         adapter.float()  # also if the captioner was saved, or its backbones are loaded, in half precision
