@@ -13,6 +13,7 @@ from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.files import read_json
+from .image_ids import image_id_key, parse_image_id
 from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name
 
 _PROBED = 100  # images to look for in a folder to decide whether it contains the images of a file
@@ -30,7 +31,7 @@ def read_json_dataset(path: Path, split: str, image_root: Path | None) -> list[C
     - COCO captions: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`. The split
       is determined by the file name: `captions_train2017.json` is "train", and `captions_val2017.json` in the
       same folder is "val". A file with another name, or a train file without a val file, has no splits.
-      Images without annotations are skipped.
+      Images without annotations are skipped. The ids 42, 42.0 and "42" are the same; images keep theirs.
     - NoCaps: the COCO layout with an `open_images_id` and optionally a `domain` for each image, with or
       without `annotations`. The file name determines whether the split is "val" or "test".
 
@@ -76,19 +77,25 @@ def _read_coco(content: Any, path: Path, split: str, image_root: Path | None) ->
 def _parse_coco(
     content: Any, path: Path, image_root: Path | None, split: str | None, parts: Sequence[str]
 ) -> Iterator[CaptionedImage]:
-    names, domains = {}, {}
+    names, domains, ids = {}, {}, {}
     for where, entry in _entries(content, "images", path):
-        key = _field(entry, "id", int | str, where)
+        image_id = _image_id(entry, "id", where)
+        key = image_id_key(image_id)
         if key in names:
-            raise UserError(f"{where} has the same 'id' as another image, {key!r}")
+            raise UserError(f"{where} has the same 'id' as another image, {image_id!r}")
         names[key] = parse_file_name(entry.get("file_name"), where, "file_name")
-        domains[key] = entry.get("domain")
-    captions: dict[int | str, list[str]] = {key: [] for key in names}
+        domains[key], ids[key] = entry.get("domain"), image_id
+    captions: dict[int | str | None, list[str]] = {key: [] for key in names}
     if "annotations" in content:
         for where, entry in _entries(content, "annotations", path):
-            key = _field(entry, "image_id", int | str, where)
+            image_id = _image_id(entry, "image_id", where)
+            key = image_id_key(image_id)
             if key not in captions:
-                raise UserError(f"{where} refers to image {key!r}, which the file does not contain")
+                first = next(iter(ids.values()), "no image")
+                raise UserError(
+                    f"{where} refers to image {image_id!r}, which the file does not contain; its images are "
+                    f"{first!r} and so on"
+                )
             captions[key].append(_field(entry, "caption", str, where))
         captions = {key: texts for key, texts in captions.items() if texts}
     bases = [path.parent, path.parent.parent] if image_root is None else [image_root]
@@ -96,9 +103,8 @@ def _parse_coco(
     folders = [base / part for part in parts for base in bases] + bases
     folder = _find_folder(folders, (names[key] for key in captions)) or folders[0]
     for key, texts in captions.items():
-        image_id = key if isinstance(key, int) else None
         source = folder / names[key]
-        yield CaptionedImage(names[key], clean_captions(texts), source, image_id, domains[key], split)
+        yield CaptionedImage(names[key], clean_captions(texts), source, ids[key], domains[key], split)
 
 
 def _nocaps_split(path: Path) -> str:
@@ -122,8 +128,7 @@ def _parse_karpathy(entries: list[Any], path: Path, image_root: Path | None) -> 
     images = []
     for (name, filename, captions), entry in zip(parsed, entries, strict=True):
         source = (root or roots[-1]) / (filename if merged else name)
-        numbers = [entry[key] for key in ("cocoid", "imgid") if isinstance(entry.get(key), int)]
-        image_id = numbers[0] if numbers else None
+        image_id = parse_image_id(entry.get("cocoid", entry.get("imgid")))
         images.append(CaptionedImage(name, captions, source, image_id, split=entry["split"]))
     return images
 
@@ -156,6 +161,11 @@ def _entries(content: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{path} is not a COCO file: it has no list named {key!r}")
     for position, entry in enumerate(entries):
         yield f"{path}: {key}[{position}]", entry
+
+
+def _image_id(entry: Any, key: str, where: str) -> int | str:
+    value = parse_image_id(entry.get(key) if isinstance(entry, dict) else None)
+    return _field({key: value}, key, int | str, where)
 
 
 def _field(entry: Any, key: str, kind: Any, where: str) -> Any:

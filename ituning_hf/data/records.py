@@ -63,7 +63,7 @@ class CaptionedImage:
     name: str
     captions: tuple[str, ...]
     source: Path | ImageSource
-    image_id: int | None = None
+    image_id: int | str | None = None
     domain: str | None = None
     split: str | None = field(default=None, compare=False)
 

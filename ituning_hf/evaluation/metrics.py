@@ -1,5 +1,6 @@
 """The caption metrics of the COCO benchmark, computed by its official scorers."""
 
+import logging
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 
@@ -10,7 +11,10 @@ from .java import Java, find_java, meteor_counts, spice_scores, tokenize_with_ja
 from .scores import METRIC_NAMES, CaptionScores, meteor_from_counts
 from .tokenizer import tokenize_captions
 
+logger = logging.getLogger(__name__)
+
 _METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
+CIDER_NEEDS_IMAGES = "it weights words by their rarity among the captions of several images"
 
 
 def compute_caption_metrics(
@@ -71,6 +75,8 @@ def score_captions(
     if not any(text for texts in tokenized_references.values() for text in texts):
         raise UserError("the references contain no word, only spaces and punctuation; CIDEr needs one.")
     metrics = {*_METRICS} - left_out.keys() if only is None else {only}
+    if len(predictions) == 1 and "cider" in metrics:
+        logger.warning("CIDEr is 0 by definition for a single image: %s", CIDER_NEEDS_IMAGES)
     per_image, counts = _score_images(metrics, tokenized_references, tokenized, runtime)
     return CaptionScores(
         per_image=per_image,

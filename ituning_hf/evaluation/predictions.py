@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..data.image_ids import image_id_key
 from ..data.records import CaptionedImage, first_names
 from ..utils.errors import UserError
 from ..utils.files import parse_json, read_json, read_utf8
 
+_COLUMNS = ["image_id", "image", "file_name", "path", "caption", "captions"]
 _EXPECTED = (
     'a list of {"image_id": 42, "caption": "..."} (COCO results), lines of {"image": "dog.jpg", "captions": '
     '["..."]} (from `ituning caption --output`), or an object {"dog.jpg": "..."}'
 )
 
 
-def image_ids(images: Sequence[CaptionedImage]) -> list[int]:
-    """Return the ids of images in result files: those of the dataset if all images have one, else indices."""
+def image_ids(images: Sequence[CaptionedImage]) -> list[int | str]:
+    """Return the ids of images in result files: those of the dataset if all images have one, else names."""
     own = [image.image_id for image in images if image.image_id is not None]
-    return own if len(own) == len(images) else list(range(len(images)))
+    return own if len(own) == len(images) else [image.name for image in images]
 
 
 def read_predictions(path: Path, images: Sequence[CaptionedImage]) -> list[str]:
     """Read one caption for each image.
 
     Args:
-        path: COCO results, a JSON list of objects with `image_id` and `caption`; or the JSON lines of
-            `ituning caption --output`, of which the first caption is used; or a JSON object of captions by
-            file name. File names may have more leading folders than in the dataset.
+        path: COCO results, a JSON list of objects with `image_id` and `caption`; or what `ituning caption
+            --output` writes (.jsonl, .csv or .parquet), of which the first caption of an image is used; or a
+            JSON object of captions by file name. The ids 42, 42.0 and "42" are equal. File names may have
+            more leading folders than in the dataset.
         images: The images.
 
     Returns:
@@ -39,21 +44,29 @@ def read_predictions(path: Path, images: Sequence[CaptionedImage]) -> list[str]:
         FileNotFoundError: There is no such file.
         UserError: The file has another format, or not exactly one caption for each image.
     """
-    ids = image_ids(images)
-    indices: dict[int | str, int] = {image_id: index for index, image_id in enumerate(ids)}
-    indices |= {image.name: index for index, image in enumerate(images)}
-    captions: list[list[str]] = [[] for _ in images]
-    unknown = []
-    for keys, caption in _read(path):
-        index = next((indices[key] for key in keys if key in indices), None)
+    by_id = {image_id_key(image.image_id): index for index, image in enumerate(images)}
+    by_name = {image.name: index for index, image in enumerate(images)}
+    captions: list[str | None] = [None] * len(images)
+    repeated, unknown = [], []
+    for number, entry in enumerate(_entries(path), start=1):
+        image_id, name, caption = _parse(entry, f"--predictions {path}: entry {number}")
+        index = None if image_id is None else by_id.get(image_id_key(image_id))
         if index is None:
-            unknown.append(str(keys[0]))
+            index = next((by_name[part] for part in _possible_names(name) if part in by_name), None)
+        if index is None:
+            unknown.append(str(name if image_id is None else image_id))
+        elif captions[index] is None:
+            captions[index] = caption
         else:
-            captions[index].append(caption)
-    labels = [f"{image.name} with id {image_id}" for image, image_id in zip(images, ids, strict=True)]
+            repeated.append(index)
+
+    def label(index: int) -> str:
+        image = images[index]
+        return image.name if image.image_id is None else f"{image.name} with id {image.image_id}"
+
     problems = {
-        "images without a caption": [labels[i] for i, own in enumerate(captions) if not own],
-        "images with several captions": [labels[i] for i, own in enumerate(captions) if len(own) > 1],
+        "images without a caption": [label(i) for i, caption in enumerate(captions) if caption is None],
+        "images with several captions": [label(i) for i in repeated],
         "captions of other images": unknown,
     }
     if any(problems.values()):
@@ -62,35 +75,47 @@ def read_predictions(path: Path, images: Sequence[CaptionedImage]) -> list[str]:
             f"--predictions {path} does not match the {len(images)} images: {'; '.join(found)}. Each image "
             "needs one caption."
         )
-    return [own[0] for own in captions]
+    return [caption for caption in captions if caption is not None]
 
 
-def _read(path: Path) -> Iterator[tuple[list[int] | list[str], str]]:
-    """Yield the captions, each with the id of its image or the possible names, the longest first."""
-    content = _parse(path)
-    if isinstance(content, dict):
-        content = [{"image": name, "caption": caption} for name, caption in content.items()]
-    for number, entry in enumerate(content, start=1):
-        match entry:
-            case {"image_id": int(image_id), "caption": str(caption)} if not isinstance(image_id, bool):
-                yield [image_id], caption
-            case {"image": str(name), "caption": str(caption)} | {
-                "image": str(name),
-                "captions": [str(caption), *_],
-            }:
-                parts = PurePath(name).parts
-                yield ["/".join(parts[start:]) for start in range(len(parts))] or [name], caption
-            case _:
-                shown = reprlib.repr(entry)
-                raise UserError(f"--predictions {path}: entry {number} is {shown}, expected {_EXPECTED}.")
+def _parse(entry: Any, where: str) -> tuple[int | float | str | None, str, str]:
+    """Return the id of an entry's image or None, its name, and its first caption."""
+    match entry:
+        case {"captions": [str(caption), *_]} | {"caption": str(caption)}:
+            match entry:
+                case {"image_id": image_id} if image_id_key(image_id) is not None:
+                    return image_id, str(image_id), caption
+                case {"image": str(name)} | {"file_name": str(name)} | {"path": str(name)}:
+                    return None, name, caption
+    raise UserError(f"{where} is {reprlib.repr(entry)}, expected {_EXPECTED}.")
 
 
-def _parse(path: Path) -> Any:
-    if path.suffix == ".jsonl":
-        # Not `splitlines`, which also splits at characters that JSON need not escape.
-        lines = read_utf8(path).split("\n")
-        return [parse_json(line, f"--predictions {path}") for line in lines if line.strip()]
-    content = read_json(path)
-    if not isinstance(content, (list, dict)):
-        raise UserError(f"--predictions {path} holds {reprlib.repr(content)}, expected {_EXPECTED}.")
-    return content
+def _possible_names(name: str) -> list[str]:
+    """Return a file's name with and without its leading folders, the longest first."""
+    parts = PurePath(name).parts
+    return ["/".join(parts[start:]) for start in range(len(parts))] or [name]
+
+
+def _entries(path: Path) -> Iterator[Any]:
+    match path.suffix.lower():
+        case ".jsonl":
+            # Not `splitlines`, which also splits at characters that JSON need not escape.
+            for line in read_utf8(path).split("\n"):
+                if line.strip():
+                    yield parse_json(line, f"--predictions {path}")
+        case ".csv" | ".tsv":
+            delimiter = "," if path.suffix.lower() == ".csv" else "\t"
+            yield from csv.DictReader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter)
+        case ".parquet":
+            from pyarrow import parquet  # slow to import
+
+            with parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(columns=_COLUMNS):  # without the images, if it has some
+                    yield from batch.to_pylist()
+        case _:
+            content = read_json(path)
+            if not isinstance(content, (list, dict)):
+                raise UserError(f"--predictions {path} holds {reprlib.repr(content)}, expected {_EXPECTED}.")
+            if isinstance(content, dict):
+                content = [{"image": name, "caption": caption} for name, caption in content.items()]
+            yield from content

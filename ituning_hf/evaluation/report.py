@@ -44,7 +44,7 @@ class Evaluation:
     dataset: str
     split: str
     images: list[CaptionedImage]
-    image_ids: list[int]
+    image_ids: list[int | str]
     captions: list[str]
     unreadable: list[CaptionedImage]
     speed: dict[str, Any] | None

@@ -102,7 +102,7 @@ class DataArguments(DatasetArguments):
         None, "refuse to train on any other number of images", AT_LEAST_ONE, "any number"
     )
     expected_eval_images: int | None = option(
-        None, "refuse any other number of images in --eval_split", AT_LEAST_ONE, "any number"
+        None, "refuse any other number of images in all of --eval_split", AT_LEAST_ONE, "any number"
     )
     captions_per_image: int = option(
         5, "captions per image in a batch; if an image has more, each epoch samples this many", AT_LEAST_ONE
@@ -177,6 +177,11 @@ class ValidationArguments:
 
     eval_split: str = option("val", "split for validation; none for no validation", one_of(EVAL_SPLITS))
     eval_steps: str = option("epoch", "optimizer steps between validations, or 'epoch'", EVERY)
+    max_eval_images: int = option(
+        5000,
+        "validate on at most this many images, evenly spaced over --eval_split and always the same",
+        AT_LEAST_ONE,
+    )
     eval_caption_images: int = option(
         0, "images to caption and score with BLEU, ROUGE-L and CIDEr at each validation", NOT_NEGATIVE
     )

@@ -20,6 +20,7 @@ from ..data.inputs import FeatureInputs, ImageInputs, PixelInputs
 from ..data.records import CaptionedImage
 from ..data.sampler import ImageBatchSampler, SampleKey
 from ..data.workers import ignore_stop_signals, usable_workers
+from ..evaluation.metrics import CIDER_NEEDS_IMAGES
 from ..features.store import FeatureStore
 from ..utils.distributed import raise_on_main
 from ..utils.errors import UserError
@@ -79,6 +80,22 @@ def load_data(args: TrainArguments) -> TrainingData:
             raise UserError(f"{error}. To train without validation, give --eval_split none.") from error
         args.check_count("expected_eval_images", evaluation)
     return TrainingData(train, evaluation)
+
+
+def limit_evaluation(data: TrainingData, args: TrainArguments) -> TrainingData:
+    """Select at most `args.max_eval_images` images to validate on, evenly spaced over the split.
+
+    Raises:
+        UserError: if the best captioner is the one with the highest CIDEr, and a single image is scored.
+    """
+    total = len(data.evaluation)
+    count = min(total, args.max_eval_images)
+    if args.metric_for_best_model == "cider" and min(count, args.eval_caption_images) == 1:
+        raise UserError(
+            "--metric_for_best_model cider needs captions of at least 2 validation images: CIDEr is 0 for a "
+            f"single one, because {CIDER_NEEDS_IMAGES}. Validate on more images, or give another metric."
+        )
+    return replace(data, evaluation=[data.evaluation[i * total // count] for i in range(count)])
 
 
 def with_features(data: TrainingData, folder: str | None) -> TrainingData:

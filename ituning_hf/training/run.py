@@ -16,7 +16,7 @@ from ..hub.inspection import describe_config
 from ..utils.distributed import create_accelerator, leave_group, sync_errors
 from .arguments import TrainArguments
 from .checkpoints import TrainState
-from .data import TrainingData, load_data, with_features
+from .data import TrainingData, limit_evaluation, load_data, with_features
 from .dry_run import dry_run
 from .identity import GIVEN_DATA
 from .loop import CaptionTrainer
@@ -67,7 +67,8 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
             project_dir=os.path.join(args.output_dir, "tensorboard"),
         )
         with sync_errors(accelerator):
-            data = with_features(data or load_data(args), args.features)
+            data = limit_evaluation(data or load_data(args), args)
+            data = with_features(data, args.features)
         state = _run(args, data, accelerator, stop)
     leave_group()
     accelerator.end_training()

@@ -177,7 +177,9 @@ IMAGE, ANNOTATION = {"id": 1, "file_name": "a.png"}, {"image_id": 1, "caption": 
 @pytest.mark.parametrize(
     ("images", "annotations", "message"),
     [
-        ([IMAGE], [{"image_id": 2, "caption": "a"}], r"annotations\[0\] refers to image 2, which"),
+        ([IMAGE], [{"image_id": 2, "caption": "a"}], r"annotations\[0\] refers to image 2, .* images are 1"),
+        ([IMAGE], [ANNOTATION | {"image_id": 1.5}], r"annotations\[0\] has no valid 'image_id'"),
+        ([IMAGE, IMAGE | {"id": "1"}], [], r"images\[1\] has the same 'id' as another image, '1'"),
         ([IMAGE], [ANNOTATION, {"image_id": 1, "bbox": []}], r"annotations\[1\] has no valid 'caption'"),
         ([IMAGE], ["a"], r"annotations\[0\] has no valid 'image_id'"),
         ([IMAGE], [ANNOTATION | {"caption": " \n"}], r"1 of 1 images have no caption \(a\.png\)"),

@@ -55,7 +55,7 @@ def test_report(finished: Finished, captioned: Captioned):
     assert expected.metrics["cider"] > 0.1
     assert sorted(contents(finished.report)) == ["metrics.json", "per_image.jsonl", "results.json"]
     results = read_json(finished.report / "results.json")
-    assert results == [{"image_id": i, "caption": text} for i, text in enumerate(captions)]
+    assert results == [{"image_id": f"test/{i}.png", "caption": text} for i, text in enumerate(captions)]
     lines = read_lines(finished.report / "per_image.jsonl")
     assert [line["name"] for line in lines] == [f"test/{i}.png" for i in range(NUM_IMAGES)]
     assert [line["references"] for line in lines] == references_of(captions)
@@ -105,7 +105,8 @@ def test_unreadable_images_are_named_and_left_out(
     break_images(photos, 3)
     assert evaluate(max_unreadable_share=0.2, dataloader_num_workers=2) == 0
     others = [i for i in range(NUM_IMAGES) if i != 3]
-    assert [result["image_id"] for result in read_json(report / "results.json")] == others
+    ids = [result["image_id"] for result in read_json(report / "results.json")]
+    assert ids == [f"test/{i}.png" for i in others]
     references = references_of(captioned[1])
     expected = score_captions(read_captions(report), [references[i] for i in others], java=False).metrics
     metrics = read_json(report / "metrics.json")
@@ -198,9 +199,7 @@ def test_captions_are_kept_if_a_scorer_fails(
     assert read_captions(report) == captioned[1]
 
 
-def test_coco_tools_and_predictions_read_the_results(
-    evaluate: Evaluate, finished: Finished, captioned: Captioned, report: Path, tmp_path: Path
-):
+def test_predictions_read_the_results(evaluate: Evaluate, finished: Finished, report: Path):
     results = finished.report / "results.json"
     assert evaluate(model=None, predictions=results, dry_run=True) == 0  # more than one batch
     assert not report.exists()
@@ -210,10 +209,54 @@ def test_coco_tools_and_predictions_read_the_results(
     metrics = read_json(report / "metrics.json")
     assert metrics["metrics"] == read_json(finished.report / "metrics.json")["metrics"]
     assert metrics["speed"] is None
-    truth = {"info": {}, "images": [{"id": i} for i in range(NUM_IMAGES)], "annotations": []}
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-    loaded = COCO(tmp_path / "truth.json").loadRes(str(results))
-    assert [annotation["caption"] for annotation in loaded.loadAnns(loaded.getAnnIds())] == captioned[1]
+
+
+@pytest.mark.parametrize("in_annotations", [int, str, float])
+@pytest.mark.parametrize("in_images", [int, str, float])
+def test_results_have_the_ids_of_the_images_in_a_coco_file(
+    evaluate: Evaluate,
+    captioned: Captioned,
+    report: Path,
+    tmp_path: Path,
+    in_images: Callable[[int], Any],
+    in_annotations: Callable[[int], Any],
+):
+    source, captions = captioned
+    texts = [(60 - i, text) for i, found in enumerate(references_of(captions)) for text in found]
+    content = {
+        "info": {},
+        "images": [{"id": in_images(60 - i), "file_name": f"{i}.png"} for i in range(NUM_IMAGES)],
+        "annotations": [
+            {"id": n, "image_id": in_annotations(image_id), "caption": text}
+            for n, (image_id, text) in enumerate(texts)
+        ],
+    }
+    truth = tmp_path / "captions_test2017.json"
+    truth.write_text(json.dumps(content))
+    predictions = tmp_path / "predictions.json"  # not in the order of the images
+    results = [{"image_id": 60 - i, "caption": text} for i, text in enumerate(captions)][::-1]
+    predictions.write_text(json.dumps(results))
+    settings = {"dataset": truth, "image_root": source / "test", "model": None}
+    assert evaluate(**settings, predictions=predictions) == 0
+    value = read_json(report / "metrics.json")["metrics"]["cider"]["value"]
+    assert value == score_captions(captions, references_of(captions), java=False).metrics["cider"]
+    loaded = COCO(truth).loadRes(str(report / "results.json"))
+    ids = loaded.getAnnIds(imgIds=[in_images(60 - i) for i in range(NUM_IMAGES)])
+    assert [annotation["caption"] for annotation in loaded.loadAnns(ids)] == captions
+
+
+def test_cider_of_a_single_image_is_explained(
+    evaluate: Evaluate, photos: Path, captioned: Captioned, report: Path, caplog: pytest.LogCaptureFixture
+):
+    metadata = photos / "test" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().splitlines()[0])
+    (photos / "caption.json").write_text(json.dumps({"test/0.png": captioned[1][0]}))
+    assert evaluate(model=None, predictions=photos / "caption.json") == 0
+    assert read_json(report / "metrics.json")["metrics"]["cider"]["value"] == 0
+    assert caplog.messages == [
+        "CIDEr is 0 by definition for a single image: it weights words by their rarity among the captions of "
+        "several images"
+    ]
 
 
 def test_stored_features_replace_images_and_vision_encoder(

@@ -1,8 +1,12 @@
 """Captions from a file: the three formats, and files that do not fit."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas
 import pytest
 
 from ituning_hf.cli import main
@@ -14,7 +18,7 @@ from .conftest import SEARCH
 
 CAPTIONS = ["a dog runs", "two birds", "a man on a bike", "a tree", "grass", "a red dog", "a dog in a tree"]
 IMAGES = [CaptionedImage(f"test/{i}.png", ("a",), Path(f"{i}.png")) for i in range(7)]
-COCO = [{"image_id": i, "caption": text} for i, text in enumerate(CAPTIONS)]
+COCO = [{"image_id": f"test/{i}.png", "caption": text} for i, text in enumerate(CAPTIONS)]
 
 
 def write(path: Path, content: object) -> Path:
@@ -48,24 +52,52 @@ def test_a_line_may_contain_other_line_ends(tmp_path: Path):
     assert read_predictions(tmp_path / "captions.jsonl", IMAGES) == captions
 
 
-def test_the_ids_of_the_data_set(tmp_path: Path):
-    images = [CaptionedImage(f"{i}.png", ("a",), Path(f"{i}.png"), image_id=46 - i) for i in range(7)]
-    results = [{"image_id": 40 + i, "caption": text} for i, text in enumerate(CAPTIONS)]
+@pytest.mark.parametrize("in_results", [int, float, str, lambda value: f"{value}.0"])
+@pytest.mark.parametrize("in_dataset", [int, str])
+def test_ids_are_matched_by_value(
+    tmp_path: Path, in_dataset: Callable[[int], Any], in_results: Callable[[int], Any]
+):
+    images = [replace(image, image_id=in_dataset(6 - i)) for i, image in enumerate(IMAGES)]
+    results = [{"image_id": in_results(i), "caption": text} for i, text in enumerate(CAPTIONS)]
     assert read_predictions(write(tmp_path / "captions.json", results), images) == CAPTIONS[::-1]
+
+
+def test_positions_are_not_ids(tmp_path: Path):
+    positions = [{"image_id": i, "caption": text} for i, text in enumerate(CAPTIONS)]
+    path = write(tmp_path / "captions.json", positions)
+    with pytest.raises(UserError, match=r"\(test/0.png, .*; 7 captions of other images \(0, 1, 2, \.\.\.\)"):
+        read_predictions(path, IMAGES)
+    images = [replace(image, image_id=f"0{i}") for i, image in enumerate(IMAGES)]
+    with pytest.raises(UserError, match=r"\(test/0.png with id 00, .* of other images \(0, 1, 2, \.\.\.\)"):
+        read_predictions(path, images)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("key", ["image", "file_name", "path", "image_id"])
+def test_tables(tmp_path: Path, key: str, suffix: str):
+    captions = ['a "red"\ndog, running', *CAPTIONS[1:]]
+    rows = [{"error": None, key: f"test/{i}.png", "caption": text} for i, text in enumerate(captions)][::-1]
+    path = tmp_path / f"captions{suffix}"
+    table = pandas.DataFrame(rows)
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
+    assert read_predictions(path, IMAGES) == captions
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (COCO[:3], r"4 images without a caption \(test/3.png with id 3, .*, \.\.\.\)\. Each"),
-        ([*COCO, COCO[2]], r"1 images with several captions \(test/2.png with id 2\)"),
+        (COCO[:3], r"4 images without a caption \(test/3.png, .*, \.\.\.\)\. Each"),
+        ([*COCO, COCO[2]], r"1 images with several captions \(test/2.png\)"),
         ([*COCO, {"image_id": 99, "caption": ""}], r"1 captions of other images \(99\)"),
         (
             {f"{i}.png": text for i, text in enumerate(CAPTIONS)},
             r"7 captions of other images \(0.png, 1.png,",
         ),
         ([{"id": 1}], r"entry 1 is {'id': 1}, expected a list of"),
-        ([{"image_id": "0", "caption": "a"}], r"entry 1 is {'caption': 'a', 'image_id': '0'}"),
+        ([{"image_id": 0.5, "caption": "a"}], r"entry 1 is {'caption': 'a', 'image_id': 0.5}"),
         ([{"image_id": True, "caption": "a"}], r"entry 1 is {'caption': 'a', 'image_id': True}"),
         ("a dog", r"holds 'a dog', expected a list of"),
         ({"images": [{"id": i} for i in range(1000)]}, r"entry 1 is .{5,150}, expected"),

@@ -80,7 +80,7 @@ def test_the_metadata(complete: Path):
 
 
 RESULTS = """
-After step 18,120, the loss on the val split (1,014 images) was 2.3457 per token. \
+After step 18,120, the loss on 1,014 images of the val split was 2.3457 per token. \
 Greedy captions of 200 of them: BLEU-4 29.6, CIDEr 60.0.
 
 | dataset | split | images | BLEU-4 | CIDEr | SPICE | tokenizer |

@@ -1,6 +1,7 @@
 """Validation: its steps and results, the choice of the best captioner, and early stopping."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from small_models import validation_scores
 
 import ituning_hf
 from ituning_hf import ITuningForCaptioning
-from ituning_hf.hub.records import ValidationRecord
+from ituning_hf.hub.records import ValidationRecord, read_training_record
 from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.data import TrainingData, load_data
 from ituning_hf.training.reporting import validation_lines
 from ituning_hf.training.run import train
 from ituning_hf.training.validation import SCORERS
+from ituning_hf.utils.errors import UserError
 
 # Long enough that the captions change.
 LEARNING = {"max_train_steps": 30, "eval_steps": "3", "adapter_dropout": 0.1}
@@ -99,6 +102,34 @@ def test_no_image_is_captioned_twice(
 def test_captions_are_generated_in_the_runs_precision(settings: Settings, projected_dtypes: list):
     train(settings(max_train_steps=1, mixed_precision="bf16"))
     assert {found for _, found in projected_dtypes} == {torch.bfloat16}
+
+
+def test_at_most_max_eval_images_are_read_evenly_spaced(settings: Settings):
+    args = settings(max_train_steps=2, eval_steps="1", max_eval_images=4, num_sample_captions=9)
+    images = load_data(args)
+    train(args, TrainingData(images.train, evaluation=images.train))
+    assert [list(shown) for shown in samples(args).values()] == [[f"train/{i}.png" for i in (0, 2, 5, 8)]] * 3
+    folder = Path(args.output_dir) / "last"
+    record = read_training_record(folder)
+    assert record is not None
+    assert (record.num_train_images, record.num_eval_images) == (11, 4)
+    assert "on 4 images of the val split" in (folder / "README.md").read_text()
+
+
+def test_expected_eval_images_counts_the_whole_split(settings: Settings):
+    args = settings(max_train_steps=1, max_eval_images=2, expected_eval_images=3)
+    train(args)
+    assert len(samples(args)[0]) == 2
+    with pytest.raises(UserError, match=r"--expected_eval_images is 2, but the split of .* has 3 images"):
+        load_data(replace(args, expected_eval_images=2))
+
+
+@pytest.mark.parametrize("limit", ["max_eval_images", "eval_caption_images"])
+def test_the_cider_of_a_single_image_cannot_choose_the_best_captioner(settings: Settings, limit: str):
+    args = settings(metric_for_best_model="cider", **{"eval_caption_images": 2, limit: 1})
+    with pytest.raises(UserError, match=r"cider needs captions of at least 2 .* CIDEr is 0 for a single one"):
+        train(args)
+    assert not Path(args.output_dir).exists()
 
 
 def test_early_stopping_without_an_improvement(settings: Settings, capsys: pytest.CaptureFixture):
