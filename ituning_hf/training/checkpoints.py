@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, load
-from safetensors.torch import save_file
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..captioner.configuration_ituning import CaptionerError
@@ -25,25 +28,25 @@ from .arguments import TrainArguments
 from .identity import check_same_run
 from .run_folder import (
     BEST,
-    CHECKPOINTS,
     LAST,
     LOG_FILE,
     STATE_FILE,
     checkpoint_folder,
     list_checkpoints,
+    new_folder,
     remove_folder,
-    shared_folder,
     writing,
 )
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
 
 
 @dataclass
 class TrainState:
-    """The progress of a run, without the model, the optimizer and the random states.
+    """The progress of a run, without the model and the optimizer.
 
     Args:
         step: Optimizer steps taken.
@@ -88,10 +91,10 @@ class TrainState:
 class Checkpoints:
     """Saves a run's checkpoints and restores them; every process must take part.
 
-    A checkpoint contains the adapter, the optimizer, the schedule, the gradient scaler, the random states of
-    each process and the run's progress, but only fingerprints of the frozen weights.
-
-    The schedule is stored as JSON: Accelerate would store it as a pickle, which can run code.
+    A checkpoint contains the adapter, AdamW's moments, and everything else as JSON: the run's progress, the
+    schedule, the gradient scaler, and fingerprints of the frozen weights and the data. It needs no random
+    states, because each step has its own, and no pickles, which can run code. The main process alone writes
+    and reads checkpoints, so the hosts of a run need no common folder.
     """
 
     def __init__(
@@ -99,29 +102,21 @@ class Checkpoints:
         args: TrainArguments,
         model: ITuningForCaptioning,
         accelerator: Accelerator,
+        optimizer: Optimizer,
         schedule: LRScheduler,
         identity: dict[str, Any],
     ) -> None:
         self.output_dir, self.max_checkpoints = Path(args.output_dir), args.max_checkpoints
         self.captioner, self.accelerator = model, accelerator
-        self.schedule, self.identity = schedule, identity
-        accelerator.register_save_state_pre_hook(self._save_adapter)
-        accelerator.register_load_state_pre_hook(self._load_adapter)
+        self.optimizer, self.schedule, self.identity = optimizer, schedule, identity
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, then delete the oldest; raise a TrainingError if it cannot be written."""
-        main = self.accelerator.is_main_process
-        with shared_folder(self.accelerator, checkpoint_folder(self.output_dir, state.step)) as draft:
-            try:
-                self.accelerator.save_state(str(draft))
-            except RuntimeError as error:  # of PyTorch's writer
-                raise OSError(str(error)) from error
-            if main:
-                sync(self.output_dir / LOG_FILE)  # a resumed run keeps its lines up to the checkpoint
-                progress = {"state": asdict(state), "schedule": self.schedule.state_dict()}
-                write_json(draft / STATE_FILE, progress | self.identity)
-        with sync_errors(self.accelerator), writing(self.output_dir / CHECKPOINTS):
-            if main:
+        folder = checkpoint_folder(self.output_dir, state.step)
+        with sync_errors(self.accelerator), writing(folder):
+            if self.accelerator.is_main_process:
+                with new_folder(folder) as draft:
+                    self._write(draft, state)
                 self._remove_old()
 
     def restore(self, checkpoint: Path) -> TrainState:
@@ -130,24 +125,20 @@ class Checkpoints:
         Raises:
             UserError: if it is damaged, or of other models, data or settings.
         """
-        try:
-            saved = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-            state, schedule = TrainState(**saved["state"]), saved["schedule"]
-            # Accelerate continues without random states that it cannot read, and logs nothing.
-            random_states = checkpoint / f"{RNG_STATE_NAME}_{self.accelerator.process_index}.pkl"
-            for file in {random_states, *checkpoint.glob("*.pkl"), *checkpoint.glob("*.bin")}:
-                load(file, map_location="cpu")
-        # RuntimeError is that of PyTorch's reader.
-        except (OSError, UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(checkpoint, error) from error
-        check_same_run(saved, self.identity, checkpoint)
-        try:
-            self.accelerator.load_state(str(checkpoint))
-        except (OSError, CaptionerError) as error:
-            raise _damaged(checkpoint, error) from error
+        parts = None
+        with sync_errors(self.accelerator):
+            if self.accelerator.is_main_process:
+                parts = self._read(checkpoint)
+        state, schedule, groups, scaler, adapter, moments = broadcast_object_list([parts])[0]
+        with sync_errors(self.accelerator):
+            try:
+                self.captioner.load_adapter_state_dict(adapter, str(checkpoint / ADAPTER_FILE))
+            except CaptionerError as error:
+                raise _damaged(checkpoint, error) from error
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(schedule)
-        if not (self.output_dir / BEST).exists():  # deleted by the user: the next validation makes it again
-            state.best_metric = state.best_step = None
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
         return state
 
     def rewind(self, checkpoint: Path) -> bool:
@@ -169,15 +160,37 @@ class Checkpoints:
         for folder in list_checkpoints(self.output_dir)[: -self.max_checkpoints]:
             remove_folder(folder)
 
-    def _save_adapter(self, models: list[Any], weights: list[Any], folder: str) -> None:
-        weights.clear()  # they hold the frozen backbones
-        if self.accelerator.is_main_process:
-            save_file(self.captioner.adapter_state_dict(), Path(folder) / ADAPTER_FILE)
+    def _write(self, folder: Path, state: TrainState) -> None:
+        sync(self.output_dir / LOG_FILE)  # a resumed run keeps its lines up to the checkpoint
+        save_file(self.captioner.adapter_state_dict(), folder / ADAPTER_FILE)
+        optimizer, scaler = self.optimizer.state_dict(), self.accelerator.scaler
+        moments = {f"{i}.{key}": x for i, parts in optimizer["state"].items() for key, x in parts.items()}
+        save_file(moments, folder / OPTIMIZER_FILE)
+        progress = {
+            "state": asdict(state),
+            "schedule": self.schedule.state_dict(),
+            "optimizer": optimizer["param_groups"],
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        write_json(folder / STATE_FILE, progress | self.identity)
 
-    def _load_adapter(self, models: list[Any], folder: str) -> None:
-        models.clear()
-        file = Path(folder) / ADAPTER_FILE
-        self.captioner.load_adapter_state_dict(read_adapter_file(str(file)), str(file))
+    def _read(self, checkpoint: Path) -> tuple[Any, ...]:
+        """Return the states of the run, the schedule, the optimizer's groups, the scaler, and the tensors."""
+        try:
+            saved = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+            state = TrainState(**saved["state"])
+            states = state, saved["schedule"], saved["optimizer"], saved["scaler"]
+            adapter = read_adapter_file(checkpoint / ADAPTER_FILE)
+            moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+            for name, tensor in load_file(checkpoint / OPTIMIZER_FILE).items():
+                index, key = name.split(".")
+                moments[int(index)][key] = tensor
+        except (OSError, SafetensorError, CaptionerError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(checkpoint, error) from error
+        check_same_run(saved, self.identity, checkpoint)
+        if not (self.output_dir / BEST).exists():  # deleted by the user: the next validation makes it again
+            state.best_metric = state.best_step = None
+        return *states, adapter, moments
 
 
 def _damaged(checkpoint: Path, error: Exception) -> UserError:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
@@ -164,8 +163,6 @@ class Batches:
             num_workers=usable_workers(self.args.dataloader_num_workers),
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=ignore_stop_signals,
-            # Separate: a resumed run creates one more loader, which must not use dropout's generator.
-            generator=torch.Generator(),
         )
 
     def log_unreadable(self, problems: Iterable[str]) -> None:

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
@@ -32,7 +33,7 @@ from .errors import NonFiniteLossError, RunStopped
 from .identity import run_description, run_identity, training_record
 from .optimization import create_optimizer, create_schedule
 from .reporting import Reporter, read_run_file
-from .run_folder import BEST, LAST, RUN_FILE, shared_folder
+from .run_folder import BEST, LAST, RUN_FILE, new_folder, writing
 from .signals import StopRequest
 from .validation import Validator
 
@@ -74,8 +75,7 @@ class CaptionTrainer:
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.validator = Validator(self.model, data.evaluation, self.batches)
-        self.checkpoints = Checkpoints(args, model, accelerator, self.schedule, self.identity)
-        set_seed(args.seed + accelerator.process_index)  # of dropout; everything else has its own seeds
+        self.checkpoints = Checkpoints(args, model, accelerator, self.optimizer, self.schedule, self.identity)
 
     def train(self, checkpoint: Path | None = None) -> TrainState:
         """Train from the start or from a checkpoint to the end; raises as `run.train` does."""
@@ -138,7 +138,12 @@ class CaptionTrainer:
                 self._save_checkpoint()
 
     def optimizer_step(self, batches: list[dict[str, Any]]) -> float:
-        """Take one optimizer step over micro-batches; return the mean loss of its label tokens."""
+        """Take one optimizer step over micro-batches; return the mean loss of its label tokens.
+
+        Dropout's random state depends on the seed, the step and the process alone.
+        """
+        place = [self.args.seed, self.state.step, self.accelerator.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
         num_items = self._count(batches)
         losses = []
         for position, batch in enumerate(batches):
@@ -257,9 +262,10 @@ class CaptionTrainer:
         record = training_record(
             self.identity, self.data, step, epoch, self.state.validation, self.accelerator
         )
-        with shared_folder(self.accelerator, self.output_dir / name) as draft:
+        with sync_errors(self.accelerator), writing(self.output_dir / name):
             if self.accelerator.is_main_process:
-                save_captioner(self.captioner, self.processor, draft, training=record)
+                with new_folder(self.output_dir / name) as draft:
+                    save_captioner(self.captioner, self.processor, draft, training=record)
 
     def _require_finite_weights(self) -> None:
         """Refuse to save weights that the last step made infinite; they are the same on every process."""

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ..utils.distributed import sync_errors
 from ..utils.errors import UserError
 from ..utils.files import (
     draft_of,
@@ -117,29 +115,16 @@ def remove_folder(target: Path) -> None:
 
 
 @contextmanager
-def shared_folder(accelerator: Accelerator, target: Path) -> Iterator[Path]:
-    """Let all processes write into a draft that replaces the target when everything in it is on disk.
-
-    Raises:
-        TrainingError: on the process that could not write; OtherProcessError on the others. The target is
-            then unchanged.
-    """
-    main = accelerator.is_main_process
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield a draft that replaces the target when everything in it is on disk, but not after an error."""
+    _recover(target)
     draft = draft_of(target)
+    draft.mkdir(parents=True)
     try:
-        with sync_errors(accelerator), writing(target):
-            if main:
-                _recover(target)
-                draft.mkdir(parents=True)
-        with sync_errors(accelerator), writing(target):
-            yield draft
-        with sync_errors(accelerator), writing(target):
-            if main:
-                _replace(target)
-    except BaseException:
-        if main:
-            _recover(target)
-        raise
+        yield draft
+        _replace(target)
+    finally:
+        _recover(target)
 
 
 @contextmanager

@@ -41,8 +41,7 @@ def test_a_run_learns_and_leaves_its_files(settings: Settings, backbones: dict[s
     newest = folder / "checkpoints" / "step_00000012"
     assert sorted(path.name for path in newest.iterdir()) == [
         "adapter.safetensors",
-        "optimizer.bin",
-        "random_states_0.pkl",
+        "optimizer.safetensors",
         "trainer_state.json",
     ]
     saved, last = load_file(newest / "adapter.safetensors"), adapter(folder)

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from accelerate import Accelerator
 from small_models import contents
 
 from ituning_hf.training.errors import TrainingError
@@ -14,13 +13,14 @@ from ituning_hf.training.run_folder import (
     checkpoint_folder,
     claim_output_dir,
     list_checkpoints,
+    new_folder,
     remove_folder,
-    shared_folder,
+    writing,
 )
 
 
 def write(folder: Path, text: str, error: Exception | None = None) -> None:
-    with shared_folder(Accelerator(cpu=True), folder) as draft:
+    with writing(folder), new_folder(folder) as draft:
         (draft / "file").write_text(text)
         if error is not None:
             raise error
