@@ -5,7 +5,7 @@
         --dataset photos/ --vision_model openai/clip-vit-base-patch16 --text_model gpt2 \
         --learning_rate 5e-4 --num_train_epochs 10 --eval_strategy epoch --push_to me/my-captioner
 
-It takes all arguments of `Seq2SeqTrainingArguments`. Requires `pip install 'ituning_hf[train,eval]'`.
+It takes all arguments of `Seq2SeqTrainingArguments`. Requires `pip install 'ituning_hf[eval]'`.
 """
 
 from dataclasses import dataclass, field

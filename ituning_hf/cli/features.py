@@ -15,7 +15,7 @@ from ..utils.settings import REQUIRED, Settings, option, read_settings
 from . import choose_command
 
 if TYPE_CHECKING:
-    from ..data.records import CaptionedImage
+    from ..data.columns import CaptionedImages
 
 _COMMANDS = {
     "build": "compute features and store them, or resume that",
@@ -102,11 +102,12 @@ def _build(args: BuildArguments) -> int:
     return 0
 
 
-def _load_records(args: BuildArguments) -> list[CaptionedImage]:
+def _load_records(args: BuildArguments) -> CaptionedImages:
     """Read the splits given by --splits, or all splits of the dataset."""
+    from ..data.columns import CaptionedImages
     from ..data.records import MissingSplitError
 
-    records: list[CaptionedImage] = []
+    parts: list[CaptionedImages] = []
     missing: list[MissingSplitError] = []
     for split in args.splits or SPLITS:
         # The number of scenes that training uses with the same flags.
@@ -119,10 +120,10 @@ def _load_records(args: BuildArguments) -> list[CaptionedImage]:
             missing.append(error)
             continue
         print(f"{split:<16}{len(found):,} images")
-        records += found
-    if not records:
+        parts.append(found)
+    if not parts:
         raise missing[0]
-    return records
+    return CaptionedImages.concatenate(parts)
 
 
 def _describe(argv: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,7 +10,7 @@ from ..utils.rules import AT_LEAST_ONE, BETWEEN_0_AND_1, FOLDER, NAME
 from ..utils.settings import option
 
 if TYPE_CHECKING:
-    from .records import CaptionedImage
+    from .columns import CaptionedImages
 
 SPLITS = ("train", "val", "test")
 
@@ -55,7 +54,7 @@ class DatasetArguments:
         num_scenes: int | None = None,
         require_captions: bool = True,
         require_images: bool = True,
-    ) -> list[CaptionedImage]:
+    ) -> CaptionedImages:
         """Read one split of the dataset; see `load_captioned_images`.
 
         Args:
@@ -80,7 +79,7 @@ class DatasetArguments:
             require_images=require_images,
         )
 
-    def check_count(self, setting: str, images: Sequence[CaptionedImage]) -> None:
+    def check_count(self, setting: str, images: CaptionedImages) -> None:
         """Compare the number of images in a split with a setting, which may be None.
 
         Raises:

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import Dataset
 
 from ..captioner.processing_ituning import caption_rows
+from .columns import CaptionedImage
 from .images import UnreadableImageError
 from .inputs import ImageInputs
-from .records import CaptionedImage
 from .sampler import SampleKey
 
 

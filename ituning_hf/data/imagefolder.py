@@ -8,7 +8,8 @@ from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.files import parse_json, read_utf8
-from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name, parse_split
+from .columns import CaptionedImage
+from .records import SPLIT_NAMES, clean_captions, parse_file_name, parse_split
 
 METADATA_NAME = "metadata.jsonl"
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..captioner.images_ituning import prepare_images
 from .augmentation import augment
-from .records import CaptionedImage
+from .columns import CaptionedImage
 
 
 class PixelInputs:

@@ -13,8 +13,9 @@ from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.files import read_json
+from .columns import CaptionedImage
 from .image_ids import image_id_key, parse_image_id
-from .records import SPLIT_NAMES, CaptionedImage, clean_captions, parse_file_name
+from .records import SPLIT_NAMES, clean_captions, parse_file_name
 
 _PROBED = 100  # images to look for in a folder to decide whether it contains the images of a file
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..utils.errors import UserError
+from .columns import CaptionedImage, CaptionedImages
 from .imagefolder import find_metadata, read_imagefolder
 from .json_files import read_json_dataset
-from .records import CaptionedImage, MissingSplitError, check_images_exist, first_names
+from .records import MissingSplitError, check_images_exist, first_names
 from .scenes import read_scenes
 from .tables import has_parquet, is_hub_name, is_saved_dataset, read_csv, read_hf_dataset
 
@@ -34,7 +35,7 @@ def load_captioned_images(
     val_share: float = DEFAULT_VAL_SHARE,
     require_captions: bool = True,
     require_images: bool = True,
-) -> list[CaptionedImage]:
+) -> CaptionedImages:
     """Read one split of a dataset and check that its image files exist.
 
     Entries of the same image are merged. A dataset without splits is divided into "train" and "val" by `seed`
@@ -64,15 +65,23 @@ def load_captioned_images(
         UserError: `dataset` is none of these, has no images of `split` or is malformed, or its format does
             not use one of the given settings.
         FileNotFoundError: `dataset` or some of its images do not exist.
-        ImportError: The format requires the library `datasets`, which is not installed.
     """
     source = os.fspath(dataset)
     root = None if image_root is None else Path(image_root)
-    images = _read_entries(source, split, root, image_column, caption_column, num_scenes, seed)
+    if source == "scenes":
+        given: dict[str, object] = {
+            "image_root": image_root,
+            "image_column": image_column,
+            "caption_column": caption_column,
+        }
+        given["val_share"] = None if val_share == DEFAULT_VAL_SHARE else str(val_share)
+        _refuse(given, "the built-in scenes", source)
+        return read_scenes(split, num_scenes, seed)
+    images = _read_entries(source, split, root, image_column, caption_column)
     selected = select_split(images, split, source, seed, val_share, require_captions)
     if require_images:
         check_images_exist(selected)
-    return selected
+    return CaptionedImages.from_images(selected)
 
 
 def select_split(
@@ -161,27 +170,17 @@ def _read_entries(
     image_root: Path | None,
     image_column: str | None,
     caption_column: str | None,
-    num_scenes: int,
-    seed: int,
 ) -> Iterable[CaptionedImage]:
     """Detect the format of a dataset and read its entries, or those of the split."""
     path, suffix = Path(source), Path(source).suffix.lower()
-    given = {"image_root": image_root, "image_column": image_column, "caption_column": caption_column}
-
-    def refuse(kind: str, *names: str) -> None:
-        if unused := [name for name in names if given[name] is not None]:
-            raise UserError(f"--{' and --'.join(unused)} cannot be used with {kind} ({source!r}): remove it")
-
-    if source == "scenes":
-        refuse("the built-in scenes", *given)
-        return read_scenes(split, num_scenes, seed)
+    columns = {"image_column": image_column, "caption_column": caption_column}
     if path.is_file() and suffix == ".json":
-        refuse("a JSON file", "image_column", "caption_column")
+        _refuse(columns, "a JSON file", source)
         return read_json_dataset(path, split, image_root)
     if path.is_file() and suffix in _TEXT_TABLES:
         return read_csv(path, image_root, image_column, caption_column)
     if path.is_dir() and (find_metadata(path) or not (is_saved_dataset(path) or has_parquet(path))):
-        refuse("a folder with metadata.jsonl", *given)
+        _refuse({"image_root": image_root, **columns}, "a folder with metadata.jsonl", source)
         return read_imagefolder(path)
     is_parquet = path.is_file() and suffix == ".parquet"
     if path.is_dir() or is_parquet or (is_hub_name(source) and suffix not in _FILES):
@@ -191,3 +190,8 @@ def _read_entries(
         ".tsv, .txt or .parquet file, a folder with metadata.jsonl or Parquet files, a folder saved by "
         "`datasets`, or a Hub dataset, 'org/name' or 'org/name:config'"
     )
+
+
+def _refuse(given: Mapping[str, object], kind: str, source: str) -> None:
+    if unused := [name for name, value in given.items() if value is not None]:
+        raise UserError(f"--{' and --'.join(unused)} cannot be used with {kind} ({source!r}): remove it")

@@ -1,19 +1,15 @@
-"""The captioned image that all dataset readers return, and the checks that they share."""
+"""Names, captions and splits of dataset entries, and the checks that all readers share."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.terminal import printable
-from .images import load_image
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .columns import CaptionedImage
 
 logger = logging.getLogger(__name__)
 
@@ -30,50 +26,6 @@ class MissingSplitError(UserError):
         present = ", ".join(f"{name!r} ({count:,})" for name, count in counts.items())
         missing = f" of split {split!r}; it has {present}" if counts else ""
         super().__init__(f"{where} has no images{missing}")
-
-
-class ImageSource(Protocol):
-    """An image that is not a file: a synthetic scene or a cell of a table. It can be pickled."""
-
-    @property
-    def num_bytes(self) -> int:
-        """The length of what `read` returns, known without reading it."""
-
-    def read(self) -> bytes:
-        """Return the bytes that define the image."""
-
-    def load(self) -> Image.Image:
-        """Decode or draw the image as upright RGB; raise UnreadableImageError if it cannot be decoded."""
-
-
-@dataclass(frozen=True, slots=True)
-class CaptionedImage:
-    """An image and its captions. Pixels are read only by `load`.
-
-    Args:
-        name: A unique name in the dataset: the file's path relative to the image root, or the number of the
-            scene or row.
-        captions: The captions, cleaned by `clean_caption`; none is empty.
-        source: The image file, or another source of the image.
-        image_id: The image's id in the dataset, used in result files, or None.
-        domain: "in-domain", "near-domain" or "out-domain" for NoCaps. None for other datasets.
-        split: The split that the dataset specifies, or None.
-    """
-
-    name: str
-    captions: tuple[str, ...]
-    source: Path | ImageSource
-    image_id: int | str | None = None
-    domain: str | None = None
-    split: str | None = field(default=None, compare=False)
-
-    def load(self) -> Image.Image:
-        """Read the image as upright RGB.
-
-        Raises:
-            UnreadableImageError: The image cannot be decoded; see `load_image`.
-        """
-        return load_image(self.source) if isinstance(self.source, Path) else self.source.load()
 
 
 def clean_caption(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from ..utils.errors import UserError
 from .arguments import SPLITS
-from .records import CaptionedImage
+from .columns import CaptionedImage, CaptionedImages
 from .scene_captions import describe_scene
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -102,14 +103,11 @@ class Scene:
             draw.polygon(points, fill=COLOURS[item.colour])
         return image.reduce(_SUPERSAMPLING)
 
-    def read(self) -> bytes:
-        """Return the bytes that define the scene."""
-        return repr(self).encode()
-
-    @property
-    def num_bytes(self) -> int:
-        """The length of what `read` returns."""
-        return len(self.read())
+    def to_png(self) -> bytes:
+        """Draw the scene, as a PNG file."""
+        file = io.BytesIO()
+        self.load().save(file, format="PNG")
+        return file.getvalue()
 
     def captions(self, n: int = 5) -> tuple[str, ...]:
         """Describe the scene in n different sentences; see `describe_scene`."""
@@ -138,8 +136,8 @@ def make_scene(seed: int, index: int) -> Scene:
     return Scene(tuple(objects), list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))])
 
 
-def read_scenes(split: str, num_images: int, seed: int = 0) -> list[CaptionedImage]:
-    """Generate a dataset of scenes with five captions each.
+def read_scenes(split: str, num_images: int, seed: int = 0) -> CaptionedImages:
+    """Draw a dataset of scenes with five captions each.
 
     Args:
         split: "train", "val" or "test". The splits alternate in the series, so no scene is in two of them.
@@ -152,10 +150,11 @@ def read_scenes(split: str, num_images: int, seed: int = 0) -> list[CaptionedIma
     if split not in SPLITS:
         raise UserError(f"the scenes have no split {split!r}: give one of {', '.join(SPLITS)}")
     first, step = SPLITS.index(split), len(SPLITS)
-    scenes = [(index, make_scene(seed, index)) for index in range(first, first + num_images * step, step)]
-    return [
-        CaptionedImage(f"scene-{index:06d}", scene.captions(), scene, split=split) for index, scene in scenes
-    ]
+    indices = range(first, first + num_images * step, step)
+    scenes = ((f"scene-{index:06d}", make_scene(seed, index)) for index in indices)
+    return CaptionedImages.from_images(
+        CaptionedImage(name, scene.captions(), scene.to_png()) for name, scene in scenes
+    )
 
 
 def _place(radii: Sequence[float], rng: np.random.Generator) -> list[_Point]:

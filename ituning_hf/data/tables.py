@@ -9,24 +9,16 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
 
 from ..utils.errors import UserError
 from ..utils.files import read_utf8
-from .images import load_image
-from .records import (
-    SPLIT_NAMES,
-    CaptionedImage,
-    MissingSplitError,
-    clean_captions,
-    parse_file_name,
-    parse_split,
-)
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .columns import CaptionedImage
+from .records import SPLIT_NAMES, MissingSplitError, clean_captions, parse_file_name, parse_split
 
 IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "path", "filepath")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences", "comment")
@@ -104,25 +96,6 @@ def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class TableImage:
-    """An image file in a cell of a table."""
-
-    table: Any  # a `datasets.Dataset` with one column of undecoded images; pickled as the path of its file
-    position: int
-    name: str  # for messages
-    num_bytes: int
-
-    def read(self) -> bytes:
-        """Return the image file."""
-        (value,) = self.table[self.position].values()
-        return value["bytes"]
-
-    def load(self) -> Image.Image:
-        """Decode the image; see `load_image`."""
-        return load_image(self.read(), name=self.name)
-
-
 def is_hub_name(text: str) -> bool:
     """Return whether a string has the form "org/name" or "org/name:config"."""
     return _HUB_NAME.fullmatch(text) is not None
@@ -160,7 +133,6 @@ def read_hf_dataset(
         caption_column: The column of captions; by default found by `CAPTION_COLUMNS`.
 
     Raises:
-        ImportError: `datasets` is not installed.
         UserError: `datasets` cannot read `source`, a column is missing, or a row has no image.
     """
     tables = _load_tables(source)
@@ -204,10 +176,6 @@ def _choose_table(tables: dict[str, Any], split: str, source: str) -> tuple[str,
 
 def _load_tables(source: str) -> dict[str, Any]:
     """Open a dataset; return the table of each of its splits."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(f"to read {source}, run: pip install 'ituning_hf[train]'") from error
     path = Path(source)
     try:
         if is_saved_dataset(path):
@@ -236,10 +204,8 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
 
 
 def _holds_images(feature: Any) -> bool:
-    from datasets import Image
-
     # Tables written by other libraries have the bytes, but not the type.
-    return isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature)
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
 
 
 def _read_column(table: Any, column: str) -> list[Any]:
@@ -256,16 +222,14 @@ def _parse_captions(value: Any, column: str, where: str) -> tuple[str, ...]:
 
 def _read_images(
     table: Any, column: str, table_name: str, where: str, root: Path | None
-) -> Iterator[tuple[str, Path | TableImage]]:
+) -> Iterator[tuple[str, Path | bytes]]:
     """Yield the name and the source of each row's image; rows of the same image have the same name.
 
     Images are the same if both their paths and their bytes are equal. Paths are not sufficient, because
     `datasets` keeps only the file name.
     """
-    from datasets import Image
-
     try:  # converts file names to images without bytes
-        table = table.select_columns([column]).cast_column(column, Image(decode=False))
+        table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (NotImplementedError, TypeError, ValueError) as error:  # including Arrow's errors
         raise UserError(
             f"{where}: column {column!r} is of type {table.features[column]}, expected images or file names: "
@@ -282,16 +246,14 @@ def _read_images(
                 raise UserError(f"{at}: {column!r} is a file name: give --image_root, the files' folder")
             yield file_name, root / file_name
         else:
-            image = TableImage(table, position, at, size)
+            image = table[position][column]["bytes"]
             # An image with a unique path and size is not a duplicate: its bytes need not be read.
-            content = hashlib.sha256(image.read()).digest() if counts[path, size] > 1 else b""
+            content = hashlib.sha256(image).digest() if counts[path, size] > 1 else b""
             yield f"{table_name}[{first_rows.setdefault((path, size, content), position)}]", image
 
 
 def _read_paths_and_sizes(images: Any, column: str) -> Iterator[tuple[str | None, int | None]]:
     """Read the path and the number of bytes of each image, without reading the bytes."""
-    import pyarrow.compute as pc
-
     for batch in images.with_format("arrow").iter(batch_size=1000):
         for chunk in batch.column(column).chunks:
             paths = pc.struct_field(chunk, "path").to_pylist()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..data.records import CaptionedImage
+from ..data.columns import CaptionedImage, CaptionedImages
 from ..data.scenes import COLOURS, SHAPES, Scene, make_scene
 
 # Eight of the 48 pairs of a colour and a shape are withheld from the adapters. Each colour is withheld once,
@@ -28,10 +28,10 @@ class DemoScenes:
         unseen: Test scenes that each show at least one of `UNSEEN_PAIRS`.
     """
 
-    train: list[CaptionedImage]
-    validation: list[CaptionedImage]
-    held_out: list[CaptionedImage]
-    unseen: list[CaptionedImage]
+    train: CaptionedImages
+    validation: CaptionedImages
+    held_out: CaptionedImages
+    unseen: CaptionedImages
 
 
 def compose_scenes(seed: int, num_train: int, num_validation: int, num_test: int) -> DemoScenes:
@@ -45,15 +45,15 @@ def compose_scenes(seed: int, num_train: int, num_validation: int, num_test: int
     """
     indices = itertools.count()
 
-    def take(count: int, unseen: bool = False) -> list[CaptionedImage]:
-        found: list[CaptionedImage] = []
-        while len(found) < count:
-            index = next(indices)
+    def scenes(unseen: bool) -> Iterator[CaptionedImage]:
+        for index in indices:
             scene = make_scene(seed, index)
             if len(scene.objects) == 2 and has_unseen_pair(scene) == unseen:
                 # One wording each: the left or upper object comes first. Both orders would double the task.
-                found.append(CaptionedImage(f"scene-{index:06d}", scene.captions(1), scene))
-        return found
+                yield CaptionedImage(f"scene-{index:06d}", scene.captions(1), scene.to_png())
+
+    def take(count: int, unseen: bool = False) -> CaptionedImages:
+        return CaptionedImages.from_images(itertools.islice(scenes(unseen), count))
 
     return DemoScenes(take(num_train), take(num_validation), take(num_test), take(num_test, unseen=True))
 

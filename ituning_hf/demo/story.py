@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
-from ..data.records import CaptionedImage
+from ..data.columns import CaptionedImages
 from ..inference.captioning import iter_captions
 from ..inference.loading import load_captioner
 from ..training.arguments import TrainArguments
@@ -113,7 +114,7 @@ def run_demo(
 
     report("\n4. Loading the saved captioner in a new process, with transformers alone\n")
     (folder / PICTURES).mkdir(exist_ok=True)
-    for scene in scenes.held_out[:NUM_PICTURES] + scenes.unseen[:NUM_PICTURES]:
+    for scene in itertools.chain(scenes.held_out[:NUM_PICTURES], scenes.unseen[:NUM_PICTURES]):
         scene.load().save(folder / PICTURES / f"{scene.name}.png")
     shutil.copy(FILES / SCRIPT, folder)
     same = _captions_in_new_process(folder, held_out[:NUM_RELOADED])
@@ -175,7 +176,7 @@ def _untrained() -> tuple[ITuningForCaptioning, ITuningProcessor]:
 
 
 def _caption(
-    model: ITuningForCaptioning, processor: ITuningProcessor, scenes: Sequence[CaptionedImage]
+    model: ITuningForCaptioning, processor: ITuningProcessor, scenes: CaptionedImages
 ) -> list[CaptionedScene]:
     images = [scene.load() for scene in scenes]
     results = iter_captions(model, processor, images, num_beams=1, batch_size=50)

@@ -23,9 +23,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
+from ..data.columns import CaptionedImages
 from ..data.images import UnreadableImageError, allowed_unreadable
 from ..data.inputs import FeatureInputs, ImageInputs, PixelInputs
-from ..data.records import CaptionedImage
 from ..data.workers import ignore_stop_signals, usable_workers
 from ..features.store import FeatureStore
 from ..inference.captioning import generate_captions, search_options
@@ -47,9 +47,7 @@ class Captioner:
     options: dict[str, Any]
 
     @classmethod
-    def load(
-        cls, args: EvaluateArguments, images: Sequence[CaptionedImage], device: torch.device
-    ) -> Captioner:
+    def load(cls, args: EvaluateArguments, images: CaptionedImages, device: torch.device) -> Captioner:
         """Load the captioner that the settings name, and the stored features if there are any."""
         store = None if args.features is None else FeatureStore(args.features)
         model, processor = args.load_captioner(device, load_vision_model=store is None)
@@ -79,7 +77,7 @@ class Captions:
 
 def caption_images(
     captioner: Captioner,
-    images: Sequence[CaptionedImage],
+    images: CaptionedImages,
     args: EvaluateArguments,
     accelerator: Accelerator,
 ) -> Captions:
@@ -127,7 +125,7 @@ def _merge(parts: Iterable[dict[int, str]]) -> dict[int, str]:
 
 
 def _read_images(
-    images: Sequence[CaptionedImage], inputs: ImageInputs, indices: Sequence[int]
+    images: CaptionedImages, inputs: ImageInputs, indices: Sequence[int]
 ) -> tuple[dict[int, torch.Tensor], dict[int, str]]:
     """Return the inputs of images by index, and why others cannot be read."""
     tensors, unreadable = {}, {}
@@ -139,9 +137,7 @@ def _read_images(
     return tensors, unreadable
 
 
-def _check_unreadable(
-    unreadable: dict[int, str], images: Sequence[CaptionedImage], args: EvaluateArguments
-) -> None:
+def _check_unreadable(unreadable: dict[int, str], images: CaptionedImages, args: EvaluateArguments) -> None:
     share = args.max_unreadable_share if args.expected_images is None else 0
     allowed = allowed_unreadable(share, len(images))
     if len(unreadable) > allowed:

@@ -21,8 +21,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ..captioner.images_ituning import prepare_images
+from ..data.columns import CaptionedImage
 from ..data.images import load_image
-from ..data.records import CaptionedImage
 from ..utils.devices import usable_device
 from ..utils.errors import UserError
 from .metrics import check_captions

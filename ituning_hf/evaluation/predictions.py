@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..data.columns import CaptionedImages
 from ..data.image_ids import image_id_key
-from ..data.records import CaptionedImage, first_names
+from ..data.records import first_names
 from ..utils.errors import UserError
 from ..utils.files import parse_json, read_json, read_utf8
 
@@ -21,13 +22,13 @@ _EXPECTED = (
 )
 
 
-def image_ids(images: Sequence[CaptionedImage]) -> list[int | str]:
+def image_ids(images: CaptionedImages) -> list[int | str]:
     """Return the ids of images in result files: those of the dataset if all images have one, else names."""
     own = [image.image_id for image in images if image.image_id is not None]
     return own if len(own) == len(images) else [image.name for image in images]
 
 
-def read_predictions(path: Path, images: Sequence[CaptionedImage]) -> list[str]:
+def read_predictions(path: Path, images: CaptionedImages) -> list[str]:
     """Read one caption for each image.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from ..data.records import CaptionedImage
+from ..data.columns import CaptionedImage
 from ..utils.devices import library_versions
 from ..utils.files import write_text
 from ..utils.terminal import printable

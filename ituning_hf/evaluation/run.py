@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 
-from ..data.records import CaptionedImage
+from ..data.columns import CaptionedImages
 from ..utils.devices import device_name
 from ..utils.distributed import create_accelerator, leave_group, sync_errors
 from ..utils.errors import UserError, WorkError
@@ -77,7 +76,7 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
     return _report(args, images, found, accelerator)
 
 
-def _check_scoring(args: EvaluateArguments, images: Sequence[CaptionedImage]) -> None:
+def _check_scoring(args: EvaluateArguments, images: CaptionedImages) -> None:
     if not images[0].captions:
         if given := [f"--{name}" for name in ("predictions", "java", "clip_model") if getattr(args, name)]:
             raise UserError(
@@ -98,7 +97,7 @@ def _check_output_dir(args: EvaluateArguments) -> None:
 
 
 def _report(
-    args: EvaluateArguments, images: Sequence[CaptionedImage], found: Captions, accelerator: Accelerator
+    args: EvaluateArguments, images: CaptionedImages, found: Captions, accelerator: Accelerator
 ) -> Evaluation:
     """Write the captions, score them, write the scores."""
     ids, folder, data = image_ids(images), Path(args.output_dir), Path(args.dataset)

@@ -19,9 +19,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioner.backbones_ituning import Backbone
 from ..captioner.encoders_ituning import encoder_family
+from ..data.columns import CaptionedImage
 from ..data.images import UnreadableImageError
 from ..data.inputs import PixelInputs
-from ..data.records import CaptionedImage
 from ..data.workers import ignore_stop_signals, usable_workers
 from ..utils.devices import usable_device
 from ..utils.errors import UserError, WorkError

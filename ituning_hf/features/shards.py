@@ -13,8 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..data.images import open_file
-from ..data.records import CaptionedImage
+from ..data.columns import CaptionedImage
 from ..utils.errors import UserError
 from ..utils.files import draft_of, give_ordinary_permissions, put_in_place
 from .spec import FeatureSpec
@@ -30,18 +29,9 @@ class ImageVersion(NamedTuple):
 
 
 def image_version(record: CaptionedImage) -> ImageVersion:
-    """Return the version of an image; its file or other source is read."""
-    if not isinstance(record.source, Path):
-        digest = hashlib.sha256(record.source.read())
-    else:
-        with open_file(record.source) as file:
-            digest = hashlib.file_digest(file, "sha256")
-    return ImageVersion(image_size(record), digest.hexdigest()[:16])
-
-
-def image_size(record: CaptionedImage) -> int:
-    """Return the size in bytes of an image file or other source, without reading it."""
-    return record.source.stat().st_size if isinstance(record.source, Path) else record.source.num_bytes
+    """Return the version of an image; it is read."""
+    content = record.read()
+    return ImageVersion(len(content), hashlib.sha256(content).hexdigest()[:16])
 
 
 @dataclass

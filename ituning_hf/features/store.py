@@ -13,10 +13,11 @@ import torch
 from safetensors import safe_open
 
 from ..captioner.configuration_ituning import ITuningConfig
+from ..data.columns import CaptionedImage
 from ..data.images import UnreadableImageError
-from ..data.records import CaptionedImage, first_names
+from ..data.records import first_names
 from ..utils.errors import UserError
-from .shards import SHARD_PATTERN, ImageVersion, image_size, image_version, read_index, unpack
+from .shards import SHARD_PATTERN, ImageVersion, image_version, read_index, unpack
 from .spec import FeatureSpec, describe_computation, read_spec
 
 # The contents of this many images are compared, in addition to all sizes. This detects another dataset with
@@ -144,7 +145,7 @@ class FeatureStore:
         for position, record in enumerate(known):
             version = self._versions[record.name]
             try:
-                same = image_size(record) == version.num_bytes
+                same = record.num_bytes == version.num_bytes
                 if same and position % step == 0:
                     same = image_version(record) == version
             except OSError:

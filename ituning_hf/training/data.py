@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +12,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..captioner.processing_ituning import ITuningProcessor
+from ..data.columns import CaptionedImages
 from ..data.dataset import CaptionDataset, Collator
 from ..data.images import allowed_unreadable
 from ..data.inputs import FeatureInputs, ImageInputs, PixelInputs
-from ..data.records import CaptionedImage
 from ..data.sampler import ImageBatchSampler, SampleKey
 from ..data.workers import ignore_stop_signals, usable_workers
 from ..evaluation.metrics import CIDER_NEEDS_IMAGES
@@ -39,22 +38,21 @@ class TrainingData:
         features: Their stored features; None to open the images.
     """
 
-    train: list[CaptionedImage]
-    evaluation: list[CaptionedImage]
+    train: CaptionedImages
+    evaluation: CaptionedImages
     features: FeatureStore | None = None
 
     def fingerprint(self) -> str:
         """Return a digest of the images' names and captions; pixels are not read."""
-        digest = hashlib.sha256()
-        for images in (self.train, self.evaluation):
-            digest.update(json.dumps([(image.name, image.captions) for image in images]).encode())
-        return digest.hexdigest()[:16]
+        both = self.train.fingerprint() + self.evaluation.fingerprint()
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
 
     def describe_features(self) -> str | None:
         """Return the storage and the fingerprint of the features, None if the images are opened."""
         if self.features is None:
             return None
-        fingerprint = self.features.fingerprint([*self.train, *self.evaluation])
+        images = CaptionedImages.concatenate([self.train, self.evaluation])
+        fingerprint = self.features.fingerprint(images)
         return f"{self.features.spec.storage} {fingerprint}"
 
 
@@ -68,7 +66,7 @@ def load_data(args: TrainArguments) -> TrainingData:
     require_images = args.features is None
     train = args.load_split("train", args.seed, require_images=require_images)
     args.check_count("expected_train_images", train)
-    evaluation: list[CaptionedImage] = []
+    evaluation = train[:0]
     if args.eval_split != "none":
         num_scenes = max(1, args.num_scenes // 10)
         try:
@@ -132,7 +130,7 @@ class Batches:
         return PixelInputs(self.processor.image_processor, augmentation, self.args.seed)
 
     def sampler(
-        self, images: Sequence[CaptionedImage], accumulation_steps: int = 1, **options: Any
+        self, images: CaptionedImages, accumulation_steps: int = 1, **options: Any
     ) -> ImageBatchSampler:
         """Return the sampler that divides images among the processes; `options` are for the sampler."""
         return ImageBatchSampler(
@@ -147,7 +145,7 @@ class Batches:
 
     def loader(
         self,
-        images: Sequence[CaptionedImage],
+        images: CaptionedImages,
         batches: Iterable[list[SampleKey]],
         captions_per_image: int,
         augmentation: Sequence[str] = (),
@@ -172,7 +170,7 @@ class Batches:
                 self.unreadable.add(text)
                 logger.warning("skipped: %s", text)
 
-    def check_unreadable(self, count: int, images: Sequence[CaptionedImage]) -> None:
+    def check_unreadable(self, count: int, images: CaptionedImages) -> None:
         """Stop the run if all images of a split are unreadable, or more than allowed.
 
         Args:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
+import pyarrow.compute as pc
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 
 from ..captioner.processing_ituning import IGNORE_INDEX
-from ..data.records import CaptionedImage
+from ..data.columns import CaptionedImages
 from ..data.sampler import SampleKey
 from ..hub.records import ValidationRecord
 from ..inference.captioning import generate_captions
@@ -25,7 +25,7 @@ SCORERS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")  # those 
 class Validator:
     """Validates a captioner, as Accelerate prepared it, during training; every process must take part."""
 
-    def __init__(self, model: torch.nn.Module, images: Sequence[CaptionedImage], batches: Batches) -> None:
+    def __init__(self, model: torch.nn.Module, images: CaptionedImages, batches: Batches) -> None:
         self.model, self.images, self.batches = model, images, batches
         self.args, self.processor, self.accelerator = batches.args, batches.processor, batches.accelerator
         self.captioner = self.accelerator.unwrap_model(model)
@@ -60,7 +60,8 @@ class Validator:
     def _loss(self) -> float:
         sampler = self.batches.sampler(self.images, shuffle=False)
         keys = itertools.islice(sampler, sampler.steps_per_epoch)
-        captions = min(max(len(image.captions) for image in self.images), self.args.captions_per_image)
+        longest = pc.max(pc.list_value_length(self.images.column("captions"))).as_py()
+        captions = min(longest, self.args.captions_per_image)
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         for batch in self.batches.loader(self.images, list(keys), captions):
             batch = send_to_device(batch, self.accelerator.device)

@@ -12,8 +12,8 @@ from PIL import Image
 from small_models import SHARED_DATA
 from transformers import CLIPImageProcessorPil
 
+from ituning_hf.data.columns import CaptionedImage
 from ituning_hf.data.loading import load_captioned_images
-from ituning_hf.data.records import CaptionedImage
 
 BEGIN, END, PAD = 1, 2, 0
 
@@ -78,7 +78,7 @@ def save_image(path: Path, colour: tuple[int, int, int] = (200, 30, 60)) -> Path
 
 def load(dataset: str | Path, split: str = "train", **options: Any) -> list[CaptionedImage]:
     """Load a split whose image files need not exist."""
-    return load_captioned_images(dataset, split, require_images=False, **options)
+    return list(load_captioned_images(dataset, split, require_images=False, **options))
 
 
 def captions(dataset: str | Path, split: str = "train", **options: Any) -> dict[str, tuple[str, ...]]:

@@ -6,9 +6,9 @@ from PIL import Image, ImageOps
 from properties import examples
 
 from ituning_hf.data.augmentation import AUGMENTATIONS, augment
+from ituning_hf.data.columns import CaptionedImage
 from ituning_hf.data.dataset import CaptionDataset
 from ituning_hf.data.inputs import PixelInputs
-from ituning_hf.data.records import CaptionedImage
 from ituning_hf.data.sampler import SampleKey
 from ituning_hf.data.scenes import make_scene
 from ituning_hf.training import arguments
@@ -99,7 +99,7 @@ def test_augmentations_have_independent_random_streams() -> None:
 
 
 def test_the_choice_of_captions_does_not_depend_on_augmentation(word_processor: WordProcessor) -> None:
-    records = [CaptionedImage(str(i), CAPTIONS, make_scene(0, i)) for i in range(2)]
+    records = [CaptionedImage(str(i), CAPTIONS, make_scene(0, i).to_png()) for i in range(2)]
     plain = CaptionDataset(records, PixelInputs(word_processor.image_processor), word_processor, 2, 6, 3)
     keys = [SampleKey(epoch, index, False) for epoch in range(2) for index in range(2)]
     inputs = PixelInputs(word_processor.image_processor, AUGMENTATIONS, 3)
@@ -114,4 +114,4 @@ def test_the_image_is_augmented_before_the_processor(word_processor: WordProcess
     inputs = PixelInputs(word_processor.image_processor, ["crop", "color"], 3)
     image = augment(scene.load(), ["crop", "color"], 3, 2, 0)
     expected = word_processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
-    assert inputs.read(CaptionedImage("a", CAPTIONS, scene), 2, 0).equal(expected)
+    assert inputs.read(CaptionedImage("a", CAPTIONS, scene.to_png()), 2, 0).equal(expected)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from properties import examples
 from torch.utils.data import DataLoader
 
+from ituning_hf.data.columns import CaptionedImage
 from ituning_hf.data.dataset import CaptionDataset, Collator, count_over_long
 from ituning_hf.data.images import UnreadableImageError
 from ituning_hf.data.inputs import FeatureInputs, PixelInputs
-from ituning_hf.data.records import CaptionedImage
 from ituning_hf.data.sampler import ImageBatchSampler, SampleKey
 from ituning_hf.data.scenes import read_scenes
 

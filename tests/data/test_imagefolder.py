@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.columns import CaptionedImage
 from ituning_hf.utils.errors import UserError
 
 from .conftest import captions, load

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from ituning_hf.data.columns import CaptionedImage
 from ituning_hf.data.loading import load_captioned_images
-from ituning_hf.data.records import CaptionedImage, MissingSplitError
+from ituning_hf.data.records import MissingSplitError
 from ituning_hf.utils.errors import UserError
 
 from .conftest import WriteJson, captions, load, save_image
@@ -135,7 +136,7 @@ def test_coco_captions_ids_and_splits(coco2017: Path, tmp_path: Path) -> None:
     for split, first in (("train", 1), ("val", 5)):
         names = [f"{i:012d}.jpg" for i in range(first, first + 3)]
         texts = [("a cat",), ("two dogs", "dogs"), ("a",)]
-        assert load_captioned_images(coco2017, split) == [
+        assert list(load_captioned_images(coco2017, split)) == [
             CaptionedImage(name, text, tmp_path / f"{split}2017" / name, first + i)
             for i, (name, text) in enumerate(zip(names, texts, strict=True))
         ]
@@ -230,7 +231,7 @@ def nocaps_test(write_json: WriteJson) -> Path:
 def test_nocaps_captions_ids_and_domains(nocaps_val: Path, tmp_path: Path, folder: str) -> None:
     sources = [save_image(tmp_path / folder / f"{name}.jpg") for name in IDS]
     texts = [("one dog", "one"), ("two",), ("three",)]
-    assert load_captioned_images(nocaps_val, "val") == [
+    assert list(load_captioned_images(nocaps_val, "val")) == [
         CaptionedImage(source.name, texts[i], source, 10 + i, DOMAINS[i]) for i, source in enumerate(sources)
     ]
 
@@ -244,7 +245,7 @@ def test_nocaps_images_without_captions_require_an_option(
     sources = [save_image(tmp_path / folder / f"{name}.jpg") for name in IDS]
     image_root = root and tmp_path / root
     images = load_captioned_images(nocaps_test, "test", image_root=image_root, require_captions=False)
-    assert images == [CaptionedImage(s.name, (), s, 10 + i) for i, s in enumerate(sources)]
+    assert list(images) == [CaptionedImage(s.name, (), s, 10 + i) for i, s in enumerate(sources)]
     with pytest.raises(UserError, match=r"3 of 3 images have no caption"):
         load(nocaps_test, "test")
 

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from ituning_hf.cli import main
-from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.columns import CaptionedImage
 from ituning_hf.evaluation.predictions import read_predictions
 from ituning_hf.utils.errors import UserError
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ituning_hf.data.columns import CaptionedImage, CaptionedImages
 from ituning_hf.data.loading import load_captioned_images
-from ituning_hf.data.records import CaptionedImage
 from ituning_hf.features.build import BuildResult, build_features
 from ituning_hf.features.store import FeatureStore
 
 Build = Callable[..., BuildResult]
-Records = list[CaptionedImage]
+Records = CaptionedImages
 
 
 def save_noise(path: Path, seed: int) -> None:

@@ -13,8 +13,8 @@ from filelock import FileLock
 from small_models import IMAGE_SIZE, VISION, contents
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from ituning_hf.data.columns import CaptionedImage
 from ituning_hf.data.images import UnreadableImageError
-from ituning_hf.data.records import CaptionedImage
 from ituning_hf.data.scenes import read_scenes
 from ituning_hf.features.build import build_features, plan_build
 from ituning_hf.features.spec import describe_encoder

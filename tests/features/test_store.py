@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
-from ituning_hf.data.records import CaptionedImage
+from ituning_hf.data.columns import CaptionedImage
 from ituning_hf.data.scenes import read_scenes
 from ituning_hf.features.arguments import STORAGES
 from ituning_hf.features.spec import FeatureSpec, describe_encoder, read_spec

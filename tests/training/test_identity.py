@@ -15,6 +15,7 @@ from runs import Settings
 from small_models import read_log, validation_scores
 
 import ituning_hf
+from ituning_hf.data.scenes import read_scenes
 from ituning_hf.hub.records import TrainingRecord, ValidationRecord, read_training_record
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.data import TrainingData, load_data
@@ -106,6 +107,7 @@ def test_data_without_a_path(settings: Settings, changes: dict[str, Any], datase
 )
 def test_name_of_the_data_set(settings: Settings, dataset: str, name: str, on_hub: bool):
     identity = {"settings": settings(dataset=dataset).to_dict()}
-    record = training_record(identity, TrainingData([], []), 3, 1.5, None, Accelerator(cpu=True))
+    no_images = TrainingData(read_scenes("train", 0), read_scenes("val", 0))
+    record = training_record(identity, no_images, 3, 1.5, None, Accelerator(cpu=True))
     assert (record.dataset, record.dataset_on_hub) == (name, on_hub)
     assert "/data" not in json.dumps(record.settings | {"dataset": record.dataset})

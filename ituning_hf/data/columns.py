@@ -1,0 +1,301 @@
+"""A dataset as memory-mapped Arrow columns, which data-loader workers share.
+
+No Python object exists for an image until it is accessed. A list of a million records would take 900 MB, and
+a forked worker would copy it, because reading a Python object changes its reference count.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import io
+import itertools
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..utils.errors import UserError
+from .images import UnreadableImageError, load_image, open_file
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # as in `datasets.Image`
+# An id is in one of two columns, until it is known whether all ids of the dataset are numbers.
+_ROWS = pa.schema(
+    {
+        "name": pa.string(),
+        "image": _IMAGE,
+        "captions": pa.list_(pa.string()),
+        "number": pa.int64(),
+        "text": pa.string(),
+        "domain": pa.string(),
+        "split": pa.string(),
+        "offset": pa.int64(),
+        "length": pa.int64(),
+    }
+)
+_BATCH_ROWS = 2000
+_BATCH_BYTES = 2**25
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """An image inside a file, such as a tar shard."""
+
+    path: Path
+    offset: int  # in bytes from the start of the file
+    length: int  # in bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImage:
+    """An image and its captions. Pixels are read only by `load`.
+
+    Args:
+        name: A unique name in the dataset: the file's path relative to the image root, or the number of the
+            scene or row.
+        captions: The captions, cleaned by `clean_caption`; none is empty.
+        source: The image file, its content, or the part of a file that has its content.
+        image_id: The image's id in the dataset, used in result files, or None.
+        domain: "in-domain", "near-domain" or "out-domain" for NoCaps. None for other datasets.
+        split: The split that the dataset specifies, or None.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    source: Path | bytes | FilePart
+    image_id: int | str | None = None
+    domain: str | None = None
+    split: str | None = field(default=None, compare=False)
+
+    def load(self) -> Image.Image:
+        """Decode the image as upright RGB.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded; see `load_image`.
+        """
+        if isinstance(self.source, Path):
+            return load_image(self.source)
+        try:
+            content = self.read()
+        except OSError as error:
+            raise UnreadableImageError(f"cannot read {self.name}: {error}") from error
+        return load_image(content, name=self.name)
+
+    def read(self) -> bytes:
+        """Return the content of the image file; raise OSError if it cannot be read."""
+        if isinstance(self.source, bytes):
+            return self.source
+        part = self.source if isinstance(self.source, FilePart) else FilePart(self.source, 0, -1)
+        with open_file(part.path) as file:
+            file.seek(part.offset)
+            return file.read(part.length)
+
+    @property
+    def num_bytes(self) -> int:
+        """The length of the image file, without reading it; raise OSError if it does not exist."""
+        if isinstance(self.source, Path):
+            return os.stat(self.source).st_size
+        return len(self.source) if isinstance(self.source, bytes) else self.source.length
+
+
+class CaptionedImages(Sequence[CaptionedImage]):
+    """The images of a dataset, as Arrow columns. `images[i]` makes a `CaptionedImage` of row i.
+
+    Pickling stores the paths of the memory-mapped files, not their content.
+
+    Args:
+        dataset: A dataset with the columns `name` (string), `image` (a struct of `bytes` and `path`, of which
+            one is null), `captions` (a list of strings), `image_id` (int64 or string) and `domain` (string).
+            Images that are parts of files also have `offset` and `length` (int64).
+    """
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        self.dataset = dataset
+
+    @classmethod
+    def from_images(cls, images: Iterable[CaptionedImage]) -> CaptionedImages:
+        """Write images to a temporary memory-mapped file, which this process removes when it exits.
+
+        The file is in the folder for temporary files (the environment variable TMPDIR). Only one batch of
+        rows is in memory. Ids become integers if all of them are whole numbers (42.0 is 42), else strings.
+
+        Raises:
+            UserError: A name is not valid Unicode.
+        """
+        return cls(finish_rows(write_rows(images)))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[CaptionedImages]) -> CaptionedImages:
+        """Return the images of several datasets in turn; their ids must have one type."""
+        return cls(datasets.concatenate_datasets([part.dataset for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @overload
+    def __getitem__(self, index: int) -> CaptionedImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> CaptionedImages: ...
+
+    def __getitem__(self, index: int | slice) -> CaptionedImage | CaptionedImages:
+        if isinstance(index, slice):
+            return self.select(range(len(self))[index])
+        return _to_image(self.dataset[index])
+
+    def __iter__(self) -> Iterator[CaptionedImage]:
+        for batch in self.dataset.with_format("arrow").iter(batch_size=256):
+            yield from map(_to_image, batch.to_pylist())
+
+    def select(self, indices: Iterable[int]) -> CaptionedImages:
+        """Return the images at some indices, in their order; nothing is copied."""
+        return CaptionedImages(self.dataset.select(indices))
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column, without Python objects.
+
+        Args:
+            name: A column; or "path" or "num_bytes" for the paths of images, or the lengths of those that are
+                in the dataset, which reads no image.
+        """
+        table: pa.Table = self.dataset.data.table
+        if name in ("path", "num_bytes"):
+            part = pc.struct_field(table["image"], "path" if name == "path" else "bytes")
+            column = part if name == "path" else pc.binary_length(part)
+        else:
+            column = table[name]
+        # `datasets` has no public access to many rows of one column that avoids Python objects.
+        rows = self.dataset._indices
+        return column if rows is None else column.take(rows.column(0))
+
+    def fingerprint(self) -> str:
+        """Return a digest of the names and captions, in their order; images are not read."""
+        captions = self.column("captions")
+        digests = [_digest(self.column("name")), _digest(pc.list_flatten(captions))]
+        for chunk in pc.list_value_length(captions).chunks:
+            digests[1].update(chunk.to_numpy().tobytes())
+        return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:16]
+
+
+def _digest(texts: pa.ChunkedArray) -> Any:
+    """Return a hash of strings that does not depend on how they are divided into chunks."""
+    lengths, content = hashlib.sha256(), hashlib.sha256()
+    for chunk in texts.chunks:
+        lengths.update(pc.binary_length(chunk).to_numpy().tobytes())
+        content.update("".join(chunk.to_pylist()).encode())
+    lengths.update(content.digest())
+    return lengths
+
+
+def _to_image(row: dict[str, Any]) -> CaptionedImage:
+    source = row["image"]["bytes"]
+    if source is None:
+        source = Path(row["image"]["path"])
+        if row.get("offset") is not None:
+            source = FilePart(source, row["offset"], row["length"])
+    return CaptionedImage(row["name"], tuple(row["captions"]), source, row["image_id"], row["domain"])
+
+
+def write_rows(images: Iterable[CaptionedImage]) -> datasets.Dataset:
+    """Write images to a temporary file, with their splits, one batch after the other."""
+    return write_table(_ROWS, _row_batches(images))
+
+
+def finish_rows(rows: datasets.Dataset) -> datasets.Dataset:
+    """Replace `number` and `text` by `image_id`, without `split`, in a new file; remove that of `rows`."""
+    table: pa.Table = rows.data.table
+    numeric = table["text"].null_count == len(table)
+    schema = pa.schema([field for field in _ROWS if field.name not in ("number", "text", "split")])
+    schema = schema.insert(3, pa.field("image_id", pa.int64() if numeric else pa.string()))
+
+    def finish(batch: pa.RecordBatch) -> pa.RecordBatch:
+        ids = (
+            batch["number"] if numeric else pc.coalesce(batch["text"], pc.cast(batch["number"], pa.string()))
+        )
+        columns = [ids if name == "image_id" else batch[name] for name in schema.names]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    finished = write_table(schema, map(finish, table.to_batches()))
+    for file in rows.cache_files:
+        _remove(file["filename"], os.getpid())
+    return finished
+
+
+def _row_batches(images: Iterable[CaptionedImage]) -> Iterator[pa.RecordBatch]:
+    remaining = iter(images)
+    while batch := list(_take_batch(remaining)):
+        sources = [image.source for image in batch]
+        contents = [source if isinstance(source, bytes) else None for source in sources]
+        parts = [source if isinstance(source, FilePart) else None for source in sources]
+        paths = [None if isinstance(source, bytes) else _path(source) for source in sources]
+        ids = [_whole(image.image_id) for image in batch]
+        columns: list[Any] = [
+            [image.name for image in batch],
+            [{"bytes": content, "path": path} for content, path in zip(contents, paths, strict=True)],
+            [image.captions for image in batch],
+            [value if isinstance(value, int) else None for value in ids],
+            [value if isinstance(value, str) else None for value in ids],
+            [image.domain for image in batch],
+            [image.split for image in batch],
+            [part and part.offset for part in parts],
+            [part and part.length for part in parts],
+        ]
+        try:
+            yield pa.record_batch([*map(pa.array, columns, _ROWS.types)], schema=_ROWS)
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{error.object!r} is not valid Unicode: rename the file or correct the text, in UTF-8"
+            ) from error
+
+
+def _take_batch(images: Iterator[CaptionedImage]) -> Iterator[CaptionedImage]:
+    size = 0
+    for image in itertools.islice(images, _BATCH_ROWS):
+        yield image
+        size += len(image.source) if isinstance(image.source, bytes) else 0
+        if size > _BATCH_BYTES:
+            break
+
+
+def _path(source: Path | FilePart) -> str:
+    return str(source.path if isinstance(source, FilePart) else source)
+
+
+def _whole(value: int | float | str | None) -> int | str | None:
+    """Return whole numbers that fit into 64 bits as int, and other ids as str."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or (isinstance(value, int) and -(2**63) <= value < 2**63):
+        return value
+    return str(value)
+
+
+def write_table(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> datasets.Dataset:
+    """Write record batches to a temporary file, and open it memory-mapped.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    descriptor, path = tempfile.mkstemp(prefix="ituning-", suffix=".arrow")
+    atexit.register(_remove, path, os.getpid())
+    with io.FileIO(descriptor, "w") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return datasets.Dataset.from_file(path)
+
+
+def _remove(path: str, owner: int) -> None:
+    """Remove a temporary file, but not in a forked process: it belongs to the parent."""
+    if os.getpid() == owner:
+        with suppress(OSError):  # it is already removed, or (on Windows) still mapped
+            os.unlink(path)
