@@ -6,12 +6,12 @@ a forked worker would copy it, because reading a Python object changes its refer
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import io
 import itertools
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -119,15 +119,20 @@ class CaptionedImages(Sequence[CaptionedImage]):
             Images that are parts of files also have `offset` and `length` (int64).
     """
 
-    def __init__(self, dataset: datasets.Dataset) -> None:
+    def __init__(self, dataset: datasets.Dataset, owners: Sequence[datasets.Dataset] = ()) -> None:
         self.dataset = dataset
+        self._owners = owners or (dataset,)  # their files are removed with the last reference
+
+    def __reduce__(self) -> Any:
+        return CaptionedImages, (self.dataset,)
 
     @classmethod
     def from_images(cls, images: Iterable[CaptionedImage]) -> CaptionedImages:
-        """Write images to a temporary memory-mapped file, which this process removes when it exits.
+        """Write images to a temporary memory-mapped file; only one batch of rows is in memory.
 
-        The file is in the folder for temporary files (the environment variable TMPDIR). Only one batch of
-        rows is in memory. Ids become integers if all of them are whole numbers (42.0 is 42), else strings.
+        The file is in the folder for temporary files (the environment variable TMPDIR). This process removes
+        it when it exits, or when nothing refers to the images. Ids become integers if all of them are whole
+        numbers (42.0 is 42), else strings.
 
         Raises:
             UserError: A name is not valid Unicode.
@@ -137,7 +142,8 @@ class CaptionedImages(Sequence[CaptionedImage]):
     @classmethod
     def concatenate(cls, parts: Sequence[CaptionedImages]) -> CaptionedImages:
         """Return the images of several datasets in turn; their ids must have one type."""
-        return cls(datasets.concatenate_datasets([part.dataset for part in parts]))
+        owners = [owner for part in parts for owner in part._owners]
+        return cls(datasets.concatenate_datasets([part.dataset for part in parts]), owners)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -159,7 +165,7 @@ class CaptionedImages(Sequence[CaptionedImage]):
 
     def select(self, indices: Iterable[int]) -> CaptionedImages:
         """Return the images at some indices, in their order; nothing is copied."""
-        return CaptionedImages(self.dataset.select(indices))
+        return CaptionedImages(self.dataset.select(indices), self._owners)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a column, without Python objects.
@@ -212,7 +218,7 @@ def write_rows(images: Iterable[CaptionedImage]) -> datasets.Dataset:
 
 
 def finish_rows(rows: datasets.Dataset) -> datasets.Dataset:
-    """Replace `number` and `text` by `image_id`, without `split`, in a new file; remove that of `rows`."""
+    """Replace the columns `number` and `text` by `image_id`, and remove `split`."""
     table: pa.Table = rows.data.table
     numeric = table["text"].null_count == len(table)
     schema = pa.schema([field for field in _ROWS if field.name not in ("number", "text", "split")])
@@ -225,10 +231,7 @@ def finish_rows(rows: datasets.Dataset) -> datasets.Dataset:
         columns = [ids if name == "image_id" else batch[name] for name in schema.names]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
-    finished = write_table(schema, map(finish, table.to_batches()))
-    for file in rows.cache_files:
-        _remove(file["filename"], os.getpid())
-    return finished
+    return write_table(schema, map(finish, table.to_batches()))
 
 
 def _row_batches(images: Iterable[CaptionedImage]) -> Iterator[pa.RecordBatch]:
@@ -281,17 +284,22 @@ def _whole(value: int | float | str | None) -> int | str | None:
 
 
 def write_table(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> datasets.Dataset:
-    """Write record batches to a temporary file, and open it memory-mapped.
+    """Write record batches to a temporary file that is removed with the returned dataset, which maps it.
 
     Raises:
         OSError: The file cannot be written.
     """
     descriptor, path = tempfile.mkstemp(prefix="ituning-", suffix=".arrow")
-    atexit.register(_remove, path, os.getpid())
-    with io.FileIO(descriptor, "w") as file, pa.ipc.new_stream(file, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    return datasets.Dataset.from_file(path)
+    try:
+        with io.FileIO(descriptor, "w") as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        dataset = datasets.Dataset.from_file(path)
+    except BaseException:  # also of the generator of batches, which reads the dataset
+        os.unlink(path)
+        raise
+    weakref.finalize(dataset, _remove, path, os.getpid())
+    return dataset
 
 
 def _remove(path: str, owner: int) -> None:

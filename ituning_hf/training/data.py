@@ -92,7 +92,8 @@ def limit_evaluation(data: TrainingData, args: TrainArguments) -> TrainingData:
             "--metric_for_best_model cider needs captions of at least 2 validation images: CIDEr is 0 for a "
             f"single one, because {CIDER_NEEDS_IMAGES}. Validate on more images, or give another metric."
         )
-    return replace(data, evaluation=[data.evaluation[i * total // count] for i in range(count)])
+    chosen = [i * total // count for i in range(count)]
+    return replace(data, evaluation=data.evaluation.select(chosen))
 
 
 def with_features(data: TrainingData, folder: str | None) -> TrainingData:
