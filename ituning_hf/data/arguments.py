@@ -23,8 +23,8 @@ class DatasetArguments:
 
     dataset: str = option(
         "scenes",
-        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv or .parquet file, the "
-        "Hub id of a dataset, or 'scenes' for synthetic scenes",
+        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv or .parquet file, tar "
+        "shards (\"x/{000..099}.tar\"), the Hub id of a dataset, or 'scenes' for synthetic scenes",
         NAME,
         metavar="DATA",
     )

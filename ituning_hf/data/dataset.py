@@ -63,18 +63,18 @@ class CaptionDataset(Dataset[CaptionItem]):
         item = CaptionItem(index=key.index, image=None, captions=[], unreadable=None)
         if key.padding:
             return item
+        image = key.image or self.records[key.index]
         try:
-            item["image"] = self.inputs.read(self.records[key.index], key.epoch, key.index)
+            item["image"] = self.inputs.read(image, key.epoch, key.index)
         except UnreadableImageError as error:  # one damaged file must not stop a long run
             item["unreadable"] = str(error)
             return item
         item["captions"] = self.processor.encode_captions(
-            self._choose_captions(key), max_length=self.max_caption_tokens
+            self._choose_captions(image.captions, key), max_length=self.max_caption_tokens
         )
         return item
 
-    def _choose_captions(self, key: SampleKey) -> list[str]:
-        captions = self.records[key.index].captions
+    def _choose_captions(self, captions: Sequence[str], key: SampleKey) -> list[str]:
         if len(captions) <= self.captions_per_image:
             return list(captions)
         rng = np.random.default_rng([self.seed, key.epoch, key.index])

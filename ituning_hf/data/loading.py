@@ -15,6 +15,7 @@ from .imagefolder import find_metadata, read_imagefolder
 from .json_files import read_json_dataset
 from .records import MissingSplitError, check_images_exist, first_names
 from .scenes import read_scenes
+from .shards import find_shards, read_shards, select_shards
 from .tables import has_parquet, is_hub_name, is_saved_dataset, read_csv, read_hf_dataset
 
 DEFAULT_VAL_SHARE = 0.1
@@ -49,7 +50,9 @@ def load_captioned_images(
             - a `.csv`, `.tsv` or `.txt` table (`read_csv`);
             - a folder with `metadata.jsonl` (`read_imagefolder`);
             - a `.parquet` file, a folder of such files, a folder written by `save_to_disk` of `datasets`, or
-              a dataset on the Hub, "org/name" or "org/name:config" (`read_hf_dataset`).
+              a dataset on the Hub, "org/name" or "org/name:config" (`read_hf_dataset`);
+            - WebDataset `.tar` shards: a path or fsspec address with braces or wildcards, or a folder
+              (`find_shards`).
         split: "train", "val" or "test"; for a Karpathy file also "restval", which "train" includes.
         image_root: The folder that image paths in a JSON file or a table are relative to. By default the
             folder of the file or dataset; for JSON files see `read_json_dataset`.
@@ -77,7 +80,7 @@ def load_captioned_images(
         given["val_share"] = None if val_share == DEFAULT_VAL_SHARE else str(val_share)
         _refuse(given, "the built-in scenes", source)
         return read_scenes(split, num_scenes, seed)
-    images = _read_entries(source, split, root, image_column, caption_column)
+    images = _read_entries(source, split, root, image_column, caption_column, require_captions)
     selected = select_split(images, split, source, seed, val_share, require_captions)
     if require_images:
         check_images_exist(selected)
@@ -151,14 +154,14 @@ def join_entries(images: Iterable[CaptionedImage], where: str) -> list[Captioned
 def _draw_splits(images: Sequence[CaptionedImage], seed: int, val_share: float) -> list[CaptionedImage]:
     if not 0 < val_share < 1:
         raise UserError(f"--val_share must be between 0 and 1, got {val_share}")
-    numbers = {image.name: _random_number(seed, image.name) for image in images}
+    numbers = {image.name: random_number(seed, image.name) for image in images}
     num_val = sum(number < val_share for number in numbers.values())
     num_val = min(max(num_val, 1), len(images) - 1)  # neither split is left empty
     val_names = set(sorted(numbers, key=numbers.__getitem__)[: max(num_val, 0)])
     return [replace(image, split="val" if image.name in val_names else "train") for image in images]
 
 
-def _random_number(seed: int, name: str) -> float:
+def random_number(seed: int, name: str) -> float:
     """Return a number in [0, 1) that depends only on the arguments, not on the machine."""
     digest = hashlib.sha256(f"{seed}/{name}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
@@ -170,10 +173,14 @@ def _read_entries(
     image_root: Path | None,
     image_column: str | None,
     caption_column: str | None,
+    require_captions: bool,
 ) -> Iterable[CaptionedImage]:
     """Detect the format of a dataset and read its entries, or those of the split."""
     path, suffix = Path(source), Path(source).suffix.lower()
     columns = {"image_column": image_column, "caption_column": caption_column}
+    if shards := find_shards(source):
+        _refuse({"image_root": image_root, **columns}, "tar shards", source)
+        return read_shards(*select_shards(shards, split, source), require_captions)
     if path.is_file() and suffix == ".json":
         _refuse(columns, "a JSON file", source)
         return read_json_dataset(path, split, image_root)
@@ -187,8 +194,8 @@ def _read_entries(
         return read_hf_dataset(source, split, image_root, image_column, caption_column)
     raise UserError(
         f"no dataset at {source!r}: give 'scenes', a Karpathy, COCO captions or NoCaps .json file, a .csv, "
-        ".tsv, .txt or .parquet file, a folder with metadata.jsonl or Parquet files, a folder saved by "
-        "`datasets`, or a Hub dataset, 'org/name' or 'org/name:config'"
+        ".tsv, .txt or .parquet file, a folder with metadata.jsonl, Parquet files or .tar shards, a folder "
+        "saved by `datasets`, or a Hub dataset, 'org/name' or 'org/name:config'"
     )
 
 

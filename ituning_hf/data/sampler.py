@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
+
+if TYPE_CHECKING:
+    from .columns import CaptionedImage
 
 
 class SampleKey(NamedTuple):
@@ -16,6 +19,7 @@ class SampleKey(NamedTuple):
     epoch: int  # from 0; determines which captions of the image are used
     index: int  # type: ignore[assignment]  # of the image; hides tuple.index, which is not used here
     padding: bool  # whether the image only pads the last step of an epoch and must not count
+    image: CaptionedImage | None = None  # of a stream; None for the image at the index of the dataset
 
 
 class ImageBatchSampler(Sampler[list[SampleKey]]):
@@ -62,6 +66,9 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch, including the padded one."""
         return math.ceil(self.num_images / math.prod(self.step_shape))
+
+    def next_position(self) -> None:
+        """Return None: the number of steps is the position."""
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch, step = divmod(self.start_step, self.steps_per_epoch)
