@@ -23,22 +23,22 @@ class DatasetArguments:
 
     dataset: str = option(
         "scenes",
-        "a folder with metadata.jsonl, a Karpathy, COCO or NoCaps .json file, a .csv or .parquet file, tar "
-        "shards (\"x/{000..099}.tar\"), the Hub id of a dataset, or 'scenes' for synthetic scenes",
+        "a folder with metadata.jsonl or caption files, a Karpathy, COCO or NoCaps .json file, a .csv, "
+        '.jsonl or .parquet file, tar shards ("x/{000..099}.tar"), the Hub id of a dataset, or "scenes" for '
+        "synthetic scenes",
         NAME,
         metavar="DATA",
     )
     image_root: str | None = option(
         None,
-        "folder that the image paths in a JSON file or a table are relative to",
+        "folder that the image paths are relative to",
         FOLDER,
         "images/ next to the file, or the file's folder",
     )
-    image_column: str | None = option(
-        None, "image column of a CSV, Parquet or `datasets` dataset", NAME, "found by its name"
-    )
-    caption_column: str | None = option(
-        None, "caption column of a CSV, Parquet or `datasets` dataset", NAME, "found by its name"
+    image_column: str | None = option(None, "image column of a table", NAME, "found by its name")
+    caption_column: str | None = option(None, "caption column of a table", NAME, "found by its name")
+    columns: str | None = option(
+        None, "column names of a CSV file without a header line: image,caption", NAME, "the first line"
     )
     num_scenes: int = option(1000, "number of scenes for --dataset scenes", AT_LEAST_ONE)
     val_share: float = option(
@@ -58,7 +58,7 @@ class DatasetArguments:
         """Read one split of the dataset; see `load_captioned_images`.
 
         Args:
-            split: "train", "val" or "test".
+            split: "train", "val", "test" or "all".
             seed: Seed of the synthetic scenes, and of the splits if the dataset has none.
             num_scenes: Overrides the setting.
             require_captions: Whether to refuse a split without captions.
@@ -74,6 +74,7 @@ class DatasetArguments:
             num_scenes=num_scenes or self.num_scenes,
             image_column=self.image_column,
             caption_column=self.caption_column,
+            columns=self.columns,
             val_share=self.val_share,
             require_captions=require_captions,
             require_images=require_images,

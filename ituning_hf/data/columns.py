@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -116,7 +117,8 @@ class CaptionedImages(Sequence[CaptionedImage]):
     Args:
         dataset: A dataset with the columns `name` (string), `image` (a struct of `bytes` and `path`, of which
             one is null), `captions` (a list of strings), `image_id` (int64 or string) and `domain` (string).
-            Images that are parts of files also have `offset` and `length` (int64).
+            Images that are parts of files also have `offset` and `length` (int64). Images in a table of the
+            library `datasets` have their bytes in the column `content` of that table, instead of `image`.
     """
 
     def __init__(self, dataset: datasets.Dataset, owners: Sequence[datasets.Dataset] = ()) -> None:
@@ -176,13 +178,18 @@ class CaptionedImages(Sequence[CaptionedImage]):
         """
         table: pa.Table = self.dataset.data.table
         if name in ("path", "num_bytes"):
-            part = pc.struct_field(table["image"], "path" if name == "path" else "bytes")
+            source = table["content" if name != "path" and "content" in table.column_names else "image"]
+            part = pc.struct_field(source, "path" if name == "path" else "bytes")
             column = part if name == "path" else pc.binary_length(part)
         else:
             column = table[name]
         # `datasets` has no public access to many rows of one column that avoids Python objects.
         rows = self.dataset._indices
-        return column if rows is None else column.take(rows.column(0))
+        if rows is None:
+            return column
+        indices = rows.column(0).to_numpy()
+        blocks = [take(column, indices[start : start + 10_000]) for start in range(0, len(indices), 10_000)]
+        return pa.chunked_array([chunk for block in blocks for chunk in block.chunks], column.type)
 
     def fingerprint(self) -> str:
         """Return a digest of the names and captions, in their order; images are not read."""
@@ -204,7 +211,7 @@ def _digest(texts: pa.ChunkedArray) -> Any:
 
 
 def _to_image(row: dict[str, Any]) -> CaptionedImage:
-    source = row["image"]["bytes"]
+    source = (row.get("content") or row["image"])["bytes"]
     if source is None:
         source = Path(row["image"]["path"])
         if row.get("offset") is not None:
@@ -217,21 +224,71 @@ def write_rows(images: Iterable[CaptionedImage]) -> datasets.Dataset:
     return write_table(_ROWS, _row_batches(images))
 
 
-def finish_rows(rows: datasets.Dataset) -> datasets.Dataset:
-    """Replace the columns `number` and `text` by `image_id`, and remove `split`."""
+def finish_rows(
+    rows: datasets.Dataset, kept: np.ndarray | None = None, captions: MergedCaptions | None = None
+) -> datasets.Dataset:
+    """Write some of the rows to a new file, with one column of ids and without unused columns.
+
+    Args:
+        rows: The result of `write_rows`.
+        kept: The indices of the rows, ascending; by default all.
+        captions: Their captions, if these are not those of the rows.
+    """
     table: pa.Table = rows.data.table
     numeric = table["text"].null_count == len(table)
-    schema = pa.schema([field for field in _ROWS if field.name not in ("number", "text", "split")])
-    schema = schema.insert(3, pa.field("image_id", pa.int64() if numeric else pa.string()))
+    names = ["name", "image", "captions", "image_id", "domain"]
+    if table["offset"].null_count < len(table):
+        names += ["offset", "length"]
+    types = {"image_id": pa.int64() if numeric else pa.string()}
+    schema = pa.schema([(name, types.get(name) or _ROWS.field(name).type) for name in names])
 
-    def finish(batch: pa.RecordBatch) -> pa.RecordBatch:
-        ids = (
-            batch["number"] if numeric else pc.coalesce(batch["text"], pc.cast(batch["number"], pa.string()))
-        )
-        columns = [ids if name == "image_id" else batch[name] for name in schema.names]
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+    def batches() -> Iterator[pa.RecordBatch]:
+        start = written = 0
+        for batch in table.to_batches():
+            stop = start + len(batch)
+            if kept is not None:
+                batch = batch.take(pa.array(kept[slice(*kept.searchsorted([start, stop]))] - start))
+            columns = {name: batch[name] for name in names if name != "image_id"}
+            columns["image_id"] = batch["number"]
+            if not numeric:
+                columns["image_id"] = pc.coalesce(batch["text"], batch["number"].cast(pa.string()))
+            if captions is not None:
+                columns["captions"] = captions.read(written, written + len(batch))
+            start, written = stop, written + len(batch)
+            yield pa.record_batch([columns[name] for name in names], schema=schema)
 
-    return write_table(schema, map(finish, table.to_batches()))
+    return write_table(schema, batches())
+
+
+class MergedCaptions:
+    """The captions of images that have several rows.
+
+    Args:
+        captions: The column of all rows.
+        rows: The rows of each image, one image after the other.
+        counts: The number of rows of each image.
+    """
+
+    def __init__(self, captions: pa.ChunkedArray, rows: np.ndarray, counts: np.ndarray) -> None:
+        self.captions, self.rows = captions, rows
+        self.ends = np.concatenate([[0], counts.cumsum()])
+
+    def read(self, start: int, stop: int) -> pa.Array:
+        """Return the captions of the images from `start` to `stop`."""
+        ends = self.ends[start : stop + 1] - self.ends[start]
+        lists = take(self.captions, self.rows[self.ends[start] : self.ends[stop]])
+        lengths = np.concatenate([[0], pc.list_value_length(lists).to_numpy()])
+        offsets = lengths.cumsum()[ends].astype(np.int32)
+        texts = pa.concat_arrays([pa.array([], pa.string()), *pc.list_flatten(lists).chunks])
+        return pa.ListArray.from_arrays(pa.array(offsets), texts)
+
+
+def take(column: pa.ChunkedArray, indices: np.ndarray) -> pa.ChunkedArray:
+    """Return values at some indices; Arrow would first copy the entire column."""
+    if not len(indices):
+        return column.slice(0, 0)
+    first = indices.min()
+    return column.slice(first, indices.max() + 1 - first).take(pa.array(indices - first))
 
 
 def _row_batches(images: Iterable[CaptionedImage]) -> Iterator[pa.RecordBatch]:
@@ -307,3 +364,9 @@ def _remove(path: str, owner: int) -> None:
     if os.getpid() == owner:
         with suppress(OSError):  # it is already removed, or (on Windows) still mapped
             os.unlink(path)
+
+
+def codes_of(values: pa.ChunkedArray) -> np.ndarray:
+    """Number distinct values from 0 in the order of their first rows; null is a value."""
+    encoded = values.dictionary_encode(null_encoding="encode").chunks
+    return np.concatenate([np.zeros(0, np.int32), *(chunk.indices.to_numpy() for chunk in encoded)])

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -13,11 +14,15 @@ from PIL import Image, UnidentifiedImageError
 from ..captioner.images_ituning import to_rgb, upright
 from ..utils.terminal import printable
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
 # The formats of photographs. Pillow reads many more, but it starts Ghostscript for EPS, and the other
 # decoders are less tested. HEIF requires a plug-in that the caller registers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
+
+IMAGE_SUFFIXES = frozenset(
+    suffix
+    for suffix, name in Image.registered_extensions().items()
+    if name in (*_FORMATS, "MPO")  # a JPEG with several images
+) | {".heic", ".heif", ".hif"}
 
 _Source = str | os.PathLike[str] | bytes | Image.Image
 
@@ -74,23 +79,42 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """List the image files below a folder, recursively, sorted by path.
 
+    See `iter_images`.
+    """
+    return [Path(path) for path in iter_images(folder)]
+
+
+def iter_images(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield the paths of the image files below a folder, recursively, sorted part by part.
+
     A file is an image if its name ends in one of `IMAGE_SUFFIXES`, in upper or lower case. Broken links,
-    pipes and devices with such names are listed, so they are reported when they are read. Hidden files and
-    folders are skipped: they contain thumbnails, checkpoints and the "._" files of macOS.
+    pipes and devices with such names are included, so they are reported when they are read. Hidden files and
+    folders are skipped: they contain thumbnails, checkpoints and the "._" files of macOS. Links to folders
+    are not followed.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise NotADirectoryError(f"{root} is not a folder")
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.is_dir()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"{os.fspath(folder)} is not a folder")
+    with os.scandir(folder) as entries:
+        found = sorted(
+            (entry.name, is_folder)
+            for entry in entries
+            if not entry.name.startswith(".")
+            and ((is_folder := entry.is_dir(follow_symlinks=False)) or _is_image_name(entry.name))
+            and (is_folder or not entry.is_dir())
+        )
+    for name, is_folder in found:
+        path = os.path.join(folder, name)
+        if is_folder:
+            yield from iter_images(path)
+        else:
+            yield path
+
+
+def _is_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 class _NotAFileError(OSError):

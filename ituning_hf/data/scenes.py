@@ -140,16 +140,16 @@ def read_scenes(split: str, num_images: int, seed: int = 0) -> CaptionedImages:
     """Draw a dataset of scenes with five captions each.
 
     Args:
-        split: "train", "val" or "test". The splits alternate in the series, so no scene is in two of them.
+        split: "train", "val", "test" or "all". The splits alternate in the series, so no scene is in two.
         num_images: The number of scenes; a larger number does not change the first ones.
         seed: The seed of the series.
 
     Raises:
         UserError: There is no such split.
     """
-    if split not in SPLITS:
+    if split not in (*SPLITS, "all"):
         raise UserError(f"the scenes have no split {split!r}: give one of {', '.join(SPLITS)}")
-    first, step = SPLITS.index(split), len(SPLITS)
+    first, step = (0, 1) if split == "all" else (SPLITS.index(split), len(SPLITS))
     indices = range(first, first + num_images * step, step)
     scenes = ((f"scene-{index:06d}", make_scene(seed, index)) for index in indices)
     return CaptionedImages.from_images(

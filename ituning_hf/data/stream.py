@@ -28,8 +28,8 @@ from torch.utils.data import Sampler
 
 from ..utils.errors import UserError, WorkError
 from .columns import CaptionedImages
-from .loading import random_number
 from .sampler import SampleKey
+from .selection import random_number
 from .shards import Shard, read_shards, select_shards
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ class ImagesArguments(DatasetArguments):
 
     title: ClassVar[str] = "data"
 
-    split: str = option("test", "split to caption", one_of(SPLITS))
+    split: str = option("test", "split to caption", one_of((*SPLITS, "all")))
     expected_images: int | None = option(
         None, "number of images that the split must have, all of them readable", AT_LEAST_ONE, "any number"
     )

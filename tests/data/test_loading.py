@@ -1,6 +1,7 @@
 """Formats, splits, missing images and expected numbers of images."""
 
 import csv
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -10,16 +11,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import examples
 
-from ituning_hf.data.columns import CaptionedImage
-from ituning_hf.data.loading import join_entries, load_captioned_images, select_split
+from ituning_hf.data.columns import CaptionedImage, CaptionedImages
+from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.data.records import (
     MissingSplitError,
-    check_images_exist,
     clean_caption,
     parse_file_name,
     parse_split,
 )
 from ituning_hf.data.scenes import make_scene, read_scenes
+from ituning_hf.data.selection import check_images_exist, select_split
+from ituning_hf.data.tables import Entries
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.utils.errors import UserError
 
@@ -58,10 +60,8 @@ def test_settings_that_have_no_effect_are_refused(tmp_path: Path, write_json: Wr
     path = write_json({"images": [{"filename": "a", "split": "train", "sentences": [{"raw": "a"}]}]})
     with pytest.raises(UserError, match=r"^--image_root and --caption_column cannot be used with the"):
         load_captioned_images("scenes", "train", image_root="photos", caption_column="text")
-    with pytest.raises(UserError, match=r"^--image_column cannot be used with a JSON file \('.*dataset"):
+    with pytest.raises(UserError, match=r"^--image_column cannot be used with .*dataset\.json, which is not"):
         load_captioned_images(path, "train", image_column="image")
-    with pytest.raises(UserError, match="--image_root cannot be used with a folder with metadata"):
-        load_captioned_images(tmp_path, "train", image_root="photos")
     with pytest.raises(UserError, match=r"^--val_share 0\.2 has no effect: .* has its own splits"):
         captions(path, val_share=0.2)
 
@@ -104,7 +104,9 @@ def entries(count: int, split: str | None = None) -> list[CaptionedImage]:
 
 
 def names(images: list[CaptionedImage], split: str, seed: int = 0, val_share: float = 0.1) -> list[str]:
-    return [image.name for image in select_split(images, split, "photos", seed, val_share)]
+    found = select_split(Entries(images), split, "photos", seed, val_share)
+    assert all(image in images for image in found)
+    return [image.name for image in found]
 
 
 def test_val_is_chosen_by_seed_and_name() -> None:
@@ -143,29 +145,31 @@ def test_stated_splits_are_kept() -> None:
         names([*entries(2, "val"), *entries(3)[2:]], "val")
 
 
-def test_a_name_that_is_not_utf8_has_a_split() -> None:
-    odd = [CaptionedImage(name, ("a",), Path(name)) for name in ("caf\udce9.jpg", "half \ud83d.jpg", "a.jpg")]
-    found = [name for split in ("train", "val") for name in names(odd, split, val_share=0.5)]
-    assert sorted(found) == sorted(image.name for image in odd)
-
-
 def test_split_names() -> None:
     values = (None, "", "train", "validation")
-    assert [parse_split(value, "line 3") for value in values] == [None, None, "train", "val"]
+    assert [parse_split(value) for value in values] == [None, None, "train", "val"]
 
 
 TEXTS = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3)
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), TEXTS)))
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), TEXTS), min_size=1), st.integers(0, 3))
 @examples(30, 5000)
-def test_joined_entries_keep_every_caption_in_order(given_entries: list[tuple[str, list[str]]]) -> None:
-    joined = join_entries((CaptionedImage(n, tuple(texts), Path(n)) for n, texts in given_entries), "data")
-    assert [image.name for image in joined] == list(dict.fromkeys(name for name, _ in given_entries))
-    for image in joined:
-        assert list(image.captions) == [
-            t for name, texts in given_entries if name == image.name for t in texts
-        ]
+def test_merged_entries_keep_every_caption_in_order(rows: list[tuple[str, list[str]]], seed: int) -> None:
+    merged: dict[str, list[str]] = {}
+    for name, texts in rows:
+        merged.setdefault(name, []).extend(texts)
+    entries = Entries([CaptionedImage(name, tuple(texts), Path(name)) for name, texts in rows])
+    found = {}
+    for split in ("all", "val", "train"):
+        with suppress(MissingSplitError):  # of one image
+            images = select_split(entries, split, "data", seed, 0.5, require_captions=False)
+            found[split] = {image.name: list(image.captions) for image in images}
+    everything = list(found.pop("all").items())
+    assert everything == list(merged.items())  # in the order of first entries
+    parts = found["train"] | found.get("val", {})
+    assert [(name, parts[name]) for name in merged] == everything
+    assert len(parts) == sum(map(len, found.values()))
 
 
 # --- Expected numbers of images
@@ -187,15 +191,15 @@ def test_cleaning_collapses_white_space() -> None:
 
 def test_file_names() -> None:
     for value in (None, "", 7):
-        with pytest.raises(UserError, match=f"^line 1: 'image' must be a file name, got {value!r}$"):
-            parse_file_name(value, "line 1", "image")
+        with pytest.raises(UserError, match=f"^'image' must be a file name, got {value!r}$"):
+            parse_file_name(value, "image")
     with pytest.raises(UserError, match=r"'image' is a URL, 'https://e\.org/a\.jpg': download the images"):
-        parse_file_name("https://e.org/a.jpg", "line 1", "image")
+        parse_file_name("https://e.org/a.jpg", "image")
     for name in ("../a.jpg", "b/../../a.jpg", "..\\a.jpg"):
         with pytest.raises(UserError, match="must stay inside the folder"):
-            parse_file_name(name, "line 1", "image", absolute=True)
+            parse_file_name(name, "image", absolute=True)
     for name in ("/photos/a.jpg", "C:\\photos\\a.jpg"):
-        assert parse_file_name(name, "line 1", "image", absolute=True) == name
+        assert parse_file_name(name, "image", absolute=True) == name
 
 
 PARTS = st.sampled_from(["..", ".", "/", "\\", "a", "b.jpg", "C:", "~", "...", " ", "\0"])
@@ -207,24 +211,26 @@ PARTS = st.sampled_from(["..", ".", "/", "\\", "a", "b.jpg", "C:", "~", "...", "
 @examples(50, 10_000)
 def test_file_names_cannot_leave_their_folder(name: str) -> None:
     try:
-        parsed = parse_file_name(name, "line 1", "image")
+        parsed = parse_file_name(name, "image")
     except UserError:
         return
     assert not PurePosixPath(parsed).is_absolute()
     assert not PureWindowsPath(parsed).anchor
     assert ".." not in parsed.replace("\\", "/").split("/")
-    assert parse_file_name(parsed, "line 1", "image") == parsed
+    assert parse_file_name(parsed, "image") == parsed
 
 
 def test_missing_images_raise_one_error_and_empty_ones_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images = [CaptionedImage(str(i), ("a",), tmp_path / f"{i}.jpg") for i in range(6)]
+    rows = [CaptionedImage(str(i), ("a",), tmp_path / f"{i}.jpg") for i in range(6)]
+    rows.append(CaptionedImage("scene", ("a",), make_scene(0, 0).to_png()))
+    images = CaptionedImages.from_images(rows)
     save_image(tmp_path / "0.jpg")
     (tmp_path / "3.jpg").touch()
-    with pytest.raises(FileNotFoundError, match=rf"^4 of 6 images .*{tmp_path}/1\.jpg, .*, \.\.\.\)"):
+    with pytest.raises(FileNotFoundError, match=rf"^4 of 7 images .*{tmp_path}/1\.jpg, .*, \.\.\.\)"):
         check_images_exist(images)
-    check_images_exist([images[0], images[3], CaptionedImage("scene", ("a",), make_scene(0, 0).to_png())])
+    check_images_exist(images.select([0, 3, 6]))
     assert caplog.messages == [
         f"1 of 3 images are empty or not files ({tmp_path}/3.jpg): unpack or copy them again"
     ]

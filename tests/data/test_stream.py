@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from ituning_hf.data import stream
 from ituning_hf.data.dataset import CaptionDataset
-from ituning_hf.data.loading import random_number
 from ituning_hf.data.records import MissingSplitError
 from ituning_hf.data.sampler import SampleKey
+from ituning_hf.data.selection import random_number
 from ituning_hf.data.shards import Shard, find_shards, read_shards
 from ituning_hf.data.stream import ShardStream, StreamSampler
 from ituning_hf.utils.errors import UserError, WorkError

@@ -107,20 +107,20 @@ def test_malformed_csv_rows_are_named_by_line(tmp_path: Path, line: str, message
 @pytest.mark.parametrize(
     ("columns", "given", "message"),
     [
-        (["a", "b"], "c", r"table has no column 'c' \(--caption_column\); its columns are 'a', 'b'"),
-        (["a"], None, r"table has no column named caption or .*: select one with --caption_column \('a'\)"),
-        (["text", "caption"], None, "table has several such columns, 'text', 'caption': select one with"),
+        (["a", "b"], "c", r"there is no column 'c' \(--caption_column\); the columns are 'a', 'b'"),
+        (["a"], None, r"there is no column named caption or .*: select one with --caption_column \('a'\)"),
+        (["text", "caption"], None, "there are several such columns, 'text', 'caption': select one with"),
     ],
 )
 def test_missing_and_ambiguous_columns_are_refused(
     columns: list[str], given: str | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
-        find_column(columns, given, CAPTION_COLUMNS, "caption_column", "table")
+        find_column(columns, given, CAPTION_COLUMNS, "caption_column")
     usual = ["id", "File_Name", "sentence"]
-    assert find_column(usual, None, IMAGE_COLUMNS, "image_column", "table") == "File_Name"
-    assert find_column(usual, None, CAPTION_COLUMNS, "caption_column", "table") == "sentence"
-    assert find_column(usual, "id", CAPTION_COLUMNS, "caption_column", "table") == "id"
+    assert find_column(usual, None, IMAGE_COLUMNS, "image_column") == "File_Name"
+    assert find_column(usual, None, CAPTION_COLUMNS, "caption_column") == "sentence"
+    assert find_column(usual, "id", CAPTION_COLUMNS, "caption_column") == "id"
 
 
 # --- The library `datasets`
@@ -301,7 +301,7 @@ def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(datasets, "load_dataset", load_dataset)
         assert len(load_captioned_images("org/pets", "train")) == 2
         assert len(load_captioned_images("org/pets:small", "val")) == 1
-        with pytest.raises(UserError, match=r"test\[0\]: 'path' is a file name: give --image_root"):
+        with pytest.raises(UserError, match=r"test\[0\] has a file name, 'a\.png': give --image_root"):
             load("org/pets", "test")
     assert requested == [("org/pets", None), ("org/pets", "small"), ("org/pets", None)]
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

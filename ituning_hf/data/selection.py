@@ -1,0 +1,189 @@
+"""From the entries of a dataset to the images of a split, by Arrow and NumPy."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from pathlib import PureWindowsPath
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..utils.errors import UserError
+from .columns import CaptionedImages, MergedCaptions, codes_of, finish_rows, take, write_rows
+from .records import MissingSplitError, first_names
+from .tables import Entries
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_VAL_SHARE = 0.1
+
+
+def select_split(
+    entries: Entries, split: str, where: str, seed: int, val_share: float, require_captions: bool = True
+) -> CaptionedImages:
+    """Merge the entries of each image and select the images of one split, in the order of the dataset.
+
+    The split "train" includes "restval", because COCO captioners are trained on both. If no entry has a
+    split, the images are divided into "train" and "val". Whether an image is in "val" depends only on `seed`
+    and its name, so images that are added later do not move the others; except that neither split is left
+    empty. The split "all" has all images.
+
+    Raises:
+        MissingSplitError: There are no images of `split`.
+        UserError: Only some entries have a split, the entries of one image contradict each other, an image
+            has no caption, two images have the same id, or `val_share` has no effect or is out of range.
+    """
+    rows = write_rows(entries.images)
+    table: pa.Table = rows.data.table
+    codes = codes_of(table["name"])  # of the image of each row
+    first = np.unique(codes, return_index=True)[1]  # the first row of each image
+    if len(first) < len(codes):
+        _require_equal_entries(table, codes, first, where)
+    kept = first[_in_split(table, first, split, where, seed, val_share)]
+    images = _read_images(rows, codes, kept, entries.content)
+    _check_captions(images, where, require_captions)
+    _check_ids(images, where)
+    return images
+
+
+def _require_equal_entries(table: pa.Table, codes: np.ndarray, first: np.ndarray, where: str) -> None:
+    for column in ("split", "number", "text"):
+        values = codes_of(table[column])
+        if len(different := np.flatnonzero(values != values[first][codes])):
+            name = table["name"][different[0]].as_py()
+            raise UserError(f"{where}: the entries of {name!r} have different splits or ids")
+
+
+def _in_split(
+    table: pa.Table, first: np.ndarray, split: str, where: str, seed: int, val_share: float
+) -> np.ndarray:
+    """Return whether each image is in the split."""
+    stated = table["split"]
+    if 0 < stated.null_count < len(stated):
+        raise UserError(f"{where}: 'split' must be given for all images or for none")
+    if len(stated) and not stated.null_count and val_share != DEFAULT_VAL_SHARE:
+        raise UserError(f"--val_share {val_share} has no effect: {where} has its own splits. Remove it")
+    if split == "all":
+        found = np.ones(len(first), bool)
+    elif stated.null_count == len(stated):
+        stated = _draw_splits(take(table["name"], first), seed, val_share)
+        found = pc.equal(stated, split).to_numpy(zero_copy_only=False)
+    else:
+        stated = take(stated, first)
+        wanted = ["train", "restval"] if split == "train" else [split]
+        found = pc.is_in(stated, value_set=pa.array(wanted)).to_numpy()
+    if not found.any():
+        counts = {pair["values"]: pair["counts"] for pair in stated.value_counts().to_pylist()}
+        raise MissingSplitError(where, split, counts)
+    return found
+
+
+def _draw_splits(names: pa.ChunkedArray, seed: int, val_share: float) -> pa.Array:
+    if not 0 < val_share < 1:
+        raise UserError(f"--val_share must be between 0 and 1, got {val_share}")
+    texts = (name for chunk in names.chunks for name in chunk.to_pylist())
+    numbers = np.fromiter((random_number(seed, text) for text in texts), float, len(names))
+    # Neither split is left empty.
+    num_val = min(max(int((numbers < val_share).sum()), 1), len(numbers) - 1)
+    is_val = np.zeros(len(numbers), bool)
+    is_val[np.argsort(numbers, kind="stable")[: max(num_val, 0)]] = True
+    return pa.array(np.where(is_val, "val", "train"), pa.string())
+
+
+def random_number(seed: int, name: str) -> float:
+    """Return a number in [0, 1) that depends only on the arguments, not on the machine."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _read_images(
+    rows: datasets.Dataset, codes: np.ndarray, kept: np.ndarray, content: datasets.Dataset | None
+) -> CaptionedImages:
+    """Return the images whose first rows are `kept`, with the captions of all their rows."""
+    # A table that contains images is not copied: the other columns get all of its rows, too.
+    written = kept if content is None else np.arange(len(codes))
+    captions = None
+    if len(kept) < len(codes):
+        counts = np.bincount(codes)[codes[written]]
+        counts[~np.isin(written, kept)] = 0
+        wanted = np.zeros(len(codes) and codes.max() + 1, bool)
+        wanted[codes[kept]] = True
+        order = np.argsort(codes, kind="stable")
+        captions = MergedCaptions(rows.data.table["captions"], order[wanted[codes[order]]], counts)
+    finished = finish_rows(rows, written, captions)
+    if content is None:
+        return CaptionedImages(finished)
+    combined = datasets.concatenate_datasets([finished, content], axis=1)
+    return CaptionedImages(combined, [finished]).select(kept)
+
+
+def _check_captions(images: CaptionedImages, where: str, require_captions: bool) -> None:
+    counts = pc.list_value_length(images.column("captions")).to_numpy()
+    empty = np.flatnonzero(counts == 0)
+    if len(empty) and (require_captions or len(empty) < len(images)):
+        names = [images[int(index)].name for index in empty[:4]]
+        raise UserError(
+            f"{where}: {len(empty):,} of {len(images):,} images have no caption ({first_names(names)}): "
+            "write a caption for each, or remove them"
+        )
+
+
+def _check_ids(images: CaptionedImages, where: str) -> None:
+    ids = images.column("image_id").drop_null()
+    counts = ids.value_counts()
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        names = repeated[:4].cast(pa.string()).to_pylist()
+        raise UserError(
+            f"{where}: {len(repeated)} ids belong to several images ({first_names(names)}): give each "
+            "image a unique id"
+        )
+
+
+def check_images_exist(images: CaptionedImages) -> None:
+    """Raise an error for missing image files, and warn about empty files, before training begins.
+
+    An empty file counts as an unreadable image, which training reports and skips.
+
+    Raises:
+        FileNotFoundError: Files are missing. The message has their number and the first three names.
+    """
+    missing: list[str] = []  # the first few
+    empty: list[str] = []
+    num_missing = num_empty = 0
+    paths = images.column("path")
+    if "offset" in images.dataset.column_names:  # many images in a few files
+        paths = pa.chunked_array([paths.unique()])
+    for chunk in paths.chunks:
+        for path in chunk.to_pylist():
+            size = 1 if path is None else _file_size(path)
+            if size is None:
+                num_missing += 1
+                missing += [path][: 4 - len(missing)]
+            elif size == 0:
+                num_empty += 1
+                empty += [path][: 4 - len(empty)]
+    if missing:
+        advice = "unpack them there, or give --image_root, the folder that the paths are relative to"
+        if PureWindowsPath(missing[0]).drive or "\\" in missing[0]:
+            advice = "these are paths of Windows: write them relative to the dataset, with /"
+        raise FileNotFoundError(
+            f"{num_missing:,} of {len(images):,} images are missing ({first_names(missing)}): {advice}"
+        )
+    if empty:
+        text = "%s of %s images are empty or not files (%s): unpack or copy them again"
+        logger.warning(text, f"{num_empty:,}", f"{len(images):,}", first_names(empty))
+
+
+def _file_size(path: str) -> int | None:
+    """Return the size of a file, 0 for a folder, pipe or device, or None if the path does not exist."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null character
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
