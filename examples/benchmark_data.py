@@ -152,14 +152,14 @@ def measure(dataset: str, image_root: str | None) -> dict[str, float]:
     before, anonymous = memory("/proc/self/status", "VmRSS"), AnonymousPeak()
     anonymous.start()
     started = time.process_time()
-    splits = [load_captioned_images(dataset, name, image_root=image_root) for name in ("train", "val")]
+    train, val = (load_captioned_images(dataset, name, image_root=image_root) for name in ("train", "val"))
     loaded = time.process_time()
-    data: Any = TrainingData(*splits)
+    data = TrainingData(train, val)
     data.fingerprint()
     backbones = SCENE_BACKBONES / "vision", SCENE_BACKBONES / "text"
     count_over_long(data.train, ITuningProcessor.from_vision_text_pretrained(*backbones), 40)
     result = {
-        "images": sum(map(len, splits)),
+        "images": len(train) + len(val),
         "loading_cpu_seconds": loaded - started,
         "cpu_seconds": time.process_time() - started,
         "peak_mb": memory("/proc/self/status", "VmHWM") - before,
