@@ -54,18 +54,27 @@ def options(**values: object) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def start_two(argv: list[str], folder: Path) -> list[Command]:
-    """Start a command on two processes, the main process first; their output goes to files in a folder."""
+def start_two(argv: list[str], folder: Path, other_host: list[str] | None = None) -> list[Command]:
+    """Start a command on two processes, the main process first; their output goes to files in a folder.
+
+    `other_host` is the second one's command line, if it is to be the first process of a host of its own.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [Command(argv, folder / f"output {r}", common | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    starts = [(argv, "0"), (argv, "1") if other_host is None else (other_host, "0")]
+    return [
+        Command(words, folder / f"output {rank}", common | {"RANK": str(rank), "LOCAL_RANK": local_rank})
+        for rank, (words, local_rank) in enumerate(starts)
+    ]
 
 
-def run_on_two(argv: list[str], folder: Path, exit_code: int = 0) -> list[Command]:
-    """Run a command on two processes until both have ended with an exit code."""
-    runs = start_two(argv, folder)
+def run_on_two(
+    argv: list[str], folder: Path, exit_code: int = 0, other_host: list[str] | None = None
+) -> list[Command]:
+    """Run a command on two processes, as `start_two` does, until both have ended with an exit code."""
+    runs = start_two(argv, folder, other_host)
     assert [run.end() for run in runs] == [exit_code] * 2, [run.printed for run in runs]
     return runs
 

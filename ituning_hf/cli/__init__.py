@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OtherProcessError as error:  # that process reports it
+        if error.on_other_host:
+            print("ituning: error:", _as_text(error), file=sys.stderr)
         return error.exit_code
     except Exception as error:
         exit_code = exit_code_of(error)

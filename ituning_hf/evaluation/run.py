@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import save
 
 from ..data.columns import CaptionedImages
 from ..utils.devices import device_name
-from ..utils.distributed import create_accelerator, leave_group, sync_errors
+from ..utils.distributed import create_accelerator, leave_group, require_equal, sync_errors
 from ..utils.errors import UserError, WorkError
 from ..utils.files import require_writable
 from .arguments import EvaluateArguments
@@ -62,18 +64,35 @@ def evaluate_captioner(args: EvaluateArguments) -> Evaluation | None:
             args.split, args.seed, require_captions=False, require_images=args.reads_images
         )
         args.check_count("expected_images", images)
-        _check_scoring(args, images)
-        _check_output_dir(args)
+        if accelerator.is_main_process:  # it alone scores and writes
+            _check_scoring(args, images)
+            _check_output_dir(args)
         if args.predictions is None:
             captioner = Captioner.load(args, images, accelerator.device)
         else:
             found.by_index.update(enumerate(read_predictions(Path(args.predictions), images)))
+    require_equal(accelerator, args.to_dict(), _identity(images, captioner))
     if captioner is not None:
         found = caption_images(captioner, images, args, accelerator)
     leave_group()  # the other processes need not wait for the scores
     if not accelerator.is_main_process:
         return None
     return _report(args, images, found, accelerator)
+
+
+def _identity(images: CaptionedImages, captioner: Captioner | None) -> dict[str, Any]:
+    """Return what must be equal on all processes, in addition to the settings."""
+    values: dict[str, Any] = {"num_images": len(images), "data_fingerprint": images.fingerprint()}
+    if captioner is not None:
+        config, weights = captioner.model.config, save(captioner.model.adapter_state_dict())
+        values |= {
+            "vision_model_fingerprint": config.vision_model_fingerprint,
+            "text_model_fingerprint": config.text_model_fingerprint,
+            "adapter_fingerprint": hashlib.sha256(weights).hexdigest()[:16],
+            "inputs": captioner.inputs.name,
+            "search": captioner.options,
+        }
+    return values
 
 
 def _check_scoring(args: EvaluateArguments, images: CaptionedImages) -> None:

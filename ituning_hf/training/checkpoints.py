@@ -143,18 +143,19 @@ class Checkpoints:
 
     def rewind(self, checkpoint: Path) -> bool:
         """Delete what the run wrote after a checkpoint; do nothing and return False if it is complete."""
-        newest = list_checkpoints(self.output_dir)[-1].resolve()
-        complete = (self.output_dir / LAST).exists() and checkpoint.resolve() == newest
-        complete = broadcast_object_list([complete])[0]
+        resumes = False
         with sync_errors(self.accelerator), writing(self.output_dir):
-            if self.accelerator.is_main_process and not complete:
+            if self.accelerator.is_main_process:
                 later = [f for f in list_checkpoints(self.output_dir) if f.name > checkpoint.name]
-                for folder in (self.output_dir / LAST, *reversed(later)):
+                last = self.output_dir / LAST
+                resumes = bool(later) or not last.exists()
+            if resumes:
+                for folder in (last, *reversed(later)):
                     if folder.exists():
                         remove_folder(folder)
                         logger.warning("removed %s: the run resumes from %s", folder, checkpoint.name)
                 self._remove_old()  # a killed run may not have come to it
-        return not complete
+        return broadcast_object_list([resumes])[0]
 
     def _remove_old(self) -> None:
         for folder in list_checkpoints(self.output_dir)[: -self.max_checkpoints]:

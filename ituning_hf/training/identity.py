@@ -39,6 +39,9 @@ _FREE_SETTINGS = frozenset(
 )
 
 
+_PARTS_OF_THE_GLOBAL_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
 def run_identity(
     args: TrainArguments, model: ITuningForCaptioning, data: TrainingData, accelerator: Accelerator
 ) -> dict[str, Any]:
@@ -48,13 +51,21 @@ def run_identity(
     settings["mixed_precision"] = accelerator.mixed_precision  # `accelerate config` may have chosen it
     return {
         "settings": _with_absolute_paths(settings, "model", "dataset", "image_root"),
-        "num_processes": accelerator.num_processes,
+        "global_batch_size": accelerator.num_processes
+        * args.per_device_train_batch_size
+        * args.gradient_accumulation_steps,
         "num_images": len(data.train),
         "data_fingerprint": data.fingerprint(),
         "image_features": data.describe_features(),
         "vision_model_fingerprint": model.config.vision_model_fingerprint,
         "text_model_fingerprint": model.config.text_model_fingerprint,
     }
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity with the settings, named as flags, among the other values."""
+    settings = {f"--{name}": value for name, value in identity["settings"].items()}
+    return {name: value for name, value in identity.items() if name != "settings"} | settings
 
 
 def run_description(args: TrainArguments, identity: dict[str, Any]) -> dict[str, Any]:
@@ -66,17 +77,22 @@ def run_description(args: TrainArguments, identity: dict[str, Any]) -> dict[str,
 
 
 def check_same_run(saved: dict[str, Any], identity: dict[str, Any], checkpoint: Path) -> None:
-    """Raise a UserError if a checkpoint's identity differs from this run's; it lists every difference."""
-    was, now = (
-        {name: value for name, value in parts.items() if name != "settings"}
-        | {f"--{name}": value for name, value in parts["settings"].items()}
-        for parts in (saved, identity)
-    )
+    """Raise a UserError if a checkpoint's identity differs from this run's; it lists every difference.
+
+    The global batch size must be equal, but it may be divided among another number of processes.
+    """
+    was, now = _flat(saved), _flat(identity)
+    for name in _PARTS_OF_THE_GLOBAL_BATCH:
+        del now[f"--{name}"]
     changed = [f"{name} {was.get(name)!r}, now {now[name]!r}" for name in now if was.get(name) != now[name]]
+    hint = ""
+    if was.get("global_batch_size") != now["global_batch_size"]:
+        parts = " x ".join(f"--{name}" for name in _PARTS_OF_THE_GLOBAL_BATCH)
+        hint = f" The global batch size is {parts} x the number of processes."
     if changed:
         raise UserError(
             f"{checkpoint} belongs to a run with other models, data or settings: it had "
-            f"{'; '.join(changed)}. Resume with the same, or start a new run in another --output_dir."
+            f"{'; '.join(changed)}. Resume with the same, or start a new run in another --output_dir.{hint}"
         )
 
 

@@ -24,7 +24,7 @@ from ..data.records import first_names
 from ..data.sampler import ImageBatchSampler
 from ..evaluation.scores import METRIC_NAMES
 from ..hub.saving import save_captioner
-from ..utils.distributed import raise_on_main, sync_errors
+from ..utils.distributed import raise_on_main, require_equal, sync_errors
 from ..utils.files import write_json
 from .arguments import TrainArguments
 from .checkpoints import Checkpoints, TrainState
@@ -62,6 +62,8 @@ class CaptionTrainer:
         self.output_dir = Path(args.output_dir)
         self.state = TrainState()
         self.identity = run_identity(args, model, data, accelerator)
+        values = {name: value for name, value in self.identity.items() if name != "settings"}
+        require_equal(accelerator, args.to_dict() | self.identity["settings"], values)
         self.batches = Batches(args, processor, accelerator, data.features)
         self.sampler = self._sampler_from(0)
         self.steps_per_epoch = self.sampler.steps_per_epoch

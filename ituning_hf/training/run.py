@@ -13,7 +13,8 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from ..data.dataset import count_over_long
 from ..evaluation.scores import METRIC_NAMES
 from ..hub.inspection import describe_config
-from ..utils.distributed import create_accelerator, leave_group, sync_errors
+from ..utils.distributed import create_accelerator, leave_group, raise_on_main, sync_errors
+from ..utils.errors import UserError
 from .arguments import TrainArguments
 from .checkpoints import TrainState
 from .data import TrainingData, limit_evaluation, load_data, with_features
@@ -21,7 +22,7 @@ from .dry_run import dry_run
 from .identity import GIVEN_DATA
 from .loop import CaptionTrainer
 from .reporting import require_trackers
-from .run_folder import BEST, LAST, claim_output_dir
+from .run_folder import BEST, LAST, check_output_dir, claim_output_dir, list_checkpoints
 from .setup import load_model, with_backbones
 from .signals import StopRequest, stop_on_signals
 from .validation import require_scorers
@@ -66,6 +67,7 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
             log_with=args.report_to or None,
             project_dir=os.path.join(args.output_dir, "tensorboard"),
         )
+        _check_output_dir(args, accelerator)
         with sync_errors(accelerator):
             data = limit_evaluation(data or load_data(args), args)
             data = with_features(data, args.features)
@@ -80,6 +82,10 @@ def _run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, sto
         with suppress(OSError):  # the reader of the pipe has exited; the run continues
             accelerator.print(text, flush=True)
 
+    set_seed(args.seed)  # the adapters' initial weights are the same on every process
+    with sync_errors(accelerator):
+        model, processor = load_model(args, data.features, accelerator.device)
+    trainer = CaptionTrainer(args, model, processor, data, accelerator, stop)
     with ExitStack() as claimed:
         checkpoint = None
         with sync_errors(accelerator):
@@ -91,9 +97,6 @@ def _run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, sto
             report("Dry run: one optimizer step; nothing is written.")
         elif args.resume_from_checkpoint is not None and checkpoint is None:
             report("There is no checkpoint to resume from yet: the run starts from the beginning.")
-        set_seed(args.seed)  # the adapters' initial weights are the same on every process
-        model, processor = load_model(args, data.features, accelerator.device)
-        trainer = CaptionTrainer(args, model, processor, data, accelerator, stop)
         if accelerator.is_main_process:
             for line in _describe_run(trainer):
                 report(line)
@@ -104,6 +107,23 @@ def _run(args: TrainArguments, data: TrainingData, accelerator: Accelerator, sto
     for line in _describe_result(trainer):
         report(line)
     return state
+
+
+def _check_output_dir(args: TrainArguments, accelerator: Accelerator) -> None:
+    """Refuse a folder that cannot be used, before data and models are loaded; every process must call it."""
+    folder = Path(args.output_dir)
+    with sync_errors(accelerator):
+        if accelerator.is_main_process:
+            check_output_dir(folder, args.resume_from_checkpoint)
+    found = gather_object([[path.name for path in list_checkpoints(folder)[-1:]]])
+    newest = max(found)
+    if args.resume_from_checkpoint == "latest" and newest > found[0]:
+        message = (
+            f"Process {found.index(newest)} has {newest[0]} in --output_dir {folder}, but process 0, which "
+            f"reads and writes checkpoints, has {(found[0] or ['none'])[0]}: start process 0 on the other "
+            "host, or copy the folder to its host."
+        )
+        raise_on_main(accelerator, UserError(message))
 
 
 def _describe_run(trainer: CaptionTrainer) -> list[str]:

@@ -38,26 +38,24 @@ def claim_output_dir(
     """Create and lock a run's folder, and remove the drafts of a killed run; a dry run writes nothing.
 
     Yields:
-        The checkpoint to resume from, as `find_starting_point` returns it.
+        The checkpoint to resume from, as `check_output_dir` returns it.
 
     Raises:
         FileExistsError: if another process is running there.
-        PermissionError: if the folder cannot be written to.
-        Exception: from `find_starting_point`.
+        Exception: from `check_output_dir`.
     """
-    start = find_starting_point(output_dir, resume_from)  # before anything is created
+    start = check_output_dir(output_dir, resume_from)  # before anything is created
     if dry_run:
-        require_writable(output_dir)
         yield start
         return
     name = f"--output_dir {output_dir}"
     with exclusive_lock(output_dir, name, "run"):
         with writing_to(name):
             _remove_leftovers(output_dir)
-        yield find_starting_point(output_dir, resume_from)
+        yield check_output_dir(output_dir, resume_from)
 
 
-def find_starting_point(output_dir: Path, resume_from: str | None) -> Path | None:
+def check_output_dir(output_dir: Path, resume_from: str | None) -> Path | None:
     """Return the checkpoint that a run resumes from, None for a new run; writes nothing.
 
     Args:
@@ -68,7 +66,9 @@ def find_starting_point(output_dir: Path, resume_from: str | None) -> Path | Non
     Raises:
         FileExistsError: if the folder holds another run.
         FileNotFoundError, UserError: if the checkpoint does not exist, or belongs to another folder.
+        PermissionError: if the folder cannot be written to.
     """
+    require_writable(output_dir)
     checkpoints = list_checkpoints(output_dir)
     if resume_from is None and (checkpoints or any((output_dir / name).exists() for name in (BEST, LAST))):
         raise FileExistsError(

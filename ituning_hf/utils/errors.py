@@ -15,11 +15,13 @@ class OtherProcessError(RuntimeError):
     Args:
         text: The other process's message.
         exit_code: The other process's exit code, which this one returns too.
+        on_other_host: Whether this process must report the error too: it is the first process of its host,
+            and the other process runs on another host, whose output may not be seen here.
     """
 
-    def __init__(self, text: str, exit_code: int) -> None:
+    def __init__(self, text: str, exit_code: int, on_other_host: bool = False) -> None:
         super().__init__(text)
-        self.exit_code = exit_code
+        self.exit_code, self.on_other_host = exit_code, on_other_host
 
 
 def exit_code_of(error: BaseException) -> int | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from processes import run_on_two
 from pycocotools.coco import COCO
+from safetensors.torch import load_file, save_file
 from small_models import contents, read_lines, save_full_clip
 
 from ituning_hf.evaluation import captioning, run
@@ -423,7 +424,9 @@ def test_two_processes_get_the_scores_of_one(
     settings = {"max_unreadable_share": 0.2, "no_card": True}
     assert evaluate(**settings, output_dir=tmp_path / "one") == 0
     argv = ["evaluate", *flags(**settings, output_dir=tmp_path / "two")]
-    runs = run_on_two(argv, tmp_path)
+    # The second process is on another host, where the folder is not empty.
+    elsewhere = ["evaluate", *flags(**settings, output_dir=tmp_path / "one")]
+    runs = run_on_two(argv, tmp_path, other_host=elsewhere)
     assert "6 images of photos, test" in runs[0].printed
     assert "photos, test" not in runs[1].printed  # only the main process prints
     for name in ("results.json", "per_image.jsonl"):
@@ -431,3 +434,16 @@ def test_two_processes_get_the_scores_of_one(
     one, two = (read_json(tmp_path / name / "metrics.json") for name in ("one", "two"))
     assert two["speed"]["num_processes"] == 2
     assert two["metrics"] == one["metrics"]
+
+
+def test_hosts_with_other_captioners_are_refused(
+    flags: Callable[..., list[str]], captioner: Path, report: Path, tmp_path: Path
+):
+    other = shutil.copytree(captioner, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    next(iter(weights.values())).add_(1)
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    argv = [["evaluate", *flags(model=model)] for model in (captioner, other)]
+    for process in run_on_two(argv[0], tmp_path, exit_code=2, other_host=argv[1]):
+        assert re.search(r"or libraries: adapter_fingerprint .\w{16}. and .\w{16}.\. Give", process.printed)
+    assert not report.exists()

@@ -1,8 +1,12 @@
 """The exit codes of errors, errors that every process has found, launches that are refused."""
 
+import os
+from datetime import timedelta
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.training.errors import TrainingError
@@ -33,9 +37,43 @@ def test_the_main_process_raises_what_every_process_has_found():
     with pytest.raises(UserError, match=r"^3 images could not be read$") as raised:
         raise_on_main(SimpleNamespace(is_main_process=True), error)
     assert raised.value is error
-    with pytest.raises(OtherProcessError, match=r"^3 images could not be read$") as raised:
-        raise_on_main(SimpleNamespace(is_main_process=False), error)
-    assert raised.value.exit_code == 2
+    for index, local_index, on_other_host in ((1, 1, False), (2, 0, True), (3, 1, False)):
+        other = SimpleNamespace(
+            is_main_process=False,
+            process_index=index,
+            local_process_index=local_index,
+            is_local_main_process=local_index == 0,
+        )
+        with pytest.raises(OtherProcessError, match=r"^3 images could not be read$") as raised:
+            raise_on_main(other, error)
+        assert (raised.value.exit_code, raised.value.on_other_host) == (2, on_other_host)
+
+
+def test_processes_wait_longer_than_a_download_takes(monkeypatch):
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    start = Mock(side_effect=ConnectionError("started"))
+    monkeypatch.setattr(torch.distributed, "init_process_group", start)
+    with pytest.raises(ConnectionError, match="started"):
+        create_accelerator()
+    assert start.call_args.kwargs["timeout"] == timedelta(hours=2)
+
+
+def test_srun_starts_processes_with_a_main_host(monkeypatch):
+    """PyTorch's variables are set from those of srun; the main host must be given."""
+    for name, value in {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"before srun, run export MASTER_ADDR=.* MASTER_PORT=29500"):
+        create_accelerator()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    start = Mock(side_effect=ConnectionError("started"))
+    monkeypatch.setattr(torch.distributed, "init_process_group", start)
+    with pytest.raises(ConnectionError, match="started"):
+        create_accelerator()
+    assert (start.call_args.kwargs["rank"], start.call_args.kwargs["world_size"]) == (1, 2)
+    assert os.environ["LOCAL_RANK"] == "0"
 
 
 @pytest.mark.parametrize(
