@@ -4,8 +4,8 @@
 
 The script writes datasets of tiny files to a temporary folder. For each, a new process does what training
 does before its first step: it reads the train and val splits, checks that the files exist, computes the
-fingerprint and counts captions that are too long. Then it forks a worker, as a data loader does, which reads
-rows in random order. Linux only.
+fingerprint and looks for captions that are too long. Then it forks a worker, as a data loader does, which
+reads rows in random order. Linux only.
 
 - CPU: seconds of processor time, without imports.
 - peak: the highest resident memory above imports; it includes pages of mapped files, which the system drops
@@ -36,8 +36,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ituning_hf import ITuningProcessor
-from ituning_hf.data.dataset import count_over_long
-from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.arguments import DatasetArguments
+from ituning_hf.data.dataset import over_long_share
 from ituning_hf.training.data import TrainingData
 from ituning_hf.training.setup import SCENE_BACKBONES
 
@@ -152,12 +152,14 @@ def measure(dataset: str, image_root: str | None) -> dict[str, float]:
     before, anonymous = memory("/proc/self/status", "VmRSS"), AnonymousPeak()
     anonymous.start()
     started = time.process_time()
-    train, val = (load_captioned_images(dataset, name, image_root=image_root) for name in ("train", "val"))
+    train, val = DatasetArguments(dataset=dataset, image_root=image_root).load_splits(
+        ["train", "val"], seed=0
+    )
     loaded = time.process_time()
     data = TrainingData(train, val)
     data.fingerprint()
     backbones = SCENE_BACKBONES / "vision", SCENE_BACKBONES / "text"
-    count_over_long(data.train, ITuningProcessor.from_vision_text_pretrained(*backbones), 40)
+    over_long_share(data.train, ITuningProcessor.from_vision_text_pretrained(*backbones), 40)
     result = {
         "images": len(train) + len(val),
         "loading_cpu_seconds": loaded - started,

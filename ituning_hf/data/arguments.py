@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ..utils.errors import UserError
@@ -64,21 +66,24 @@ class DatasetArguments:
             require_captions: Whether to refuse a split without captions.
             require_images: Whether to check that the image files exist.
         """
-        from .loading import load_captioned_images
+        return next(self.load_splits([split], seed, num_scenes, require_captions, require_images))
 
-        return load_captioned_images(
-            self.dataset,
-            split,
-            image_root=self.image_root,
-            seed=seed,
-            num_scenes=num_scenes or self.num_scenes,
-            image_column=self.image_column,
-            caption_column=self.caption_column,
-            columns=self.columns,
-            val_share=self.val_share,
-            require_captions=require_captions,
-            require_images=require_images,
-        )
+    def load_splits(
+        self,
+        splits: Sequence[str],
+        seed: int,
+        num_scenes: int | None = None,
+        require_captions: bool = True,
+        require_images: bool = True,
+    ) -> Iterator[CaptionedImages]:
+        """Read the dataset once, and yield several of its splits; see `load_split`."""
+        from .loading import TableSettings, load_splits
+
+        root = None if self.image_root is None else Path(self.image_root)
+        settings = TableSettings(root, self.image_column, self.caption_column, self.columns)
+        scenes = num_scenes or self.num_scenes
+        options = (seed, scenes, self.val_share, require_captions, require_images)
+        return load_splits(self.dataset, splits, settings, *options)
 
     def check_count(self, setting: str, images: CaptionedImages) -> None:
         """Compare the number of images in a split with a setting, which may be None.

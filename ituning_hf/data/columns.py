@@ -65,7 +65,8 @@ class CaptionedImage:
         name: A unique name in the dataset: the file's path relative to the image root, or the number of the
             scene or row.
         captions: The captions, cleaned by `clean_caption`; none is empty.
-        source: The image file, its content, or the part of a file that has its content.
+        source: The image file, its content, or the part of a file that has its content. `CaptionedImages`
+            give the path of a file as a `Path`.
         image_id: The image's id in the dataset, used in result files, or None.
         domain: "in-domain", "near-domain" or "out-domain" for NoCaps. None for other datasets.
         split: The split that the dataset specifies, or None.
@@ -73,7 +74,7 @@ class CaptionedImage:
 
     name: str
     captions: tuple[str, ...]
-    source: Path | bytes | FilePart
+    source: Path | str | bytes | FilePart
     image_id: int | str | None = None
     domain: str | None = None
     split: str | None = field(default=None, compare=False)
@@ -84,7 +85,7 @@ class CaptionedImage:
         Raises:
             UnreadableImageError: The image cannot be decoded; see `load_image`.
         """
-        if isinstance(self.source, Path):
+        if isinstance(self.source, Path | str):
             return load_image(self.source)
         try:
             content = self.read()
@@ -96,7 +97,7 @@ class CaptionedImage:
         """Return the content of the image file; raise OSError if it cannot be read."""
         if isinstance(self.source, bytes):
             return self.source
-        part = self.source if isinstance(self.source, FilePart) else FilePart(self.source, 0, -1)
+        part = self.source if isinstance(self.source, FilePart) else FilePart(Path(self.source), 0, -1)
         with open_file(part.path) as file:
             file.seek(part.offset)
             return file.read(part.length)
@@ -104,7 +105,7 @@ class CaptionedImage:
     @property
     def num_bytes(self) -> int:
         """The length of the image file, without reading it; raise OSError if it does not exist."""
-        if isinstance(self.source, Path):
+        if isinstance(self.source, Path | str):
             return os.stat(self.source).st_size
         return len(self.source) if isinstance(self.source, bytes) else self.source.length
 
@@ -299,18 +300,21 @@ def _row_batches(images: Iterable[CaptionedImage]) -> Iterator[pa.RecordBatch]:
         parts = [source if isinstance(source, FilePart) else None for source in sources]
         paths = [None if isinstance(source, bytes) else _path(source) for source in sources]
         ids = [_whole(image.image_id) for image in batch]
-        columns: list[Any] = [
-            [image.name for image in batch],
-            [{"bytes": content, "path": path} for content, path in zip(contents, paths, strict=True)],
-            [image.captions for image in batch],
-            [value if isinstance(value, int) else None for value in ids],
-            [value if isinstance(value, str) else None for value in ids],
-            [image.domain for image in batch],
-            [image.split for image in batch],
-            [part and part.offset for part in parts],
-            [part and part.length for part in parts],
-        ]
         try:
+            image = pa.StructArray.from_arrays(
+                [pa.array(contents, pa.binary()), pa.array(paths, pa.string())], fields=[*_IMAGE]
+            )
+            columns: list[Any] = [
+                [image.name for image in batch],
+                image,
+                [image.captions for image in batch],
+                [value if isinstance(value, int) else None for value in ids],
+                [value if isinstance(value, str) else None for value in ids],
+                [image.domain for image in batch],
+                [image.split for image in batch],
+                [part and part.offset for part in parts],
+                [part and part.length for part in parts],
+            ]
             yield pa.record_batch([*map(pa.array, columns, _ROWS.types)], schema=_ROWS)
         except UnicodeEncodeError as error:
             raise UserError(
@@ -327,7 +331,7 @@ def _take_batch(images: Iterator[CaptionedImage]) -> Iterator[CaptionedImage]:
             break
 
 
-def _path(source: Path | FilePart) -> str:
+def _path(source: Path | str | FilePart) -> str:
     return str(source.path if isinstance(source, FilePart) else source)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..captioner.processing_ituning import caption_rows
-from .columns import CaptionedImage
+from .columns import CaptionedImage, CaptionedImages
 from .images import UnreadableImageError
 from .inputs import ImageInputs
 from .sampler import SampleKey
@@ -119,12 +119,16 @@ class Collator:
         }
 
 
-def count_over_long(records: Sequence[CaptionedImage], processor: Any, max_caption_tokens: int) -> int:
-    """Count the captions that are longer than `max_caption_tokens`, including BOS and EOS."""
-    captions = [caption for record in records for caption in record.captions]
-    count = 0
-    for start in range(0, len(captions), 1024):
-        # One more token than allowed is enough to detect a caption that is too long.
-        encoded = processor.encode_captions(captions[start : start + 1024], max_length=max_caption_tokens + 1)
-        count += sum(len(ids) > max_caption_tokens for ids in encoded)
-    return count
+def over_long_share(
+    images: CaptionedImages, processor: Any, max_caption_tokens: int, sample_size: int = 2000
+) -> float:
+    """Return the share of captions that are longer than `max_caption_tokens`, including BOS and EOS.
+
+    Only the captions of `sample_size` images are tokenized, evenly spaced over the dataset.
+    """
+    size = min(len(images), sample_size)
+    chosen = images.select([i * len(images) // size for i in range(size)])
+    captions = [caption for image in chosen for caption in image.captions]
+    # One more token than allowed is enough to detect a caption that is too long.
+    encoded = processor.encode_captions(captions, max_length=max_caption_tokens + 1)
+    return sum(len(ids) > max_caption_tokens for ids in encoded) / max(1, len(encoded))

@@ -7,7 +7,7 @@ are described at https://nocaps.org/download. The test file has no `annotations`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +27,7 @@ from .records import (
 from .tables import TableSettings, parse_rows
 
 
-def read_json_dataset(path: Path, split: str, settings: TableSettings) -> Iterator[CaptionedImage]:
+def read_json_dataset(path: Path, splits: Sequence[str], settings: TableSettings) -> Iterator[CaptionedImage]:
     """Read the images of a JSON file and their splits, in file order.
 
     The format is detected from the content.
@@ -49,7 +49,7 @@ def read_json_dataset(path: Path, split: str, settings: TableSettings) -> Iterat
 
     Args:
         path: The file. All of it is in memory: for COCO, 2.4 kB for each image with five captions.
-        split: The requested split, or "all"; images of other splits may be missing from the result.
+        splits: The requested splits, or "all"; images of others may be missing from the result.
         settings: `image_root` is the folder that contains the images or the folders of images.
 
     Raises:
@@ -68,20 +68,22 @@ def read_json_dataset(path: Path, split: str, settings: TableSettings) -> Iterat
     if any(isinstance(entry, dict) and "open_images_id" in entry for entry in content["images"]):
         return _parse_coco(content, path, settings.image_root, _nocaps_split(path))
     if "annotations" in content:
-        return _read_coco(content, path, split, settings.image_root)
+        return _read_coco(content, path, splits, settings.image_root)
     return _parse_karpathy(content["images"], path, settings.image_root)
 
 
-def _read_coco(content: Any, path: Path, split: str, image_root: Path | None) -> Iterator[CaptionedImage]:
+def _read_coco(
+    content: Any, path: Path, splits: Sequence[str], image_root: Path | None
+) -> Iterator[CaptionedImage]:
     """Parse COCO captions; a train file and the val file in the same folder form one dataset."""
     val_file = path.with_name(path.name.replace("train", "val"))
     if val_file == path or not val_file.is_file():
         return _parse_coco(content, path, image_root, held_out_split(path))
     train = _parse_coco(content, path, image_root, "train")
-    if split == "train":
+    if [*splits] == ["train"]:
         return train
     val = _parse_coco(read_json(val_file), val_file, image_root, "val")
-    return val if split == "val" else chain(train, val)
+    return val if [*splits] == ["val"] else chain(train, val)
 
 
 def _parse_coco(

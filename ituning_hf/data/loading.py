@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..utils.errors import UserError
-from .columns import CaptionedImages
+from .columns import CaptionedImage, CaptionedImages, write_rows
 from .folders import find_metadata, find_parts, read_captioned_files, read_image_folder, read_parts
 from .json_files import read_json_dataset
+from .records import MissingSplitError
 from .scenes import read_scenes
 from .selection import DEFAULT_VAL_SHARE, check_images_exist, select_split
 from .shards import find_shards, read_shards, select_shards
@@ -75,50 +78,86 @@ def load_captioned_images(
             not use one of the given settings.
         FileNotFoundError: `dataset` or some of its images do not exist.
     """
-    source, root = os.fspath(dataset), None if image_root is None else Path(image_root)
+    root = None if image_root is None else Path(image_root)
     settings = TableSettings(root, image_column, caption_column, columns)
-    if source == "scenes":
-        _refuse("the built-in scenes", source, settings, *settings.__dict__)
+    options = (seed, num_scenes, val_share, require_captions, require_images)
+    return next(load_splits(os.fspath(dataset), [split], settings, *options))
+
+
+def load_splits(
+    dataset: str,
+    splits: Sequence[str],
+    settings: TableSettings,
+    seed: int,
+    num_scenes: int,
+    val_share: float,
+    require_captions: bool,
+    require_images: bool,
+) -> Iterator[CaptionedImages]:
+    """Read a dataset once, and yield several of its splits; see `load_captioned_images`.
+
+    Of the built-in scenes, the first split has `num_scenes`, and the next a tenth.
+    """
+    if dataset == "scenes":
+        _refuse("the built-in scenes", dataset, settings, *settings.__dict__)
         if val_share != DEFAULT_VAL_SHARE:
             raise UserError(f"--val_share {val_share} has no effect on the built-in scenes: remove it")
-        return read_scenes(split, num_scenes, seed)
-    entries = _read_entries(source, split, settings, require_captions)
-    images = select_split(entries, split, source, seed, val_share, require_captions)
-    if require_images:
-        check_images_exist(images)
-    return images
+        for split in splits:
+            yield read_scenes(split, num_scenes, seed)
+            num_scenes = max(1, num_scenes // 10)
+        return
+    entries = _read_entries(dataset, splits, settings, require_captions)
+    rows = write_rows(entries.images)
+    for split in splits:
+        images = select_split(rows, split, dataset, seed, val_share, require_captions, entries.content)
+        if require_images:
+            check_images_exist(images)
+        yield images
 
 
-def _read_entries(source: str, split: str, settings: TableSettings, require_captions: bool) -> Entries:
-    """Detect the format of a dataset and read its entries, or those of the split."""
+def _read_entries(
+    source: str, splits: Sequence[str], settings: TableSettings, require_captions: bool
+) -> Entries:
+    """Detect the format of a dataset and read its entries, or those of the splits."""
     path, suffix = Path(source), Path(source).suffix.lower()
     if shards := find_shards(source):
         _refuse("tar shards", source, settings, *settings.__dict__)
-        return Entries(read_shards(*select_shards(shards, split, source), require_captions))
+        return Entries(_read_shards(shards, splits, source, require_captions))
     has_metadata = path.is_dir() and find_metadata(path)
     if not (path.is_file() and suffix in _CSV) and not has_metadata:
         _refuse("a dataset that is not a CSV file", source, settings, "columns")
     if path.is_file() and suffix == ".json":
-        return Entries(read_json_dataset(path, split, settings))
+        return Entries(read_json_dataset(path, splits, settings))
     if path.is_file() and suffix in (".jsonl", *_CSV):
         return Entries(read_text_table(path, settings))
     if has_metadata:
         return Entries(read_image_folder(path, settings))
     is_table = is_saved_dataset(path) or (suffix == ".parquet" and path.is_file())
     if is_table or (path.is_dir() and has_parquet(path)):
-        return read_hf_dataset(source, split, settings)
+        return read_hf_dataset(source, splits, settings)
     if path.is_dir() and find_parts(path):
         return Entries(read_parts(path, settings))
     if path.is_dir():
         _refuse("a folder of caption files", source, settings, "image_column", "caption_column")
         return Entries(read_captioned_files(path, settings.image_root))
     if is_hub_name(source) and suffix not in _FILES:
-        return read_hf_dataset(source, split, settings)
+        return read_hf_dataset(source, splits, settings)
     raise UserError(
         f"no dataset at {source!r}: give 'scenes', a Karpathy, COCO captions or NoCaps .json file, a .csv, "
         ".tsv, .txt, .jsonl or .parquet file, a folder with metadata.jsonl, caption files, Parquet files or "
         ".tar shards, a folder saved by `datasets`, or a Hub dataset, 'org/name' or 'org/name:config'"
     )
+
+
+def _read_shards(
+    shards: Mapping[str, str], splits: Sequence[str], source: str, require_captions: bool
+) -> Iterator[CaptionedImage]:
+    selected = [select_shards(shards, splits[0], source)]
+    for split in splits[1:]:
+        with suppress(MissingSplitError):  # raised again when the split is selected
+            selected.append(select_shards(shards, split, source))
+    for part, stated in selected[:1] if selected[0][1] is None else selected:
+        yield from read_shards(part, stated, require_captions)
 
 
 def _refuse(kind: str, source: str, settings: TableSettings, *names: str) -> None:

@@ -33,12 +33,14 @@ def clean_caption(text: str) -> str:
 
     A lone surrogate, which JSON can contain and tokenizers refuse, becomes a question mark.
     """
-    return " ".join(text.encode("utf-8", errors="replace").decode("utf-8").split())
+    if not text.isascii():
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+    return " ".join(text.split())
 
 
 def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
     """Clean each caption and drop the empty ones."""
-    return tuple(cleaned for text in texts if (cleaned := clean_caption(text)))
+    return tuple([cleaned for text in texts if (cleaned := clean_caption(text))])
 
 
 def parse_file_name(value: Any, key: str, absolute: bool = False) -> str:

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..utils.errors import UserError
-from .columns import CaptionedImages, MergedCaptions, codes_of, finish_rows, take, write_rows
+from .columns import CaptionedImages, MergedCaptions, codes_of, finish_rows, take
 from .records import MissingSplitError, first_names
-from .tables import Entries
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,13 @@ DEFAULT_VAL_SHARE = 0.1
 
 
 def select_split(
-    entries: Entries, split: str, where: str, seed: int, val_share: float, require_captions: bool = True
+    rows: datasets.Dataset,
+    split: str,
+    where: str,
+    seed: int,
+    val_share: float,
+    require_captions: bool = True,
+    content: datasets.Dataset | None = None,
 ) -> CaptionedImages:
     """Merge the entries of each image and select the images of one split, in the order of the dataset.
 
@@ -33,19 +38,27 @@ def select_split(
     and its name, so images that are added later do not move the others; except that neither split is left
     empty. The split "all" has all images.
 
+    Args:
+        rows: The entries, as written by `write_rows`.
+        split: The split.
+        where: The dataset, for messages.
+        seed: Seed of the splits of a dataset without splits.
+        val_share: The share of the images used as "val" then.
+        require_captions: Whether to refuse a split without captions.
+        content: A dataset with an image in the column `content` for each row, if images are in a table.
+
     Raises:
         MissingSplitError: There are no images of `split`.
         UserError: Only some entries have a split, the entries of one image contradict each other, an image
             has no caption, two images have the same id, or `val_share` has no effect or is out of range.
     """
-    rows = write_rows(entries.images)
     table: pa.Table = rows.data.table
     codes = codes_of(table["name"])  # of the image of each row
     first = np.unique(codes, return_index=True)[1]  # the first row of each image
     if len(first) < len(codes):
         _require_equal_entries(table, codes, first, where)
     kept = first[_in_split(table, first, split, where, seed, val_share)]
-    images = _read_images(rows, codes, kept, entries.content)
+    images = _read_images(rows, codes, kept, content)
     _check_captions(images, where, require_captions)
     _check_ids(images, where)
     return images

@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import tokenize
 import warnings
@@ -144,14 +145,13 @@ def parse_rows(
         names = []  # the row is parsed again below
     if names and not folders:
         raise UserError(f"{locate(0)} has a file name, {names[0]!r}: give --image_root, the files' folder")
-    folder = find_folder(folders, names) or Path(*folders[:1])
+    folder = os.fspath(find_folder(folders, names) or Path(*folders[:1]))
     for number, row in itertools.chain(head, remaining):
         try:
             name, columns = name_of(row), columns_of(tuple(row))
-            source = b"" if isinstance(name, _InTable) else folder / name
-            if "\\" in name and isinstance(source, Path) and not source.exists():  # written on Windows
+            if "\\" in name and not os.path.lexists(os.path.join(folder, name)):  # written on Windows
                 name = name.replace("\\", "/")
-                source = folder / name
+            source = b"" if isinstance(name, _InTable) else os.path.join(folder, name)
             yield CaptionedImage(
                 prefix + name,
                 parse_captions(row[columns.caption], columns.caption),
@@ -315,8 +315,8 @@ class Entries(NamedTuple):
     content: datasets.Dataset | None = None  # with an image column, `content`, that has a row for each entry
 
 
-def read_hf_dataset(source: str, split: str, settings: TableSettings) -> Entries:
-    """Read one split of a dataset with the library `datasets`, in the order of its rows.
+def read_hf_dataset(source: str, splits: Sequence[str], settings: TableSettings) -> Entries:
+    """Read splits of a dataset with the library `datasets`, in the order of its rows.
 
     A row has a caption or a list of captions, and an image or the name of its file. Rows with the same image
     (the same file name, or the same bytes and path) get the same name.
@@ -328,7 +328,7 @@ def read_hf_dataset(source: str, split: str, settings: TableSettings) -> Entries
         source: A Parquet file; a folder of Parquet files, whose names or folders contain the split, which is
             otherwise "train"; a folder written by `save_to_disk`; or the Hub id of a dataset, "org/name" or
             "org/name:config".
-        split: The requested split, or "all".
+        splits: The requested splits, or "all".
         settings: The columns; by default the image column is also found by its type.
 
     Raises:
@@ -339,7 +339,7 @@ def read_hf_dataset(source: str, split: str, settings: TableSettings) -> Entries
     folders = folders if settings.image_root is None else [settings.image_root]
     images: list[Iterator[CaptionedImage]] = []
     contents = []
-    for name, (table, stated) in _choose_tables(_load_tables(source), split, source).items():
+    for name, (table, stated) in _choose_tables(_load_tables(source), splits, source).items():
         where = f"{source}, {name}"
         typed = [column for column, feature in table.features.items() if _holds_images(feature)]
         given = typed[0] if settings.image_column is None and len(typed) == 1 else settings.image_column
@@ -359,19 +359,21 @@ def read_hf_dataset(source: str, split: str, settings: TableSettings) -> Entries
 
 
 def _choose_tables(
-    tables: dict[str, datasets.Dataset], split: str, source: str
+    tables: dict[str, datasets.Dataset], splits: Sequence[str], source: str
 ) -> dict[str, tuple[datasets.Dataset, str | None]]:
     """Choose the tables to read, with the split of their rows or None if rows may have a `split`."""
     if len(tables) == 1:
         ((only, table),) = tables.items()
         if SPLIT_NAMES.get(only, "train") == "train" or "split" in table.column_names:
             return {only: (table, None)}
-    names = [name for name in tables if split == "all" or SPLIT_NAMES.get(name) == split]
-    if len(names) > 1 and split != "all":
-        raise UserError(f"{source} has several splits named {split!r}: {', '.join(names)}. Keep one")
-    if not names:
-        raise MissingSplitError(source, split, {name: len(table) for name, table in tables.items()})
-    return {name: (tables[name], SPLIT_NAMES.get(name, name)) for name in names}
+    named = {name: SPLIT_NAMES.get(name, name) for name in tables}
+    chosen = [name for name, split in named.items() if "all" in splits or split in splits]
+    for split in splits:
+        if len(several := [name for name in chosen if named[name] == split]) > 1:
+            raise UserError(f"{source} has several splits named {split!r}: {', '.join(several)}. Keep one")
+    if not chosen:
+        raise MissingSplitError(source, splits[0], {name: len(table) for name, table in tables.items()})
+    return {name: (tables[name], named[name]) for name in chosen}
 
 
 def _load_tables(source: str) -> dict[str, datasets.Dataset]:

@@ -64,15 +64,14 @@ def load_data(args: TrainArguments) -> TrainingData:
         FileNotFoundError: if the dataset does not exist, or (without stored features) one of its images.
     """
     require_images = args.features is None
-    train = args.load_split("train", args.seed, require_images=require_images)
+    splits = ["train"] if args.eval_split == "none" else ["train", args.eval_split]
+    loaded = args.load_splits(splits, args.seed, require_images=require_images)
+    train = next(loaded)
     args.check_count("expected_train_images", train)
     evaluation = train[:0]
     if args.eval_split != "none":
-        num_scenes = max(1, args.num_scenes // 10)
         try:
-            evaluation = args.load_split(
-                args.eval_split, args.seed, num_scenes, require_images=require_images
-            )
+            evaluation = next(loaded)
         except ValueError as error:
             raise UserError(f"{error}. To train without validation, give --eval_split none.") from error
         args.check_count("expected_eval_images", evaluation)

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
-from ..data.dataset import count_over_long
+from ..data.dataset import over_long_share
 from ..evaluation.scores import METRIC_NAMES
 from ..hub.inspection import describe_config
 from ..utils.distributed import create_accelerator, leave_group, raise_on_main, sync_errors
@@ -144,8 +144,8 @@ def _describe_run(trainer: CaptionTrainer) -> list[str]:
             f"Features   {spec.storage}, {spec.num_tokens} x {spec.hidden_size} for each image, in "
             f"{args.features}; neither images nor vision encoder are loaded"
         )
-    if over_long := count_over_long(data.train, trainer.processor, args.max_caption_tokens):
-        lines.append(f"Captions   {over_long:,} are cut at {args.max_caption_tokens} tokens")
+    if share := over_long_share(data.train, trainer.processor, args.max_caption_tokens):
+        lines.append(f"Captions   {share:.2%} are cut at {args.max_caption_tokens} tokens")
     if trainer.total_steps < FEW_STEPS:
         lines.append(
             f"Few steps  {trainer.total_steps:,} in total: the captioner may not learn where captions end; "

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from properties import examples
 from torch.utils.data import DataLoader
 
-from ituning_hf.data.columns import CaptionedImage
-from ituning_hf.data.dataset import CaptionDataset, Collator, count_over_long
+from ituning_hf.data.columns import CaptionedImage, CaptionedImages
+from ituning_hf.data.dataset import CaptionDataset, Collator, over_long_share
 from ituning_hf.data.images import UnreadableImageError
 from ituning_hf.data.inputs import FeatureInputs, PixelInputs
 from ituning_hf.data.sampler import ImageBatchSampler, SampleKey
@@ -204,9 +204,14 @@ def test_a_batch_has_k_rows_for_each_image_and_labels_only_at_its_captions(
     assert batch["unreadable"] == named
 
 
-def test_counts_captions_that_would_be_truncated() -> None:
-    captions = [("one", "one two"), ("one two three", "one two three four"), ("a b c d e f g",) * 1024]
-    records = [CaptionedImage(str(i), texts, Path(str(i))) for i, texts in enumerate(captions)]
+def test_the_share_of_captions_that_would_be_truncated() -> None:
+    captions = [("one", "one two"), ("one two three", "one two three four"), ("a b c d e f g",) * 4]
+    images = CaptionedImages.from_images(
+        CaptionedImage(str(i), texts, Path(str(i))) for i, texts in enumerate(captions)
+    )
     # BOS and EOS count: five tokens are three words
-    assert count_over_long(records, PROCESSOR, max_caption_tokens=5) == 1025
-    assert count_over_long(records, PROCESSOR, max_caption_tokens=9) == 0
+    assert over_long_share(images, PROCESSOR, max_caption_tokens=5) == 5 / 8
+    assert over_long_share(images, PROCESSOR, max_caption_tokens=9) == 0
+    sampled = [images[i] for i in (0, 1)]  # of three images, 0 and 1 are taken
+    longer = sum(len(text.split()) > 3 for image in sampled for text in image.captions)
+    assert over_long_share(images, PROCESSOR, max_caption_tokens=5, sample_size=2) == longer / 4

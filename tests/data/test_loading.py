@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import examples
 
-from ituning_hf.data.columns import CaptionedImage, CaptionedImages
+from ituning_hf.data.columns import CaptionedImage, CaptionedImages, write_rows
 from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.data.records import (
     MissingSplitError,
@@ -21,7 +21,6 @@ from ituning_hf.data.records import (
 )
 from ituning_hf.data.scenes import make_scene, read_scenes
 from ituning_hf.data.selection import check_images_exist, select_split
-from ituning_hf.data.tables import Entries
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.utils.errors import UserError
 
@@ -104,7 +103,7 @@ def entries(count: int, split: str | None = None) -> list[CaptionedImage]:
 
 
 def names(images: list[CaptionedImage], split: str, seed: int = 0, val_share: float = 0.1) -> list[str]:
-    found = select_split(Entries(images), split, "photos", seed, val_share)
+    found = select_split(write_rows(images), split, "photos", seed, val_share)
     assert all(image in images for image in found)
     return [image.name for image in found]
 
@@ -159,7 +158,7 @@ def test_merged_entries_keep_every_caption_in_order(rows: list[tuple[str, list[s
     merged: dict[str, list[str]] = {}
     for name, texts in rows:
         merged.setdefault(name, []).extend(texts)
-    entries = Entries([CaptionedImage(name, tuple(texts), Path(name)) for name, texts in rows])
+    entries = write_rows(CaptionedImage(name, tuple(texts), Path(name)) for name, texts in rows)
     found = {}
     for split in ("all", "val", "train"):
         with suppress(MissingSplitError):  # of one image
