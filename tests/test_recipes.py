@@ -119,7 +119,7 @@ def test_a_recipe_trains_and_the_same_command_resumes(name: str, small_data: Pat
 def test_stored_features_replace_the_images(small_data: Path) -> None:
     (build,) = (command for command in commands("coco") if command[0] == "features")
     assert cli.main([*build, "--vision_model", str(SCENE_BACKBONES / "vision")]) == 0
-    assert len(FeatureStore("features/coco").names) == sum(COCO.values())
+    assert len(FeatureStore("features/coco")) == sum(COCO.values())
     for picture in small_data.rglob("*.jpg"):
         picture.unlink()
     command = ["train", "--config", recipe("coco"), *SMALL, *expected("coco"), "--features", "features/coco"]

@@ -32,8 +32,9 @@ _BUILD_EXAMPLES = """examples:
 
 The features of CLIP ViT-B/16 take 302,592 bytes per image, or 152,084 with
 --storage int8. The build can be stopped at any time: the same command resumes
-it, and adds images that are new in the dataset. An unreadable image is reported
-and skipped; the next build tries it again.
+it, and adds images that are new in the dataset. torchrun, accelerate launch and
+srun share the work among processes. An unreadable image is reported and
+skipped; the next build tries it again.
 
 Exit code: 0; 1 if the build failed, such as on a full disk; 2 for an error in
 the command; 130 after Ctrl-C, 143 after SIGTERM.
@@ -59,50 +60,56 @@ def parse_arguments(argv: Sequence[str]) -> BuildArguments:
 
 
 def _build(args: BuildArguments) -> int:
-    from ..features.build import build_features, plan_build
+    from ..features.build import build_features, plan_build, size_of_image
     from ..features.spec import describe_encoder
     from ..features.store import FeatureStore
     from ..training.errors import RunStopped
     from ..training.signals import stop_on_signals
     from ..utils.distributed import command_process
+    from ..utils.ranks import process_rank
     from ..utils.terminal import format_bytes
 
     names = ("vision_model", "vision_revision", "vision_feature_layer", "storage", "mixed_precision")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
+    rank = process_rank()
+    share = f" (process {rank.index + 1} of {rank.count})" if rank.count > 1 else ""
     try:
         with stop_on_signals(), command_process():
-            records = _load_records(args)
-            plan = plan_build(records, args.output_dir, describe_encoder(**settings))
-            shape = f"{plan.spec.num_tokens} x {plan.spec.hidden_size} in {plan.spec.storage}"
-            print(f"features        {shape}, of {plan.spec.vision_model['vision_model_name_or_path']}")
-            size = format_bytes(plan.num_bytes)
-            todo = f"{len(plan.records):,} images, {size}; {plan.num_present:,} are skipped"
-            print(f"to encode       {todo}", flush=True)
+            images = _load_images(args)
+            spec = describe_encoder(**settings)
+            shards = plan_build(images, args.output_dir, spec, args.shard_size)
+            count = sum(map(len, shards))
+            if rank.index == 0:
+                shape = f"{spec.num_tokens} x {spec.hidden_size} in {spec.storage}"
+                print(f"features        {shape}, of {spec.vision_model['vision_model_name_or_path']}")
+                size = format_bytes(count * size_of_image(spec))
+                print(f"to encode       {count:,} of {len(images):,} images, {size}", flush=True)
             if args.dry_run:
                 print("nothing was written")
                 return 0
             result = build_features(
-                records,
+                images,
                 args.output_dir,
                 **settings,
                 batch_size=args.batch_size,
                 shard_size=args.shard_size,
                 num_workers=args.dataloader_num_workers,
-                device=args.device,
-                progress=sys.stderr.isatty(),
+                device=rank.device(args.device),
+                progress=sys.stderr.isatty() and rank.index == 0,
+                rank=rank,
             )
     except RunStopped as stopped:
         print("ituning: stopped: run the same command to resume", file=sys.stderr)
         return stopped.exit_code
-    store = FeatureStore(args.output_dir)
-    print(f"encoded         {result.num_encoded:,} images")
+    print(f"encoded         {result.num_encoded:,} images{share}")
     if result.unreadable:
-        print(f"unreadable      {len(result.unreadable):,} images, named above")
-    print(f"store           {store.folder}: {len(store.names):,} images, {format_bytes(store.num_bytes)}")
+        print(f"unreadable      {len(result.unreadable):,} images, named above{share}")
+    store = FeatureStore(args.output_dir)
+    print(f"store           {store.folder}: {len(store):,} images, {format_bytes(store.num_bytes)}{share}")
     return 0
 
 
-def _load_records(args: BuildArguments) -> CaptionedImages:
+def _load_images(args: BuildArguments) -> CaptionedImages:
     """Read the splits given by --splits, or all splits of the dataset."""
     from ..data.columns import CaptionedImages
     from ..data.records import MissingSplitError
@@ -139,7 +146,7 @@ def _describe(argv: Sequence[str]) -> int:
     print(f"                fingerprint {encoder['vision_model_fingerprint']}")
     print(f"features        {spec.num_tokens} x {spec.hidden_size} of layer {spec.vision_feature_layer}")
     print(f"storage         {spec.storage}; computed with mixed precision {spec.mixed_precision}")
-    print(f"images          {len(store.names):,}, {format_bytes(store.num_bytes)}")
+    print(f"images          {len(store):,}, {format_bytes(store.num_bytes)}")
     print(f"unreadable      {len(store.unreadable):,}")
     for reason in store.unreadable.values():
         print(f"                {reason}")

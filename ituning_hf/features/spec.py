@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import torch
 
 from ..captioner.backbones_ituning import Backbone
 from ..captioner.configuration_ituning import ITuningConfig
@@ -19,23 +22,12 @@ from ..utils.rules import MIXED_PRECISIONS
 from .arguments import STORAGES
 
 STORE_FILE = "store.json"
-
-# Bytes per value, and bytes per token for its scale.
-_BYTES = {"bfloat16": (2, 0), "int8": (1, 4), "float32": (4, 0)}
+DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8, "float32": torch.float32}
 
 # The other settings of an image processor are class names, which change between library versions.
 _IMAGE_PROCESSOR_FIELDS = (
-    "do_convert_rgb",
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
+    *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
 )
 
 
@@ -53,13 +45,18 @@ class FeatureSpec:
 
     @property
     def computation(self) -> dict[str, Any]:
-        """All settings that determine the stored values; see `describe_computation`."""
-        return {"storage": self.storage, "mixed_precision": self.mixed_precision} | describe_computation(
-            self.vision_model["vision_model_fingerprint"],
-            self.vision_config,
-            self.image_processor,
-            self.vision_feature_layer,
-        )
+        """All settings that determine the stored values. They do not include the path of the encoder."""
+        config = self.vision_config
+        layers = config.num_hidden_layers + 1  # -1 is the last one
+        architecture, fields = encoder_family(config).architecture, _IMAGE_PROCESSOR_FIELDS
+        return {
+            "storage": self.storage,
+            "mixed_precision": self.mixed_precision,
+            "vision_model_fingerprint": self.vision_model["vision_model_fingerprint"],
+            "vision_feature_layer": self.vision_feature_layer % layers,
+            **{f"vision_config.{name}": getattr(config, name) for name in architecture},
+            **{f"image_processor.{name}": self.image_processor.get(name) for name in fields},
+        }
 
     @property
     def vision_config(self) -> Any:
@@ -71,16 +68,42 @@ class FeatureSpec:
         return encoder_family(self.vision_config).image_processor_class.from_dict(self.image_processor)
 
     @property
-    def bytes_per_image(self) -> int:
-        """The size of the features of one image on disk, without the header."""
-        per_number, per_token = _BYTES[self.storage]
-        return self.num_tokens * (self.hidden_size * per_number + per_token)
+    def schema(self) -> pa.Schema:
+        """The columns of the store's files, with a row for each image.
 
-    def differences(self, computation: Mapping[str, Any]) -> str:
-        """List the settings that differ from another computation: "storage 'int8', not 'bfloat16'; ..."."""
-        own = self.computation
-        changed = [name for name, value in computation.items() if own[name] != value]
-        return "; ".join(f"{name} {own[name]!r}, not {computation[name]!r}" for name in changed)
+        `key` is the hash of `name`; `num_bytes` and `digest` describe the image file. An image that could not
+        be read has an `error`, and zeros as its features. `features` has the bytes of N x d_v numbers,
+        `scales` (for int8 only) those of N numbers of type float32.
+        """
+        size = self.num_tokens * self.hidden_size * DTYPES[self.storage].itemsize
+        columns = {"key": pa.uint64(), "name": pa.string(), "num_bytes": pa.int64(), "digest": pa.uint64()}
+        columns |= {"error": pa.string(), "features": pa.binary(size)}
+        if self.storage == "int8":
+            columns["scales"] = pa.binary(self.num_tokens * 4)
+        return pa.schema(columns)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """The size of the features of one image on disk, without its other columns."""
+        return sum(column.byte_width for column in self.schema.types if pa.types.is_fixed_size_binary(column))
+
+    def differences(self, other: FeatureSpec) -> str:
+        """List the settings in which another computation differs: "storage 'int8', not 'bfloat16'; ..."."""
+        own, wanted = self.computation, other.computation
+        return "; ".join(
+            f"{name} {own[name]!r}, not {wanted[name]!r}" for name in own if own[name] != wanted[name]
+        )
+
+    def of_captioner(self, config: ITuningConfig, image_processor: dict[str, Any]) -> FeatureSpec:
+        """Return the specification with the encoder of a captioner, given its image processor's `to_dict`."""
+        names = ("vision_model_fingerprint", "vision_config")
+        fields = {name: value for name, value in config.to_dict().items() if name in names}
+        return replace(
+            self,
+            vision_model=_as_json(fields),
+            image_processor=_as_json(image_processor),
+            vision_feature_layer=config.vision_feature_layer,
+        )
 
 
 def describe_encoder(
@@ -91,14 +114,9 @@ def describe_encoder(
     storage: str = "bfloat16",
     mixed_precision: str = "no",
 ) -> FeatureSpec:
-    """Return the specification of a feature store for an encoder, without loading the encoder.
+    """Return the specification of a feature store for an encoder, which is not loaded.
 
-    Args:
-        vision_model: A local folder or Hub id of a vision encoder, or of a full CLIP.
-        vision_revision: Its revision on the Hub.
-        vision_feature_layer: The hidden state to store; see `ITuningConfig`.
-        storage: "bfloat16", "int8" or "float32".
-        mixed_precision: "no", "bf16" or "fp16": the precision of the encoder's computation.
+    The arguments are those of `build_features`.
 
     Raises:
         UserError: `storage` or `mixed_precision` is unknown.
@@ -135,19 +153,6 @@ def read_spec(folder: Path) -> FeatureSpec:
         return FeatureSpec(**content)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): build the store again in another folder") from error
-
-
-def describe_computation(
-    fingerprint: str | None, vision_config: Any, image_processor: Mapping[str, Any], layer: int
-) -> dict[str, Any]:
-    """Return all settings that determine an encoder's features, which do not include its path."""
-    architecture, image_processor = encoder_family(vision_config).architecture, _as_json(image_processor)
-    return {
-        "vision_model_fingerprint": fingerprint,
-        "vision_feature_layer": layer % (vision_config.num_hidden_layers + 1),  # -1 is the last layer
-        **{f"vision_config.{name}": getattr(vision_config, name) for name in architecture},
-        **{f"image_processor.{name}": image_processor.get(name) for name in _IMAGE_PROCESSOR_FIELDS},
-    }
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:

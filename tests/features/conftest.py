@@ -1,7 +1,7 @@
 """Images, a small vision encoder, and stores that are built in a fraction of a second."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ituning_hf.data.columns import CaptionedImage, CaptionedImages
+from ituning_hf.data.columns import CaptionedImages
 from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.features.build import BuildResult, build_features
 from ituning_hf.features.store import FeatureStore
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 def build(backbones: dict[str, Path], folder: Path) -> Build:
     """Returns a function that builds the store with shards of 5 images in batches of 3."""
 
-    def run(records: Sequence[CaptionedImage], into: Path = folder, **options: Any) -> BuildResult:
+    def run(records: Records, into: Path = folder, **options: Any) -> BuildResult:
         settings = {"vision_model": backbones["vision"], "batch_size": 3, "shard_size": 5, "num_workers": 0}
         return build_features(records, into, **settings | {"device": "cpu"} | options)
 
@@ -72,4 +72,4 @@ def store(build: Build, train: Records, folder: Path) -> FeatureStore:
 
 
 def shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("features-*.safetensors"))
+    return sorted(folder.glob("features-*.arrow"))

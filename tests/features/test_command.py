@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import Command, options
+from processes import Command, options, run_on_two
 from small_models import contents
 
 from ituning_hf.cli import main
@@ -40,7 +40,7 @@ def test_all_splits_are_built(run: Run, folder: Path, backbones: dict[str, Path]
         "train           11 images",
         "val             3 images",
         f"features        10 x 15 in bfloat16, of {backbones['vision']}",
-        "to encode       14 images, 5.3 kB; 0 are skipped",
+        "to encode       14 of 14 images, 5.6 kB",
     ]
     assert lines[4] == "encoded         14 images"
     assert lines[5].startswith(f"store           {folder}: 14 images, ")
@@ -48,13 +48,13 @@ def test_all_splits_are_built(run: Run, folder: Path, backbones: dict[str, Path]
     before = contents(folder)
     code, out, _ = run()
     assert (code, contents(folder)) == (0, before)
-    assert "to encode       0 images, 0 bytes; 14 are skipped" in out
+    assert "to encode       0 of 14 images, 0 bytes" in out
 
 
 def test_splits_can_be_chosen(run: Run, folder: Path):
     assert run("--splits", "val")[0] == 0
-    assert FeatureStore(folder).names == {"val/0.bmp", "val/1.bmp", "val/2.bmp"}
-    assert "to encode       11 images, 4.2 kB; 3 are skipped" in run()[1]
+    assert len(FeatureStore(folder)) == 3
+    assert "to encode       11 of 14 images, 4.4 kB" in run()[1]
     code, _, err = run("--splits", "test")
     assert code == 2
     assert "has no images of split 'test'; it has 'train' (11), 'val' (3)" in err
@@ -68,7 +68,7 @@ def test_a_dry_run_writes_nothing(run: Run, folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("ituning_hf.features.build.shutil.disk_usage", lambda path: small)
     code, out, err = run("--dry_run")
     assert code == 2
-    assert err.startswith("ituning: error: the features of 14 images take 5.3 kB, but the disk of ")
+    assert err.startswith("ituning: error: the features of 14 images take 5.6 kB, but the disk of ")
     assert not folder.exists()
 
 
@@ -119,8 +119,7 @@ def test_a_killed_build_resumes_to_the_same_files(backbones: dict[str, Path], tm
     assert main(scene_flags(backbones, whole, 150, 0)) == 0
     flags = scene_flags(backbones, cut, 150, 2)
     assert interrupt_build(flags, cut, 1, signal.SIGKILL)[0] == -signal.SIGKILL
-    for name in (store := FeatureStore(cut)).names:
-        assert store.read(name).shape == (10, 15)
+    assert len(FeatureStore(cut)) % 8 == 0
     assert main(flags) == 0
     assert contents(cut) == contents(whole)
 
@@ -133,5 +132,14 @@ def test_a_signal_ends_a_build(
     assert exit_code == code
     assert "ituning: stopped: " in output
     assert "Traceback" not in output
-    assert not list(folder.glob(".*.partial"))
+    assert not list(folder.glob(".features*"))
     assert 2 <= len(shards(folder)) < 400
+
+
+def test_two_processes_build_the_files_of_one(backbones: dict[str, Path], tmp_path: Path):
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert main(scene_flags(backbones, whole, 40, 0)) == 0
+    first, second = run_on_two(scene_flags(backbones, shared, 40, 0), tmp_path)
+    assert "to encode       48 of 48 images" in first.printed
+    assert "encoded         24 images (process 2 of 2)" in second.printed
+    assert contents(shared) == contents(whole)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -9,18 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from properties import examples
-from safetensors import safe_open
 
-from ituning_hf.features.shards import (
-    ImageVersion,
-    ShardIndex,
-    pack,
-    read_index,
-    unpack,
-    write_shard,
-)
-from ituning_hf.features.spec import FeatureSpec, describe_encoder
+from ituning_hf.data.columns import CaptionedImage, CaptionedImages
+from ituning_hf.features.build import pack
+from ituning_hf.features.store import FeatureStore, unpack
 from ituning_hf.utils.errors import UserError
+
+from .conftest import Build, Records, save_noise, shards
 
 # --- Storages
 
@@ -83,68 +79,41 @@ def test_any_finite_number_is_read_back_in_the_precision_of_its_storage(numbers:
 
 # --- Files
 
-VERSION = ImageVersion(3, "ab")
-NAMES = ["train/a b.jpg", "ü/狗.png", "two\nlines", "__metadata__", "x\\udc80", "x\udc80", "C:\\dog.jpg", ""]
+NAMES = ["train/a b.jpg", "ü/狗.png", "two\nlines", "__metadata__", "x\\udc80", "C:\\dog.jpg", "0", " "]
 
 
-@pytest.fixture(scope="module")
-def spec(backbones: dict[str, Path]) -> FeatureSpec:
-    return describe_encoder(backbones["vision"])
+def test_any_name_is_read_back(tmp_path: Path, build: Build, folder: Path):
+    save_noise(tmp_path / "a.bmp", seed=3)
+    build(CaptionedImages.from_images(CaptionedImage(name, ("a",), tmp_path / "a.bmp") for name in NAMES))
+    store = FeatureStore(folder)
+    assert len(store) == len(NAMES)
+    for name in NAMES:
+        assert store.read(name).abs().sum() > 0
 
 
-def write(folder: Path, names: list[str], unreadable: dict[str, str] | None = None) -> Path:
-    """Write a shard in which the features of image i are all i."""
-    features = torch.arange(len(names)).view(-1, 1, 1).expand(-1, 10, 15).to(torch.bfloat16)
-    index = ShardIndex(dict.fromkeys(names, VERSION), unreadable or {})
-    return write_shard(folder, index, {"features": features.contiguous()})
-
-
-def test_any_name_is_read_back(tmp_path: Path, spec: FeatureSpec):
-    path = write(tmp_path, NAMES, {"bad\udc80": "why"})
-    assert read_index(path, spec) == ShardIndex(dict.fromkeys(NAMES, VERSION), {"bad\udc80": "why"})
-    with safe_open(path, framework="pt") as file:
-        assert file.get_slice("features")[5].unique().tolist() == [5]
-    only_unreadable = write(tmp_path, [], {"a": "why"})
-    assert read_index(only_unreadable, spec) == ShardIndex({}, {"a": "why"})
-
-
-def test_equal_shards_have_equal_bytes_and_the_first_free_number(tmp_path: Path):
-    first, second = write(tmp_path, ["b", "a"], {"c": "why"}), write(tmp_path, ["b", "a"], {"c": "why"})
-    assert [path.name for path in (first, second)] == [f"features-0000{i}.safetensors" for i in (0, 1)]
-    assert first.read_bytes() == second.read_bytes()
-    first.unlink()
-    assert write(tmp_path, ["c"]) == first
-
-
-def test_other_users_may_read_it(tmp_path: Path):
+def test_other_users_may_read_it(build: Build, train: Records, folder: Path):
     umask = os.umask(0o022)
     try:
-        path = write(tmp_path, ["a"])
+        build(train)
     finally:
         os.umask(umask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert {stat.S_IMODE(path.stat().st_mode) for path in shards(folder)} == {0o644}
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path, spec: FeatureSpec):
-    path = write(tmp_path, ["a", "b"])
+def test_a_truncated_file_is_refused(store: FeatureStore, folder: Path):
+    path = shards(folder)[0]
     content = path.read_bytes()
     for size in range(0, len(content), 37):
         path.write_bytes(content[:size])
         with pytest.raises(UserError, match=f"{path.name} is damaged .*: remove it, then run"):
-            read_index(path, spec)
+            FeatureStore(folder)
 
 
-def test_a_file_without_an_index_or_of_another_shape_is_refused(tmp_path: Path, spec: FeatureSpec):
-    path = write(tmp_path, ["a"])
-    path.write_bytes(path.read_bytes().replace(b'"index"', b'"jndex"'))
-    with pytest.raises(UserError, match="is damaged"):
-        read_index(path, spec)
-    wrong = ShardIndex({"a": VERSION})
-    path = write_shard(tmp_path, wrong, {"features": torch.zeros(1, 10, 14, dtype=torch.bfloat16)})
-    with pytest.raises(UserError, match=r"is damaged \(features of shape .* 14\], expected .* 15\]"):
-        read_index(path, spec)
-
-
-def test_a_folder_that_does_not_exist_is_an_os_error(tmp_path: Path):
-    with pytest.raises(OSError, match="No such file"):
-        write(tmp_path / "gone", ["a"])
+def test_a_file_of_another_store_is_refused(
+    build: Build, store: FeatureStore, train: Records, folder: Path, tmp_path: Path
+):
+    build(train, tmp_path / "other", storage="float32")
+    path = shards(tmp_path / "other")[0]
+    shutil.copy(path, folder / "features-1.arrow")
+    with pytest.raises(UserError, match=r"features-1\.arrow is damaged \(columns"):
+        FeatureStore(folder)

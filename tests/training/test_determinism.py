@@ -9,6 +9,7 @@ from processes import Command, run_on_two
 from runs import Settings, command, differences
 from small_models import contents
 
+from ituning_hf.data.columns import CaptionedImages
 from ituning_hf.features.build import build_features
 from ituning_hf.training.data import load_data
 from ituning_hf.training.run import train
@@ -46,7 +47,11 @@ def test_every_form_of_a_run_writes_the_same_bytes_in_a_fresh_process(
     if "features" in options:
         data, options["features"] = load_data(settings()), str(tmp_path / "features")
         vision = settings().vision_model
-        build_features([*data.train, *data.evaluation], tmp_path / "features", vision_model=vision)
+        build_features(
+            CaptionedImages.concatenate([data.train, data.evaluation]),
+            tmp_path / "features",
+            vision_model=vision,
+        )
     found = []
     for name in ("one", "two"):
         args = settings(name, **options)

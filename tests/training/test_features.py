@@ -16,6 +16,7 @@ from small_models import contents, train_until
 from transformers import CLIPVisionModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
+from ituning_hf.data.columns import CaptionedImages
 from ituning_hf.features.build import build_features
 from ituning_hf.features.store import FeatureStore
 from ituning_hf.hub.records import read_training_record
@@ -42,7 +43,9 @@ def build(settings: Settings, tmp_path: Path) -> Build:
         args = settings()
         data = load_data(args)
         defaults = {"vision_model": args.vision_model, "storage": "float32", "num_workers": 0}
-        build_features([*data.train, *data.evaluation], tmp_path / name, **defaults | options)
+        build_features(
+            CaptionedImages.concatenate([data.train, data.evaluation]), tmp_path / name, **defaults | options
+        )
         return str(tmp_path / name)
 
     return make
@@ -203,7 +206,7 @@ def test_a_checkpoint_belongs_to_its_own_images(settings: Settings, build: Build
         train(replace(stored, features=build("half", storage="bfloat16")))
 
     Image.new("RGB", (40, 41), "yellow").save(photos / "train" / "3.png")
-    with pytest.raises(ValueError, match="1 of the 11 images differ from"):
+    with pytest.raises(ValueError, match="1 of 11 compared images differ from"):
         train(stored)
     with pytest.raises(ValueError, match=r"image_features 'float32 \w+', now 'float32 \w+'"):
         train(replace(stored, features=build("other pictures")))

@@ -1,20 +1,19 @@
 """A loss or gradient that is not finite ends the run before it changes a weight."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
 from processes import run_on_two
 from runs import Settings, checkpoints, command, differences
-from safetensors import safe_open
-from safetensors.torch import save_file
 from small_models import contents, read_log
 
+from ituning_hf.data.columns import CaptionedImages
 from ituning_hf.data.inputs import PixelInputs
 from ituning_hf.features.build import build_features
 from ituning_hf.training.data import load_data
@@ -151,16 +150,19 @@ def test_weights_ruined_by_a_high_learning_rate_are_not_saved(
 def test_two_processes_stop_together_and_report_once(settings: Settings, tmp_path: Path):
     """One of the processes reads a NaN from the stored features."""
     data, features = load_data(settings()), tmp_path / "features"
-    build_features(
-        [*data.train, *data.evaluation], features, vision_model=settings().vision_model, num_workers=0
-    )
-    [path] = features.glob("features-*.safetensors")
-    with safe_open(path, framework="pt") as file:
-        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    images = CaptionedImages.concatenate([data.train, data.evaluation])
+    build_features(images, features, vision_model=settings().vision_model, num_workers=0)
+    [path] = features.glob("features-*.arrow")
+    with pa.ipc.open_file(path.read_bytes()) as file:
+        batch = file.get_batch(0)
     # Four images a step, two for each process: those of the second step's second process.
-    names = [image for image, _ in json.loads(metadata["index"])["images"]]
-    tensors["features"][names.index(ORDER[7]), 4, 2] = float("nan")
-    save_file(tensors, path, metadata)
+    number = batch.schema.get_field_index("features")
+    cells = batch.column(number).to_pylist()
+    row = batch.column("name").to_pylist().index(ORDER[7])
+    cells[row] = cells[row][:20] + b"\xc0\x7f" + cells[row][22:]  # NaN in bfloat16
+    batch = batch.set_column(number, batch.schema.field(number), pa.array(cells, batch.schema.types[number]))
+    with pa.ipc.new_file(path, batch.schema) as file:
+        file.write_batch(batch)
     args = settings(**COMMON | {"gradient_accumulation_steps": 1}, vision_model=None, features=str(features))
     runs = run_on_two(command(args), tmp_path, exit_code=1)
     message = f"The loss is nan at step 2, computed from {ORDER[6]}, {ORDER[7]}."
