@@ -3,7 +3,7 @@
     accelerate launch examples/train.py                      # drawn scenes, bundled miniatures
     accelerate launch examples/train.py --dataset photos/    # needs photos/metadata.jsonl
     accelerate launch examples/train.py --config run.yaml
-    torchrun --nproc_per_node 2 examples/train.py ...        # several processes on CPUs
+    torchrun --nproc_per_node 2 examples/train.py ...        # several processes, also on CPUs
 
 `--help` lists all settings, which are those of `ituning train`.
 """

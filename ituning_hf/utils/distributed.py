@@ -98,6 +98,12 @@ def create_accelerator(mixed_precision: str | None = None, **kwargs: Any) -> Acc
 def _find_processes() -> int:
     """Return the number of processes; set the variables that PyTorch reads in those that `srun` started."""
     rank = process_rank()
+    # `accelerate launch` sets the first in each process, the second if several were asked for.
+    if rank.count == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys():
+        raise UserError(
+            "`accelerate launch` started one process instead of several: give it --multi_gpu, which also "
+            "starts processes on CPUs, or use `torchrun`."
+        )
     if rank.count > 1 and "RANK" not in os.environ:
         if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             raise UserError(

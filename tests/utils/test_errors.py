@@ -1,12 +1,14 @@
 """The exit codes of errors, errors that every process has found, launches that are refused."""
 
 import os
+import subprocess
 from datetime import timedelta
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
 
 from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.training.errors import TrainingError
@@ -58,6 +60,20 @@ def test_processes_wait_longer_than_a_download_takes(monkeypatch):
     with pytest.raises(ConnectionError, match="started"):
         create_accelerator()
     assert start.call_args.kwargs["timeout"] == timedelta(hours=2)
+
+
+def test_a_launch_that_starts_one_process_instead_of_several_is_refused(monkeypatch):
+    """Accelerate would let each host train alone."""
+    popen = Mock(return_value=Mock(returncode=0))
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    for options in ([], ["--num_processes", "2"]):
+        launch_command(launch_command_parser().parse_args(["--cpu", *options, "examples/train.py"]))
+    one, several = (call.kwargs["env"] for call in popen.call_args_list)
+    os.environ.update(one)
+    create_accelerator()
+    os.environ.update(several)
+    with pytest.raises(UserError, match="started one process instead of several: give it --multi_gpu"):
+        create_accelerator()
 
 
 def test_srun_starts_processes_with_a_main_host(monkeypatch):
