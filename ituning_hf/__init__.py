@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .captioner.processing_ituning import ITuningProcessor as ITuningProcessor
     from .hub.push import push_captioner as push_captioner
     from .hub.saving import save_captioner as save_captioner
+    from .inference.caption_batch import CaptionBatch as CaptionBatch
     from .inference.captioning import CaptionResult as CaptionResult
     from .inference.captioning import caption as caption
     from .inference.captioning import iter_captions as iter_captions
@@ -32,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "captioner.processing_ituning": ["ITuningProcessor"],
         "hub.push": ["push_captioner"],
         "hub.saving": ["save_captioner"],
+        "inference.caption_batch": ["CaptionBatch"],
         "inference.captioning": ["CaptionResult", "caption", "iter_captions"],
         "inference.int8": ["quantize_frozen_weights"],
         "inference.loading": ["load_captioner"],

@@ -55,8 +55,8 @@ class ScoringArguments:
 
     predictions: str | None = option(
         None,
-        "captions to score instead of a captioner's: COCO results, the lines of `ituning caption "
-        "--output`, or a JSON object of captions by file name",
+        "captions to score instead of a captioner's: COCO results, the output of `ituning caption`, or a "
+        "JSON object of captions by file name",
         FILE,
         "none",
     )

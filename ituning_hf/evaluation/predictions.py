@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -15,7 +16,7 @@ from ..data.records import first_names
 from ..utils.errors import UserError
 from ..utils.files import parse_json, read_json, read_utf8
 
-_COLUMNS = ["image_id", "image", "file_name", "path", "caption", "captions"]
+_KEYS = ("image_id", "image", "file_name", "path")
 _EXPECTED = (
     'a list of {"image_id": 42, "caption": "..."} (COCO results), lines of {"image": "dog.jpg", "captions": '
     '["..."]} (from `ituning caption --output`), or an object {"dog.jpg": "..."}'
@@ -24,18 +25,18 @@ _EXPECTED = (
 
 def image_ids(images: CaptionedImages) -> list[int | str]:
     """Return the ids of images in result files: those of the dataset if all images have one, else names."""
-    own = [image.image_id for image in images if image.image_id is not None]
-    return own if len(own) == len(images) else [image.name for image in images]
+    ids = images.column("image_id")
+    return (images.column("name") if ids.null_count else ids).to_pylist()
 
 
 def read_predictions(path: Path, images: CaptionedImages) -> list[str]:
     """Read one caption for each image.
 
     Args:
-        path: COCO results, a JSON list of objects with `image_id` and `caption`; or what `ituning caption
-            --output` writes (.jsonl, .csv or .parquet), of which the first caption of an image is used; or a
-            JSON object of captions by file name. The ids 42, 42.0 and "42" are equal. File names may have
-            more leading folders than in the dataset.
+        path: COCO results, a JSON list of objects with `image_id` and `caption`; or the output of `ituning
+            caption` (.jsonl, .csv, .parquet, or a folder of Parquet files), of which the first caption of an
+            image is used; or a JSON object of captions by file name. The ids 42, 42.0 and "42" are equal.
+            File names may have more leading folders than in the dataset.
         images: The images.
 
     Returns:
@@ -45,8 +46,9 @@ def read_predictions(path: Path, images: CaptionedImages) -> list[str]:
         FileNotFoundError: There is no such file.
         UserError: The file has another format, or not exactly one caption for each image.
     """
-    by_id = {image_id_key(image.image_id): index for index, image in enumerate(images)}
-    by_name = {image.name: index for index, image in enumerate(images)}
+    ids, names = images.column("image_id").to_pylist(), images.column("name").to_pylist()
+    by_id = {image_id_key(image_id): index for index, image_id in enumerate(ids)}
+    by_name = {name: index for index, name in enumerate(names)}
     captions: list[str | None] = [None] * len(images)
     repeated, unknown = [], []
     for number, entry in enumerate(_entries(path), start=1):
@@ -62,8 +64,7 @@ def read_predictions(path: Path, images: CaptionedImages) -> list[str]:
             repeated.append(index)
 
     def label(index: int) -> str:
-        image = images[index]
-        return image.name if image.image_id is None else f"{image.name} with id {image.image_id}"
+        return names[index] if ids[index] is None else f"{names[index]} with id {ids[index]}"
 
     problems = {
         "images without a caption": [label(i) for i, caption in enumerate(captions) if caption is None],
@@ -98,6 +99,10 @@ def _possible_names(name: str) -> list[str]:
 
 
 def _entries(path: Path) -> Iterator[Any]:
+    if path.is_dir():
+        for part in sorted(path.glob("*.parquet")):
+            yield from _entries(part)
+        return
     match path.suffix.lower():
         case ".jsonl":
             # Not `splitlines`, which also splits at characters that JSON need not escape.
@@ -106,12 +111,14 @@ def _entries(path: Path) -> Iterator[Any]:
                     yield parse_json(line, f"--predictions {path}")
         case ".csv" | ".tsv":
             delimiter = "," if path.suffix.lower() == ".csv" else "\t"
-            yield from csv.DictReader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter)
+            rows = csv.DictReader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter)
+            for _, captions in itertools.groupby(rows, lambda row: [row.get(name) for name in _KEYS]):
+                yield next(captions)  # an image has a row for each of its captions
         case ".parquet":
             from pyarrow import parquet  # slow to import
 
             with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(columns=_COLUMNS):  # without the images, if it has some
+                for batch in file.iter_batches(columns=[*_KEYS, "caption", "captions"]):
                     yield from batch.to_pylist()
         case _:
             content = read_json(path)

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from ituning_hf.cli import main
-from ituning_hf.data.columns import CaptionedImage
+from ituning_hf.data.columns import CaptionedImage, CaptionedImages
 from ituning_hf.evaluation.predictions import read_predictions
 from ituning_hf.utils.errors import UserError
 
@@ -19,6 +19,10 @@ from .conftest import SEARCH
 CAPTIONS = ["a dog runs", "two birds", "a man on a bike", "a tree", "grass", "a red dog", "a dog in a tree"]
 IMAGES = [CaptionedImage(f"test/{i}.png", ("a",), Path(f"{i}.png")) for i in range(7)]
 COCO = [{"image_id": f"test/{i}.png", "caption": text} for i, text in enumerate(CAPTIONS)]
+
+
+def read(path: Path, images: list[CaptionedImage]) -> list[str]:
+    return read_predictions(path, CaptionedImages.from_images(images))
 
 
 def write(path: Path, content: object) -> Path:
@@ -35,13 +39,13 @@ def test_the_output_of_ituning_caption(
     lines = tmp_path / "captions.jsonl"
     search = [f"--{name}={value}" for name, value in SEARCH.items()]
     assert main(["caption", photos.name, "--model", str(saved), *search, "--output", str(lines)]) == 0
-    assert read_predictions(lines, IMAGES) == captions
+    assert read(lines, IMAGES) == captions
 
 
 @pytest.mark.parametrize("prefix", ["test/", "/data/photos/test/"])
 def test_an_object_of_captions_by_file_name(tmp_path: Path, prefix: str):
     names = {f"{prefix}{i}.png": text for i, text in reversed(list(enumerate(CAPTIONS)))}
-    assert read_predictions(write(tmp_path / "captions.json", names), IMAGES) == CAPTIONS
+    assert read(write(tmp_path / "captions.json", names), IMAGES) == CAPTIONS
 
 
 def test_a_line_may_contain_other_line_ends(tmp_path: Path):
@@ -49,7 +53,7 @@ def test_a_line_may_contain_other_line_ends(tmp_path: Path):
     entries = [{"image": f"test/{i}.png", "captions": [text]} for i, text in enumerate(captions)]
     lines = [json.dumps(entry, ensure_ascii=False) + "\r\n" for entry in entries]
     (tmp_path / "captions.jsonl").write_text("".join(lines), encoding="utf-8", newline="")
-    assert read_predictions(tmp_path / "captions.jsonl", IMAGES) == captions
+    assert read(tmp_path / "captions.jsonl", IMAGES) == captions
 
 
 @pytest.mark.parametrize("in_results", [int, float, str, lambda value: f"{value}.0"])
@@ -59,17 +63,17 @@ def test_ids_are_matched_by_value(
 ):
     images = [replace(image, image_id=in_dataset(6 - i)) for i, image in enumerate(IMAGES)]
     results = [{"image_id": in_results(i), "caption": text} for i, text in enumerate(CAPTIONS)]
-    assert read_predictions(write(tmp_path / "captions.json", results), images) == CAPTIONS[::-1]
+    assert read(write(tmp_path / "captions.json", results), images) == CAPTIONS[::-1]
 
 
 def test_positions_are_not_ids(tmp_path: Path):
     positions = [{"image_id": i, "caption": text} for i, text in enumerate(CAPTIONS)]
     path = write(tmp_path / "captions.json", positions)
     with pytest.raises(UserError, match=r"\(test/0.png, .*; 7 captions of other images \(0, 1, 2, \.\.\.\)"):
-        read_predictions(path, IMAGES)
+        read(path, IMAGES)
     images = [replace(image, image_id=f"0{i}") for i, image in enumerate(IMAGES)]
     with pytest.raises(UserError, match=r"\(test/0.png with id 00, .* of other images \(0, 1, 2, \.\.\.\)"):
-        read_predictions(path, images)
+        read(path, images)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
@@ -83,7 +87,22 @@ def test_tables(tmp_path: Path, key: str, suffix: str):
         table.to_parquet(path)
     else:
         table.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
-    assert read_predictions(path, IMAGES) == captions
+    assert read(path, IMAGES) == captions
+
+
+def test_several_captions_of_an_image(tmp_path: Path):
+    """As `ituning caption --num_captions 2` writes them: a row for each caption, or a list."""
+    rows = [{"image": f"test/{i}.png", "captions": [text, "a"]} for i, text in enumerate(CAPTIONS)]
+    (tmp_path / "parts").mkdir()
+    for i in range(2):
+        pandas.DataFrame(rows[i::2]).to_parquet(tmp_path / "parts" / f"{i}.parquet")
+    assert read(tmp_path / "parts", IMAGES) == CAPTIONS
+    table = pandas.DataFrame(rows).explode("captions").rename(columns={"captions": "caption"})
+    table.to_csv(tmp_path / "captions.csv", index=False)
+    assert read(tmp_path / "captions.csv", IMAGES) == CAPTIONS
+    table.iloc[[*range(14), 0]].to_csv(tmp_path / "captions.csv", index=False)
+    with pytest.raises(UserError, match="1 images with several captions"):
+        read(tmp_path / "captions.csv", IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +124,7 @@ def test_tables(tmp_path: Path, key: str, suffix: str):
 )
 def test_captions_that_do_not_fit(tmp_path: Path, content: object, message: str):
     with pytest.raises(UserError, match=message):
-        read_predictions(write(tmp_path / "captions.json", content), IMAGES)
+        read(write(tmp_path / "captions.json", content), IMAGES)
 
 
 @pytest.mark.parametrize("broken", [b"\xff\xfe", b'{"image": "0.png"', b"[" * 100_000])
@@ -113,4 +132,4 @@ def test_files_that_are_not_json(tmp_path: Path, broken: bytes):
     for name in ("captions.json", "captions.jsonl"):
         (tmp_path / name).write_bytes(broken)
         with pytest.raises(UserError, match=r"is not (JSON|UTF-8)"):
-            read_predictions(tmp_path / name, IMAGES)
+            read(tmp_path / name, IMAGES)
