@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from small_shards import write_shards
 
 COLOURS = ["red", "green", "blue", "white", "black"]
 
@@ -20,6 +21,8 @@ def make_all(root: Path) -> Path:
         write_karpathy(root / "data" / name, name, splits)
     write_nocaps(root / "data" / "nocaps")
     write_photos(root / "photos", 30)
+    write_shards(root / "data" / "cc3m", [5, 4, 6], "cc3m-train-{:04}.tar")
+    write_shards(root / "data" / "cc3m", [3], "cc3m-validation-{:04}.tar")
     return root
 
 

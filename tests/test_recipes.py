@@ -13,10 +13,12 @@ from ituning_hf.cli.evaluate import parse_arguments as parse_evaluation
 from ituning_hf.cli.features import parse_arguments as parse_build
 from ituning_hf.cli.train import parse_arguments as parse_training
 from ituning_hf.features.store import FeatureStore
+from ituning_hf.hub.records import read_training_record
 from ituning_hf.training.setup import SCENE_BACKBONES, with_backbones
 
 RECIPES = Path(__file__).resolve().parents[1] / "examples" / "recipes"
 TRAINED = ("coco", "flickr30k", "flickr8k", "my_photos")
+EVERY = [*TRAINED, "cc3m", "nocaps"]
 PARSERS = {"train": parse_training, "evaluate": parse_evaluation}
 MARKED_LINE = re.compile(r"(?P<key>\w+): (?P<value>.+?) +# (paper|remembered|chosen): \S.*")
 DATA = {  # images of Karpathy's splits: train (COCO's with restval), val, test
@@ -60,7 +62,7 @@ def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_all(tmp_path)
 
 
-@pytest.mark.parametrize("name", [*TRAINED, "nocaps"])
+@pytest.mark.parametrize("name", EVERY)
 def test_every_value_has_a_source_and_is_read(name: str) -> None:
     lines = Path(recipe(name)).read_text().splitlines()
     settings = [MARKED_LINE.fullmatch(line) for line in lines if line and not line.startswith("#")]
@@ -75,7 +77,7 @@ def test_every_value_has_a_source_and_is_read(name: str) -> None:
 
 
 def test_every_recipe_is_tested() -> None:
-    assert sorted(path.stem for path in RECIPES.iterdir()) == sorted([*TRAINED, "nocaps"])
+    assert sorted(path.stem for path in RECIPES.iterdir()) == sorted(EVERY)
 
 
 @pytest.mark.parametrize("name", [*TRAINED, "nocaps"])
@@ -114,6 +116,20 @@ def test_a_recipe_trains_and_the_same_command_resumes(name: str, small_data: Pat
     if name == "my_photos":
         assert cli.main(command) == 0
         assert "complete" in capsys.readouterr().out
+
+
+def test_web_shards_and_then_coco(small_data: Path, capsys) -> None:
+    dry_run, train, further, evaluate = commands("cc3m")
+    assert dry_run == [*train, "--dry_run"]
+    assert PARSERS["evaluate"](evaluate[1:]).model == f"{parse_training(further[1:]).output_dir}/best"
+    small = [*SMALL, "--per_device_train_batch_size", "4", "--config"]
+    assert cli.main(["train", *small, recipe("cc3m")]) == 0
+    assert "3 tar shards to train on, 3 for validation" in capsys.readouterr().out
+    further[further.index("--config") + 1] = recipe("coco")
+    assert cli.main([*further, *SMALL, *expected("coco")]) == 0
+    record = read_training_record("outputs/cc3m_coco/last")
+    assert record is not None
+    assert record.settings["model"] == "cc3m/best"
 
 
 def test_stored_features_replace_the_images(small_data: Path) -> None:

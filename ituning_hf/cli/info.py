@@ -81,10 +81,12 @@ def _adapter_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _training_rows(training: dict[str, Any]) -> Iterator[tuple[str, str]]:
     validated = f", {training['num_eval_images']:,} to validate" if training["eval_split"] else ""
     data = training["dataset"] or "images given in Python"
-    yield "trained on", f"{data}: {training['num_train_images']:,} images{validated}"
+    images = training["num_train_images"]
+    yield "trained on", f"{data}: {'unknown' if images is None else format(images, ',')} images{validated}"
     found = training["validation"]
     loss = f"; loss on {training['eval_split']} {found['scores']['loss']:.4f}" if found else ""
-    yield "", f"{training['step']:,} steps, epoch {training['epoch']:.4g}{loss}"
+    epoch = "" if training["epoch"] is None else f", epoch {training['epoch']:.4g}"
+    yield "", f"{training['step']:,} steps{epoch}{loss}"
 
 
 def _join(settings: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ class CaptionDataset(Dataset[CaptionItem]):
     uninterrupted one. No global random state is read or changed.
 
     Args:
-        records: The images.
+        records: The images; not used for keys that contain theirs.
         inputs: Reads the captioner's input for an image.
         processor: Its `encode_captions(captions, max_length=...)` returns token ids including BOS and EOS.
         captions_per_image: k, the maximum number of captions per image; at least 1.

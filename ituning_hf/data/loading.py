@@ -99,7 +99,7 @@ def load_splits(
     Of the built-in scenes, the first split has `num_scenes`, and the next a tenth.
     """
     if dataset == "scenes":
-        _refuse("the built-in scenes", dataset, settings, *settings.__dict__)
+        refuse_settings("the built-in scenes", dataset, settings, *settings.__dict__)
         if val_share != DEFAULT_VAL_SHARE:
             raise UserError(f"--val_share {val_share} has no effect on the built-in scenes: remove it")
         for split in splits:
@@ -121,11 +121,11 @@ def _read_entries(
     """Detect the format of a dataset and read its entries, or those of the splits."""
     path, suffix = Path(source), Path(source).suffix.lower()
     if shards := find_shards(source):
-        _refuse("tar shards", source, settings, *settings.__dict__)
+        refuse_settings("tar shards", source, settings, *settings.__dict__)
         return Entries(_read_shards(shards, splits, source, require_captions))
     has_metadata = path.is_dir() and find_metadata(path)
     if not (path.is_file() and suffix in _CSV) and not has_metadata:
-        _refuse("a dataset that is not a CSV file", source, settings, "columns")
+        refuse_settings("a dataset that is not a CSV file", source, settings, "columns")
     if path.is_file() and suffix == ".json":
         return Entries(read_json_dataset(path, splits, settings))
     if path.is_file() and suffix in (".jsonl", *_CSV):
@@ -138,7 +138,7 @@ def _read_entries(
     if path.is_dir() and find_parts(path):
         return Entries(read_parts(path, settings))
     if path.is_dir():
-        _refuse("a folder of caption files", source, settings, "image_column", "caption_column")
+        refuse_settings("a folder of caption files", source, settings, "image_column", "caption_column")
         return Entries(read_captioned_files(path, settings.image_root))
     if is_hub_name(source) and suffix not in _FILES:
         return read_hf_dataset(source, splits, settings)
@@ -160,6 +160,7 @@ def _read_shards(
         yield from read_shards(part, stated, require_captions)
 
 
-def _refuse(kind: str, source: str, settings: TableSettings, *names: str) -> None:
+def refuse_settings(kind: str, source: str, settings: object, *names: str) -> None:
+    """Raise a UserError if one of the named settings, which a kind of dataset does not use, is not None."""
     if unused := [name for name in names if getattr(settings, name) is not None]:
         raise UserError(f"--{' and --'.join(unused)} cannot be used with {kind} ({source!r}): remove it")

@@ -294,7 +294,8 @@ def _eval_results(record: EvaluationRecord) -> Iterator[EvalResult]:
 
 
 def _data_of(training: TrainingRecord) -> DataSet:
-    splits = {"train": training.num_train_images}
+    images = training.num_train_images
+    splits = {} if images is None else {"train": images}
     if training.eval_split is not None:
         splits[training.eval_split] = training.num_eval_images
     if training.dataset is None:

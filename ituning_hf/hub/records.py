@@ -34,11 +34,11 @@ class TrainingRecord:
 
     dataset: str | None  # the last part of its path, or its Hub id; None for images passed in Python
     dataset_on_hub: bool  # whether `dataset` is a Hub id
-    num_train_images: int
+    num_train_images: int | None  # None for tar shards of an unknown number
     eval_split: str | None
     num_eval_images: int
     step: int  # optimizer steps
-    epoch: int | float  # passes over the training images
+    epoch: int | float | None  # passes over the training images, if their number is known
     settings: dict[str, Any]  # the settings that shaped the run, without paths
     validation: ValidationRecord | None  # after the last step, if it ran
     versions: dict[str, str]  # of Python and the libraries

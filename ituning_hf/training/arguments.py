@@ -99,7 +99,10 @@ class DataArguments(DatasetArguments):
         "images are encoded in each step",
     )
     expected_train_images: int | None = option(
-        None, "refuse to train on any other number of images", AT_LEAST_ONE, "any number"
+        None,
+        "refuse to train on any other number of images; for tar shards, the length of an epoch",
+        AT_LEAST_ONE,
+        "any number",
     )
     expected_eval_images: int | None = option(
         None, "refuse any other number of images in all of --eval_split", AT_LEAST_ONE, "any number"

@@ -55,6 +55,7 @@ class TrainState:
         best_step: The step of that validation.
         validations_without_better: Validations since the last one that counted as an improvement.
         validation: The last one after a step, as a `ValidationRecord` by name.
+        positions: Of the lanes of a `ShardStream`; None for a dataset of known length.
     """
 
     step: int = 0
@@ -64,6 +65,7 @@ class TrainState:
     validations_without_better: int = 0
     validation: dict[str, Any] | None = None
     untrained_metric: float | None = None
+    positions: list[Any] | None = None
 
     def is_worse_than_untrained(self, lower_is_better: bool) -> bool:
         """Return whether the best captioner so far is worse than before training."""

@@ -58,14 +58,16 @@ def _peak_memory(accelerator: Accelerator) -> str:
 
 def _plan(trainer: CaptionTrainer) -> list[str]:
     args, step, total = trainer.args, trainer.state.step, trainer.total_steps
-    per_epoch = trainer.steps_per_epoch
 
     def times(every: str) -> int:
         """Count what is left of something that is done each epoch, or every so many steps, and at the end."""
-        period = per_epoch if every == "epoch" else int(every)
+        period = trainer.period(every)
         return math.ceil(total / period) - step // period if step < total else 0
 
-    lines = [f"Plan       {per_epoch:,} steps per epoch, {total:,} in all ({total / per_epoch:.4g} epochs)"]
+    plan = f"{total:,} steps"
+    if per_epoch := trainer.steps_per_epoch:
+        plan = f"{per_epoch:,} steps per epoch, {total:,} in all ({total / per_epoch:.4g} epochs)"
+    lines = [f"Plan       {plan}"]
     if step:
         lines.append(f"Resume     after step {step:,}; {total - step:,} are left")
     if trainer.data.evaluation:

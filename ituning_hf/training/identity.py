@@ -54,7 +54,7 @@ def run_identity(
         "global_batch_size": accelerator.num_processes
         * args.per_device_train_batch_size
         * args.gradient_accumulation_steps,
-        "num_images": len(data.train),
+        "num_images": data.num_train_images,
         "data_fingerprint": data.fingerprint(),
         "image_features": data.describe_features(),
         "vision_model_fingerprint": model.config.vision_model_fingerprint,
@@ -100,13 +100,14 @@ def training_record(
     identity: dict[str, Any],
     data: TrainingData,
     step: int,
-    epoch: float,
+    epoch: float | None,
     validation: dict[str, Any] | None,
     accelerator: Accelerator,
 ) -> TrainingRecord:
     """Return the content of `training.json`; an interruption of the run does not change it.
 
-    `epoch` is `step` in passes over the training images, `validation` the last `ValidationRecord` as a dict.
+    `epoch` is `step` in passes over the training images, None if their number is not known; `validation` is
+    the last `ValidationRecord` as a dict.
     """
     settings = dict(identity["settings"])
     dataset = settings.pop("dataset")
@@ -120,7 +121,7 @@ def training_record(
     return TrainingRecord(
         dataset=shown,
         dataset_on_hub=shown == dataset and is_hub_name(dataset),
-        num_train_images=len(data.train),
+        num_train_images=data.num_train_images,
         eval_split=settings["eval_split"] if data.evaluation else None,
         num_eval_images=len(data.evaluation),
         step=step,

@@ -22,6 +22,7 @@ from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
 from ..data.records import first_names
 from ..data.sampler import ImageBatchSampler
+from ..data.stream import StreamSampler
 from ..evaluation.scores import METRIC_NAMES
 from ..hub.saving import save_captioner
 from ..utils.distributed import raise_on_main, require_equal, sync_errors
@@ -39,6 +40,7 @@ from .validation import Validator
 
 # 30 halvings of PyTorch's initial scale: gradients that still overflow are infinite.
 LEAST_LOSS_SCALE = 2.0**-14
+LEAST_SEEN = 1000  # images, of which a stream may have the share `--max_unreadable_share` unreadable
 
 
 class CaptionTrainer:
@@ -65,9 +67,10 @@ class CaptionTrainer:
         values = {name: value for name, value in self.identity.items() if name != "settings"}
         require_equal(accelerator, args.to_dict() | self.identity["settings"], values)
         self.batches = Batches(args, processor, accelerator, data.features)
-        self.sampler = self._sampler_from(0)
-        self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
+        self.sampler = self._next_sampler()
+        self.steps_per_epoch = self.sampler.steps_per_epoch  # None for a stream of unknown length
+        steps = args.num_train_epochs * (self.steps_per_epoch or math.nan)
+        self.total_steps = args.max_train_steps or math.ceil(steps)
         optimizer = create_optimizer(
             model, args.learning_rate, args.weight_decay, fused=accelerator.scaler is None
         )
@@ -107,8 +110,9 @@ class CaptionTrainer:
 
     def micro_batches(self) -> Generator[dict[str, Any], None, None]:
         """Yield this process's batches from the current step on, endlessly."""
-        sampler, args = self._sampler_from(self.state.step), self.args
-        loader = self.batches.loader(self.data.train, sampler, args.captions_per_image, args.augmentation)
+        self.sampler, args = self._next_sampler(), self.args
+        images, captions = self.data.train, args.captions_per_image
+        loader = self.batches.loader(images, self.sampler, captions, args.augmentation)
         for batch in loader:
             yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
@@ -124,7 +128,7 @@ class CaptionTrainer:
 
     def _take_steps(self, micro_batches: Iterator[dict[str, Any]]) -> None:
         while self.state.step < self.total_steps and not self._out_of_patience():
-            if self.state.step % self.steps_per_epoch == 0:
+            if self.steps_per_epoch and self.state.step % self.steps_per_epoch == 0:
                 self.state.unreadable = 0
             started = time.perf_counter()
             # After a signal there is no next step; `_count` informs the other processes.
@@ -189,11 +193,14 @@ class CaptionTrainer:
         if stopped:
             self._stop_early()
         self.state.unreadable += unreadable
-        self.batches.check_unreadable(self.state.unreadable, self.data.train)
+        # Without a known number: those so far, and so many that a few at the start are allowed.
+        seen = max((self.state.step + 1) * math.prod(self.sampler.step_shape), LEAST_SEEN)
+        self.batches.check_unreadable(self.state.unreadable, self.data.num_train_images or seen)
         return max(items, 1)
 
     def _log_step(self, loss: float, rate: float, seconds: float) -> None:
         self.state.step += 1
+        self.state.positions = self.sampler.next_position()
         speed = math.prod(self.sampler.step_shape) / seconds
         skipped = self.accelerator.optimizer_step_was_skipped
         self.reporter.step(self.state.step, loss, rate, speed, skipped)
@@ -203,7 +210,8 @@ class CaptionTrainer:
         validation, samples = self.validator.run(self.state.step)
         self.state.validation = asdict(validation)
         metric, threshold = self.args.metric_for_best_model, self.args.early_stopping_threshold
-        when = f"epoch {self.state.step / self.steps_per_epoch:.4g}"
+        seen = self.state.step * math.prod(self.sampler.step_shape)
+        when = f"{seen:,} images" if self.epoch is None else f"epoch {self.epoch:.4g}"
         if self.state.update_best(validation.scores[metric], metric == "loss", threshold):
             self._save_captioner(BEST)
             is_worse = self.state.is_worse_than_untrained(metric == "loss")
@@ -214,13 +222,20 @@ class CaptionTrainer:
         patience = self.args.early_stopping_patience
         return patience is not None and self.state.validations_without_better >= patience
 
-    def _sampler_from(self, step: int) -> ImageBatchSampler:
-        return self.batches.sampler(self.data.train, self.args.gradient_accumulation_steps, start_step=step)
+    @property
+    def epoch(self) -> float | None:
+        """The passes over the training images so far, None if their number is not known."""
+        return self.state.step / self.steps_per_epoch if self.steps_per_epoch else None
+
+    def _next_sampler(self) -> ImageBatchSampler | StreamSampler:
+        return self.batches.train_sampler(self.data.train, self.state.step, self.state.positions)
+
+    def period(self, every: str) -> int:
+        """Return the number of steps between what is done each epoch, or every so many steps."""
+        return (self.steps_per_epoch or self.total_steps) if every == "epoch" else int(every)
 
     def _is_due(self, every: str) -> bool:
-        """Return whether something that is done each epoch, or every so many steps, is due now."""
-        period = self.steps_per_epoch if every == "epoch" else int(every)
-        return self.state.step % period == 0
+        return self.state.step % self.period(every) == 0
 
     def _stop_nonfinite(self, problem: str, losses: list[torch.Tensor]) -> NoReturn:
         """End the run before the optimizer step; every process must call it.
@@ -229,10 +244,10 @@ class CaptionTrainer:
             problem: What is not finite.
             losses: Of this process's micro-batches. If some are not finite, only their images are named.
         """
-        keys = itertools.islice(self._sampler_from(self.state.step), len(losses))
+        keys = itertools.islice(self._next_sampler(), len(losses))
         images = gather_object(
             [
-                (bool(loss.isfinite()), self.data.train[key.index].name)
+                (bool(loss.isfinite()), self.data.name_of(key))
                 for loss, batch in zip(losses, keys, strict=True)
                 for key in batch
                 if not key.padding
@@ -255,15 +270,16 @@ class CaptionTrainer:
 
     def _save_checkpoint(self) -> None:
         self._require_finite_weights()
+        if self.state.positions is not None:  # each process knows how far the lanes are that it reads
+            parts = gather_object([self.state.positions])
+            self.state.positions = [max(lane) for lane in zip(*parts, strict=True)]
         self.checkpoints.save(self.state)
         self.saved_step = self.state.step
 
     def _save_captioner(self, name: str) -> None:
         self._require_finite_weights()
-        step, epoch = self.state.step, self.state.step / self.steps_per_epoch
-        record = training_record(
-            self.identity, self.data, step, epoch, self.state.validation, self.accelerator
-        )
+        step, validation = self.state.step, self.state.validation
+        record = training_record(self.identity, self.data, step, self.epoch, validation, self.accelerator)
         with sync_errors(self.accelerator), writing(self.output_dir / name):
             if self.accelerator.is_main_process:
                 with new_folder(self.output_dir / name) as draft:

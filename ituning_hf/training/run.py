@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from ..data.dataset import over_long_share
+from ..data.stream import ShardStream
 from ..evaluation.scores import METRIC_NAMES
 from ..hub.inspection import describe_config
 from ..utils.distributed import create_accelerator, leave_group, raise_on_main, sync_errors
@@ -131,12 +132,18 @@ def _describe_run(trainer: CaptionTrainer) -> list[str]:
     model, data, args, config = trainer.captioner, trainer.data, trainer.args, trainer.captioner.config
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = describe_config(config)["parameters"]["total"]  # the encoder may not be loaded
+    over_long = 0.0  # of a stream it is not known
+    if isinstance(data.train, ShardStream):
+        images = f"{len(data.train.shards):,} tar shards"
+    else:
+        images = f"{len(data.train):,}"
+        over_long = over_long_share(data.train, trainer.processor, args.max_caption_tokens)
     lines = [
         f"Backbones  {config.vision_model_name_or_path} + {config.text_model_name_or_path} (frozen)",
         f"Adapter    r = {config.adapter_hidden_size}, {config.adapter_num_heads} heads, in "
         f"{len(config.adapter_layers)} of {config.text_config.num_hidden_layers} layers",
         f"Trainable  {trainable:,} of {total:,} parameters ({trainable / total:.2%})",
-        f"Images     {len(data.train):,} to train on, {len(data.evaluation):,} for validation",
+        f"Images     {images} to train on, {len(data.evaluation):,} for validation",
     ]
     if data.features is not None:
         spec = data.features.spec
@@ -144,8 +151,8 @@ def _describe_run(trainer: CaptionTrainer) -> list[str]:
             f"Features   {spec.storage}, {spec.num_tokens} x {spec.hidden_size} for each image, in "
             f"{args.features}; neither images nor vision encoder are loaded"
         )
-    if share := over_long_share(data.train, trainer.processor, args.max_caption_tokens):
-        lines.append(f"Captions   {share:.2%} are cut at {args.max_caption_tokens} tokens")
+    if over_long:
+        lines.append(f"Captions   {over_long:.2%} are cut at {args.max_caption_tokens} tokens")
     if trainer.total_steps < FEW_STEPS:
         lines.append(
             f"Few steps  {trainer.total_steps:,} in total: the captioner may not learn where captions end; "

@@ -58,7 +58,7 @@ class Validator:
 
     @torch.no_grad()
     def _loss(self) -> float:
-        sampler = self.batches.sampler(self.images, shuffle=False)
+        sampler = self.batches.sampler(self.images)
         keys = itertools.islice(sampler, sampler.steps_per_epoch)
         longest = pc.max(pc.list_value_length(self.images.column("captions"))).as_py()
         captions = min(longest, self.args.captions_per_image)
@@ -71,7 +71,7 @@ class Validator:
             loss = self.model(**batch, num_items_in_batch=1, skip_logits=True).loss
             sums += torch.stack([loss.double(), items.double(), items.new_tensor(len(problems)).double()])
         total, items, unreadable = self.accelerator.reduce(sums, "sum").tolist()
-        self.batches.check_unreadable(int(unreadable), self.images)
+        self.batches.check_unreadable(int(unreadable), len(self.images))
         return total / items
 
     def _first_captions(self, wanted: int) -> dict[int, str]:
