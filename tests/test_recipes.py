@@ -121,11 +121,11 @@ def test_a_recipe_trains_and_the_same_command_resumes(name: str, small_data: Pat
 def test_web_shards_and_then_coco(small_data: Path, capsys) -> None:
     dry_run, train, further, evaluate = commands("cc3m")
     assert dry_run == [*train, "--dry_run"]
+    further[further.index("--config") + 1] = recipe("coco")
     assert PARSERS["evaluate"](evaluate[1:]).model == f"{parse_training(further[1:]).output_dir}/best"
     small = [*SMALL, "--per_device_train_batch_size", "4", "--config"]
     assert cli.main(["train", *small, recipe("cc3m")]) == 0
     assert "3 tar shards to train on, 3 for validation" in capsys.readouterr().out
-    further[further.index("--config") + 1] = recipe("coco")
     assert cli.main([*further, *SMALL, *expected("coco")]) == 0
     record = read_training_record("outputs/cc3m_coco/last")
     assert record is not None

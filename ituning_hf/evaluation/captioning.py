@@ -26,7 +26,7 @@ from ..captioner.processing_ituning import ITuningProcessor
 from ..data.columns import CaptionedImages
 from ..data.images import UnreadableImageError, allowed_unreadable
 from ..data.inputs import FeatureInputs, ImageInputs, PixelInputs
-from ..data.workers import ignore_stop_signals, usable_workers
+from ..data.workers import initialize_worker, usable_workers
 from ..features.store import FeatureStore
 from ..inference.captioning import generate_captions, search_options
 from ..utils.distributed import sync_errors
@@ -97,7 +97,7 @@ def caption_images(
         batch_sampler=own,
         collate_fn=partial(_read_images, images, captioner.inputs),
         num_workers=usable_workers(min(args.dataloader_num_workers, len(own))),
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=initialize_worker,
     )
     found = Captions()
     with sync_errors(accelerator), logging_redirect_tqdm(), _progress_bar(own, accelerator) as bar:

@@ -27,7 +27,7 @@ from ..captioner.encoders_ituning import encoder_family
 from ..data.columns import CaptionedImages
 from ..data.images import UnreadableImageError
 from ..data.inputs import PixelInputs
-from ..data.workers import ignore_stop_signals, usable_workers
+from ..data.workers import initialize_worker, usable_workers
 from ..utils.devices import usable_device
 from ..utils.errors import UserError, WorkError
 from ..utils.files import existing_part, sync, write_json, writing_to
@@ -231,7 +231,7 @@ def _init_worker(worker_id: int) -> None:
 
     Other errors in a worker are sent to the parent process, not printed here.
     """
-    ignore_stop_signals(worker_id)
+    initialize_worker(worker_id)
     sys.excepthook = lambda *error: None
 
 

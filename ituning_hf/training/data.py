@@ -21,7 +21,7 @@ from ..data.loading import refuse_settings
 from ..data.sampler import ImageBatchSampler, SampleKey
 from ..data.shards import find_shards, select_shards
 from ..data.stream import ShardStream, StreamSampler
-from ..data.workers import ignore_stop_signals, usable_workers
+from ..data.workers import initialize_worker, usable_workers
 from ..evaluation.metrics import CIDER_NEEDS_IMAGES
 from ..features.store import FeatureStore
 from ..utils.distributed import raise_on_main
@@ -221,7 +221,7 @@ class Batches:
             collate_fn=collate or Collator(inputs, self.processor, captions_per_image),
             num_workers=usable_workers(self.args.dataloader_num_workers),
             pin_memory=self.accelerator.device.type == "cuda",
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=initialize_worker,
         )
 
     def log_unreadable(self, problems: Iterable[str]) -> None:
