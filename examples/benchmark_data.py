@@ -159,7 +159,7 @@ def measure(dataset: str, image_root: str | None) -> dict[str, float]:
     data = TrainingData(train, val)
     data.fingerprint()
     backbones = SCENE_BACKBONES / "vision", SCENE_BACKBONES / "text"
-    over_long_share(data.train, ITuningProcessor.from_vision_text_pretrained(*backbones), 40)
+    over_long_share(train, ITuningProcessor.from_vision_text_pretrained(*backbones), 40)
     result = {
         "images": len(train) + len(val),
         "loading_cpu_seconds": loaded - started,

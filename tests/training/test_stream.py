@@ -139,22 +139,38 @@ def test_other_shards_are_another_run(on_shards: Settings, tmp_path: Path):
 # --- Several processes
 
 
+def assert_same_weights(ours: TrainArguments, theirs: TrainArguments) -> None:
+    for name, tensor in adapter(ours.output_dir).items():
+        if name.endswith("k_proj.bias"):
+            continue  # it has no effect on the softmax: AdamW makes steps of rounding errors
+        torch.testing.assert_close(adapter(theirs.output_dir)[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def positions(args: TrainArguments, step: int) -> list[list[int]]:
+    folder = Path(args.output_dir) / "checkpoints" / f"step_{step:08}"
+    return json.loads((folder / "trainer_state.json").read_text())["state"]["positions"]
+
+
 def test_two_processes_give_the_results_of_one(on_shards: Settings, tmp_path: Path):
-    one = on_shards("one", per_device_train_batch_size=4, max_checkpoints=9)
+    one = on_shards("one", per_device_train_batch_size=4)
     two = replace(one, per_device_train_batch_size=2, output_dir=str(tmp_path / "two"))
     train(one)
     run_on_two(command(two), tmp_path)
-    for name, tensor in adapter(one.output_dir).items():
-        if name.endswith("k_proj.bias"):
-            continue  # it has no effect on the softmax: AdamW makes steps of rounding errors
-        torch.testing.assert_close(adapter(two.output_dir)[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+    assert_same_weights(one, two)
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    positions = [
-        json.loads((tmp_path / name / "checkpoints" / "step_00000006" / "trainer_state.json").read_text())
-        for name in ("one", "two")
-    ]
-    assert positions[0]["state"]["positions"] == positions[1]["state"]["positions"]
-    assert len(positions[0]["state"]["positions"]) == 4
+    assert positions(two, 8) == positions(one, 8)
+    assert len(positions(one, 8)) == 4
+
+
+def test_two_processes_continue_the_stream_of_one(on_shards: Settings, tmp_path: Path):
+    one = on_shards("one", per_device_train_batch_size=4)
+    cut = replace(one, output_dir=str(tmp_path / "cut"))
+    train(one)
+    train_until(cut, 5)
+    two = replace(cut, per_device_train_batch_size=2, resume_from_checkpoint="latest")
+    run_on_two(command(two), tmp_path)
+    assert_same_weights(one, two)
+    assert positions(two, 8) == positions(one, 8)
 
 
 # --- Images
