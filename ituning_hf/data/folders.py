@@ -1,8 +1,7 @@
-"""Folders of images: with metadata, with a caption file beside each image, or with parts of a table."""
+"""Folders of images: with metadata, or with a caption file beside each image."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from ..utils.files import read_utf8
 from .columns import CaptionedImage
 from .images import iter_images
 from .records import SPLIT_NAMES, clean_captions, first_names
-from .tables import TableSettings, line_of, parse_rows, read_metadata_rows, read_text_table
+from .tables import TableSettings, line_of, parse_rows, read_metadata_rows
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +54,6 @@ def read_image_folder(root: Path, settings: TableSettings) -> Iterator[Captioned
             split=SPLIT_NAMES.get(name),
             absolute=False,
         )
-
-
-def find_parts(root: Path) -> list[Path]:
-    """Return the parts of a table in a folder, as `ituning caption` writes them."""
-    return sorted(root.glob("part-*.jsonl"))
-
-
-def read_parts(root: Path, settings: TableSettings) -> Iterator[CaptionedImage]:
-    """Read the parts of a table in the order of their names."""
-    return itertools.chain.from_iterable(read_text_table(path, settings) for path in find_parts(root))
 
 
 def read_captioned_files(root: Path, image_root: Path | None) -> Iterator[CaptionedImage]:

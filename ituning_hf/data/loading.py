@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..utils.errors import UserError
 from .columns import CaptionedImage, CaptionedImages, write_rows
-from .folders import find_metadata, find_parts, read_captioned_files, read_image_folder, read_parts
+from .folders import find_metadata, read_captioned_files, read_image_folder
 from .json_files import read_json_dataset
 from .records import MissingSplitError
 from .scenes import read_scenes
@@ -54,8 +54,8 @@ def load_captioned_images(
             - "scenes", the built-in synthetic scenes;
             - a `.json` file of Karpathy, COCO captions or NoCaps, or a list of rows (`read_json_dataset`);
             - a `.csv`, `.tsv`, `.txt` or `.jsonl` table (`read_text_table`);
-            - a folder with `metadata.jsonl`, `.csv` or `.parquet` (`read_image_folder`), with a caption file
-              beside each image (`read_captioned_files`), or with parts of a table, `part-*.jsonl`;
+            - a folder with `metadata.jsonl`, `.csv` or `.parquet` (`read_image_folder`), or with a caption
+              file beside each image (`read_captioned_files`);
             - a `.parquet` file, a folder of such files, a folder written by `save_to_disk` of `datasets`, or
               a dataset on the Hub, "org/name" or "org/name:config" (`read_hf_dataset`);
             - WebDataset `.tar` shards: a path or fsspec address with braces or wildcards, or a folder
@@ -135,8 +135,6 @@ def _read_entries(
     is_table = is_saved_dataset(path) or (suffix == ".parquet" and path.is_file())
     if is_table or (path.is_dir() and has_parquet(path)):
         return read_hf_dataset(source, splits, settings)
-    if path.is_dir() and find_parts(path):
-        return Entries(read_parts(path, settings))
     if path.is_dir():
         refuse_settings("a folder of caption files", source, settings, "image_column", "caption_column")
         return Entries(read_captioned_files(path, settings.image_root))

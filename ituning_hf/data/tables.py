@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
 import datasets
@@ -149,8 +149,8 @@ def parse_rows(
     for number, row in itertools.chain(head, remaining):
         try:
             name, columns = name_of(row), columns_of(tuple(row))
-            if "\\" in name and not os.path.lexists(os.path.join(folder, name)):  # written on Windows
-                name = name.replace("\\", "/")
+            if "\\" in name and not (PureWindowsPath(name).drive or os.path.lexists(f"{folder}/{name}")):
+                name = name.replace("\\", "/")  # written on Windows
             source = b"" if isinstance(name, _InTable) else os.path.join(folder, name)
             yield CaptionedImage(
                 prefix + name,
