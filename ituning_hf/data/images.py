@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -15,7 +17,7 @@ from ..captioner.images_ituning import to_rgb, upright
 from ..utils.terminal import printable
 
 # The formats of photographs. Pillow reads many more, but it starts Ghostscript for EPS, and the other
-# decoders are less tested. HEIF requires a plug-in that the caller registers.
+# decoders are less tested. HEIF requires the package pillow-heif.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF", "PPM")
 
 IMAGE_SUFFIXES = frozenset(
@@ -41,7 +43,7 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
     """Decode an image into upright 8-bit RGB.
 
     The format is detected from the content, not from the file name: AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF or
-    WebP, and HEIF if a Pillow plug-in is registered. Safe to call from several threads.
+    WebP, and HEIF if pillow-heif is installed. Safe to call from several threads.
 
     The EXIF orientation is applied. Transparent pixels are composited over white. The first frame of an
     animation is used. Grey values of more than 8 bits are scaled, not clipped: white is 65535 for 16 bits,
@@ -133,8 +135,17 @@ def open_file(source: str | os.PathLike[str]) -> io.BufferedReader:
     return open(source, "rb")
 
 
+@functools.cache
+def _register_heif() -> None:
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+
+
 def _registered_formats() -> list[str]:
     Image.init()
+    _register_heif()
     return [name for name in _FORMATS if name in Image.OPEN]
 
 

@@ -1,14 +1,22 @@
 import io
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ituning_hf.data.images import UnreadableImageError, allowed_unreadable, find_images, load_image
+from ituning_hf.data.images import (
+    UnreadableImageError,
+    _register_heif,
+    allowed_unreadable,
+    find_images,
+    load_image,
+)
 
 # 2 rows, 3 columns, no symmetry: every rotation and reflection changes it.
 GREY = np.array([[0, 50, 100], [150, 200, 250]], dtype=np.uint8)
@@ -206,14 +214,33 @@ def test_decompression_bombs_are_refused(
     assert load_image(tmp_path / "bomb.png").size == size
 
 
+OTHER_SUFFIXES = (
+    "avif",
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+    "jpe",
+    "jfif",
+    "mpo",
+    "heic",
+    "heif",
+    "tif",
+    "bmp",
+    "apng",
+)
+
+
 def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
     names = ["b/z.PNG", "a.jpg", "b/c/d.webp", ".hidden/e.jpeg", "b/._z.jpg", "notes.txt", "photo"]
+    names += [f"formats/{suffix}.{suffix}" for suffix in OTHER_SUFFIXES]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "broken link.jpg").symlink_to(tmp_path / "gone.jpg")
     expected = ["a.jpg", "b/c/d.webp", "b/z.PNG", "broken link.jpg"]
+    expected += [f"formats/{suffix}.{suffix}" for suffix in sorted(OTHER_SUFFIXES)]
     assert find_images(tmp_path) == [tmp_path / name for name in expected]
     with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
         find_images(tmp_path / "nowhere")
@@ -222,3 +249,14 @@ def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
 def test_the_limit_of_unreadable_images_by_hand() -> None:
     cases = {(0.29, 100): 29, (0.1, 11): 1, (0.2, 4): 0, (0.0, 5): 0, (1.0, 3): 2}
     assert {case: allowed_unreadable(*case) for case in cases} == cases
+
+
+def test_the_plug_in_for_heif_is_registered_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[str] = []
+    plugin = SimpleNamespace(register_heif_opener=lambda: registered.append("HEIF"))
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    _register_heif.cache_clear()
+    with pytest.raises(UnreadableImageError, match="not an image of a supported format"):
+        load_image(b"nonsense")
+    assert registered == ["HEIF"]
+    _register_heif.cache_clear()
