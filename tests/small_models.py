@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -25,6 +25,9 @@ from transformers import (
 
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner.encoders_ituning import CLIPFamily
+from ituning_hf.data.columns import CaptionedImages
+from ituning_hf.features.arguments import BuildArguments
+from ituning_hf.features.build import build_features
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.loop import CaptionTrainer
 from ituning_hf.training.run import train
@@ -176,6 +179,12 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Non
 def edit_json(path: Path, **fields: Any) -> None:
     """Set fields of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def store_features(folder: Path, images: Sequence[CaptionedImages], **settings: Any) -> None:
+    """Build a feature store of some splits, in this process."""
+    args = BuildArguments(**{"dataloader_num_workers": 0, "output_dir": str(folder)} | settings)
+    build_features(CaptionedImages.concatenate(images), args)
 
 
 def contents(folder: str | Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..data.arguments import SPLITS
 from ..features.arguments import BuildArguments
@@ -30,7 +30,7 @@ _BUILD_EXAMPLES = """examples:
       --vision_model openai/clip-vit-base-patch16 --output_dir features/photos
   ituning features info features/photos
 
-The features of CLIP ViT-B/16 take 302,592 bytes per image, or 152,084 with
+The features of CLIP ViT-B/16 take 302,692 bytes per image, or 152,184 with
 --storage int8. The build can be stopped at any time: the same command resumes
 it, and adds images that are new in the dataset. torchrun, accelerate launch and
 srun share the work among processes. An unreadable image is reported and
@@ -60,8 +60,7 @@ def parse_arguments(argv: Sequence[str]) -> BuildArguments:
 
 
 def _build(args: BuildArguments) -> int:
-    from ..features.build import build_features, plan_build, size_of_image
-    from ..features.spec import describe_encoder
+    from ..features.build import build_features, plan_build
     from ..features.store import FeatureStore
     from ..training.errors import RunStopped
     from ..training.signals import stop_on_signals
@@ -69,35 +68,22 @@ def _build(args: BuildArguments) -> int:
     from ..utils.ranks import process_rank
     from ..utils.terminal import format_bytes
 
-    names = ("vision_model", "vision_revision", "vision_feature_layer", "storage", "mixed_precision")
-    settings: dict[str, Any] = {name: getattr(args, name) for name in names}
     rank = process_rank()
     share = f" (process {rank.index + 1} of {rank.count})" if rank.count > 1 else ""
     try:
         with stop_on_signals(), command_process():
             images = _load_images(args)
-            spec = describe_encoder(**settings)
-            shards = plan_build(images, args.output_dir, spec, args.shard_size)
+            spec, shards = plan_build(images, args)
             count = sum(map(len, shards))
             if rank.index == 0:
                 shape = f"{spec.num_tokens} x {spec.hidden_size} in {spec.storage}"
                 print(f"features        {shape}, of {spec.vision_model['vision_model_name_or_path']}")
-                size = format_bytes(count * size_of_image(spec))
+                size = format_bytes(count * spec.bytes_per_image)
                 print(f"to encode       {count:,} of {len(images):,} images, {size}", flush=True)
             if args.dry_run:
                 print("nothing was written")
                 return 0
-            result = build_features(
-                images,
-                args.output_dir,
-                **settings,
-                batch_size=args.batch_size,
-                shard_size=args.shard_size,
-                num_workers=args.dataloader_num_workers,
-                device=rank.device(args.device),
-                progress=sys.stderr.isatty() and rank.index == 0,
-                rank=rank,
-            )
+            result = build_features(images, args, rank, progress=sys.stderr.isatty() and rank.index == 0)
     except RunStopped as stopped:
         print("ituning: stopped: run the same command to resume", file=sys.stderr)
         return stopped.exit_code
@@ -110,26 +96,16 @@ def _build(args: BuildArguments) -> int:
 
 
 def _load_images(args: BuildArguments) -> CaptionedImages:
-    """Read the splits given by --splits, or all splits of the dataset."""
+    """Read the splits given by --splits, or the whole dataset."""
     from ..data.columns import CaptionedImages
-    from ..data.records import MissingSplitError
 
-    parts: list[CaptionedImages] = []
-    missing: list[MissingSplitError] = []
-    for split in args.splits or SPLITS:
-        # The number of scenes that training uses with the same flags.
-        num_scenes = args.num_scenes if split == "train" else max(1, args.num_scenes // 10)
-        try:
-            found = args.load_split(split, args.seed, num_scenes, require_captions=False)
-        except MissingSplitError as error:
-            if args.splits:
-                raise
-            missing.append(error)
-            continue
-        print(f"{split:<16}{len(found):,} images")
-        parts.append(found)
-    if not parts:
-        raise missing[0]
+    # Of each split as many scenes as training uses with the same flags.
+    splits = args.splits or (SPLITS if args.dataset == "scenes" else ("all",))
+    num_scenes = args.num_scenes if splits[0] == "train" else max(1, args.num_scenes // 10)
+    parts = []
+    for split, images in zip(splits, args.load_splits(splits, args.seed, num_scenes, False), strict=True):
+        print(f"{split:<16}{len(images):,} images")
+        parts.append(images)
     return CaptionedImages.concatenate(parts)
 
 

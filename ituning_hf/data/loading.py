@@ -96,15 +96,14 @@ def load_splits(
 ) -> Iterator[CaptionedImages]:
     """Read a dataset once, and yield several of its splits; see `load_captioned_images`.
 
-    Of the built-in scenes, the first split has `num_scenes`, and the next a tenth.
+    Of the built-in scenes, the first split has `num_scenes`, and each other one a tenth.
     """
     if dataset == "scenes":
         refuse_settings("the built-in scenes", dataset, settings, *settings.__dict__)
         if val_share != DEFAULT_VAL_SHARE:
             raise UserError(f"--val_share {val_share} has no effect on the built-in scenes: remove it")
-        for split in splits:
-            yield read_scenes(split, num_scenes, seed)
-            num_scenes = max(1, num_scenes // 10)
+        for position, split in enumerate(splits):
+            yield read_scenes(split, num_scenes if position == 0 else max(1, num_scenes // 10), seed)
         return
     entries = _read_entries(dataset, splits, settings, require_captions)
     rows = write_rows(entries.images)

@@ -33,12 +33,12 @@ from ..utils.errors import UserError, WorkError
 from ..utils.files import existing_part, sync, write_json, writing_to
 from ..utils.ranks import Rank
 from ..utils.terminal import format_bytes
+from .arguments import BuildArguments
 from .spec import STORE_FILE, FeatureSpec, describe_encoder
 from .store import SHARD_PATTERN, FeatureStore, hash_names, image_keys, image_version
 
 logger = logging.getLogger(__name__)
 
-_ENTRY_BYTES = 100  # approximate size of an image's name and the other small columns
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,20 +58,14 @@ class BuildResult(NamedTuple):
     unreadable: dict[str, str]  # why images cannot be read, by name
 
 
-def plan_build(
-    images: CaptionedImages, folder: str | os.PathLike[str], spec: FeatureSpec, shard_size: int
-) -> list[np.ndarray]:
-    """Determine the files to write; return the indices of each file's images. Nothing is written.
+def plan_build(images: CaptionedImages, args: BuildArguments) -> tuple[FeatureSpec, list[np.ndarray]]:
+    """Determine the files to write: how their features are computed, and the indices of each file's images.
 
     The dataset is cut into shards, and what the store has is left out of each; some may be empty. So neither
-    the files nor their number depend on what other processes write at the same time.
-
-    Raises:
-        UserError: The store was built with different settings, has features of other versions of the images
-            or is damaged; or two images have the same name.
-        OSError: The folder is neither empty nor a feature store, or the disk does not have enough space.
+    the files nor their number depend on what other processes write at the same time. Nothing is written.
+    The errors are those of `build_features`.
     """
-    folder, todo = Path(folder), _first_of_each_name(images)
+    folder, spec, todo = Path(args.output_dir), describe_encoder(args), _first_of_each_name(images)
     if (folder / STORE_FILE).exists():
         store = FeatureStore(folder)
         if differences := store.spec.differences(spec):
@@ -83,20 +77,15 @@ def plan_build(
         todo &= ~store.find(images)[1]
     elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise FileExistsError(f"{folder} contains files and is not a feature store: give another folder")
-    num_bytes, free = int(todo.sum()) * size_of_image(spec), shutil.disk_usage(existing_part(folder)).free
+    num_bytes, free = int(todo.sum()) * spec.bytes_per_image, shutil.disk_usage(existing_part(folder)).free
     if num_bytes > free:
         raise OSError(
             f"the features of {todo.sum():,} images take {format_bytes(num_bytes)}, but the disk of "
             f"{folder} has only {format_bytes(free)} left: free some space, give a folder on another disk, "
             "or use --storage int8, which takes half as much as bfloat16"
         )
-    starts = range(0, len(todo), shard_size)
-    return [start + np.flatnonzero(todo[start : start + shard_size]) for start in starts]
-
-
-def size_of_image(spec: FeatureSpec) -> int:
-    """Return the size on disk of an image in the store, in bytes."""
-    return spec.bytes_per_image + _ENTRY_BYTES
+    size = args.shard_size
+    return spec, [start + np.flatnonzero(todo[start : start + size]) for start in range(0, len(todo), size)]
 
 
 def _first_of_each_name(images: CaptionedImages) -> np.ndarray:
@@ -114,20 +103,7 @@ def _first_of_each_name(images: CaptionedImages) -> np.ndarray:
 
 
 def build_features(
-    images: CaptionedImages,
-    folder: str | os.PathLike[str],
-    *,
-    vision_model: str | os.PathLike[str],
-    vision_revision: str | None = None,
-    vision_feature_layer: int = -1,
-    storage: str = "bfloat16",
-    mixed_precision: str = "no",
-    batch_size: int = 32,
-    shard_size: int = 500,
-    num_workers: int = 2,
-    device: str | torch.device | None = None,
-    progress: bool = False,
-    rank: Rank | None = None,
+    images: CaptionedImages, args: BuildArguments, rank: Rank | None = None, progress: bool = False
 ) -> BuildResult:
     """Compute and store the features of images, or add missing images to a store.
 
@@ -136,57 +112,41 @@ def build_features(
     recorded and skipped; the next build tries it again.
 
     Args:
-        images: The images, of one or more splits.
-        folder: The folder of the store; it is created if it does not exist.
-        vision_model: A local folder or Hub id of a vision encoder, or of a full CLIP.
-        vision_revision: Its revision on the Hub.
-        vision_feature_layer: The hidden state to store; see `ITuningConfig`.
-        storage: "bfloat16", "int8" (half as large; see `pack` for its error) or "float32".
-        mixed_precision: "no", "bf16" or "fp16": the precision of the encoder's computation.
-        batch_size: Images per batch. It may change the last bits of features.
-        shard_size: Images per file; their features are kept in memory.
-        num_workers: Processes that decode images; 0 decodes in this process.
-        device: The device of the encoder; by default the best one available.
-        progress: Whether to show a progress bar on standard error.
+        images: The images, of one or more splits; the dataset that the settings name is not read.
+        args: The settings.
         rank: Which of several processes this is; by default the only one.
-
-    Returns:
-        What this process has encoded, and what it could not read.
+        progress: Whether to show a progress bar on standard error.
 
     Raises:
-        UserError, CaptionerError, OSError: The build did not start: the encoder, a setting, the store or the
-            images cannot be used, or the disk does not have enough space.
+        UserError: The store has other settings or other versions of the images, or is damaged; or two images
+            have the same name. As for the errors below, the build did not start.
+        CaptionerError: The encoder is not supported, or has no such layer.
+        OSError: There is no such encoder, the folder contains other files, or the disk lacks space.
         WorkError: The build cannot continue, for example because the disk is full. The files that are
             complete are kept.
     """
-    target, folder, rank = usable_device(device), Path(folder), rank or Rank(0, 1, 0)
-    spec = describe_encoder(
-        vision_model,
-        vision_revision=vision_revision,
-        vision_feature_layer=vision_feature_layer,
-        storage=storage,
-        mixed_precision=mixed_precision,
-    )
-    shards = plan_build(images, folder, spec, shard_size)[rank.index :: rank.count]
-    shards = [shard for shard in shards if len(shard)]
+    rank, folder = rank or Rank(0, 1, 0), Path(args.output_dir)
+    device = usable_device(rank.device(args.device))
+    spec, planned = plan_build(images, args)
+    shards = [shard for shard in planned[rank.index :: rank.count] if len(shard)]
     with writing_to(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not (folder / STORE_FILE).exists():
                 write_json(folder / STORE_FILE, asdict(spec))
     # A batch is within one shard, so a resumed build has the same batches as an uninterrupted one.
-    batches = [np.split(shard, range(batch_size, len(shard), batch_size)) for shard in shards]
+    batches = [np.split(shard, range(args.batch_size, len(shard), args.batch_size)) for shard in shards]
     loader = DataLoader(
         _BatchDataset(images, [batch for shard in batches for batch in shard], spec),
         batch_size=None,
-        num_workers=usable_workers(num_workers),
+        num_workers=usable_workers(args.dataloader_num_workers),
         worker_init_fn=_init_worker,
         generator=torch.Generator(),  # so the caller's random state does not change
     )
     num_encoded, unreadable = 0, dict[str, str]()
     bar = tqdm(total=sum(map(len, shards)), unit="image", disable=not progress)
     with bar, logging_redirect_tqdm() if progress else nullcontext():
-        encoded = _encode(loader, spec, target) if shards else iter(())
+        encoded = _encode(loader, spec, device) if shards else iter(())
         for shard in batches:
             rows, parts = [], []
             for _ in shard:
@@ -260,22 +220,13 @@ def _encode(
 
 
 def pack(features: torch.Tensor, storage: str) -> dict[str, torch.Tensor]:
-    """Convert features to the stored data type.
+    """Convert features, (B, N, d_v), to the stored data type.
 
-    "int8" uses symmetric quantization with one scale per token: its largest absolute value maps to 127. The
-    error is at most half a scale, 1/254 of the largest value, plus rounding to bfloat16 when the features are
-    read. The median error relative to a token's norm depends on outliers: 0.7% for the bundled encoder of
-    synthetic scenes, 0.8% for a ViT-B/16 with random weights, 2.1% if one value in 768 is 10 times larger
-    than the others, and 5.5% if it is 50 times larger, as in some pretrained encoders. bfloat16: 0.2%.
-
-    Values beyond the largest bfloat16, 3.39e38, are clamped unless float32 is stored.
-
-    Args:
-        features: Floating-point features of shape (num_images, N, d_v).
-        storage: One of `STORAGES`.
-
-    Returns:
-        `features` of the same shape and, for "int8", `scales` of shape (num_images, N) in float32.
+    Values beyond the largest bfloat16, 3.39e38, are clamped unless float32 is stored. "int8" adds `scales`,
+    (B, N): the largest absolute value of each token maps to 127. The error is at most half a scale, plus
+    rounding to bfloat16 when the features are read. The median error relative to a token's norm is 0.8% for a
+    ViT-B/16 with random weights, 2.1% if one value in 768 is 10 times larger than the others, and 5.5% if it
+    is 50 times larger, as in some pretrained encoders. bfloat16: 0.2%.
     """
     if storage == "float32":
         return {"features": features.float()}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +14,7 @@ from ..captioner.backbones_ituning import Backbone
 from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.encoders_ituning import encoder_family
 from ..captioner.processing_ituning import load_image_processor
-from ..utils.errors import UserError
-from ..utils.files import read_json
-from ..utils.rules import MIXED_PRECISIONS
-from .arguments import STORAGES
+from .arguments import BuildArguments
 
 STORE_FILE = "store.json"
 DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8, "float32": torch.float32}
@@ -46,26 +41,23 @@ class FeatureSpec:
     @property
     def computation(self) -> dict[str, Any]:
         """All settings that determine the stored values. They do not include the path of the encoder."""
-        config = self.vision_config
+        config = ITuningConfig(**self.vision_model).vision_config
         layers = config.num_hidden_layers + 1  # -1 is the last one
-        architecture, fields = encoder_family(config).architecture, _IMAGE_PROCESSOR_FIELDS
         return {
             "storage": self.storage,
             "mixed_precision": self.mixed_precision,
             "vision_model_fingerprint": self.vision_model["vision_model_fingerprint"],
             "vision_feature_layer": self.vision_feature_layer % layers,
-            **{f"vision_config.{name}": getattr(config, name) for name in architecture},
-            **{f"image_processor.{name}": self.image_processor.get(name) for name in fields},
+            **{
+                f"vision_config.{name}": getattr(config, name) for name in encoder_family(config).architecture
+            },
+            **{f"image_processor.{name}": self.image_processor.get(name) for name in _IMAGE_PROCESSOR_FIELDS},
         }
-
-    @property
-    def vision_config(self) -> Any:
-        """The encoder's configuration."""
-        return ITuningConfig(**self.vision_model).vision_config
 
     def make_image_processor(self) -> Any:
         """Return the encoder's image processor."""
-        return encoder_family(self.vision_config).image_processor_class.from_dict(self.image_processor)
+        config = ITuningConfig(**self.vision_model).vision_config
+        return encoder_family(config).image_processor_class.from_dict(self.image_processor)
 
     @property
     def schema(self) -> pa.Schema:
@@ -84,75 +76,44 @@ class FeatureSpec:
 
     @property
     def bytes_per_image(self) -> int:
-        """The size of the features of one image on disk, without its other columns."""
-        return sum(column.byte_width for column in self.schema.types if pa.types.is_fixed_size_binary(column))
+        """The size of an image on disk: its features, and about 100 bytes of other columns."""
+        return 100 + sum(kind.byte_width for kind in self.schema.types if pa.types.is_fixed_size_binary(kind))
 
     def differences(self, other: FeatureSpec) -> str:
         """List the settings in which another computation differs: "storage 'int8', not 'bfloat16'; ..."."""
-        own, wanted = self.computation, other.computation
-        return "; ".join(
-            f"{name} {own[name]!r}, not {wanted[name]!r}" for name in own if own[name] != wanted[name]
-        )
+        pairs = zip(self.computation.items(), other.computation.values(), strict=True)
+        return "; ".join(f"{name} {own!r}, not {value!r}" for (name, own), value in pairs if own != value)
 
     def of_captioner(self, config: ITuningConfig, image_processor: dict[str, Any]) -> FeatureSpec:
         """Return the specification with the encoder of a captioner, given its image processor's `to_dict`."""
         names = ("vision_model_fingerprint", "vision_config")
-        fields = {name: value for name, value in config.to_dict().items() if name in names}
+        encoder = {name: value for name, value in config.to_dict().items() if name in names}
+        encoder, image_processor = _as_json(encoder), _as_json(image_processor)
+        layer = config.vision_feature_layer
         return replace(
-            self,
-            vision_model=_as_json(fields),
-            image_processor=_as_json(image_processor),
-            vision_feature_layer=config.vision_feature_layer,
+            self, vision_model=encoder, image_processor=image_processor, vision_feature_layer=layer
         )
 
 
-def describe_encoder(
-    vision_model: str | os.PathLike[str],
-    *,
-    vision_revision: str | None = None,
-    vision_feature_layer: int = -1,
-    storage: str = "bfloat16",
-    mixed_precision: str = "no",
-) -> FeatureSpec:
-    """Return the specification of a feature store for an encoder, which is not loaded.
-
-    The arguments are those of `build_features`.
+def describe_encoder(args: BuildArguments) -> FeatureSpec:
+    """Return the specification of a build. The encoder is not loaded.
 
     Raises:
-        UserError: `storage` or `mixed_precision` is unknown.
         CaptionerError: The encoder is not supported, or has no such layer.
         OSError: The encoder does not exist.
     """
-    choices = {"storage": (storage, STORAGES), "mixed_precision": (mixed_precision, MIXED_PRECISIONS)}
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-    encoder = Backbone("vision", vision_model, vision_revision)
+    encoder = Backbone("vision", args.vision_model, args.vision_revision)
     fields = encoder.config_fields()
-    vision = ITuningConfig(**fields, vision_feature_layer=vision_feature_layer).vision_config
+    vision = ITuningConfig(**fields, vision_feature_layer=args.vision_feature_layer).vision_config
     return FeatureSpec(
         vision_model=_as_json(fields),
         image_processor=_as_json(load_image_processor(encoder.name_or_path, encoder.revision).to_dict()),
-        vision_feature_layer=vision_feature_layer,
-        storage=storage,
-        mixed_precision=mixed_precision,
+        vision_feature_layer=args.vision_feature_layer,
+        storage=args.storage,
+        mixed_precision=args.mixed_precision,
         num_tokens=encoder_family(vision).num_tokens(vision),
         hidden_size=vision.hidden_size,
     )
-
-
-def read_spec(folder: Path) -> FeatureSpec:
-    """Read the specification of a store; raise OSError if it is missing, UserError if it is damaged."""
-    path = folder / STORE_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a feature store: it has no {STORE_FILE}. `ituning features build` creates one"
-        )
-    content = read_json(path)
-    try:
-        return FeatureSpec(**content)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): build the store again in another folder") from error
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from ..data.columns import CaptionedImage, CaptionedImages
 from ..data.images import UnreadableImageError
 from ..data.records import first_names
 from ..utils.errors import UserError
-from .spec import DTYPES, FeatureSpec, read_spec
+from ..utils.files import read_json
+from .spec import DTYPES, STORE_FILE, FeatureSpec
 
 SHARD_PATTERN = "features-*.arrow"
 
@@ -59,14 +60,7 @@ class FeatureStore:
 
     Opening a store maps its files into memory; features are read from disk when they are needed, and
     processes share them. A store can be pickled, as its path, and shared by threads. Features that are added
-    to the folder later are not available.
-
-    Args:
-        folder: The folder.
-
-    Attributes:
-        folder: The folder.
-        spec: How the features were computed.
+    to the folder later are not available. `spec` says how the features were computed.
 
     Raises:
         FileNotFoundError: The folder is not a feature store.
@@ -75,23 +69,24 @@ class FeatureStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.spec: FeatureSpec = read_spec(self.folder)
+        self.spec = _read_spec(self.folder)
         shards = [_open_shard(path, self.spec.schema) for path in sorted(self.folder.glob(SHARD_PATTERN))]
         self._table = pa.Table.from_batches(shards, self.spec.schema)
         failed = self._table["error"].is_valid().to_numpy()
         keys = self._table["key"].to_numpy()
         # Of an image's rows, one with features comes first: it may have been unreadable and then repaired.
         order = np.lexsort((failed, keys))
-        self._keys, first = np.unique(keys[order], return_index=True)
-        self._rows = order[first]
-        self._encoded = ~np.append(failed, True)  # by row; the last is that of images that are not there
+        unique, first = np.unique(keys[order], return_index=True)
+        # The last entries are those of images that are not in the store.
+        self._keys, self._rows = np.append(unique, np.uint64(0)), np.append(order[first], -1)
+        self._encoded = ~np.append(failed, True)  # by row
 
     def __reduce__(self) -> Any:
         return type(self), (self.folder,)
 
     def __len__(self) -> int:
         """Return the number of images that have features."""
-        return int(self._encoded[self._rows].sum())
+        return int(self._encoded[self._rows[:-1]].sum())
 
     @property
     def num_bytes(self) -> int:
@@ -101,8 +96,9 @@ class FeatureStore:
     @property
     def unreadable(self) -> dict[str, str]:
         """The reasons, by name, for images that could not be read when the store was built."""
-        failed = self._table.select(["name", "error"]).take(self._rows[~self._encoded[self._rows]])
-        return dict(zip(failed["name"].to_pylist(), failed["error"].to_pylist(), strict=True))
+        rows = self._rows[:-1]
+        failed = self._table.select(["name", "error"]).take(rows[~self._encoded[rows]])
+        return {row["name"]: row["error"] for row in failed.to_pylist()}
 
     def read(self, name: str) -> torch.Tensor:
         """Read the features of an image, given its name.
@@ -131,9 +127,8 @@ class FeatureStore:
         return torch.from_numpy(np.frombuffer(cell, np.uint8).copy()).view(dtype)
 
     def _find(self, keys: np.ndarray) -> np.ndarray:
-        places = np.searchsorted(self._keys, keys)
-        found = np.append(self._keys, np.uint64(0))[places] == keys
-        return np.where(found & (places < len(self._keys)), np.append(self._rows, -1)[places], -1)
+        places = np.searchsorted(self._keys[:-1], keys)
+        return np.where(self._keys[places] == keys, self._rows[places], -1)
 
     def find(self, images: CaptionedImages) -> tuple[np.ndarray, np.ndarray]:
         """Return the row of each image in the store, -1 if it has none, and whether it has features."""
@@ -219,6 +214,18 @@ def image_keys(images: CaptionedImages) -> np.ndarray:
     chunks = images.column("name").chunks
     parts = (chunk.slice(start, 10_000) for chunk in chunks for start in range(0, len(chunk), 10_000))
     return hash_names(name for part in parts for name in part.to_pylist())
+
+
+def _read_spec(folder: Path) -> FeatureSpec:
+    path = folder / STORE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not a feature store: it has no {STORE_FILE}. `ituning features build` creates one"
+        )
+    try:
+        return FeatureSpec(**read_json(path))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): build the store again in another folder") from error
 
 
 def _open_shard(path: Path, schema: pa.Schema) -> pa.RecordBatch:

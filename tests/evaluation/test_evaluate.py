@@ -12,13 +12,12 @@ import torch
 from processes import run_on_two
 from pycocotools.coco import COCO
 from safetensors.torch import load_file, save_file
-from small_models import contents, read_lines, save_full_clip
+from small_models import contents, read_lines, save_full_clip, store_features
 
 from ituning_hf.evaluation import captioning, run
 from ituning_hf.evaluation.arguments import EvaluateArguments
 from ituning_hf.evaluation.clip_score import clip_scores
 from ituning_hf.evaluation.metrics import score_captions
-from ituning_hf.features.build import build_features
 from ituning_hf.inference.int8 import Int8Linear
 from ituning_hf.utils.errors import WorkError
 
@@ -269,11 +268,11 @@ def test_stored_features_replace_images_and_vision_encoder(
     capsys: pytest.CaptureFixture[str],
 ):
     images = EvaluateArguments(model="x", dataset=str(photos)).load_split("test", 0)
-    options = {"vision_model": backbones["vision"], "storage": "float32", "num_workers": 0}
-    build_features(images[:-1], tmp_path / "some", **options)
+    options = {"vision_model": str(backbones["vision"]), "storage": "float32"}
+    store_features(tmp_path / "some", [images[:-1]], **options)
     assert evaluate(features=tmp_path / "some") == 2
     assert "no features of 1 of the 7 images ('test/6.png')" in capsys.readouterr().err
-    build_features(images, tmp_path / "all", **options)
+    store_features(tmp_path / "all", [images], **options)
     for path in (photos / "test").glob("*.png"):
         path.unlink()
     assert evaluate(features=tmp_path / "all", vision_model=tmp_path / "nowhere") == 0

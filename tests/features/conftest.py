@@ -11,6 +11,7 @@ from PIL import Image
 
 from ituning_hf.data.columns import CaptionedImages
 from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.features.arguments import BuildArguments
 from ituning_hf.features.build import BuildResult, build_features
 from ituning_hf.features.store import FeatureStore
 
@@ -58,8 +59,11 @@ def build(backbones: dict[str, Path], folder: Path) -> Build:
     """Returns a function that builds the store with shards of 5 images in batches of 3."""
 
     def run(records: Records, into: Path = folder, **options: Any) -> BuildResult:
-        settings = {"vision_model": backbones["vision"], "batch_size": 3, "shard_size": 5, "num_workers": 0}
-        return build_features(records, into, **settings | {"device": "cpu"} | options)
+        rank = options.pop("rank", None)
+        settings = {"batch_size": 3, "shard_size": 5, "device": "cpu"} | options
+        settings = {"vision_model": backbones["vision"], "dataloader_num_workers": 0} | settings
+        paths = {"vision_model": str(settings.pop("vision_model")), "output_dir": str(into)}
+        return build_features(records, BuildArguments(**paths, **settings), rank)
 
     return run
 

@@ -36,15 +36,14 @@ def test_all_splits_are_built(run: Run, folder: Path, backbones: dict[str, Path]
     code, out, err = run()
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[:4] == [
-        "train           11 images",
-        "val             3 images",
+    assert lines[:3] == [
+        "all             14 images",
         f"features        10 x 15 in bfloat16, of {backbones['vision']}",
         "to encode       14 of 14 images, 5.6 kB",
     ]
-    assert lines[4] == "encoded         14 images"
-    assert lines[5].startswith(f"store           {folder}: 14 images, ")
-    assert len(lines) == 6
+    assert lines[3] == "encoded         14 images"
+    assert lines[4].startswith(f"store           {folder}: 14 images, ")
+    assert len(lines) == 5
     before = contents(folder)
     code, out, _ = run()
     assert (code, contents(folder)) == (0, before)

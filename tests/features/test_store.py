@@ -19,8 +19,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
 from ituning_hf.data.columns import CaptionedImage, CaptionedImages
 from ituning_hf.data.scenes import read_scenes
-from ituning_hf.features.arguments import STORAGES
-from ituning_hf.features.spec import FeatureSpec, describe_encoder, read_spec
+from ituning_hf.features.arguments import STORAGES, BuildArguments
+from ituning_hf.features.spec import FeatureSpec, describe_encoder
 from ituning_hf.features.store import FeatureStore
 from ituning_hf.utils.errors import UserError
 from ituning_hf.utils.files import write_json
@@ -32,7 +32,7 @@ from .conftest import Build, Records, save_noise, shards
 
 @pytest.fixture(scope="module")
 def spec(backbones: dict[str, Path]) -> FeatureSpec:
-    return describe_encoder(backbones["vision"])
+    return describe_encoder(BuildArguments(vision_model=str(backbones["vision"])))
 
 
 def test_a_spec_describes_its_encoder(spec: FeatureSpec, backbones: dict[str, Path], tmp_path: Path):
@@ -40,16 +40,16 @@ def test_a_spec_describes_its_encoder(spec: FeatureSpec, backbones: dict[str, Pa
     fields = [f"vision_model_{field}" for field in ("name_or_path", "revision", "fingerprint")]
     assert [spec.vision_model[field] for field in fields] == [getattr(config, field) for field in fields]
     assert (spec.num_tokens, spec.hidden_size) == (10, 15)
-    assert spec.bytes_per_image == 10 * 15 * 2
+    assert spec.bytes_per_image == 10 * 15 * 2 + 100
     stored = CLIPImageProcessorPil.from_dict(spec.image_processor)
     assert stored.to_dict() == CLIPImageProcessorPil.from_pretrained(backbones["vision"]).to_dict()
     write_json(tmp_path / "store.json", asdict(spec))
-    assert read_spec(tmp_path) == spec
+    assert FeatureStore(tmp_path).spec == spec
 
 
 def test_bytes_of_an_image(spec: FeatureSpec):
     large = [replace(spec, num_tokens=197, hidden_size=768, storage=storage) for storage in STORAGES]
-    sizes = {"bfloat16": 302_592, "int8": 152_084, "float32": 605_184}  # those in the command's help
+    sizes = {"bfloat16": 302_692, "int8": 152_184, "float32": 605_284}  # those in the command's help
     assert {spec.storage: spec.bytes_per_image for spec in large} == sizes
 
 
@@ -65,7 +65,8 @@ def test_a_damaged_spec_is_refused(tmp_path: Path, text: str, problem: str):
 
 
 def test_the_path_of_the_encoder_does_not_matter(spec: FeatureSpec, backbones: dict[str, Path]):
-    other = describe_encoder(backbones["clip"], vision_feature_layer=VISION["num_hidden_layers"])
+    layer = VISION["num_hidden_layers"]
+    other = describe_encoder(BuildArguments(vision_model=str(backbones["clip"]), vision_feature_layer=layer))
     assert other.vision_model != spec.vision_model
     preparation = spec.image_processor | {"image_processor_type": "CLIPImageProcessorOfTomorrow"}
     assert spec.differences(replace(other, image_processor=preparation)) == ""

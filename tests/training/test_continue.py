@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from runs import Settings, adapter, differences, losses
-from small_models import rewrite, train_until
+from small_models import rewrite, store_features, train_until
 
 from ituning_hf import load_captioner
-from ituning_hf.features.build import build_features
 from ituning_hf.hub.records import read_training_record
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.data import load_data
@@ -98,8 +97,8 @@ def test_backbones_may_have_moved_and_may_not_be_others(
 def test_stored_features_continue_a_captioner(further: Settings, backbones: dict[str, Path], tmp_path: Path):
     on_pixels = further(max_train_steps=2)
     data = load_data(on_pixels)
-    options = {"vision_model": str(backbones["vision"]), "storage": "float32", "num_workers": 0}
-    build_features([*data.train, *data.evaluation], tmp_path / "features", **options)
+    options = {"vision_model": str(backbones["vision"]), "storage": "float32"}
+    store_features(tmp_path / "features", [data.train, data.evaluation], **options)
     on_features = further("stored", max_train_steps=2, features=str(tmp_path / "features"))
     train(on_pixels)
     train(on_features)

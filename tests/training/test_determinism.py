@@ -7,10 +7,8 @@ import pytest
 import torch
 from processes import Command, run_on_two
 from runs import Settings, command, differences
-from small_models import contents
+from small_models import contents, store_features
 
-from ituning_hf.data.columns import CaptionedImages
-from ituning_hf.features.build import build_features
 from ituning_hf.training.data import load_data
 from ituning_hf.training.run import train
 
@@ -46,12 +44,8 @@ def test_every_form_of_a_run_writes_the_same_bytes_in_a_fresh_process(
     options = COMMON | FORMS[form]
     if "features" in options:
         data, options["features"] = load_data(settings()), str(tmp_path / "features")
-        vision = settings().vision_model
-        build_features(
-            CaptionedImages.concatenate([data.train, data.evaluation]),
-            tmp_path / "features",
-            vision_model=vision,
-        )
+        splits = [data.train, data.evaluation]
+        store_features(tmp_path / "features", splits, vision_model=settings().vision_model)
     found = []
     for name in ("one", "two"):
         args = settings(name, **options)

@@ -12,12 +12,10 @@ import torch
 from PIL import Image
 from processes import run_on_two
 from runs import Settings, adapter, command, differences, losses, samples
-from small_models import contents, train_until
+from small_models import contents, store_features, train_until
 from transformers import CLIPVisionModel
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
-from ituning_hf.data.columns import CaptionedImages
-from ituning_hf.features.build import build_features
 from ituning_hf.features.store import FeatureStore
 from ituning_hf.hub.records import read_training_record
 from ituning_hf.training.arguments import TrainArguments
@@ -42,10 +40,8 @@ def build(settings: Settings, tmp_path: Path) -> Build:
     def make(name: str = "features", **options: Any) -> str:
         args = settings()
         data = load_data(args)
-        defaults = {"vision_model": args.vision_model, "storage": "float32", "num_workers": 0}
-        build_features(
-            CaptionedImages.concatenate([data.train, data.evaluation]), tmp_path / name, **defaults | options
-        )
+        defaults = {"vision_model": args.vision_model, "storage": "float32"}
+        store_features(tmp_path / name, [data.train, data.evaluation], **defaults | options)
         return str(tmp_path / name)
 
     return make

@@ -11,11 +11,9 @@ import torch
 from accelerate import Accelerator
 from processes import run_on_two
 from runs import Settings, checkpoints, command, differences
-from small_models import contents, read_log
+from small_models import contents, read_log, store_features
 
-from ituning_hf.data.columns import CaptionedImages
 from ituning_hf.data.inputs import PixelInputs
-from ituning_hf.features.build import build_features
 from ituning_hf.training.data import load_data
 from ituning_hf.training.errors import NonFiniteLossError
 from ituning_hf.training.loop import CaptionTrainer
@@ -150,8 +148,7 @@ def test_weights_ruined_by_a_high_learning_rate_are_not_saved(
 def test_two_processes_stop_together_and_report_once(settings: Settings, tmp_path: Path):
     """One of the processes reads a NaN from the stored features."""
     data, features = load_data(settings()), tmp_path / "features"
-    images = CaptionedImages.concatenate([data.train, data.evaluation])
-    build_features(images, features, vision_model=settings().vision_model, num_workers=0)
+    store_features(features, [data.train, data.evaluation], vision_model=settings().vision_model)
     [path] = features.glob("features-*.arrow")
     with pa.ipc.open_file(path.read_bytes()) as file:
         batch = file.get_batch(0)
