@@ -44,6 +44,10 @@ _ROWS = pa.schema(
         "length": pa.int64(),
     }
 )
+# A file name that is not UTF-8 has lone surrogates in Python, which Arrow cannot store: there, characters for
+# private use replace them.
+_STORED = {code: code + 0x100000 for code in range(0xDC80, 0xDD00)}
+_ORIGINAL = {stored: code for code, stored in _STORED.items()}
 _BATCH_ROWS = 2000
 _BATCH_BYTES = 2**25
 
@@ -174,8 +178,8 @@ class CaptionedImages(Sequence[CaptionedImage]):
         """Return a column, without Python objects.
 
         Args:
-            name: A column; or "path" or "num_bytes" for the paths of images, or the lengths of those that are
-                in the dataset, which reads no image.
+            name: A column, or "path" or "num_bytes" for the paths of images, or the lengths of those that are
+                in the dataset, which reads no image. See `restore_name` for names and paths.
         """
         table: pa.Table = self.dataset.data.table
         if name in ("path", "num_bytes"):
@@ -214,10 +218,12 @@ def _digest(texts: pa.ChunkedArray) -> Any:
 def _to_image(row: dict[str, Any]) -> CaptionedImage:
     source = (row.get("content") or row["image"])["bytes"]
     if source is None:
-        source = Path(row["image"]["path"])
+        source = Path(restore_name(row["image"]["path"]))
         if row.get("offset") is not None:
             source = FilePart(source, row["offset"], row["length"])
-    return CaptionedImage(row["name"], tuple(row["captions"]), source, row["image_id"], row["domain"])
+    return CaptionedImage(
+        restore_name(row["name"]), tuple(row["captions"]), source, row["image_id"], row["domain"]
+    )
 
 
 def write_rows(images: Iterable[CaptionedImage]) -> datasets.Dataset:
@@ -305,7 +311,7 @@ def _row_batches(images: Iterable[CaptionedImage]) -> Iterator[pa.RecordBatch]:
                 [pa.array(contents, pa.binary()), pa.array(paths, pa.string())], fields=[*_IMAGE]
             )
             columns: list[Any] = [
-                [image.name for image in batch],
+                [store_name(image.name) for image in batch],
                 image,
                 [image.captions for image in batch],
                 [value if isinstance(value, int) else None for value in ids],
@@ -332,7 +338,17 @@ def _take_batch(images: Iterator[CaptionedImage]) -> Iterator[CaptionedImage]:
 
 
 def _path(source: Path | str | FilePart) -> str:
-    return str(source.path if isinstance(source, FilePart) else source)
+    return store_name(str(source.path if isinstance(source, FilePart) else source))
+
+
+def store_name(name: str) -> str:
+    """Return a name or path as the columns have it: file names that are not UTF-8 differ there."""
+    return name if name.isascii() else name.translate(_STORED)
+
+
+def restore_name(name: str) -> str:
+    """Return a name or path from a column as the file system has it."""
+    return name if name.isascii() else name.translate(_ORIGINAL)
 
 
 def _whole(value: int | float | str | None) -> int | str | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..utils.errors import UserError
-from .columns import CaptionedImages, MergedCaptions, codes_of, finish_rows, take
+from .columns import CaptionedImages, MergedCaptions, codes_of, finish_rows, restore_name, take
 from .records import MissingSplitError, first_names
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def check_images_exist(images: CaptionedImages) -> None:
         paths = pa.chunked_array([paths.unique()])
     for chunk in paths.chunks:
         for path in chunk.to_pylist():
-            size = 1 if path is None else _file_size(path)
+            size = 1 if path is None else _file_size(restore_name(path))
             if size is None:
                 num_missing += 1
                 missing += [path][: 4 - len(missing)]

@@ -24,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioner.backbones_ituning import Backbone
 from ..captioner.encoders_ituning import encoder_family
-from ..data.columns import CaptionedImages
+from ..data.columns import CaptionedImages, store_name
 from ..data.images import UnreadableImageError
 from ..data.inputs import PixelInputs
 from ..data.workers import initialize_worker, usable_workers
@@ -179,10 +179,10 @@ class _BatchDataset(Dataset[tuple[torch.Tensor, list[Row]]]):
             image = self.images[index]
             try:
                 pixels.append(self.inputs.read(image, epoch=0, index=0))
-                rows.append(Row(image.name, *image_version(image)))
+                rows.append(Row(store_name(image.name), *image_version(image)))
             except (UnreadableImageError, OSError) as error:
                 pixels.append(self.blank)
-                rows.append(Row(image.name, 0, 0, str(error)))
+                rows.append(Row(store_name(image.name), 0, 0, store_name(str(error))))
         return torch.stack(pixels), rows
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from ..captioner.configuration_ituning import ITuningConfig
-from ..data.columns import CaptionedImage, CaptionedImages
+from ..data.columns import CaptionedImage, CaptionedImages, restore_name, store_name
 from ..data.images import UnreadableImageError
 from ..data.records import first_names
 from ..utils.errors import UserError
@@ -41,7 +41,7 @@ def hash_bytes(content: bytes) -> int:
 
 def hash_names(names: Iterable[str]) -> np.ndarray:
     """Return the keys under which images are found in a store: 64 bits of the SHA-256 of each name."""
-    return np.fromiter((hash_bytes(name.encode()) for name in names), np.uint64)
+    return np.fromiter((hash_bytes(store_name(name).encode()) for name in names), np.uint64)
 
 
 def image_version(image: CaptionedImage) -> tuple[int, int]:
@@ -98,7 +98,7 @@ class FeatureStore:
         """The reasons, by name, for images that could not be read when the store was built."""
         rows = self._rows[:-1]
         failed = self._table.select(["name", "error"]).take(rows[~self._encoded[rows]])
-        return {row["name"]: row["error"] for row in failed.to_pylist()}
+        return {restore_name(row["name"]): row["error"] for row in failed.to_pylist()}
 
     def read(self, name: str) -> torch.Tensor:
         """Read the features of an image, given its name.

@@ -79,7 +79,17 @@ def test_any_finite_number_is_read_back_in_the_precision_of_its_storage(numbers:
 
 # --- Files
 
-NAMES = ["train/a b.jpg", "ü/狗.png", "two\nlines", "__metadata__", "x\\udc80", "C:\\dog.jpg", "0", " "]
+NAMES = [
+    "train/a b.jpg",
+    "ü/狗.png",
+    "two\nlines",
+    "__metadata__",
+    "x\\udc80",
+    "x\udc80",
+    "C:\\dog.jpg",
+    "0",
+    " ",
+]
 
 
 def test_any_name_is_read_back(tmp_path: Path, build: Build, folder: Path):
