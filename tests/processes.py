@@ -3,12 +3,14 @@
 A process that has imported everything forks one child for each `Command`, which then starts at once.
 """
 
+import importlib
+import itertools
 import multiprocessing
 import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,19 @@ class Command:
         argv: Its arguments.
         output: The file for its standard output and error.
         environment: Variables that are added to those of this process.
+        prepare: What the process calls first; it can be pickled.
     """
 
-    def __init__(self, argv: list[str], output: Path, environment: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        argv: list[str],
+        output: Path,
+        environment: Mapping[str, str] | None = None,
+        prepare: Callable[[], object] = int,
+    ):
         self.output = output
-        self.process: Any = _CONTEXT.Process(target=_run, args=(argv, str(output), dict(environment or {})))
+        arguments = (argv, str(output), dict(environment or {}), prepare)
+        self.process: Any = _CONTEXT.Process(target=_run, args=arguments)
         self.process.start()
 
     @property
@@ -79,7 +89,20 @@ def run_on_two(
     return runs
 
 
-def _run(argv: list[str], output: str, environment: dict[str, str]) -> None:
+def signal_in(module: str, function: str, call: int, signum: int) -> None:
+    """Make this process send itself a signal in one of its calls of a function, the first being 1."""
+    namespace = importlib.import_module(module)
+    original, number = getattr(namespace, function), itertools.count(1)
+
+    def signalling(*arguments: Any, **options: Any) -> Any:
+        if next(number) == call:
+            os.kill(os.getpid(), signum)
+        return original(*arguments, **options)
+
+    setattr(namespace, function, signalling)
+
+
+def _run(argv: list[str], output: str, environment: dict[str, str], prepare: Callable[[], object]) -> None:
     os.environ.update(environment)
     os.setpgrp()
     multiprocessing.set_start_method("fork", force=True)  # the default of an ordinary process
@@ -87,4 +110,5 @@ def _run(argv: list[str], output: str, environment: dict[str, str]) -> None:
         for standard in (1, 2):
             os.dup2(file.fileno(), standard)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the forking process ignores it
+    prepare()
     sys.exit(main(argv))

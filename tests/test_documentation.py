@@ -137,5 +137,5 @@ def run_command(words: list[str], page: str) -> None:
     elif words[0] == "python" and words[1] != "-m":
         assert (ROOT / words[1]).is_file(), line
     else:
-        known = ("pip", "python", "python3", ".", "ruff", "mypy")
+        known = ("pip", "python", "python3", ".", "ruff", "mypy", "torchrun", "srun")
         assert words[0] in known, f"{page} has an unknown command: {line}"

@@ -1,37 +1,52 @@
-"""`ituning caption`: caption images, with one line of output for each."""
+"""`ituning caption`: caption images, and write the captions to a file or beside the images."""
 
 from __future__ import annotations
 
-import glob
-import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..inference.arguments import CaptionerArguments
 from ..utils.errors import UserError
-from ..utils.rules import AT_LEAST_ONE, FILE, MODEL, NAME, TEXT
+from ..utils.ranks import Rank, process_rank
+from ..utils.rules import AT_LEAST_ONE, FILE, FOLDER, MODEL, NAME, TEXT, one_of
 from ..utils.settings import REQUIRED, Settings, option, read_settings
 from ..utils.terminal import printable, quiet_transformers
 
 if TYPE_CHECKING:
-    from ..inference.captioning import CaptionResult
+    from tqdm import tqdm
 
+    from ..inference.captioning import CaptionResult
+    from ..inference.outputs import Output
+    from ..training.signals import StopRequest
+
+_DESCRIPTION = """\
+Caption images with a saved captioner. Each image gives a line: its path, a tab
+and its caption (a tab and the next caption, ...). Images are never changed.
+Images that have captions in --output or by --format are skipped."""
 _EXAMPLES = """\
 examples:
   ituning caption dog.jpg --model my-captioner
   ituning caption "photos/**/*.png" --model my-captioner --num_captions 3
   find photos -name "*.jpg" -mtime -1 | ituning caption - --model my-captioner \\
       --output captions.jsonl
+  ituning caption photos/ --model my-captioner --format xmp
+  torchrun --nproc_per_node 8 -m ituning_hf.cli caption photos/ \\
+      --model my-captioner --output captions.parquet
 
-Each image gives a line: its path, a tab and its caption (a tab and the next
-caption, ...). Exit code: 0; 1 if an image could not be read (the others are
-captioned); 2 for an error in the command; 130 after Ctrl-C.
+With --output or --format, the same command continues after it was stopped or
+killed. The processes of torchrun, accelerate launch or srun share the images.
+
+Exit code: 0; 1 if an image could not be read (the others are captioned) or the
+captions could not be written; 2 for an error in the command; 130 after Ctrl-C,
+143 after SIGTERM.
 """
+_NOTICE = "finishing the batch"
 
 
 @dataclass(kw_only=True)  # allows required fields after fields with defaults
@@ -40,99 +55,166 @@ class CaptionArguments(CaptionerArguments, Settings):
 
     title: ClassVar[str] = Settings.title
 
-    model: str = option(REQUIRED, "the captioner's folder or Hub id", MODEL)
+    model: str | None = option(None, "the captioner's folder or Hub id", MODEL, "required")
     images: list[str] = option(
         REQUIRED,
-        "a file, a folder (with its subfolders), a quoted glob, or - for paths on standard input",
+        "a file, a folder (with its subfolders), a quoted glob, - for paths on standard input, or a dataset "
+        "(.json, .jsonl, .csv, .parquet, .tar, a Hub id)",
         metavar="IMAGE...",
         positional=True,
     )
     num_captions: int = option(1, "captions for each image", AT_LEAST_ONE)
     prompt: str | None = option(None, "text that every caption begins with", TEXT, "no text")
-    device: str | None = option(None, "cpu, cuda, cuda:1 or mps", NAME, "the best available")
-    output: str | None = option(
-        None, "also write a JSON line for each captioned image to this file", FILE, "no file"
+    device: str | None = option(
+        None, "cpu, cuda, cuda:1 or mps", NAME, "the best available; each process its own GPU"
     )
-    overwrite: bool = option(False, "replace the output file if it exists")
+    output: str | None = option(
+        None,
+        "write the captions to a .jsonl, .csv or .parquet file; or, without a suffix, to a folder with a "
+        "Parquet file of each process",
+        FILE,
+        "no file",
+    )
+    format: str | None = option(
+        None,
+        "write the captions beside the images: txt (dog.txt), xmp (dog.jpg.xmp) or imagefolder "
+        "(metadata.jsonl in the folder IMAGE)",
+        one_of(("txt", "xmp", "imagefolder")),
+        "no files",
+    )
+    overwrite: bool = option(False, "replace existing captions; the file NAME is kept as NAME.bak")
+    merge: bool = option(
+        False, "merge unfinished work of processes without a common folder; IMAGE... are its folders"
+    )
+    image_root: str | None = option(
+        None, "folder that the image paths of a dataset are relative to", FOLDER, "found"
+    )
+    image_column: str | None = option(None, "image column of a dataset", NAME, "found by its name")
+
+    def __post_init__(self) -> None:
+        """Check the settings, also against each other."""
+        super().__post_init__()
+        if self.model is None and not self.merge:
+            raise UserError("--model is missing. ituning caption --help shows the options")
+        if self.merge and self.output is None:
+            raise UserError("--merge requires --output FILE")
+        if self.output is not None and self.format is not None:
+            raise UserError("--output and --format both select where the captions go: remove one")
+        if self.format == "xmp" and self.num_captions > 1:
+            raise UserError("--format xmp has one caption for each image: remove --num_captions")
+        if self.format == "imagefolder" and not (len(self.images) == 1 and os.path.isdir(self.images[0])):
+            raise UserError("--format imagefolder requires one IMAGE, the folder of the images")
 
 
 def run(argv: Sequence[str]) -> int:
     """Caption the images and return the exit code."""
-    args = read_settings(
-        CaptionArguments, argv, "ituning caption", "Caption images with a saved captioner.", _EXAMPLES
-    )
-    sources = _find_sources(args.images)
-    output = None if args.output is None else Path(args.output)
-    if output is not None and output.exists() and not args.overwrite:
-        raise UserError(f"{output} exists: give another --output, or --overwrite to replace it")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UserError(f"--output is {str(output)!r}, and there is no folder {output.parent}")
-    from ..inference.captioning import iter_captions
+    args = read_settings(CaptionArguments, argv, "ituning caption", _DESCRIPTION, _EXAMPLES)
+    from ..inference.job import Job
+    from ..training.signals import stop_on_signals
 
-    quiet_transformers()
-    model, processor = args.load_captioner(args.device)
-    results = iter_captions(
-        model,
-        processor,
-        sources,
-        prompt=args.prompt,
-        num_captions=args.num_captions,
-        batch_size=args.batch_size,
-        num_beams=args.num_beams,
-        max_new_tokens=args.max_new_tokens,
-    )
-    # A file name that is not UTF-8 contains lone surrogates, which JSON also escapes as "\udc80".
-    mode = "w" if args.overwrite else "x"
-    file = None if output is None else output.open(mode, encoding="utf-8", errors="backslashreplace")
-    with file or nullcontext() as lines:
-        unreadable = _write(results, len(sources), lines)
-    if unreadable:
-        print(f"ituning: {unreadable} of {len(sources)} images could not be read", file=sys.stderr)
-    return 1 if unreadable else 0
+    rank = process_rank()
+    output = _make_output(args, rank)
+    if args.merge and output is not None:
+        folder, *copies = map(Path, args.images)
+        Job(folder, output, copies).write()
+        return 0
+    if rank.count > 1 and "-" in args.images:
+        raise UserError("several processes cannot share standard input: give files, folders or a dataset")
+    with stop_on_signals(_NOTICE) as stop:
+        return _caption(args, rank, output, stop)
 
 
-def _find_sources(arguments: Sequence[str]) -> list[str]:
-    """List the images that the arguments select; each must select at least one."""
-    from ..data.images import find_images
+def _make_output(args: CaptionArguments, rank: Rank) -> Output | None:
+    from ..inference.outputs import TABLE_SUFFIXES, PartsFolder, Sidecars, TableFile
 
-    sources: list[str] = []
-    for argument in arguments:
-        if argument == "-":
-            # Bytes, as file names are; a line is a path and nothing else.
-            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
-            found = [line for line in lines if line]
-        elif os.path.isdir(argument):
-            found = [str(path) for path in find_images(argument)]
-        elif os.path.lexists(argument):
-            found = [argument]
-        else:
-            found = sorted(path for path in glob.glob(argument, recursive=True) if not os.path.isdir(path))
-        if not found:
-            raise UserError(
-                f"{argument!r} gives no images: name a file, a folder of images, a glob with matches, "
-                "or - with paths on standard input"
-            )
-        sources += found
-    return sources
+    if args.format == "imagefolder":
+        return TableFile(Path(args.images[0]) / "metadata.jsonl", args.overwrite)
+    if args.format is not None:
+        first = args.images[0]  # "-" and globs too: any folder for the work, but always the same
+        folder = first if os.path.isdir(first) else os.path.dirname(first)
+        return Sidecars(f".{args.format}", Path(folder), args.overwrite)
+    if args.output is None:
+        return None
+    path = Path(args.output)
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--output is {str(path)!r}, and there is no folder {path.parent}")
+    is_folder = path.suffix == "" or args.output.endswith(("/", os.sep))
+    if is_folder and not args.merge and not path.is_file():
+        return PartsFolder(path, rank, args.overwrite)
+    if path.suffix not in TABLE_SUFFIXES or path.is_dir():
+        expected = "a .jsonl, .csv or .parquet file" + ("" if args.merge else ", or a folder without suffix")
+        raise UserError(f"--output is {args.output!r}, expected {expected}")
+    return TableFile(path, args.overwrite)
 
 
-def _write(results: Iterable[CaptionResult], total: int, output: IO[str] | None) -> int:
-    """Write each result at once, and return the number of images that could not be read."""
+def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: StopRequest) -> int:
     from tqdm import tqdm
 
-    unreadable = 0
-    with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
-        for result in results:
-            bar.update()
-            if result.error is not None:
-                unreadable += 1
-                bar.write(f"ituning: {result.error}", file=sys.stderr)
-                continue
-            if output is not None:
-                line = json.dumps({"image": result.source, "captions": result.captions}, ensure_ascii=False)
-                print(line, file=output, flush=True)  # so a crash does not lose finished captions
-            # A line break or tab would break the format, and terminals interpret control characters.
-            texts = [result.source, *(" ".join(caption.split()) for caption in result.captions)]
-            bar.write("\t".join(map(printable, texts)), file=sys.stdout)
-            sys.stdout.flush()
-    return unreadable
+    from ..inference.batches import Batches
+    from ..inference.captioning import search_options
+    from ..inference.job import begin_job, captioner_digest, has_work, share_of
+    from ..inference.pictures import find_pictures
+    from ..training.errors import RunStopped
+
+    job, device = None, rank.device(args.device)
+    left_out: Counter[str] = Counter()
+    pictures = find_pictures(args.images, args.image_root, args.image_column, left_out)
+    if output is not None:
+        all_names = pictures.names(output.row_name)
+        names = all_names.unique()
+        if not output.is_shared:
+            names, rank = share_of(names, rank, args.batch_size), Rank(0, 1, 0)
+        if not has_work(output, names):
+            _report(left_out, rank)
+            print("ituning: nothing to do: all images have captions", file=sys.stderr)
+            return 0
+    quiet_transformers()
+    model, processor = args.load_captioner(device)
+    # Before the work folder is made, because it also checks them.
+    settings = search_options(model, args.num_captions, args.num_beams, args.max_new_tokens, {})
+    search = {name: getattr(args, name) for name in ("num_captions", "num_beams", "max_new_tokens", "prompt")}
+    if output is not None:
+        others = ("prompt", "batch_size", "dtype", "quantization", "overwrite")
+        settings |= {name: getattr(args, name) for name in others}
+        settings["captioner"] = captioner_digest(model)
+        job = begin_job(output, names, settings)
+        pictures = job.locate(pictures, all_names)
+    _report(left_out, rank)
+    batches = Batches(pictures, args.batch_size, rank, job)
+    with (
+        closing(batches.caption(model, processor, **search)) as results,
+        tqdm(total=batches.num_todo, unit="image", disable=not sys.stderr.isatty()) as bar,
+    ):
+        stop.deferred = True
+        for batch in results:
+            for result in batch:
+                _print(result, bar)
+            if stop.signum is not None:
+                raise RunStopped(
+                    stop.signum, "after a batch" + ("; the same command continues" if job else "")
+                )
+    if batches.num_unreadable:
+        counts = f"{batches.num_unreadable:,} of {batches.num_images:,}"
+        print(f"ituning: {counts} images could not be read", file=sys.stderr)
+    if job is not None and not job.finish(rank):
+        print(f"ituning: the last process that finishes writes {args.output}", file=sys.stderr)
+    return 1 if batches.num_unreadable else 0
+
+
+def _report(left_out: Counter[str], rank: Rank) -> None:
+    """Print how many files of folders are left out, on one process."""
+    if left_out and rank.index == 0:
+        most = ", ".join(f"{count:,} {suffix or '(no suffix)'}" for suffix, count in left_out.most_common(5))
+        total = f"{left_out.total():,} files that are not images"
+        print(f"ituning: left out {total}: {printable(most)}", file=sys.stderr)
+
+
+def _print(result: CaptionResult, bar: tqdm[None]) -> None:
+    bar.update()
+    if result.error is not None:
+        bar.write(f"ituning: {result.error}", file=sys.stderr)
+        return
+    # A line break or tab would break the format, and terminals interpret control characters.
+    texts = [result.source, *(" ".join(caption.split()) for caption in result.captions)]
+    bar.write("\t".join(map(printable, texts)), file=sys.stdout)
+    sys.stdout.flush()

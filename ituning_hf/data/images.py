@@ -7,7 +7,7 @@ import io
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -86,13 +86,19 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     return [Path(path) for path in iter_images(folder)]
 
 
-def iter_images(folder: str | os.PathLike[str]) -> Iterator[str]:
+def iter_images(
+    folder: str | os.PathLike[str], left_out: MutableMapping[str, int] | None = None
+) -> Iterator[str]:
     """Yield the paths of the image files below a folder, recursively, sorted part by part.
 
     A file is an image if its name ends in one of `IMAGE_SUFFIXES`, in upper or lower case. Broken links,
     pipes and devices with such names are included, so they are reported when they are read. Hidden files and
     folders are skipped: they contain thumbnails, checkpoints and the "._" files of macOS. Links to folders
     are not followed.
+
+    Args:
+        folder: The folder.
+        left_out: Receives the number of the other files by suffix.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
@@ -104,19 +110,16 @@ def iter_images(folder: str | os.PathLike[str]) -> Iterator[str]:
             (entry.name, is_folder)
             for entry in entries
             if not entry.name.startswith(".")
-            and ((is_folder := entry.is_dir(follow_symlinks=False)) or _is_image_name(entry.name))
-            and (is_folder or not entry.is_dir())
+            and ((is_folder := entry.is_dir(follow_symlinks=False)) or not entry.is_dir())
         )
     for name, is_folder in found:
-        path = os.path.join(folder, name)
+        path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
         if is_folder:
-            yield from iter_images(path)
-        else:
+            yield from iter_images(path, left_out)
+        elif suffix in IMAGE_SUFFIXES:
             yield path
-
-
-def _is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        elif left_out is not None:
+            left_out[suffix] = left_out.get(suffix, 0) + 1
 
 
 class _NotAFileError(OSError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..data.columns import CaptionedImage
 from ..data.images import UnreadableImageError, load_image
 from ..utils.errors import UserError
 from .loading import load_model, load_processor
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
-_SOURCES = (str, os.PathLike, bytes, Image.Image)
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | CaptionedImage
+_SOURCES = (str, os.PathLike, bytes, Image.Image, CaptionedImage)
 
 LOADER_THREADS = 4  # decoding releases the GIL
 DEFAULT_NUM_BEAMS = 5
@@ -54,7 +55,7 @@ def caption(
     Args:
         model: A captioner (of the package's class or of the remote code's), or the folder or Hub id of a
             saved captioner, which `load_captioner` then loads.
-        images: Paths, bytes of image files or PIL images; one, or a list of them.
+        images: Paths, bytes of image files, PIL images or images of a dataset; one, or a list of them.
         processor: The captioner's processor. By default it is loaded from the captioner's folder or Hub id.
         prompt: The beginning of the captions: one text for all images, or a list with one for each. It
             should not end with a space, because GPT-2's words begin with one.
@@ -124,7 +125,7 @@ def iter_captions(
     num_beams: int | None = None,
     max_new_tokens: int | None = None,
     **generate_kwargs: Any,
-) -> Iterator[CaptionResult]:
+) -> Generator[CaptionResult, None, None]:
     """Caption many images, yielding the results of each batch as soon as it is done.
 
     Threads read the next batch while the model captions the current one; at most two batches are in memory.
@@ -134,18 +135,21 @@ def iter_captions(
     Returns:
         An iterator over one result for each source, in their order.
     """
-    if wrong := [source for source in sources if not isinstance(source, _SOURCES)]:
+    # Another sequence may read its images from files: they are not read twice.
+    listed = sources if isinstance(sources, list | tuple) else ()
+    if wrong := [source for source in listed if not isinstance(source, _SOURCES)]:
         raise _wrong_type(wrong[0])
     options = search_options(model, num_captions, num_beams, max_new_tokens, generate_kwargs)
     _require_positive(batch_size=batch_size)
-    prompts = [prompt] * len(sources) if prompt is None or isinstance(prompt, str) else prompt
-    if len(prompts) != len(sources):
-        raise UserError(
-            f"prompt has {len(prompts)} texts for {len(sources)} images: give one for all, or one for each."
-        )
-    if prompt is not None and not all(isinstance(text, str) for text in prompts):
-        raise TypeError(f"prompt is {prompt!r}, expected texts: give an image without a prompt an empty one.")
-    return _caption_in_batches(model, processor, sources, prompts, batch_size, options | generate_kwargs)
+    if prompt is not None and not isinstance(prompt, str):
+        if len(prompt) != len(sources):
+            counts = f"{len(prompt)} texts for {len(sources)} images"
+            raise UserError(f"prompt has {counts}: give one for all, or one for each.")
+        if not all(isinstance(text, str) for text in prompt):
+            raise TypeError(
+                f"prompt is {prompt!r}, expected texts: give an image without a prompt an empty one."
+            )
+    return _caption_in_batches(model, processor, sources, prompt, batch_size, options | generate_kwargs)
 
 
 def search_options(
@@ -225,42 +229,45 @@ def _caption_in_batches(
     model: Any,
     processor: Any,
     sources: Sequence[ImageSource],
-    prompts: Sequence[str | None],
+    prompt: str | Sequence[str] | None,
     batch_size: int,
     options: dict[str, Any],
-) -> Iterator[CaptionResult]:
+) -> Generator[CaptionResult, None, None]:
     """Caption a batch while threads read the images of the next one."""
 
-    def read(i: int) -> torch.Tensor | str:
-        """Return pixel values of shape (1, 3, image_size, image_size), or why there are none."""
+    def read(i: int) -> tuple[str, torch.Tensor | None, str | None]:
+        """Return a name, and pixel values of shape (1, 3, image_size, image_size) or why there are none."""
+        source = sources[i]
         try:
-            image = load_image(sources[i])
+            image = source.load() if isinstance(source, CaptionedImage) else load_image(source)
         except UnreadableImageError as error:
-            return str(error)
-        return processor(images=image, return_tensors="pt")["pixel_values"]
+            return _name(source, i), None, str(error)
+        return _name(source, i), processor(images=image, return_tensors="pt")["pixel_values"], None
 
     with ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="load-image") as pool:
 
-        def submit(start: int) -> dict[int, Future[torch.Tensor | str]]:
+        def submit(start: int) -> dict[int, Future[tuple[str, torch.Tensor | None, str | None]]]:
             return {i: pool.submit(read, i) for i in range(start, min(start + batch_size, len(sources)))}
 
         following = submit(0)
         for start in range(0, len(sources), batch_size):
             current, following = following, submit(start + batch_size)
             found = {i: future.result() for i, future in current.items()}
-            readable = {i: pixels for i, pixels in found.items() if isinstance(pixels, torch.Tensor)}
+            readable = {i: pixels for i, (_, pixels, _) in found.items() if pixels is not None}
             captions: Iterator[list[str]] = iter(())
             if readable:
                 inputs = {"pixel_values": torch.cat(list(readable.values()))}
-                if prompts[start] is not None:
-                    inputs |= processor(text=[prompts[i] for i in readable], return_tensors="pt")
+                if prompt is not None:
+                    texts = [prompt if isinstance(prompt, str) else prompt[i] for i in readable]
+                    inputs |= processor(text=texts, return_tensors="pt")
                 captions = iter(generate_captions(model, processor, inputs, options))
-            for i, pixels in found.items():
-                error = pixels if isinstance(pixels, str) else None
-                yield CaptionResult(_name(sources[i], i), [] if error else next(captions), error)
+            for name, _, error in found.values():
+                yield CaptionResult(name, [] if error else next(captions), error)
 
 
 def _name(source: ImageSource, index: int) -> str:
+    if isinstance(source, CaptionedImage):
+        return source.name
     if isinstance(source, Image.Image | bytes):
         return str(getattr(source, "filename", "") or f"image {index}")
     return os.fspath(source)

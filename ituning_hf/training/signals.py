@@ -17,11 +17,14 @@ from .errors import RunStopped
 # A terminal sends Ctrl-C to every process, and torchrun passes its own on to its workers: they receive one
 # key press as two signals, a moment apart.
 SAME_PRESS_SECONDS = 1.0
-_NOTICE = b"\nituning: finishing the step and saving a checkpoint; Ctrl-C once more ends at once\n"
+_NOTICE = "finishing the step and saving a checkpoint"
 
 
 class StopRequest:
     """Whether a signal asked the run to end.
+
+    Args:
+        notice: What the command does before it ends, for the terminal.
 
     Attributes:
         signum: The first signal, None before it.
@@ -29,7 +32,8 @@ class StopRequest:
             only records it; the training loop checks between steps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = _NOTICE) -> None:
+        self.notice = f"\nituning: {notice}; Ctrl-C once more ends at once\n".encode()
         self.signum: int | None = None
         self.deferred = False
         self._pid = os.getpid()
@@ -49,7 +53,7 @@ class StopRequest:
             if not self.deferred:
                 raise RunStopped(signum, "before the first step")
             try:
-                os.write(2, _NOTICE)  # not print, which the signal may have interrupted
+                os.write(2, self.notice)  # not print, which the signal may have interrupted
             except OSError:  # the terminal was closed
                 _discard_terminal_output()
         elif signum == signal.SIGINT and time.monotonic() - self._since > SAME_PRESS_SECONDS:
@@ -66,9 +70,9 @@ def _discard_terminal_output() -> None:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(notice: str = _NOTICE) -> Iterator[StopRequest]:
     """Turn SIGTERM and Ctrl-C into a request until the block ends; in the main thread only."""
-    request = StopRequest()
+    request = StopRequest(notice)
     if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
         yield request
         return

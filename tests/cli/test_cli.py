@@ -76,7 +76,8 @@ def test_captions_equal_those_of_the_model(caption, saved_captioner, capsys):
     files = ["photos/c.jpg", "photos/b.png"]
     assert caption(*files, "--output", str(LINES)) == 0
     expected = [(file, expected_captions(saved_captioner, file)) for file in files]
-    assert read_lines() == [{"image": file, "captions": captions} for file, captions in expected]
+    cleaned = [(file, [" ".join(text.split()) for text in captions]) for file, captions in expected]
+    assert read_lines() == [{"image": file, "captions": captions} for file, captions in cleaned]
     output = capsys.readouterr()
     assert output.out.splitlines() == [as_line(file, captions) for file, captions in expected]
     assert output.err == ""
@@ -149,29 +150,19 @@ def test_an_unreadable_image_gives_exit_code_1_and_does_not_affect_others(captio
     assert last == "ituning: 2 of 4 images could not be read"
 
 
-def test_results_are_written_as_each_batch_is_done(caption, capsys, monkeypatch):
-    generate, batches = ITuningForCaptioning.generate, []
+def test_results_are_printed_as_each_batch_is_done(caption, capsys, monkeypatch):
+    generate, printed = ITuningForCaptioning.generate, []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
-        batches.append((capsys.readouterr().out.count("\n"), len(read_lines())))
-        if len(batches) == 3:
+        printed.append(capsys.readouterr().out.count("\n"))
+        if len(printed) == 3:
             raise KeyboardInterrupt
         return generate(*arguments, **options)
 
     monkeypatch.setattr(ITuningForCaptioning, "generate", interrupted)
-    assert caption("photos", "--batch_size", "1", "--output", str(LINES)) == 130
-    assert batches == [(0, 0), (1, 1), (1, 2)]
+    assert caption("photos", "--batch_size", "1") == 130
+    assert printed == [0, 1, 1]
     assert capsys.readouterr().err == "ituning: interrupted\n"
-    assert len(read_lines()) == 2
-
-
-def test_an_output_file_is_replaced_only_with_overwrite(caption, capsys):
-    LINES.write_text("earlier captions")
-    assert caption("photos/b.png", "--output", str(LINES)) == 2
-    assert "captions.jsonl exists: give another --output, or --overwrite" in capsys.readouterr().err
-    assert LINES.read_text() == "earlier captions"
-    assert caption("photos/b.png", "--output", str(LINES), "--overwrite") == 0
-    assert [line["image"] for line in read_lines()] == ["photos/b.png"]
 
 
 class Terminal(io.StringIO):
