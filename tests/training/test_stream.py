@@ -12,11 +12,10 @@ import pytest
 import torch
 from processes import Command, run_on_two
 from runs import Settings, adapter, command, differences, losses, wait_for_log
-from small_models import read_log, train_until
+from small_models import read_log, store_features, train_until
 from small_shards import png, tar_bytes, write_shards
 
 from ituning_hf import cli
-from ituning_hf.features.build import build_features
 from ituning_hf.hub.records import read_training_record
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.data import load_data
@@ -218,7 +217,5 @@ def test_stored_features_of_shards_replace_the_stream(on_shards: Settings, tmp_p
     args = on_shards(max_train_steps=2, features=str(tmp_path / "features"))
     data = load_data(args)
     assert len(data.train) + len(data.evaluation) == sum(SIZES)
-    options = {"vision_model": args.vision_model, "num_workers": 0}
-    for images in (data.train, data.evaluation):
-        build_features(images, tmp_path / "features", **options)
+    store_features(tmp_path / "features", [data.train, data.evaluation], vision_model=args.vision_model)
     train(replace(args, vision_model=None))
