@@ -444,13 +444,19 @@ def _first_rows_with(images: pa.ChunkedArray) -> np.ndarray:
     Paths are not sufficient, because `datasets` keeps only the file name. All bytes are read only of images
     that have the same length and end.
     """
-    content, path = pc.struct_field(images, "bytes"), pc.struct_field(images, "path")
-    length = pc.binary_length(content).cast(pa.string()).cast(pa.binary())
-    tail = pc.binary_slice(content.cast(pa.large_binary()), -_TAIL, 2**31 - 1).cast(pa.binary())
-    key = pc.binary_join_element_wise(pc.fill_null(path, "").cast(pa.binary()), length, tail, b"/")
-    codes = codes_of(key)
-    similar = np.flatnonzero((np.bincount(codes, minlength=1) > 1)[codes] & ~pc.is_null(content).to_numpy())
-    digests = (hashlib.sha256(b"%d/" % codes[row] + content[row].as_py()).digest() for row in similar)
+    content = pc.struct_field(images, "bytes")
+    hashes = [np.zeros(0, np.int64)]
+    for cells in images.chunks:
+        data = pc.struct_field(cells, "bytes")
+        parts = (pc.struct_field(cells, "path"), pc.binary_length(data), pc.binary_slice(data, -_TAIL, None))
+        keys = zip(*(part.to_pylist() for part in parts), strict=True)
+        hashes.append(np.fromiter(map(hash, keys), np.int64, len(cells)))
+    _, codes, counts = np.unique(np.concatenate(hashes), return_inverse=True, return_counts=True)
+    similar = np.flatnonzero((counts[codes] > 1) & pc.is_valid(content).to_numpy())
+    paths = pc.struct_field(images, "path")
+    digests = (
+        hashlib.sha256(repr(paths[row].as_py()).encode() + content[row].as_py()).digest() for row in similar
+    )
     exact = codes_of(pa.chunked_array([pa.array(digests, pa.binary(32))]))
     first = np.arange(len(images))
     first[similar] = similar[np.unique(exact, return_index=True)[1]][exact]
