@@ -178,41 +178,52 @@ class CaptionedImages(Sequence[CaptionedImage]):
         """Return a column, without Python objects.
 
         Args:
-            name: A column, or "path" or "num_bytes" for the paths of images, or the lengths of those that are
-                in the dataset, which reads no image. See `restore_name` for names and paths.
+            name: A column; or "path", "num_captions" or "num_bytes": the last has the lengths of images that
+                are in the dataset, which reads no image.
         """
+        chunks = list(self._chunks(name))
+        return pa.chunked_array(chunks, chunks[0].type if chunks else self._all_rows(name).type)
+
+    def _all_rows(self, name: str) -> pa.ChunkedArray:
         table: pa.Table = self.dataset.data.table
-        if name in ("path", "num_bytes"):
-            source = table["content" if name != "path" and "content" in table.column_names else "image"]
-            part = pc.struct_field(source, "path" if name == "path" else "bytes")
-            column = part if name == "path" else pc.binary_length(part)
-        else:
-            column = table[name]
+        match name:
+            case "path":
+                return pc.struct_field(table["image"], "path")
+            case "num_captions":
+                return pc.list_value_length(table["captions"])
+            case "num_bytes":
+                source = "content" if "content" in table.column_names else "image"
+                return pc.binary_length(pc.struct_field(table[source], "bytes"))
+        return table[name]
+
+    def _chunks(self, name: str) -> Iterator[pa.Array]:
+        column = self._all_rows(name)
         # `datasets` has no public access to many rows of one column that avoids Python objects.
         rows = self.dataset._indices
         if rows is None:
-            return column
+            yield from column.chunks
+            return
         indices = rows.column(0).to_numpy()
-        blocks = [take(column, indices[start : start + 10_000]) for start in range(0, len(indices), 10_000)]
-        return pa.chunked_array([chunk for block in blocks for chunk in block.chunks], column.type)
+        for start in range(0, len(indices), 10_000):
+            yield from take(column, indices[start : start + 10_000]).chunks
 
     def fingerprint(self) -> str:
         """Return a digest of the names and captions, in their order; images are not read."""
-        captions = self.column("captions")
-        digests = [_digest(self.column("name")), _digest(pc.list_flatten(captions))]
-        for chunk in pc.list_value_length(captions).chunks:
-            digests[1].update(chunk.to_numpy().tobytes())
-        return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:16]
+        counts = hashlib.sha256()
+        for chunk in self._chunks("num_captions"):
+            counts.update(chunk.to_numpy().tobytes())
+        captions = (pc.list_flatten(chunk) for chunk in self._chunks("captions"))
+        parts = _digest(self._chunks("name")) + counts.digest() + _digest(captions)
+        return hashlib.sha256(parts).hexdigest()[:16]
 
 
-def _digest(texts: pa.ChunkedArray) -> Any:
+def _digest(chunks: Iterable[pa.Array]) -> bytes:
     """Return a hash of strings that does not depend on how they are divided into chunks."""
     lengths, content = hashlib.sha256(), hashlib.sha256()
-    for chunk in texts.chunks:
+    for chunk in chunks:
         lengths.update(pc.binary_length(chunk).to_numpy().tobytes())
         content.update("".join(chunk.to_pylist()).encode())
-    lengths.update(content.digest())
-    return lengths
+    return lengths.digest() + content.digest()
 
 
 def _to_image(row: dict[str, Any]) -> CaptionedImage:

@@ -48,7 +48,7 @@ def read_json_dataset(path: Path, splits: Sequence[str], settings: TableSettings
     its subfolder `images`, and there in the folder of the split, such as `train2017`.
 
     Args:
-        path: The file. All of it is in memory: for COCO, 2.4 kB for each image with five captions.
+        path: The file. All of it is in memory: for COCO, 2.7 kB for each image with five captions.
         splits: The requested splits, or "all"; images of others may be missing from the result.
         settings: `image_root` is the folder that contains the images or the folders of images.
 

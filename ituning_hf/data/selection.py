@@ -136,7 +136,7 @@ def _read_images(
 
 
 def _check_captions(images: CaptionedImages, where: str, require_captions: bool) -> None:
-    counts = pc.list_value_length(images.column("captions")).to_numpy()
+    counts = images.column("num_captions").to_numpy()
     empty = np.flatnonzero(counts == 0)
     if len(empty) and (require_captions or len(empty) < len(images)):
         names = [images[int(index)].name for index in empty[:4]]

@@ -60,7 +60,7 @@ class Validator:
     def _loss(self) -> float:
         sampler = self.batches.sampler(self.images)
         keys = itertools.islice(sampler, sampler.steps_per_epoch)
-        longest = pc.max(pc.list_value_length(self.images.column("captions"))).as_py()
+        longest = pc.max(self.images.column("num_captions")).as_py()
         captions = min(longest, self.args.captions_per_image)
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         for batch in self.batches.loader(self.images, list(keys), captions):
