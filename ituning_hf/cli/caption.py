@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..inference.arguments import CaptionerArguments
 from ..utils.errors import UserError
+from ..utils.files import existing_part
 from ..utils.ranks import Rank, process_rank
 from ..utils.rules import AT_LEAST_ONE, FILE, FOLDER, MODEL, NAME, TEXT, one_of
 from ..utils.settings import REQUIRED, Settings, option, read_settings
@@ -130,9 +131,10 @@ def _make_output(args: CaptionArguments, rank: Rank) -> Output | None:
     if args.format == "imagefolder":
         return TableFile(Path(args.images[0]) / "metadata.jsonl", args.overwrite)
     if args.format is not None:
-        first = args.images[0]  # "-" and globs too: any folder for the work, but always the same
-        folder = first if os.path.isdir(first) else os.path.dirname(first)
-        return Sidecars(f".{args.format}", Path(folder), args.overwrite)
+        # The work is kept in the first argument's folder; a glob, "-" or a Hub id may have none of that name.
+        first = Path(args.images[0])
+        folder = existing_part(first if first.is_dir() else first.parent)
+        return Sidecars(f".{args.format}", folder, args.overwrite)
     if args.output is None:
         return None
     path = Path(args.output)

@@ -166,6 +166,13 @@ def test_a_caption_file_beside_each_picture(caption, captions, capsys):
     assert contents("photos") == after
 
 
+def test_caption_files_of_a_glob(caption, captions):
+    assert caption("photos/**/*.png", "--format", "txt") == 0
+    found = sorted(path.relative_to("photos").as_posix() for path in Path("photos").rglob("*.txt"))
+    assert found == [str(Path(name).with_suffix(".txt")) for name in sorted(captions)]
+    assert hidden() == []
+
+
 def test_a_replaced_caption_file_keeps_its_first_content(caption, captions):
     file, backup = Path("photos/1.txt"), Path("photos/1.txt.bak")
     file.write_text("by hand\n")
