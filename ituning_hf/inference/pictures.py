@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..data.columns import CaptionedImages
+from ..data.columns import CaptionedImages, restore_name
 from ..data.images import IMAGE_SUFFIXES, iter_images
 from ..data.loading import load_captioned_images
 from ..data.tables import is_hub_name, is_saved_dataset
@@ -71,7 +71,8 @@ def _names(part: pa.Array | CaptionedImages, from_path: Callable[[str], str]) ->
         rows = part[start : start + _CHUNK]
         paths = rows.column("path").to_pylist()
         for name, path in zip(rows.column("name").to_pylist(), paths, strict=True):
-            yield name if path is None or in_shards else from_path(path)
+            is_file = path is not None and not in_shards
+            yield from_path(restore_name(path)) if is_file else restore_name(name)
 
 
 def find_pictures(

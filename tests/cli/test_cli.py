@@ -132,6 +132,8 @@ def test_a_file_name_that_is_not_unicode(caption, capsys):
     assert caption("photos", "--output", str(LINES)) == 0
     assert "photos/caf\\udce9 é.png\t" in capsys.readouterr().out
     assert name in [line["image"] for line in read_lines()]
+    assert caption(str(LINES), "--output", "again.jsonl") == 0  # as a dataset
+    assert Path("again.jsonl").read_bytes() == LINES.read_bytes()
 
 
 def test_an_unreadable_image_gives_exit_code_1_and_does_not_affect_others(caption, saved_captioner, capsys):
