@@ -50,6 +50,9 @@ captions could not be written; 2 for an error in the command; 130 after Ctrl-C,
 _NOTICE = "finishing the batch"
 
 
+_NOTHING_TO_DO = "ituning: nothing to do: all images have captions"
+
+
 @dataclass(kw_only=True)  # allows required fields after fields with defaults
 class CaptionArguments(CaptionerArguments, Settings):
     """The settings of `ituning caption`."""
@@ -117,7 +120,13 @@ def run(argv: Sequence[str]) -> int:
     output = _make_output(args, rank)
     if args.merge and output is not None:
         folder, *copies = map(Path, args.images)
-        Job(folder, output, copies).write()
+        if folder.absolute() != output.work:
+            raise UserError(
+                f"--merge: the first folder must be {output.work}, because paths are relative to it"
+            )
+        job = Job(folder, output, copies)
+        output.overwrite = job.settings["overwrite"]
+        job.write()
         return 0
     if rank.count > 1 and "-" in args.images:
         raise UserError("several processes cannot share standard input: give files, folders or a dataset")
@@ -168,7 +177,7 @@ def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: St
             names, rank = share_of(names, rank, args.batch_size), Rank(0, 1, 0)
         if not has_work(output, names):
             _report(left_out, rank)
-            print("ituning: nothing to do: all images have captions", file=sys.stderr)
+            print(_NOTHING_TO_DO, file=sys.stderr)
             return 0
     quiet_transformers()
     model, processor = args.load_captioner(device)
@@ -180,6 +189,9 @@ def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: St
         settings |= {name: getattr(args, name) for name in others}
         settings["captioner"] = captioner_digest(model)
         job = begin_job(output, names, settings)
+        if job is None:  # another process has done it in the meantime
+            print(_NOTHING_TO_DO, file=sys.stderr)
+            return 0
         pictures = job.locate(pictures, all_names)
     _report(left_out, rank)
     batches = Batches(pictures, args.batch_size, rank, job)

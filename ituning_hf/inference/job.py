@@ -172,8 +172,10 @@ class Job:
                     yield name, captions[i]
 
 
-def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job:
+def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job | None:
     """Begin to caption the images that have no captions in an output, or continue unfinished work.
+
+    The result is None if there is nothing to do.
 
     Args:
         output: The output.
@@ -187,6 +189,9 @@ def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job:
     with _lock(folder):
         if not (folder / _SETTINGS).exists():
             todo = names.filter(output.missing(names))
+            if not len(todo):
+                _remove(folder)
+                return None
             output.prepare()
             table = pa.table({"name": todo})
             with pa.OSFile(str(folder / _NAMES), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:

@@ -440,6 +440,33 @@ def test_processes_without_a_common_folder(photos, whole, caption, monkeypatch, 
     assert not Path("of host 0").exists()
 
 
+def test_a_merge_replaces_what_the_work_was_to_replace(photos, whole, caption, monkeypatch, capsys):
+    rows = [json.dumps({"image": f"photos/{i}.png", "captions": ["old"]}) for i in range(7)]
+    Path("captions.jsonl").write_text("\n".join(rows))
+    for rank in range(2):
+        as_rank(monkeypatch, rank, 3)
+        assert caption("photos", "--output", "captions.jsonl", "--overwrite") == 0
+    Path(".captions.jsonl.parts").rename("elsewhere")
+    as_rank(monkeypatch, 2, 3)
+    assert caption("photos", "--output", "captions.jsonl", "--overwrite") == 0
+    assert main(["caption", "--merge", "elsewhere", "--output", "captions.jsonl"]) == 2
+    assert "the first folder must be" in capsys.readouterr().err
+    merge = ["--merge", ".captions.jsonl.parts", "elsewhere"]
+    assert main(["caption", *merge, "--output", "captions.jsonl"]) == 0
+    assert Path("captions.jsonl").read_bytes() == whole[".jsonl"]
+
+
+def test_nothing_is_begun_if_another_process_has_finished(photos, caption, monkeypatch, capsys):
+    """The other process finishes while this one loads the captioner."""
+    assert caption("photos", "--output", "captions.jsonl") == 0
+    before = Path("captions.jsonl").read_bytes()
+    monkeypatch.setattr(job, "has_work", lambda output, names: True)
+    assert caption("photos", "--output", "captions.jsonl") == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert Path("captions.jsonl").read_bytes() == before
+    assert hidden() == []
+
+
 def test_unfinished_work_is_not_continued_with_other_settings(
     photos, caption, monkeypatch, capsys, captioner
 ):
