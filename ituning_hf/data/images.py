@@ -9,7 +9,6 @@ import os
 import stat
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
-from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
@@ -76,14 +75,6 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
     except Exception as error:
         problem = f"cannot read {name or _name(source)}: {_explain(error, source)}"
         raise UnreadableImageError(printable(problem)) from error
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the image files below a folder, recursively, sorted by path.
-
-    See `iter_images`.
-    """
-    return [Path(path) for path in iter_images(folder)]
 
 
 def iter_images(

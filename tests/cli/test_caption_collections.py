@@ -23,7 +23,7 @@ from small_models import contents, edit_json, randomize_adapters, read_lines
 
 from ituning_hf import iter_captions, load_captioner
 from ituning_hf.cli import main
-from ituning_hf.data.images import find_images
+from ituning_hf.data.images import iter_images
 from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.inference import job, outputs
 from ituning_hf.inference.xmp import EMPTY_PACKET, get_description, set_description
@@ -56,7 +56,7 @@ def photos(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def captions(drawn: Path, saved_captioner: Path) -> dict[str, list[str]]:
     """The captions of the nine pictures, two of each, by their paths in the folder."""
     model, processor = load_captioner(saved_captioner, device="cpu")
-    paths = find_images(drawn)
+    paths = [*map(Path, iter_images(drawn))]
     results = iter_captions(model, processor, paths, num_captions=2, batch_size=2, **SEARCH)
     found = {path.relative_to(drawn).as_posix(): r.captions for path, r in zip(paths, results, strict=True)}
     assert len({tuple(texts) for texts in found.values()}) > 6  # most can be told apart
@@ -376,7 +376,7 @@ def test_two_processes_write_what_one_writes(saved_captioner, photos, whole, suf
     argv = ["caption", "--model", str(saved_captioner), *OPTIONS, "photos", "--output", f"captions{suffix}"]
     runs = run_on_two(argv, tmp_path)
     lines = [line for run in runs for line in run.printed.splitlines() if "\t" in line]
-    assert sorted(line.split("\t")[0] for line in lines) == sorted(map(str, find_images("photos")))
+    assert sorted(line.split("\t")[0] for line in lines) == sorted(iter_images("photos"))
     assert Path(f"captions{suffix}").read_bytes() == whole[suffix]
     assert hidden() == []
 

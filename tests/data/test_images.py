@@ -14,7 +14,7 @@ from ituning_hf.data.images import (
     UnreadableImageError,
     _register_heif,
     allowed_unreadable,
-    find_images,
+    iter_images,
     load_image,
 )
 
@@ -241,9 +241,9 @@ def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
     (tmp_path / "broken link.jpg").symlink_to(tmp_path / "gone.jpg")
     expected = ["a.jpg", "b/c/d.webp", "b/z.PNG", "broken link.jpg"]
     expected += [f"formats/{suffix}.{suffix}" for suffix in sorted(OTHER_SUFFIXES)]
-    assert find_images(tmp_path) == [tmp_path / name for name in expected]
+    assert [*iter_images(tmp_path)] == [str(tmp_path / name) for name in expected]
     with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
-        find_images(tmp_path / "nowhere")
+        next(iter_images(tmp_path / "nowhere"))
 
 
 def test_the_limit_of_unreadable_images_by_hand() -> None:
