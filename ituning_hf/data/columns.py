@@ -6,8 +6,8 @@ a forked worker would copy it, because reading a Python object changes its refer
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
 import itertools
 import os
 import tempfile
@@ -138,8 +138,8 @@ class CaptionedImages(Sequence[CaptionedImage]):
         """Write images to a temporary memory-mapped file; only one batch of rows is in memory.
 
         The file is in the folder for temporary files (the environment variable TMPDIR). This process removes
-        it when it exits, or when nothing refers to the images. Ids become integers if all of them are whole
-        numbers (42.0 is 42), else strings.
+        it when it exits, or when nothing refers to the images. Ids become strings unless all are 64-bit
+        integers.
 
         Raises:
             UserError: A name is not valid Unicode.
@@ -178,8 +178,7 @@ class CaptionedImages(Sequence[CaptionedImage]):
         """Return a column, without Python objects.
 
         Args:
-            name: A column; or "path", "num_captions" or "num_bytes": the last has the lengths of images that
-                are in the dataset, which reads no image.
+            name: A column, "path" or "num_captions".
         """
         chunks = list(self._chunks(name))
         return pa.chunked_array(chunks, chunks[0].type if chunks else self._all_rows(name).type)
@@ -191,9 +190,6 @@ class CaptionedImages(Sequence[CaptionedImage]):
                 return pc.struct_field(table["image"], "path")
             case "num_captions":
                 return pc.list_value_length(table["captions"])
-            case "num_bytes":
-                source = "content" if "content" in table.column_names else "image"
-                return pc.binary_length(pc.struct_field(table[source], "bytes"))
         return table[name]
 
     def _chunks(self, name: str) -> Iterator[pa.Array]:
@@ -316,7 +312,8 @@ def _row_batches(images: Iterable[CaptionedImage]) -> Iterator[pa.RecordBatch]:
         contents = [source if isinstance(source, bytes) else None for source in sources]
         parts = [source if isinstance(source, FilePart) else None for source in sources]
         paths = [None if isinstance(source, bytes) else _path(source) for source in sources]
-        ids = [_whole(image.image_id) for image in batch]
+        ids = [image.image_id for image in batch]
+        numbers = [i if isinstance(i, int) and -(2**63) <= i < 2**63 else None for i in ids]
         try:
             image = pa.StructArray.from_arrays(
                 [pa.array(contents, pa.binary()), pa.array(paths, pa.string())], fields=[*_IMAGE]
@@ -325,8 +322,11 @@ def _row_batches(images: Iterable[CaptionedImage]) -> Iterator[pa.RecordBatch]:
                 [store_name(image.name) for image in batch],
                 image,
                 [image.captions for image in batch],
-                [value if isinstance(value, int) else None for value in ids],
-                [value if isinstance(value, str) else None for value in ids],
+                numbers,
+                [
+                    None if i is None or i == number else str(i)
+                    for i, number in zip(ids, numbers, strict=True)
+                ],
                 [image.domain for image in batch],
                 [image.split for image in batch],
                 [part and part.offset for part in parts],
@@ -362,29 +362,25 @@ def restore_name(name: str) -> str:
     return name if name.isascii() else name.translate(_ORIGINAL)
 
 
-def _whole(value: int | float | str | None) -> int | str | None:
-    """Return whole numbers that fit into 64 bits as int, and other ids as str."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None or (isinstance(value, int) and -(2**63) <= value < 2**63):
-        return value
-    return str(value)
-
-
 def write_table(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> datasets.Dataset:
     """Write record batches to a temporary file that is removed with the returned dataset, which maps it.
 
     Raises:
-        OSError: The file cannot be written.
+        UserError: There is no space for the file.
     """
     descriptor, path = tempfile.mkstemp(prefix="ituning-", suffix=".arrow")
     try:
-        with io.FileIO(descriptor, "w") as file, pa.ipc.new_stream(file, schema) as writer:
+        with open(descriptor, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
         dataset = datasets.Dataset.from_file(path)
-    except BaseException:  # also of the generator of batches, which reads the dataset
+    except BaseException as error:  # also of the generator of batches, which reads the dataset
         os.unlink(path)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space for the dataset's temporary file in {os.path.dirname(path)}: free some, or set "
+                "TMPDIR to another folder"
+            ) from error
         raise
     weakref.finalize(dataset, _remove, path, os.getpid())
     return dataset

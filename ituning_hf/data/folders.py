@@ -12,7 +12,7 @@ from ..utils.files import read_utf8
 from .columns import CaptionedImage
 from .images import iter_images
 from .records import SPLIT_NAMES, clean_captions, first_names
-from .tables import TableSettings, line_of, parse_rows, read_metadata_rows
+from .tables import TableSettings, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,8 @@ def read_image_folder(root: Path, settings: TableSettings) -> Iterator[Captioned
         bases = [path.parent]
         if settings.image_root is not None:
             bases = [settings.image_root / name, settings.image_root]
-        yield from parse_rows(
-            read_metadata_rows(path, settings),
-            line_of(path),
+        yield from read_table(
+            path,
             settings,
             bases,
             prefix="" if name == "." else f"{name}/",

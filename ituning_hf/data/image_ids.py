@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-_WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,17})(\.0)?")
+_WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,999})(\.0)?")
 
 
 def image_id_key(value: Any) -> int | str | None:

@@ -10,20 +10,13 @@ from pathlib import Path
 from ..utils.errors import UserError
 from .columns import CaptionedImage, CaptionedImages, write_rows
 from .folders import find_metadata, read_captioned_files, read_image_folder
+from .hf_datasets import Entries, has_parquet, is_hub_name, is_saved_dataset, read_hf_dataset
 from .json_files import read_json_dataset
 from .records import MissingSplitError
 from .scenes import read_scenes
 from .selection import DEFAULT_VAL_SHARE, check_images_exist, select_split
 from .shards import find_shards, read_shards, select_shards
-from .tables import (
-    Entries,
-    TableSettings,
-    has_parquet,
-    is_hub_name,
-    is_saved_dataset,
-    read_hf_dataset,
-    read_text_table,
-)
+from .tables import TableSettings, read_table
 
 _CSV = (".csv", ".tsv", ".txt")
 _FILES = (".json", ".jsonl", *_CSV, ".parquet")
@@ -53,7 +46,7 @@ def load_captioned_images(
 
             - "scenes", the built-in synthetic scenes;
             - a `.json` file of Karpathy, COCO captions or NoCaps, or a list of rows (`read_json_dataset`);
-            - a `.csv`, `.tsv`, `.txt` or `.jsonl` table (`read_text_table`);
+            - a `.csv`, `.tsv`, `.txt` or `.jsonl` table (`read_table`);
             - a folder with `metadata.jsonl`, `.csv` or `.parquet` (`read_image_folder`), or with a caption
               file beside each image (`read_captioned_files`);
             - a `.parquet` file, a folder of such files, a folder written by `save_to_disk` of `datasets`, or
@@ -128,7 +121,7 @@ def _read_entries(
     if path.is_file() and suffix == ".json":
         return Entries(read_json_dataset(path, splits, settings))
     if path.is_file() and suffix in (".jsonl", *_CSV):
-        return Entries(read_text_table(path, settings))
+        return Entries(read_table(path, settings))
     if has_metadata:
         return Entries(read_image_folder(path, settings))
     is_table = is_saved_dataset(path) or (suffix == ".parquet" and path.is_file())

@@ -63,7 +63,10 @@ def parse_file_name(value: Any, key: str, absolute: bool = False) -> str:
     is_absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor != ""
     leads_out = ".." in PureWindowsPath(name).parts  # a Windows path splits at / and at \
     if (is_absolute and not absolute) or (leads_out and not is_absolute):
-        raise UserError(f"{key!r} must stay inside the folder, got {value!r}")
+        raise UserError(
+            f"{key!r} must stay inside the folder, got {value!r}: give --image_root, a folder that contains "
+            "all images, and write their paths relative to it"
+        )
     return name
 
 
@@ -71,9 +74,10 @@ def parse_split(value: Any) -> str | None:
     """Return the split of a row, or None if its `split` is None or empty."""
     if value is None or value == "":
         return None
-    if not (isinstance(value, str) and value in SPLIT_NAMES):
+    split = value.lower() if isinstance(value, str) else None
+    if split != "restval" and split not in SPLIT_NAMES:
         raise UserError(f"'split' must be train, val or test, got {value!r}")
-    return SPLIT_NAMES[value]
+    return SPLIT_NAMES.get(split, split)
 
 
 def splits_in(path: str) -> list[str]:

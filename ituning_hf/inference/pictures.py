@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.columns import CaptionedImages, restore_name
+from ..data.hf_datasets import is_hub_name, is_saved_dataset
 from ..data.images import IMAGE_SUFFIXES, iter_images
 from ..data.loading import load_captioned_images
-from ..data.tables import is_hub_name, is_saved_dataset
 from ..utils.errors import UserError
 from .captioning import ImageSource
 from .outputs import to_column, to_names

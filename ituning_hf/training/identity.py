@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from .._version import __version__
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..data.tables import is_hub_name
+from ..data.hf_datasets import is_hub_name
 from ..hub.records import TrainingRecord, ValidationRecord
 from ..utils.devices import device_name, library_versions
 from ..utils.errors import UserError

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -22,12 +23,25 @@ from .errors import UserError
 _LOCK_FILE = ".lock"
 
 
-def read_utf8(path: str | os.PathLike[str]) -> str:
-    """Read a UTF-8 text file, with or without a byte order mark; raise UserError for other encodings."""
+@contextmanager
+def open_utf8(path: str | os.PathLike[str], newline: str | None = None) -> Iterator[IO[str]]:
+    """Open a UTF-8 text file, with or without a byte order mark; raise UserError for other encodings."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig", newline=newline) as file:
+            yield file
     except UnicodeDecodeError as error:
-        raise UserError(f"{os.fspath(path)} is not UTF-8 text: {error}") from error
+        with open(path, "rb") as file:
+            is_utf16 = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
+        seems = "UTF-16" if is_utf16 else "Windows-1252 or Latin-1"
+        raise UserError(
+            f"{os.fspath(path)} is not UTF-8 text, it seems to be {seems}: save it as UTF-8 ({error})"
+        ) from error
+
+
+def read_utf8(path: str | os.PathLike[str]) -> str:
+    """Read a UTF-8 text file; see `open_utf8`."""
+    with open_utf8(path) as file:
+        return file.read()
 
 
 def parse_json(text: str, where: str) -> Any:
