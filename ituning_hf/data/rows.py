@@ -54,6 +54,11 @@ def read_rows(
     return _read_csv(path, columns, select)
 
 
+def is_csv(path: Path) -> bool:
+    """Return whether `read_rows` reads a file as CSV, in which all values are strings."""
+    return path.suffix.lower() not in (".jsonl", ".parquet")
+
+
 def describe_row(path: Path, number: int) -> str:
     """Return the description of a row for messages, given its number from `read_rows`."""
     return f"{path}[{number}]" if path.suffix.lower() == ".parquet" else f"{path}, line {number}"

@@ -17,7 +17,7 @@ from .cells import CAPTION_COLUMNS, parse_captions
 from .columns import CaptionedImage
 from .image_ids import image_id_key, parse_image_id
 from .records import find_folder, held_out_split, parse_file_name, parse_split
-from .rows import describe_row, read_rows
+from .rows import describe_row, is_csv, read_rows
 
 IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "path", "filepath")
 ID_COLUMNS = ("image_id", "img_id", "cocoid", "imgid")
@@ -159,7 +159,7 @@ def read_table(
         functools.partial(describe_row, path),
         settings,
         folders or ([settings.image_root] if settings.image_root else [path.parent, path.parent / "images"]),
-        parse_id=parse_image_id if path.suffix.lower() in (".jsonl", ".parquet") else image_id_key,
+        parse_id=image_id_key if is_csv(path) else parse_image_id,
         prefix=prefix,
         split=split or held_out_split(path),
         absolute=absolute,

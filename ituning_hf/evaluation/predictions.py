@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import reprlib
 from collections.abc import Iterator
@@ -13,8 +11,9 @@ from typing import Any
 from ..data.columns import CaptionedImages
 from ..data.image_ids import image_id_key
 from ..data.records import first_names
+from ..data.rows import ROW_SUFFIXES, describe_row, is_csv, read_rows
 from ..utils.errors import UserError
-from ..utils.files import parse_json, read_json, read_utf8
+from ..utils.files import read_json
 
 _KEYS = ("image_id", "image", "file_name", "path")
 _EXPECTED = (
@@ -51,8 +50,8 @@ def read_predictions(path: Path, images: CaptionedImages) -> list[str]:
     by_name = {name: index for index, name in enumerate(names)}
     captions: list[str | None] = [None] * len(images)
     repeated, unknown = [], []
-    for number, entry in enumerate(_entries(path), start=1):
-        image_id, name, caption = _parse(entry, f"--predictions {path}: entry {number}")
+    for where, entry in _entries(path):
+        image_id, name, caption = _parse(entry, f"--predictions {where}")
         index = None if image_id is None else by_id.get(image_id_key(image_id))
         if index is None:
             index = next((by_name[part] for part in _possible_names(name) if part in by_name), None)
@@ -98,32 +97,24 @@ def _possible_names(name: str) -> list[str]:
     return ["/".join(parts[start:]) for start in range(len(parts))] or [name]
 
 
-def _entries(path: Path) -> Iterator[Any]:
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a file with their descriptions."""
     if path.is_dir():
         for part in sorted(path.glob("*.parquet")):
             yield from _entries(part)
-        return
-    match path.suffix.lower():
-        case ".jsonl":
-            # Not `splitlines`, which also splits at characters that JSON need not escape.
-            for line in read_utf8(path).split("\n"):
-                if line.strip():
-                    yield parse_json(line, f"--predictions {path}")
-        case ".csv" | ".tsv":
-            delimiter = "," if path.suffix.lower() == ".csv" else "\t"
-            rows = csv.DictReader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter)
-            for _, captions in itertools.groupby(rows, lambda row: [row.get(name) for name in _KEYS]):
-                yield next(captions)  # an image has a row for each of its captions
-        case ".parquet":
-            from pyarrow import parquet  # slow to import
-
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(columns=[*_KEYS, "caption", "captions"]):
-                    yield from batch.to_pylist()
-        case _:
-            content = read_json(path)
-            if not isinstance(content, (list, dict)):
-                raise UserError(f"--predictions {path} holds {reprlib.repr(content)}, expected {_EXPECTED}.")
-            if isinstance(content, dict):
-                content = [{"image": name, "caption": caption} for name, caption in content.items()]
-            yield from content
+    elif path.suffix.lower() in ROW_SUFFIXES:
+        rows = read_rows(
+            path, select=lambda names: [name for name in names if name in (*_KEYS, "caption", "captions")]
+        )
+        if is_csv(path):  # an image has a row for each of its captions
+            rows = (next(same) for _, same in itertools.groupby(rows, lambda row: [*map(row[1].get, _KEYS)]))
+        for number, row in rows:
+            yield describe_row(path, number), row
+    else:
+        content = read_json(path)
+        if not isinstance(content, (list, dict)):
+            raise UserError(f"--predictions {path} holds {reprlib.repr(content)}, expected {_EXPECTED}.")
+        if isinstance(content, dict):
+            content = [{"image": name, "caption": caption} for name, caption in content.items()]
+        for number, entry in enumerate(content):
+            yield f"{path}[{number}]", entry

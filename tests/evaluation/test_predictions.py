@@ -66,6 +66,14 @@ def test_ids_are_matched_by_value(
     assert read(write(tmp_path / "captions.json", results), images) == CAPTIONS[::-1]
 
 
+@pytest.mark.parametrize("in_results", [int, str])
+@pytest.mark.parametrize("in_dataset", [int, str])
+def test_ids_of_more_than_64_bits_are_matched(tmp_path: Path, in_dataset: type, in_results: type):
+    images = [replace(image, image_id=in_dataset(10**19 + i)) for i, image in enumerate(IMAGES)]
+    results = [{"image_id": in_results(10**19 + i), "caption": text} for i, text in enumerate(CAPTIONS)]
+    assert read(write(tmp_path / "captions.json", results), images) == CAPTIONS
+
+
 def test_positions_are_not_ids(tmp_path: Path):
     positions = [{"image_id": i, "caption": text} for i, text in enumerate(CAPTIONS)]
     path = write(tmp_path / "captions.json", positions)
@@ -115,16 +123,28 @@ def test_several_captions_of_an_image(tmp_path: Path):
             {f"{i}.png": text for i, text in enumerate(CAPTIONS)},
             r"7 captions of other images \(0.png, 1.png,",
         ),
-        ([{"id": 1}], r"entry 1 is {'id': 1}, expected a list of"),
-        ([{"image_id": 0.5, "caption": "a"}], r"entry 1 is {'caption': 'a', 'image_id': 0.5}"),
-        ([{"image_id": True, "caption": "a"}], r"entry 1 is {'caption': 'a', 'image_id': True}"),
+        ([{"id": 1}], r"json\[0\] is {'id': 1}, expected a list of"),
+        ([{"image_id": 0.5, "caption": "a"}], r"json\[0\] is {'caption': 'a', 'image_id': 0.5}"),
+        ([{"image_id": True, "caption": "a"}], r"json\[0\] is {'caption': 'a', 'image_id': True}"),
         ("a dog", r"holds 'a dog', expected a list of"),
-        ({"images": [{"id": i} for i in range(1000)]}, r"entry 1 is .{5,150}, expected"),
+        ({"images": [{"id": i} for i in range(1000)]}, r"json\[0\] is .{5,150}, expected"),
     ],
 )
 def test_captions_that_do_not_fit(tmp_path: Path, content: object, message: str):
     with pytest.raises(UserError, match=message):
         read(write(tmp_path / "captions.json", content), IMAGES)
+
+
+def test_a_bad_line_is_named(tmp_path: Path):
+    (tmp_path / "captions.csv").write_text("image,caption\ntest/0.png,a dog,or two\n")
+    with pytest.raises(UserError, match=r"captions\.csv, line 2: 3 fields for 2 columns"):
+        read(tmp_path / "captions.csv", IMAGES)
+    (tmp_path / "captions.jsonl").write_text(json.dumps(COCO[0]) + '\n{"image": "a.png"}')
+    with pytest.raises(UserError, match=r"captions\.jsonl, line 2 is {'image': 'a\.png'}, expected"):
+        read(tmp_path / "captions.jsonl", IMAGES)
+    (tmp_path / "captions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"cannot read .*captions\.parquet: "):
+        read(tmp_path / "captions.parquet", IMAGES)
 
 
 @pytest.mark.parametrize("broken", [b"\xff\xfe", b'{"image": "0.png"', b"[" * 100_000])
