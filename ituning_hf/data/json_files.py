@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,15 +16,8 @@ from typing import Any
 from ..utils.errors import UserError
 from ..utils.files import read_json
 from .columns import CaptionedImage
-from .image_ids import image_id_key, parse_image_id
-from .records import (
-    SPLIT_NAMES,
-    clean_captions,
-    find_folder,
-    held_out_split,
-    parse_file_name,
-    splits_in,
-)
+from .image_ids import image_id_key
+from .records import SPLIT_NAMES, find_folder, held_out_split, splits_in
 from .tables import TableSettings, parse_rows
 
 
@@ -57,9 +51,8 @@ def read_json_dataset(path: Path, splits: Sequence[str], settings: TableSettings
     """
     content = read_json(path)
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
-        folders = [settings.image_root] if settings.image_root else [path.parent, path.parent / "images"]
-        rows, own = enumerate(content), held_out_split(path)
-        return parse_rows(rows, f"{path}[{{}}]".format, settings, folders, split=own)
+        rows, describe, own = enumerate(content), f"{path}[{{}}]".format, held_out_split(path)
+        return parse_rows(rows, describe, settings, settings.folders(path), split=own)
     for name in ("image_column", "caption_column"):
         if getattr(settings, name) is not None:
             raise UserError(f"--{name} cannot be used with {path}, which is not a list of rows")
@@ -69,55 +62,77 @@ def read_json_dataset(path: Path, splits: Sequence[str], settings: TableSettings
         return _parse_coco(content, path, settings.image_root, _nocaps_split(path))
     if "annotations" in content:
         return _read_coco(content, path, splits, settings.image_root)
-    return _parse_karpathy(content["images"], path, settings.image_root)
+    return _parse_karpathy(content["images"], path, settings)
 
 
 def _read_coco(
-    content: Any, path: Path, splits: Sequence[str], image_root: Path | None
+    content: dict[str, Any], path: Path, splits: Sequence[str], image_root: Path | None
 ) -> Iterator[CaptionedImage]:
     """Parse COCO captions; a train file and the val file in the same folder form one dataset."""
     val_file = path.with_name(path.name.replace("train", "val"))
     if val_file == path or not val_file.is_file():
         return _parse_coco(content, path, image_root, held_out_split(path))
-    train = _parse_coco(content, path, image_root, "train")
-    if [*splits] == ["train"]:
-        return train
-    val = _parse_coco(read_json(val_file), val_file, image_root, "val")
-    return val if [*splits] == ["val"] else chain(train, val)
+    images = []
+    if [*splits] != ["val"]:
+        images.append(_parse_coco(content, path, image_root, "train"))
+    content.clear()
+    if [*splits] != ["train"]:
+        images.append(_parse_coco(read_json(val_file), val_file, image_root, "val"))
+    return chain(*images)
 
 
 def _parse_coco(
     content: Any, path: Path, image_root: Path | None, split: str | None
 ) -> Iterator[CaptionedImage]:
-    names, domains, ids = {}, {}, {}
-    for where, entry in _entries(content, "images", path):
-        image_id = _image_id(entry, "id", where)
-        key = image_id_key(image_id)
-        if key in names:
-            raise UserError(f"{where} has the same 'id' as another image, {image_id!r}")
-        names[key] = _file_name(entry.get("file_name"), "file_name", where)
-        domains[key], ids[key] = entry.get("domain"), image_id
-    captions: dict[int | str | None, list[str]] = {key: [] for key in names}
-    if "annotations" in content:
-        for where, entry in _entries(content, "annotations", path):
-            image_id = _image_id(entry, "image_id", where)
-            key = image_id_key(image_id)
-            if key not in captions:
-                first = next(iter(ids.values()), "no image")
-                raise UserError(
-                    f"{where} refers to image {image_id!r}, which the file does not contain; its images are "
-                    f"{first!r} and so on"
-                )
-            captions[key].append(_field(entry, "caption", str, where))
-        captions = {key: texts for key, texts in captions.items() if texts}
-    content.clear()
+    found: dict[int | str, tuple[int, dict[str, Any]]] = {}  # the image with a key of its id
+
+    def add_image(position: int, entry: Any) -> None:
+        key = _id_key(entry, "id")
+        if key in found:
+            raise UserError(f"has the same 'id' as another image, {entry['id']!r}")
+        image = {name: entry.get(name) for name in ("file_name", "domain")}
+        found[key] = position, {"image_id": entry["id"], "captions": [], **image}
+
+    def add_annotation(position: int, entry: Any) -> None:
+        key = _id_key(entry, "image_id")
+        if key not in found:
+            first = next((image["image_id"] for _, image in found.values()), "no image")
+            raise UserError(
+                f"refers to image {entry['image_id']!r}, which the file does not contain; its images are "
+                f"{first!r} and so on"
+            )
+        if not isinstance(caption := entry.get("caption"), str):
+            raise _invalid("caption")
+        found[key][1]["captions"].append(caption)
+
+    for name, add in (("images", add_image), ("annotations", add_annotation)):
+        entries = content.get(name, []) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise UserError(f"{path} is not a COCO file: it has no list named {name!r}")
+        for position, entry in enumerate(entries):
+            try:
+                add(position, entry)
+            except UserError as error:
+                raise UserError(f"{path}: {name}[{position}] {error}") from error
+    rows = [row for row in found.values() if row[1]["captions"] or "annotations" not in content]
     bases = [path.parent, path.parent.parent] if image_root is None else [image_root]
     bases = [folder for base in bases for folder in (base, base / "images")]
     folders = [base / part for part in _split_folders(path) for base in bases] + bases
-    folder = find_folder(folders, (names[key] for key in captions)) or folders[0]
-    for key, texts in captions.items():
-        source = folder / names[key]
-        yield CaptionedImage(names[key], clean_captions(texts), source, ids[key], domains[key], split)
+    describe = f"{path}: images[{{}}]".format
+    images = parse_rows(rows, describe, TableSettings(), folders, split=split, absolute=False)
+    domains = (row["domain"] for _, row in rows)
+    return (replace(image, domain=domain) for image, domain in zip(images, domains, strict=True))
+
+
+def _id_key(entry: Any, name: str) -> int | str:
+    key = image_id_key(entry.get(name)) if isinstance(entry, dict) else None
+    if key is None:
+        raise _invalid(name)
+    return key
+
+
+def _invalid(name: str) -> UserError:
+    return UserError(f"has no valid {name!r}, as COCO caption files have (see captions_train2017.json)")
 
 
 def _split_folders(path: Path) -> list[str]:
@@ -136,63 +151,26 @@ def _nocaps_split(path: Path) -> str:
     return splits.pop()
 
 
-def _parse_karpathy(entries: list[Any], path: Path, image_root: Path | None) -> Iterator[CaptionedImage]:
-    def parse(position: int) -> tuple[str, str, tuple[str, ...]]:
-        return _parse_karpathy_entry(entries[position], f"{path}: images[{position}]")
+def _parse_karpathy(entries: list[Any], path: Path, settings: TableSettings) -> Iterator[CaptionedImage]:
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        for position, entry in enumerate(entries):
+            try:
+                row = {name: entry[name] for name in ("filename", "split", "sentences")}
+                row["filename"] = str(PurePosixPath(entry.get("filepath") or "", entry["filename"]))
+                row["image_id"] = entry.get("cocoid", entry.get("imgid"))
+            except (AttributeError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}: images[{position}] is not a Karpathy entry: it needs 'filename', 'split' and "
+                    "'sentences', each with 'raw'"
+                ) from error
+            yield position, row
 
-    roots = [path.parent / "images", path.parent] if image_root is None else [image_root]
-    root = find_folder(roots, (parse(i)[0] for i in range(len(entries))))
-    merged = False
-    if root is None:  # COCO's folders train2014 and val2014 may have been merged into one
-        root = find_folder(roots, (parse(i)[1] for i in range(len(entries))))
-        merged = root is not None
-    for position, entry in enumerate(entries):
-        name, filename, captions = parse(position)
-        source = (root or roots[-1]) / (filename if merged else name)
-        image_id = parse_image_id(entry.get("cocoid", entry.get("imgid")))
-        yield CaptionedImage(name, captions, source, image_id, split=entry["split"])
-
-
-def _parse_karpathy_entry(entry: Any, where: str) -> tuple[str, str, tuple[str, ...]]:
-    """Return the image's path below the image root, its file name, and its captions."""
-    try:
-        split, filename = entry["split"], entry["filename"]
-        captions = clean_captions(sentence["raw"] for sentence in entry["sentences"])
-        name = str(PurePosixPath(entry.get("filepath") or "", filename))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{where} is not a Karpathy entry: it needs 'filename', 'split' and 'sentences', each with 'raw'"
-        ) from error
-    if not isinstance(split, str):
-        raise UserError(f"{where}: 'split' must be a string, got {split!r}")
-    return _file_name(name, "filename", where), filename, captions
-
-
-def _file_name(value: Any, key: str, where: str) -> str:
-    try:
-        return parse_file_name(value, key)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _entries(content: Any, key: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the position and the content of each entry of a list."""
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(f"{path} is not a COCO file: it has no list named {key!r}")
-    for position, entry in enumerate(entries):
-        yield f"{path}: {key}[{position}]", entry
-
-
-def _image_id(entry: Any, key: str, where: str) -> int | str:
-    value = parse_image_id(entry.get(key) if isinstance(entry, dict) else None)
-    return _field({key: value}, key, int | str, where)
-
-
-def _field(entry: Any, key: str, kind: Any, where: str) -> Any:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, kind):
-        raise UserError(
-            f"{where} has no valid {key!r}, as COCO caption files have (see captions_train2017.json)"
-        )
-    return value
+    folders = settings.folders(path)
+    describe = f"{path}: images[{{}}]".format
+    images = parse_rows(rows(), describe, TableSettings(), folders, absolute=False)
+    if find_folder(folders, (row["filename"] for _, row in rows())) is None:
+        # COCO's folders train2014 and val2014 may have been merged into one.
+        merged = find_folder(folders, (entry["filename"] for entry in entries))
+        if merged is not None:
+            return (replace(image, source=merged / PurePosixPath(image.name).name) for image in images)
+    return images

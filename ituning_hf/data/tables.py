@@ -34,6 +34,10 @@ class TableSettings:
     caption_column: str | None = None
     columns: str | None = None
 
+    def folders(self, path: Path) -> list[Path]:
+        """Return the folders that file names in a file may be relative to."""
+        return [self.image_root] if self.image_root else [path.parent, path.parent / "images"]
+
 
 class TableColumns(NamedTuple):
     """The names of a table's columns that are read."""
@@ -158,7 +162,7 @@ def read_table(
         read_rows(path, settings.columns, select),
         functools.partial(describe_row, path),
         settings,
-        folders or ([settings.image_root] if settings.image_root else [path.parent, path.parent / "images"]),
+        folders or settings.folders(path),
         parse_id=image_id_key if is_csv(path) else parse_image_id,
         prefix=prefix,
         split=split or held_out_split(path),

@@ -86,14 +86,21 @@ def test_karpathy_images_are_found_near_the_file(write_json: WriteJson, tmp_path
         {"filename": "a.jpg", "sentences": []},
         {"split": "train", "sentences": []},
         {"split": "train", "filename": "a.jpg"},
-        {"split": "train", "filename": "a.jpg", "sentences": [{"tokens": ["a"]}]},
-        {"split": "train", "filename": "a.jpg", "sentences": [{"raw": None}]},
         {"split": "train", "filename": 7, "sentences": [{"raw": "a"}]},
     ],
 )
 def test_malformed_karpathy_entries_are_named(write_json: WriteJson, bad: Any) -> None:
     path = write_json({"images": [entry("a.jpg", "train", "a"), bad]})
     with pytest.raises(UserError, match=r"dataset\.json: images\[1\] is not a Karpathy entry: it needs"):
+        load(path)
+
+
+@pytest.mark.parametrize("sentences", [[{"tokens": ["a"]}], [{"raw": 7}], {}, 7])
+def test_malformed_karpathy_sentences_are_named(write_json: WriteJson, sentences: Any) -> None:
+    path = write_json(
+        {"images": [entry("a.jpg", "train", "a"), entry("b.jpg", "train") | {"sentences": sentences}]}
+    )
+    with pytest.raises(UserError, match=r"json: images\[1\]: 'sentences' must be a string or a list of"):
         load(path)
 
 
@@ -186,8 +193,12 @@ IMAGE, ANNOTATION = {"id": 1, "file_name": "a.png"}, {"image_id": 1, "caption": 
         ([IMAGE], [ANNOTATION | {"caption": " \n"}], r"1 of 1 images have no caption \(a\.png\)"),
         ([{"file_name": "a.png"}], [], r"images\[0\] has no valid 'id'"),
         ([IMAGE, IMAGE], [], r"images\[1\] has the same 'id' as another image, 1"),
-        ([{"id": 1}], [], r"images\[0\]: 'file_name' must be a file name, got None"),
-        ([{"id": 1, "file_name": "/a.png"}], [], r"images\[0\]: 'file_name' must stay inside the folder"),
+        ([{"id": 1}], [ANNOTATION], r"images\[0\]: 'file_name' must be a file name, got None"),
+        (
+            [{"id": 1, "file_name": "/a.png"}],
+            [ANNOTATION],
+            r"images\[0\]: 'file_name' must stay inside the folder",
+        ),
         ({}, [], "no list named 'images'"),
         ([], None, "no list named 'annotations'"),
         ([IMAGE], [], "has no images$"),
