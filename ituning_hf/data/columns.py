@@ -144,7 +144,8 @@ class CaptionedImages(Sequence[CaptionedImage]):
         Raises:
             UserError: A name is not valid Unicode.
         """
-        return cls(finish_rows(write_rows(images)))
+        rows = write_rows(images)
+        return cls(finish_rows(rows, np.arange(len(rows))))
 
     @classmethod
     def concatenate(cls, parts: Sequence[CaptionedImages]) -> CaptionedImages:
@@ -175,13 +176,9 @@ class CaptionedImages(Sequence[CaptionedImage]):
         return CaptionedImages(self.dataset.select(indices), self._owners)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return a column, without Python objects.
-
-        Args:
-            name: A column, "path" or "num_captions".
-        """
-        chunks = list(self._chunks(name))
-        return pa.chunked_array(chunks, chunks[0].type if chunks else self._all_rows(name).type)
+        """Return a column, or "path" or "num_captions", without Python objects."""
+        column = self._all_rows(name)
+        return pa.chunked_array([*self._chunks(column)], column.type)
 
     def _all_rows(self, name: str) -> pa.ChunkedArray:
         table: pa.Table = self.dataset.data.table
@@ -192,8 +189,7 @@ class CaptionedImages(Sequence[CaptionedImage]):
                 return pc.list_value_length(table["captions"])
         return table[name]
 
-    def _chunks(self, name: str) -> Iterator[pa.Array]:
-        column = self._all_rows(name)
+    def _chunks(self, column: pa.ChunkedArray) -> Iterator[pa.Array]:
         # `datasets` has no public access to many rows of one column that avoids Python objects.
         rows = self.dataset._indices
         if rows is None:
@@ -206,10 +202,10 @@ class CaptionedImages(Sequence[CaptionedImage]):
     def fingerprint(self) -> str:
         """Return a digest of the names and captions, in their order; images are not read."""
         counts = hashlib.sha256()
-        for chunk in self._chunks("num_captions"):
+        for chunk in self.column("num_captions").chunks:
             counts.update(chunk.to_numpy().tobytes())
-        captions = (pc.list_flatten(chunk) for chunk in self._chunks("captions"))
-        parts = _digest(self._chunks("name")) + counts.digest() + _digest(captions)
+        names, captions = (self._chunks(self._all_rows(name)) for name in ("name", "captions"))
+        parts = _digest(names) + counts.digest() + _digest(map(pc.list_flatten, captions))
         return hashlib.sha256(parts).hexdigest()[:16]
 
 
@@ -239,14 +235,15 @@ def write_rows(images: Iterable[CaptionedImage]) -> datasets.Dataset:
 
 
 def finish_rows(
-    rows: datasets.Dataset, kept: np.ndarray | None = None, captions: MergedCaptions | None = None
+    rows: datasets.Dataset, kept: np.ndarray, merged: tuple[np.ndarray, np.ndarray] | None = None
 ) -> datasets.Dataset:
     """Write some of the rows to a new file, with one column of ids and without unused columns.
 
     Args:
         rows: The result of `write_rows`.
-        kept: The indices of the rows, ascending; by default all.
-        captions: Their captions, if these are not those of the rows.
+        kept: The indices of the rows, ascending.
+        merged: The rows that have the captions of each of them, one after the other, and the number of these
+            rows before each and in all; by default each row has its own captions.
     """
     table: pa.Table = rows.data.table
     numeric = table["text"].null_count == len(table)
@@ -260,41 +257,25 @@ def finish_rows(
         start = written = 0
         for batch in table.to_batches():
             stop = start + len(batch)
-            if kept is not None:
-                batch = batch.take(pa.array(kept[slice(*kept.searchsorted([start, stop]))] - start))
-            columns = {name: batch[name] for name in names if name != "image_id"}
-            columns["image_id"] = batch["number"]
+            batch = batch.take(pa.array(kept[slice(*kept.searchsorted([start, stop]))] - start))
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            columns["image_id"] = columns["number"]
             if not numeric:
-                columns["image_id"] = pc.coalesce(batch["text"], batch["number"].cast(pa.string()))
-            if captions is not None:
-                columns["captions"] = captions.read(written, written + len(batch))
+                columns["image_id"] = pc.coalesce(columns["text"], columns["number"].cast(pa.string()))
+            if merged is not None:
+                ends = merged[1][written : written + len(batch) + 1]
+                columns["captions"] = _merge(table["captions"], merged[0][ends[0] : ends[-1]], ends - ends[0])
             start, written = stop, written + len(batch)
             yield pa.record_batch([columns[name] for name in names], schema=schema)
 
     return write_table(schema, batches())
 
 
-class MergedCaptions:
-    """The captions of images that have several rows.
-
-    Args:
-        captions: The column of all rows.
-        rows: The rows of each image, one image after the other.
-        counts: The number of rows of each image.
-    """
-
-    def __init__(self, captions: pa.ChunkedArray, rows: np.ndarray, counts: np.ndarray) -> None:
-        self.captions, self.rows = captions, rows
-        self.ends = np.concatenate([[0], counts.cumsum()])
-
-    def read(self, start: int, stop: int) -> pa.Array:
-        """Return the captions of the images from `start` to `stop`."""
-        ends = self.ends[start : stop + 1] - self.ends[start]
-        lists = take(self.captions, self.rows[self.ends[start] : self.ends[stop]])
-        lengths = np.concatenate([[0], pc.list_value_length(lists).to_numpy()])
-        offsets = lengths.cumsum()[ends].astype(np.int32)
-        texts = pa.concat_arrays([pa.array([], pa.string()), *pc.list_flatten(lists).chunks])
-        return pa.ListArray.from_arrays(pa.array(offsets), texts)
+def _merge(captions: pa.ChunkedArray, rows: np.ndarray, ends: np.ndarray) -> pa.Array:
+    """Return lists of the captions of the rows between two ends."""
+    lists = take(captions, rows).combine_chunks()
+    offsets = lists.offsets.to_numpy()
+    return pa.ListArray.from_arrays(pa.array(offsets[ends] - offsets[0]), lists.flatten())
 
 
 def take(column: pa.ChunkedArray, indices: np.ndarray) -> pa.ChunkedArray:

@@ -103,7 +103,7 @@ def load_splits(
     for split in splits:
         images = select_split(rows, split, dataset, seed, val_share, require_captions, entries.content)
         if require_images:
-            check_images_exist(images)
+            check_images_exist(images, split)
         yield images
 
 

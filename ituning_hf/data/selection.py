@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..utils.errors import UserError
-from .columns import CaptionedImages, MergedCaptions, codes_of, finish_rows, restore_name, take
+from .columns import CaptionedImages, codes_of, finish_rows, restore_name, take
 from .records import MissingSplitError, first_names
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ def select_split(
         _require_equal_entries(table, codes, first, where)
     kept = first[_in_split(table, first, split, where, seed, val_share)]
     images = _read_images(rows, codes, kept, content)
-    _check_captions(images, where, require_captions)
-    _check_ids(images, where)
+    _check_captions(images, f"{where}, split {split!r}", require_captions)
+    _check_ids(images, f"{where}, split {split!r}")
     return images
 
 
@@ -120,15 +120,15 @@ def _read_images(
     """Return the images whose first rows are `kept`, with the captions of all their rows."""
     # A table that contains images is not copied: the other columns get all of its rows, too.
     written = kept if content is None else np.arange(len(codes))
-    captions = None
+    merged = None
     if len(kept) < len(codes):
         counts = np.bincount(codes)[codes[written]]
         counts[~np.isin(written, kept)] = 0
         wanted = np.zeros(len(codes) and codes.max() + 1, bool)
         wanted[codes[kept]] = True
         order = np.argsort(codes, kind="stable")
-        captions = MergedCaptions(rows.data.table["captions"], order[wanted[codes[order]]], counts)
-    finished = finish_rows(rows, written, captions)
+        merged = order[wanted[codes[order]]], np.concatenate([[0], counts.cumsum()])
+    finished = finish_rows(rows, written, merged)
     if content is None:
         return CaptionedImages(finished)
     combined = datasets.concatenate_datasets([finished, content], axis=1)
@@ -158,39 +158,36 @@ def _check_ids(images: CaptionedImages, where: str) -> None:
         )
 
 
-def check_images_exist(images: CaptionedImages) -> None:
+def check_images_exist(images: CaptionedImages, split: str) -> None:
     """Raise an error for missing image files, and warn about empty files, before training begins.
 
     An empty file counts as an unreadable image, which training reports and skips.
 
+    Args:
+        images: The images.
+        split: The name of their split, for messages.
+
     Raises:
         FileNotFoundError: Files are missing. The message has their number and the first three names.
     """
-    missing: list[str] = []  # the first few
+    missing: list[str] = []
     empty: list[str] = []
-    num_missing = num_empty = 0
     paths = images.column("path")
     if "offset" in images.dataset.column_names:  # many images in a few files
         paths = pa.chunked_array([paths.unique()])
     for chunk in paths.chunks:
-        for path in chunk.to_pylist():
-            size = 1 if path is None else _file_size(restore_name(path))
-            if size is None:
-                num_missing += 1
-                missing += [path][: 4 - len(missing)]
-            elif size == 0:
-                num_empty += 1
-                empty += [path][: 4 - len(empty)]
+        for path in chunk.drop_null().to_pylist():
+            if not (size := _file_size(restore_name(path))):
+                (missing if size is None else empty).append(path)
+    count = f"of {len(images):,} images of split {split!r} are"
     if missing:
         advice = "unpack them there, or give --image_root, the folder that the paths are relative to"
         if PureWindowsPath(missing[0]).drive or "\\" in missing[0]:
             advice = "these are paths of Windows: write them relative to the dataset, with /"
-        raise FileNotFoundError(
-            f"{num_missing:,} of {len(images):,} images are missing ({first_names(missing)}): {advice}"
-        )
+        raise FileNotFoundError(f"{len(missing):,} {count} missing ({first_names(missing)}): {advice}")
     if empty:
-        text = "%s of %s images are empty or not files (%s): unpack or copy them again"
-        logger.warning(text, f"{num_empty:,}", f"{len(images):,}", first_names(empty))
+        text = "%s %s empty or not files (%s): unpack or copy them again"
+        logger.warning(text, f"{len(empty):,}", count, first_names(empty))
 
 
 def _file_size(path: str) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..data.columns import CaptionedImages
+from ..data.columns import CaptionedImages, store_name
 from ..data.image_ids import image_id_key
 from ..data.records import first_names
 from ..data.rows import ROW_SUFFIXES, describe_row, is_csv, read_rows
@@ -54,7 +54,9 @@ def read_predictions(path: Path, images: CaptionedImages) -> list[str]:
         image_id, name, caption = _parse(entry, f"--predictions {where}")
         index = None if image_id is None else by_id.get(image_id_key(image_id))
         if index is None:
-            index = next((by_name[part] for part in _possible_names(name) if part in by_name), None)
+            index = next(
+                (by_name[part] for part in _possible_names(store_name(name)) if part in by_name), None
+            )
         if index is None:
             unknown.append(str(name if image_id is None else image_id))
         elif captions[index] is None:

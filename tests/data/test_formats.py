@@ -167,7 +167,9 @@ def test_the_metadata_of_a_folder(tmp_path: Path, kind: str) -> None:
 def test_the_images_of_a_folder_may_be_elsewhere(tmp_path: Path) -> None:
     write(tmp_path / "texts" / "metadata.jsonl", '{"file_name": "a.png", "text": "a"}')
     photo = save_image(tmp_path / "photos" / "a.png")
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 images are missing .* or give --image_root"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 1 images of split .* are missing .* or give --image_root"
+    ):
         load_captioned_images(tmp_path / "texts", "all")
     (image,) = load_captioned_images(tmp_path / "texts", "all", image_root=tmp_path / "photos")
     assert image.source == photo

@@ -146,7 +146,7 @@ def test_file_names_in_tables(tmp_path: Path) -> None:
     expected = [CaptionedImage("a.png", ("a", "b"), tmp_path / "photos" / "a.png")]
     assert list(load_captioned_images(path, "val")) == expected
     data.save_to_disk(tmp_path / "saved")
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 images are missing \(.*saved/a\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 images of split .* are missing \(.*saved/a\.png"):
         load_captioned_images(tmp_path / "saved", "val")
     found = load_captioned_images(tmp_path / "saved", "val", image_root=tmp_path / "photos")
     assert list(found) == expected

@@ -227,9 +227,11 @@ def test_missing_images_raise_one_error_and_empty_ones_a_warning(
     images = CaptionedImages.from_images(rows)
     save_image(tmp_path / "0.jpg")
     (tmp_path / "3.jpg").touch()
-    with pytest.raises(FileNotFoundError, match=rf"^4 of 7 images .*{tmp_path}/1\.jpg, .*, \.\.\.\)"):
-        check_images_exist(images)
-    check_images_exist(images.select([0, 3, 6]))
+    with pytest.raises(
+        FileNotFoundError, match=rf"^4 of 7 images of split 'val' .*{tmp_path}/1\.jpg, .*, \.\.\.\)"
+    ):
+        check_images_exist(images, "val")
+    check_images_exist(images.select([0, 3, 6]), "val")
     assert caplog.messages == [
-        f"1 of 3 images are empty or not files ({tmp_path}/3.jpg): unpack or copy them again"
+        f"1 of 3 images of split 'val' are empty or not files ({tmp_path}/3.jpg): unpack or copy them again"
     ]

@@ -48,6 +48,11 @@ def test_an_object_of_captions_by_file_name(tmp_path: Path, prefix: str):
     assert read(write(tmp_path / "captions.json", names), IMAGES) == CAPTIONS
 
 
+def test_a_file_name_that_is_not_utf_8(tmp_path: Path):
+    images = [CaptionedImage("caf\udce9.png", ("a",), b"")]
+    assert read(write(tmp_path / "captions.json", {"photos/caf\udce9.png": "a dog"}), images) == ["a dog"]
+
+
 def test_a_line_may_contain_other_line_ends(tmp_path: Path):
     captions = [f"{text}\u2028{text}\x85" for text in CAPTIONS]
     entries = [{"image": f"test/{i}.png", "captions": [text]} for i, text in enumerate(captions)]
