@@ -103,7 +103,8 @@ def _load_images(args: BuildArguments) -> CaptionedImages:
     splits = args.splits or (SPLITS if args.dataset == "scenes" else ("all",))
     num_scenes = args.num_scenes if splits[0] == "train" else max(1, args.num_scenes // 10)
     parts = []
-    for split, images in zip(splits, args.load_splits(splits, args.seed, num_scenes, False), strict=True):
+    loaded = args.load_splits(splits, args.seed, num_scenes, require_captions=False)
+    for split, images in zip(splits, loaded, strict=True):
         print(f"{split:<16}{len(images):,} images")
         parts.append(images)
     return CaptionedImages.concatenate(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..utils.errors import UserError
 from ..utils.rules import AT_LEAST_ONE, BETWEEN_0_AND_1, FOLDER, NAME
@@ -49,41 +49,29 @@ class DatasetArguments:
         BETWEEN_0_AND_1,
     )
 
-    def load_split(
-        self,
-        split: str,
-        seed: int,
-        num_scenes: int | None = None,
-        require_captions: bool = True,
-        require_images: bool = True,
-    ) -> CaptionedImages:
-        """Read one split of the dataset; see `load_captioned_images`.
-
-        Args:
-            split: "train", "val", "test" or "all".
-            seed: Seed of the synthetic scenes, and of the splits if the dataset has none.
-            num_scenes: Overrides the setting.
-            require_captions: Whether to refuse a split without captions.
-            require_images: Whether to check that the image files exist.
-        """
-        return next(self.load_splits([split], seed, num_scenes, require_captions, require_images))
+    def load_split(self, split: str, seed: int, **options: Any) -> CaptionedImages:
+        """Read one split of the dataset: "train", "val", "test" or "all"; see `load_splits`."""
+        return next(self.load_splits([split], seed, **options))
 
     def load_splits(
-        self,
-        splits: Sequence[str],
-        seed: int,
-        num_scenes: int | None = None,
-        require_captions: bool = True,
-        require_images: bool = True,
+        self, splits: Sequence[str], seed: int, num_scenes: int | None = None, **options: Any
     ) -> Iterator[CaptionedImages]:
-        """Read the dataset once, and yield several of its splits; see `load_split`."""
-        from .loading import TableSettings, load_splits
+        """Read the dataset once, and yield several of its splits.
+
+        Args:
+            splits: The splits.
+            seed: Seed of the synthetic scenes, and of the splits if the dataset has none.
+            num_scenes: Overrides the setting.
+            options: `require_captions` and `require_images`, as for `load_captioned_images`.
+        """
+        from .loading import LoadSettings, load_splits
 
         root = None if self.image_root is None else Path(self.image_root)
-        settings = TableSettings(root, self.image_column, self.caption_column, self.columns)
+        table = (root, self.image_column, self.caption_column, self.columns)
         scenes = num_scenes or self.num_scenes
-        options = (seed, scenes, self.val_share, require_captions, require_images)
-        return load_splits(self.dataset, splits, settings, *options)
+        return load_splits(
+            self.dataset, splits, LoadSettings(*table, seed, scenes, self.val_share, **options)
+        )
 
     def check_count(self, setting: str, images: CaptionedImages) -> None:
         """Compare the number of images in a split with a setting, which may be None.

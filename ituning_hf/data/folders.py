@@ -1,103 +1,179 @@
-"""Folders of images: with metadata, or with a caption file beside each image."""
+"""Folders: the format of their content, and images with metadata or with a caption file beside each."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ..utils.errors import UserError
-from ..utils.files import read_utf8
+from ..utils.files import decode_utf8, parse_json
+from .cells import parse_captions
 from .columns import CaptionedImage
-from .images import iter_images
-from .records import SPLIT_NAMES, clean_captions, first_names
+from .hf_datasets import has_parquet, is_saved_dataset
+from .images import FOLDER_LINK, has_image, iter_images
+from .records import clean_captions, first_names
+from .splits import find_split_folders, split_of_folder
 from .tables import TableSettings, read_table
 
 logger = logging.getLogger(__name__)
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-CAPTION_SUFFIXES = (".txt", ".caption")
+CAPTION_SUFFIXES = (".txt", ".caption", ".json")  # in order of preference; .json only in tar shards
+_CAPTION_FIELDS = ("captions", "caption", "text")
+
+
+def folder_format(root: Path) -> str:
+    """Return what a folder contains: the first of these.
+
+    1. "metadata": `metadata.jsonl`, `.csv` or `.parquet`, or the same in folders named after splits
+    2. "caption files": an image with a caption file beside it, at any depth
+    3. "saved": a dataset written by `save_to_disk` of `datasets`
+    4. "tar shards": `.tar` files, or the same in folders named after splits
+    5. "parquet": Parquet files, at any depth
+
+    A folder with none of these has caption files, too, and lacks them. So a `.tar` or Parquet file among
+    captioned images, or an image among Parquet files, changes nothing. What lies directly in the folder is
+    looked at first: a million images there are not listed if the first of them has a caption file.
+    """
+    if _metadata_in(root):
+        return "metadata"
+    if has_image(root, _has_caption_file, below=False):
+        return "caption files"
+    if find_metadata(root):
+        return "metadata"
+    if has_image(root, _has_caption_file):
+        return "caption files"
+    if is_saved_dataset(root):
+        return "saved"
+    if find_tars(root):
+        return "tar shards"
+    return "parquet" if has_parquet(root) else "caption files"
+
+
+def _metadata_in(folder: Path) -> list[Path]:
+    return [path for name in METADATA_NAMES if (path := folder / name).is_file()]
 
 
 def find_metadata(root: Path) -> list[Path]:
     """Return the metadata files in a folder and in its split folders."""
-    paths = (root / split / name for split in ("", *SPLIT_NAMES) for name in METADATA_NAMES)
-    return [path for path in paths if path.is_file()]
+    return [path for name in ("", *find_split_folders(root)) for path in _metadata_in(root / name)]
+
+
+def find_tars(root: Path) -> list[Path]:
+    """Return the `.tar` files in a folder and in its split folders."""
+    folders = [root / name for name in ("", *find_split_folders(root))]
+    return [path for folder in folders for path in sorted(folder.glob("[!.]*.tar"))]
 
 
 def read_image_folder(root: Path, settings: TableSettings) -> Iterator[CaptionedImage]:
     """Read the entries of a folder with `metadata.jsonl`, `.csv` or `.parquet`, in their order.
 
     Each row has the name of an image file, relative to the metadata, and a caption or a list of captions. The
-    splits are the subfolders `train`, `val` and `test` (or another name in `SPLIT_NAMES`), each with its own
-    metadata, or an optional column `split`.
+    splits are the folders named after them, such as `train` and `val`, each with its own metadata, or an
+    optional column `split`.
 
     Raises:
         UserError: A row is malformed (the message has its number), or a split has several metadata files.
     """
     paths = find_metadata(root)
     folders = [path.parent.relative_to(root).as_posix() for path in paths]
-    if ("." in folders and len(folders) > 1) or len({SPLIT_NAMES.get(name) for name in folders}) < len(paths):
+    splits = [split_of_folder(name) for name in folders]  # None for the folder itself
+    if (None in splits and len(splits) > 1) or len({*splits}) < len(splits):
         found = ", ".join(path.relative_to(root).as_posix() for path in paths)
         raise UserError(f"{root} has {found}: keep one per split, or one for all splits")
-    for path, name in zip(paths, folders, strict=True):
+    for path, name, split in zip(paths, folders, splits, strict=True):
         bases = [path.parent]
         if settings.image_root is not None:
             bases = [settings.image_root / name, settings.image_root]
-        yield from read_table(
-            path,
-            settings,
-            bases,
-            prefix="" if name == "." else f"{name}/",
-            split=SPLIT_NAMES.get(name),
-            absolute=False,
-        )
+        prefix = "" if name == "." else f"{name}/"
+        yield from read_table(path, settings, bases, prefix=prefix, split=split, absolute=False)
 
 
 def read_captioned_files(root: Path, image_root: Path | None) -> Iterator[CaptionedImage]:
     """Read a folder with a caption file beside each image: `dog.jpg` and `dog.txt` or `dog.caption`.
 
-    Each line of a caption file is a caption. Subfolders are included, hidden ones are not. The splits are the
-    subfolders `train`, `val` and `test` (or another name in `SPLIT_NAMES`), if there are any. Images without
-    a caption file are counted in a warning.
+    Subfolders are included, hidden ones and links are not. The splits are the folders named after them, such
+    as `train` and `val`, if there are any. Images without a caption are left out and counted in a warning.
 
     Args:
         root: The folder of the caption files.
         image_root: The folder of the images, with the same subfolders; by default `root`.
 
     Raises:
-        UserError: A caption file is not UTF-8.
-        FileNotFoundError: There is no caption file.
+        UserError: A caption file is not UTF-8, or only some of the images are in folders named after splits.
+        FileNotFoundError: There are no captions.
     """
     found = num_left_out = 0
     left_out: list[str] = []  # the first few
+    examples: dict[bool, str] = {}  # an image in a split, and one in none
+    others: Counter[str] = Counter()
     images = os.fspath(image_root or root)
-    for path in iter_images(images):
+    for path in iter_images(images, others):
         name = os.path.relpath(path, images).replace(os.sep, "/")
-        texts = _read_captions(os.path.join(root, os.path.splitext(name)[0]))
-        if texts is None:
+        captions = _read_caption_file(os.path.join(root, os.path.splitext(name)[0]))
+        if not captions:
             num_left_out += 1
             left_out += [name][: 4 - len(left_out)]
             continue
         found += 1
-        split = SPLIT_NAMES.get(name.partition("/")[0]) if "/" in name else None
-        yield CaptionedImage(name, clean_captions(texts), Path(path), split=split)
+        split = split_of_folder(name.partition("/")[0]) if "/" in name else None
+        examples.setdefault(split is not None, name)
+        yield CaptionedImage(name, captions, Path(path), split=split)
+    if len(examples) > 1:
+        raise UserError(
+            f"{root}: {examples[True]} is in a folder named after a split, but {examples[False]} is not: "
+            "move such images into train, val or test, or out of the dataset"
+        )
+    if others[FOLDER_LINK]:
+        logger.warning("%s links to folders in %s are not followed", f"{others[FOLDER_LINK]:,}", images)
     if not found:
+        problem = "has no captions" if left_out else "has no images" if os.listdir(root) else "is empty"
         raise FileNotFoundError(
-            f"{root} has no captions: write a caption file for each image, such as dog.txt for dog.jpg, or "
+            f"{root} {problem}: write a caption file for each image, such as dog.txt for dog.jpg, or "
             'metadata.jsonl with lines such as {"file_name": "dog.jpg", "captions": ["a dog runs"]}; or give '
             "the path of the dataset's .json, .csv or .parquet file"
         )
     if left_out:
-        text = "%s of %s images have no caption file and are left out (%s)"
+        text = "%s of %s images have no caption and are left out (%s)"
         logger.warning(text, f"{num_left_out:,}", f"{found + num_left_out:,}", first_names(left_out))
 
 
-def _read_captions(stem: str) -> list[str] | None:
-    for suffix in CAPTION_SUFFIXES:
-        try:
-            return read_utf8(stem + suffix).split("\n")
-        except FileNotFoundError:
-            continue
-    return None
+def _has_caption_file(path: str) -> bool:
+    stem = os.path.splitext(path)[0]
+    return any(os.path.isfile(stem + suffix) for suffix in CAPTION_SUFFIXES[:2])
+
+
+def _read_caption_file(stem: str) -> tuple[str, ...]:
+    for suffix in CAPTION_SUFFIXES[:2]:
+        with suppress(FileNotFoundError):
+            path = stem + suffix
+            if captions := parse_caption_file(Path(path).read_bytes(), suffix, path):
+                return captions
+    return ()
+
+
+def parse_caption_file(content: bytes, suffix: str, where: str) -> tuple[str, ...]:
+    """Return the captions in the file beside an image, or in such a member of a tar shard.
+
+    Args:
+        content: The content.
+        suffix: `.txt` or `.caption`: each line, which ends in LF or CRLF, is a caption. `.json`: an object
+            with captions in the field `captions`, `caption` or `text`, as in a row of a table.
+        where: The file or member, for messages.
+
+    Raises:
+        UserError: It is not UTF-8, not JSON, or a field has other values than captions.
+    """
+    text = decode_utf8(content, where)
+    if suffix != ".json":
+        return clean_captions(text.split("\n"))
+    fields = parse_json(text, where)
+    try:
+        found = (parse_captions(fields.get(name), name) for name in _CAPTION_FIELDS)
+        return next(filter(None, found), ()) if isinstance(fields, dict) else ()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,8 @@ import pyarrow.compute as pc
 
 from ..utils.errors import UserError
 from .columns import CaptionedImage, codes_of
-from .records import SPLIT_NAMES, MissingSplitError, splits_in
+from .records import MissingSplitError
+from .splits import held_out_split, split_of, split_of_folder
 from .tables import TableColumns, TableSettings, parse_rows
 
 _STATE_FILES = ("dataset_dict.json", "state.json", "dataset_info.json")
@@ -54,8 +56,8 @@ def read_hf_dataset(source: str, splits: Sequence[str], settings: TableSettings)
     A row has a caption or a list of captions, and an image or the name of its file. Rows with the same image
     (the same file name, or the same bytes and path) get the same name.
 
-    The splits of the dataset are found by the names in `SPLIT_NAMES`. If there is only one
-    split, named "train" or differently from these, a column `split` may have the split of each row.
+    The splits of the dataset are found by their names; see `split_of_folder`. If there is only one split,
+    named "train" or differently, a column `split` may have the split of each row.
 
     Args:
         source: A Parquet file; a folder of Parquet files, whose names or folders contain the split, which is
@@ -86,9 +88,9 @@ def _choose_tables(
     """Choose the tables to read, with the split of their rows or None if rows may have a `split`."""
     if len(tables) == 1:
         ((only, table),) = tables.items()
-        if SPLIT_NAMES.get(only, "train") == "train" or "split" in table.column_names:
+        if (split_of_folder(only) or "train") == "train" or "split" in table.column_names:
             return {only: (table, None)}
-    named = {name: SPLIT_NAMES.get(name, name) for name in tables}
+    named = {name: split_of_folder(name) or name for name in tables}
     chosen = [name for name, split in named.items() if "all" in splits or split in splits]
     for split in splits:
         if len(several := [name for name in chosen if named[name] == split]) > 1:
@@ -119,11 +121,12 @@ def _load_tables(source: str) -> dict[str, datasets.Dataset]:
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:
     """Group files by the last split name in their paths. `datasets` would also read other files."""
+    if path.is_file():
+        return {held_out_split(path) or "train": [glob.escape(str(path))]}
     files: dict[str, list[str]] = {}
-    folder, pattern = (path.parent, glob.escape(path.name)) if path.is_file() else (path, "**/*.parquet")
-    for name in sorted(glob.glob(pattern, root_dir=folder, recursive=True)):
-        split = splits_in(name.removesuffix(".parquet"))[-1:] or ["train"]
-        files.setdefault(split[0], []).append(glob.escape(str(folder / name)))
+    for name in sorted(glob.glob("**/*.parquet", root_dir=path, recursive=True)):
+        split = split_of(name.replace(os.sep, "/")) or "train"
+        files.setdefault(split, []).append(glob.escape(str(path / name)))
     return files
 
 

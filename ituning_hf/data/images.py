@@ -7,7 +7,7 @@ import io
 import math
 import os
 import stat
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 
 from PIL import Image, UnidentifiedImageError
@@ -24,6 +24,8 @@ IMAGE_SUFFIXES = frozenset(
     for suffix, name in Image.registered_extensions().items()
     if name in (*_FORMATS, "MPO")  # a JPEG with several images
 ) | {".heic", ".heif", ".hif"}
+
+FOLDER_LINK = "(link to a folder)"
 
 _Source = str | os.PathLike[str] | bytes | Image.Image
 
@@ -89,7 +91,7 @@ def iter_images(
 
     Args:
         folder: The folder.
-        left_out: Receives the number of the other files by suffix.
+        left_out: Receives the number of the other files by suffix, and of links to folders as `FOLDER_LINK`.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
@@ -98,19 +100,41 @@ def iter_images(
         raise NotADirectoryError(f"{os.fspath(folder)} is not a folder")
     with os.scandir(folder) as entries:
         found = sorted(
-            (entry.name, is_folder)
+            (entry.name, entry.is_dir(follow_symlinks=False), entry.is_dir())
             for entry in entries
             if not entry.name.startswith(".")
-            and ((is_folder := entry.is_dir(follow_symlinks=False)) or not entry.is_dir())
         )
-    for name, is_folder in found:
-        path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
+    for name, is_folder, leads_to_folder in found:
+        path = os.path.join(folder, name)
+        suffix = FOLDER_LINK if leads_to_folder else os.path.splitext(name)[1].lower()
         if is_folder:
             yield from iter_images(path, left_out)
         elif suffix in IMAGE_SUFFIXES:
             yield path
         elif left_out is not None:
             left_out[suffix] = left_out.get(suffix, 0) + 1
+
+
+def has_image(
+    folder: str | os.PathLike[str], is_wanted: Callable[[str], bool] = bool, below: bool = True
+) -> bool:
+    """Return whether a folder has an image whose path is wanted; stop at the first, which need not be sorted.
+
+    Args:
+        folder: The folder.
+        is_wanted: The condition; by default any image is wanted.
+        below: Whether to look into the folders in it, as `iter_images` does.
+    """
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and is_wanted(entry.path):
+                return True
+    return below and any(has_image(path, is_wanted) for path in folders)
 
 
 class _NotAFileError(OSError):

@@ -17,7 +17,8 @@ from ..utils.errors import UserError
 from ..utils.files import read_json
 from .columns import CaptionedImage
 from .image_ids import image_id_key
-from .records import SPLIT_NAMES, find_folder, held_out_split, splits_in
+from .records import find_folder
+from .splits import SPLIT_NAMES, held_out_split, splits_of_file
 from .tables import TableSettings, parse_rows
 
 
@@ -138,17 +139,16 @@ def _invalid(name: str) -> UserError:
 def _split_folders(path: Path) -> list[str]:
     """Return the names of folders that may have the images of a file: of its split, and of its year."""
     found = re.findall(r"(?:train|val|test)\d{4}", path.stem)
-    return found + [name for name, split in SPLIT_NAMES.items() if split in splits_in(path.stem)]
+    return found + [name for name, split in SPLIT_NAMES.items() if split in splits_of_file(path)]
 
 
 def _nocaps_split(path: Path) -> str:
-    words = re.findall(r"(?<![a-z])(val|validation|test)(?![a-z])", path.stem.lower())
-    splits = {SPLIT_NAMES[word] for word in words}
-    if len(splits) != 1:
+    split = held_out_split(path)
+    if split is None:
         raise UserError(
             f"{path} is a NoCaps file of an unknown split: rename it to nocaps_val_... or nocaps_test_..."
         )
-    return splits.pop()
+    return split
 
 
 def _parse_karpathy(entries: list[Any], path: Path, settings: TableSettings) -> Iterator[CaptionedImage]:

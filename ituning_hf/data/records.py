@@ -9,11 +9,7 @@ from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.terminal import printable
-
-# Names of splits in folders, files and `split` columns, with the meaning that `datasets` gives them.
-SPLIT_NAMES = {"train": "train", "training": "train"}
-SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
-SPLIT_NAMES |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
+from .splits import SPLIT_NAMES
 
 _PROBED = 100  # images to look for in a folder to decide whether it contains the images of a file
 _PLAIN_NAME = re.compile(r"[^./\\:][^/\\:]*(/[^./\\:][^/\\:]*)*")
@@ -25,6 +21,8 @@ class MissingSplitError(UserError):
     def __init__(self, where: str, split: str, counts: Mapping[str | None, int]) -> None:
         present = ", ".join(f"{name!r} ({count:,})" for name, count in counts.items())
         missing = f" of split {split!r}; it has {present}" if counts else ""
+        if len(counts) == 1 and split == "train":
+            missing += ". If its file or folder has the name of a split by chance, rename it"
         super().__init__(f"{where} has no images{missing}")
 
 
@@ -78,18 +76,6 @@ def parse_split(value: Any) -> str | None:
     if split != "restval" and split not in SPLIT_NAMES:
         raise UserError(f"'split' must be train, val or test, got {value!r}")
     return SPLIT_NAMES.get(split, split)
-
-
-def splits_in(path: str) -> list[str]:
-    """Return the splits that the words of a path name, in the order of the words."""
-    words = re.split(r"[^a-z]+", path.lower())
-    return [SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES]
-
-
-def held_out_split(path: Path) -> str | None:
-    """Return "val" or "test" if the words of a file's name say that this is the split of all its images."""
-    found = {*splits_in(path.stem)}
-    return found.pop() if len(found) == 1 and found != {"train"} else None
 
 
 def find_folder(folders: Sequence[Path], names: Iterable[str]) -> Path | None:

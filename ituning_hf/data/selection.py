@@ -28,7 +28,7 @@ def select_split(
     where: str,
     seed: int,
     val_share: float,
-    require_captions: bool = True,
+    captioned: np.ndarray | None = None,
     content: datasets.Dataset | None = None,
 ) -> CaptionedImages:
     """Merge the entries of each image and select the images of one split, in the order of the dataset.
@@ -44,22 +44,23 @@ def select_split(
         where: The dataset, for messages.
         seed: Seed of the splits of a dataset without splits.
         val_share: The share of the images used as "val" then.
-        require_captions: Whether to refuse a split without captions.
+        captioned: The result of `find_captioned`: other images are left out. None keeps all.
         content: A dataset with an image in the column `content` for each row, if images are in a table.
 
     Raises:
         MissingSplitError: There are no images of `split`.
-        UserError: Only some entries have a split, the entries of one image contradict each other, an image
-            has no caption, two images have the same id, or `val_share` has no effect or is out of range.
+        UserError: Only some entries have a split, the entries of one image contradict each other, two images
+            have the same id, or `val_share` has no effect or is out of range.
     """
     table: pa.Table = rows.data.table
     codes = codes_of(table["name"])  # of the image of each row
     first = np.unique(codes, return_index=True)[1]  # the first row of each image
     if len(first) < len(codes):
         _require_equal_entries(table, codes, first, where)
+    if captioned is not None:
+        first = first[captioned[first]]
     kept = first[_in_split(table, first, split, where, seed, val_share)]
     images = _read_images(rows, codes, kept, content)
-    _check_captions(images, f"{where}, split {split!r}", require_captions)
     _check_ids(images, f"{where}, split {split!r}")
     return images
 
@@ -135,15 +136,30 @@ def _read_images(
     return CaptionedImages(combined, [finished]).select(kept)
 
 
-def _check_captions(images: CaptionedImages, where: str, require_captions: bool) -> None:
-    counts = images.column("num_captions").to_numpy()
-    empty = np.flatnonzero(counts == 0)
-    if len(empty) and (require_captions or len(empty) < len(images)):
-        names = [images[int(index)].name for index in empty[:4]]
-        raise UserError(
-            f"{where}: {len(empty):,} of {len(images):,} images have no caption ({first_names(names)}): "
-            "write a caption for each, or remove them"
-        )
+def find_captioned(rows: datasets.Dataset, where: str, require_captions: bool) -> np.ndarray | None:
+    """Return for each row whether its image has captions, or None if all images have, or none has.
+
+    A warning counts the images without captions.
+
+    Raises:
+        UserError: No image has captions, and `require_captions` is true.
+    """
+    table: pa.Table = rows.data.table
+    lengths = pc.list_value_length(table["captions"]).to_numpy()
+    if lengths.all():
+        return None
+    codes = codes_of(table["name"])
+    first = np.unique(codes, return_index=True)[1]  # the first row of each image
+    without = first[np.bincount(codes, lengths) == 0]
+    if len(without) == len(first) and not require_captions:
+        return None
+    names = first_names([restore_name(table["name"][int(row)].as_py()) for row in without[:4]])
+    problem = f"{where}: {len(without):,} of {len(first):,} images have no caption"
+    if len(without) == len(first):
+        raise UserError(f"{problem} ({names}): write captions for some of them at least")
+    if len(without):
+        logger.warning("%s and are left out (%s)", problem, names)
+    return np.bincount(codes, lengths)[codes] > 0
 
 
 def _check_ids(images: CaptionedImages, where: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
 import logging
 import os
 import re
@@ -23,14 +22,15 @@ import numpy as np
 
 from ..utils.errors import UserError, WorkError
 from .columns import CaptionedImage, FilePart
+from .folders import CAPTION_SUFFIXES, find_tars, folder_format, parse_caption_file
 from .images import IMAGE_SUFFIXES
-from .records import SPLIT_NAMES, MissingSplitError, clean_captions, first_names
+from .records import MissingSplitError, first_names
+from .splits import split_of, split_of_folder
 
 logger = logging.getLogger(__name__)
 
 _DOWNLOAD_BLOCK = 2**24  # bytes
-_CAPTION_KEYS = ("captions", "caption", "text")
-_CAPTION_SUFFIXES = (".txt", ".caption", ".json")  # in order of preference: img2dataset writes .txt and .json
+_KINDS = ("image", *CAPTION_SUFFIXES)  # of members
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -70,19 +70,18 @@ def find_shards(dataset: str) -> dict[str, str]:
     """Return the shards that a dataset names: their addresses by name.
 
     A name is the part of the address after the folder that all shards share, without ".tar". A dataset is a
-    path or an fsspec address that ends in ".tar", with braces or wildcards; or a folder of `.tar` files, by
-    itself or in subfolders named after the splits, without pictures and `metadata` files. For any other
-    dataset the result is empty.
+    path or an fsspec address that ends in ".tar", with braces or wildcards; or a folder of `.tar` files, see
+    `folder_format`. For any other dataset the result is empty.
 
     Raises:
         UserError: Braces or an address cannot be used.
         FileNotFoundError: Local files do not exist, or nothing matches a wildcard.
     """
     if os.path.isdir(dataset):
-        if _has_pictures_or_metadata(dataset):
+        if folder_format(Path(dataset)) != "tar shards":
             return {}
-        addresses = [str(path) for name in ("", *SPLIT_NAMES) for path in _tars_in(Path(dataset) / name)]
-    elif not dataset.endswith(".tar"):
+        addresses = [*map(str, find_tars(Path(dataset)))]
+    elif not dataset.lower().endswith(".tar"):
         return {}
     elif os.path.exists(dataset):  # with braces or wildcards in its name
         addresses = [dataset]
@@ -97,16 +96,6 @@ def find_shards(dataset: str) -> dict[str, str]:
     folder = os.path.commonprefix([path[: path.rfind("/") + 1] for path in posix])  # noqa: RUF071 (addresses)
     start = folder.rfind("/") + 1
     return {path[start:].removesuffix(".tar"): address for path, address in posix.items()}
-
-
-def _has_pictures_or_metadata(folder: str) -> bool:
-    with os.scandir(folder) as entries:
-        names = (entry.name.lower() for entry in entries)
-        return any(x.startswith("metadata.") or os.path.splitext(x)[1] in IMAGE_SUFFIXES for x in names)
-
-
-def _tars_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[!.]*.tar"))
 
 
 def _matches(pattern: str) -> list[str]:
@@ -137,9 +126,8 @@ def _one_line(error: Exception) -> str:
 def select_shards(shards: Mapping[str, str], split: str, where: str) -> tuple[dict[str, str], str | None]:
     """Select the shards that may contain images of a split.
 
-    The last word of a shard's name that names a split, or its folder's name, is the split of the shard;
-    without one it is "train". If there is no other split than "train", the images themselves are drawn for
-    "train" and "val".
+    A shard's name, or else that of a folder of the dataset that it is in, states its split; without one it is
+    "train". If there is no other split than "train", the images themselves are drawn for "train" and "val".
 
     Returns:
         The shards, and the split of all their images; None if it is drawn for each image.
@@ -157,18 +145,18 @@ def select_shards(shards: Mapping[str, str], split: str, where: str) -> tuple[di
 
 
 def _split_of(name: str, address: str) -> str:
-    words = reversed(re.split(r"[^a-z]+", name.lower()))
     folder = address.replace("\\", "/").split("/")[-2:-1]
-    return next((SPLIT_NAMES[word] for word in (*words, *folder) if word in SPLIT_NAMES), "train")
+    return split_of(name) or split_of_folder("".join(folder)) or "train"
 
 
 class Shard:
     """The samples of a tar shard, to be read in any order; `shard[i]` is a `CaptionedImage`.
 
     A sample is an image (a member whose suffix is one of `IMAGE_SUFFIXES`) with the members of the same key:
-    the path up to the first dot of the file name. Its captions are the lines of a member `.txt` or
-    `.caption`, or the field `captions`, `caption` or `text` of a member `.json`. Members of other kinds, of
-    longer suffixes such as ".seg.png", and keys without an image are passed over.
+    the path up to the first dot of the file name. Its captions are those of the first member that has any,
+    of `.txt`, `.caption` and `.json`; see `parse_caption_file`. Members of other kinds, of longer suffixes
+    such as ".seg.png", and keys without an image are passed over. Of images with the same key, the first is
+    used, and a warning counts the others.
 
     Opening a shard reads its headers. Images of a local shard are read when they are needed. A remote shard
     is downloaded to an unnamed temporary file, which is gone when the object is (also after SIGKILL), and its
@@ -188,19 +176,23 @@ class Shard:
         self._file: IO[bytes] = _download(address) if self._path is None else self._path.open("rb")
         weakref.finalize(self, self._file.close)
         samples: dict[str, list[int]] = {}
+        repeated: list[str] = []
         for member in self._members():
             folder, _, file_name = member.name.rpartition("/")
             stem, dot, suffix = file_name.partition(".")
-            kind = dot + suffix.lower()
-            if not stem or not (kind in IMAGE_SUFFIXES or kind in _CAPTION_SUFFIXES):
+            kind = "image" if dot + suffix.lower() in IMAGE_SUFFIXES else dot + suffix.lower()
+            if not stem or kind not in _KINDS:
                 continue  # an empty stem: "._dog.jpg" of macOS
-            # Offset and length of the image, then of the captions and the place in _CAPTION_SUFFIXES.
-            row = samples.setdefault(f"{folder}/{stem}".lstrip("/"), [0, -1, 0, 0, len(_CAPTION_SUFFIXES)])
-            if kind in IMAGE_SUFFIXES and row[1] < 0:
-                row[:2] = member.offset_data, member.size
-            elif kind in _CAPTION_SUFFIXES and _CAPTION_SUFFIXES.index(kind) < row[4]:
-                row[2:] = member.offset_data, member.size, _CAPTION_SUFFIXES.index(kind)
-        self._keys = [key for key, row in samples.items() if row[1] >= 0]
+            key, place = f"{folder}/{stem}".lstrip("/"), 2 * _KINDS.index(kind)
+            row = samples.setdefault(key, [-1] * 2 * len(_KINDS))  # the offset and length of each kind
+            if row[place] < 0:
+                row[place : place + 2] = member.offset_data, member.size
+            elif kind == "image":
+                repeated.append(key)
+        if repeated:
+            text = "%s: %s images have the name of another and are left out (%s)"
+            logger.warning(text, address, f"{len(repeated):,}", first_names(repeated))
+        self._keys = [key for key, row in samples.items() if row[0] >= 0]
         self._parts = np.array([samples[key] for key in self._keys], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -211,11 +203,17 @@ class Shard:
         return f"{self.name}/{self._keys[index]}"
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        """Return a sample; `captions` may be empty."""
-        offset, length, caption_offset, caption_length, kind = self._parts[index].tolist()
-        text = self._read(caption_offset, caption_length).decode("utf-8", errors="replace")
-        is_json = kind == _CAPTION_SUFFIXES.index(".json")
-        captions = clean_captions(_json_captions(text) if is_json else text.splitlines())
+        """Return a sample; `captions` may be empty.
+
+        Raises:
+            UserError: A member cannot be read as captions.
+        """
+        (offset, length), *texts = self._parts[index].reshape(-1, 2).tolist()
+        captions: tuple[str, ...] = ()
+        for kind, part in zip(CAPTION_SUFFIXES, texts, strict=True):
+            if part[0] >= 0 and not captions:
+                where = f"{self.address}, member {self._keys[index]}{kind}"
+                captions = parse_caption_file(self._read(*part), kind, where)
         source = self._read(offset, length) if self._path is None else FilePart(self._path, offset, length)
         return CaptionedImage(self.name_of(index), captions, source)
 
@@ -241,17 +239,6 @@ class Shard:
             self.damage = f"{self.address} is damaged: {_one_line(error)}"
 
 
-def _json_captions(text: str) -> list[str]:
-    """Return the captions in a JSON object: a string, or a list of strings. Other values are not captions."""
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    found = [fields[key] for key in _CAPTION_KEYS if key in fields] if isinstance(fields, dict) else []
-    texts = found[0] if found and isinstance(found[0], list) else found[:1]
-    return [text for text in texts if isinstance(text, str)]
-
-
 def _download(address: str, pauses: Sequence[int] = (1, 4, 16)) -> IO[bytes]:
     """Copy a remote file to an unnamed temporary file; try again after so many seconds."""
     files, path = _open_filesystem(address)
@@ -269,30 +256,20 @@ def _download(address: str, pauses: Sequence[int] = (1, 4, 16)) -> IO[bytes]:
     return _download(address, pauses[1:])
 
 
-def read_shards(
-    shards: Mapping[str, str], split: str | None = None, require_captions: bool = True
-) -> Iterator[CaptionedImage]:
-    """Read the images of shards in order, one shard at a time.
+def read_shards(shards: Mapping[str, str], split: str | None = None) -> Iterator[CaptionedImage]:
+    """Read the images of shards in order, one shard at a time; also those without captions.
 
     Args:
         shards: Addresses by name, as `find_shards` returns them.
         split: The split of all images, or None.
-        require_captions: Whether images without a caption are left out, and counted in a warning.
 
     Raises:
-        UserError: A shard is damaged.
+        UserError: A shard is damaged, or a member cannot be read as captions.
         OSError, WorkError: A shard cannot be read.
     """
-    left_out = 0
     for name, address in shards.items():
         shard = Shard(name, address)
         if shard.damage:
             raise UserError(f"{shard.damage}. Copy or download it again, or leave it out")
         for index in range(len(shard)):
-            image = replace(shard[index], split=split)
-            if image.captions or not require_captions:
-                yield image
-            else:
-                left_out += 1
-    if left_out:
-        logger.warning("%s images in tar shards have no caption and are left out", f"{left_out:,}")
+            yield replace(shard[index], split=split)

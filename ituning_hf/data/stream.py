@@ -21,13 +21,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from ..utils.errors import UserError, WorkError
-from .columns import CaptionedImages
+from .columns import CaptionedImage, CaptionedImages
 from .sampler import SampleKey
 from .selection import random_number
 from .shards import Shard, read_shards, select_shards
@@ -73,8 +74,9 @@ class ShardStream:
     ) -> Iterator[tuple[SampleKey, Position]]:
         """Yield the images of a lane endlessly, each with the position after it.
 
-        Images without captions, and those for validation, are passed over. Of a damaged shard, the images
-        before the damage are used, with a warning.
+        Images without captions, and those for validation, are passed over. A run of days does not end at bad
+        data: of a damaged shard, the images before the damage are used; images with captions that cannot be
+        read are left out. A warning tells so for each shard.
 
         Args:
             lane: The lane's number.
@@ -122,15 +124,23 @@ class ShardStream:
             position, number, opening = self._open_next(turns, pool)
             if shard.damage:
                 logger.warning("%s; only its first %s images are used", shard.damage, len(shard))
+            bad: list[str] = []
             order = np.random.default_rng([self.seed, epoch, current]).permutation(len(shard))
             for sample in range(first, len(order)):
                 index = int(order[sample])
                 if random_number(self.seed, shard.name_of(index)) < self.val_share:
                     continue
-                if (image := shard[index]).captions:
+                try:
+                    image = shard[index]
+                except UserError as error:
+                    bad.append(str(error))
+                    continue
+                if image.captions:
                     fruitless = 0
                     key = SampleKey(epoch, current << 32 | index, padding=False, image=image)
                     yield key, Position(epoch, turn, sample + 1)
+            if bad:
+                logger.warning("%s images of %s are left out, such as: %s", len(bad), shard.address, bad[0])
         raise WorkError(f"{most} shards in a row, such as {shard.address}, have no image with a caption")
 
     def validation_images(
@@ -148,7 +158,7 @@ class ShardStream:
             UserError: There are none, or a shard is damaged.
         """
         selected, stated = select_shards(shards, split, where)
-        images = read_shards(selected, stated)
+        images: Iterator[CaptionedImage] = filter(attrgetter("captions"), read_shards(selected, stated))
         if stated is None:
             drawn = (image for image in images if random_number(self.seed, image.name) < self.val_share)
             images = drawn if split == "val" else iter(())

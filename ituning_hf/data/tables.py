@@ -16,8 +16,9 @@ from ..utils.errors import UserError
 from .cells import CAPTION_COLUMNS, parse_captions
 from .columns import CaptionedImage
 from .image_ids import image_id_key, parse_image_id
-from .records import find_folder, held_out_split, parse_file_name, parse_split
+from .records import find_folder, parse_file_name, parse_split
 from .rows import describe_row, is_csv, read_rows
+from .splits import held_out_split
 
 IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "path", "filepath")
 ID_COLUMNS = ("image_id", "img_id", "cocoid", "imgid")
@@ -148,7 +149,7 @@ def read_table(
         folders: The folders that file names may be relative to; by default `image_root`, or the file's folder
             or `images` in it.
         prefix: As for `parse_rows`.
-        split: As for `parse_rows`; by default the split in the file's name.
+        split: As for `parse_rows`; by default the split that the names of the file and its folder state.
         absolute: As for `parse_rows`.
 
     Raises:

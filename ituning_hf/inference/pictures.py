@@ -9,21 +9,18 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ..data.columns import CaptionedImages, restore_name
-from ..data.hf_datasets import is_hub_name, is_saved_dataset
-from ..data.images import IMAGE_SUFFIXES, iter_images
-from ..data.loading import load_captioned_images
+from ..data.images import iter_images
+from ..data.loading import is_dataset, load_captioned_images
 from ..utils.errors import UserError
 from .captioning import ImageSource
 from .outputs import to_column, to_names
 
-_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
 _CHUNK = 10_000
 
 
@@ -96,7 +93,7 @@ def find_pictures(
             "all",
             image_root=image_root,
             image_column=image_column,
-            require_captions=False,
+            require_captions=None,
             require_images=False,
         )
 
@@ -107,7 +104,7 @@ def find_pictures(
             # Bytes, as file names are; a line is a path and nothing else.
             lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
             found: list[pa.Array | CaptionedImages] = [to_column(line for line in lines if line)]
-        elif _is_dataset(argument):
+        elif is_dataset(argument):
             found = [load(argument)]
         elif os.path.isdir(argument):
             found = [to_column(iter_images(argument, left_out))]
@@ -115,8 +112,8 @@ def find_pictures(
             if not os.path.lexists(argument):
                 paths = glob.iglob(argument, recursive=True)
                 matches = sorted(path for path in paths if not os.path.isdir(path))
-            found = [to_column(path for path in matches if not _is_dataset(path))]
-            found += map(load, filter(_is_dataset, matches))
+            found = [to_column(path for path in matches if not is_dataset(path))]
+            found += map(load, filter(is_dataset, matches))
         if not any(map(len, found)):
             raise UserError(
                 f"{argument!r} gives no images: name a file, a folder of images, a glob with matches, a "
@@ -124,12 +121,3 @@ def find_pictures(
             )
         parts += found
     return Pictures(parts)
-
-
-def _is_dataset(argument: str) -> bool:
-    path = Path(argument)
-    if path.suffix.lower() in _DATA_SUFFIXES:
-        return path.is_file() or "{" in argument or "://" in argument  # shards/{000..099}.tar
-    if os.path.lexists(argument):
-        return is_saved_dataset(path)
-    return is_hub_name(argument) and path.suffix.lower() not in IMAGE_SUFFIXES

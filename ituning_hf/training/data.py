@@ -95,8 +95,7 @@ def load_data(args: TrainArguments) -> TrainingData:
 
 def _open_stream(args: TrainArguments, shards: Mapping[str, str]) -> TrainingData:
     """Open tar shards to train on; read the first images to validate on."""
-    unused = ("image_root", "image_column", "caption_column", "columns")
-    refuse_settings("tar shards", args.dataset, args, *unused)
+    refuse_settings("tar shards", args.dataset, args)
     unknown = {
         "--max_train_steps": args.max_train_steps is None,
         "--eval_steps": args.eval_split != "none" and args.eval_steps == "epoch",

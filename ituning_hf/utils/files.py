@@ -31,11 +31,20 @@ def open_utf8(path: str | os.PathLike[str], newline: str | None = None) -> Itera
             yield file
     except UnicodeDecodeError as error:
         with open(path, "rb") as file:
-            is_utf16 = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
-        seems = "UTF-16" if is_utf16 else "Windows-1252 or Latin-1"
-        raise UserError(
-            f"{os.fspath(path)} is not UTF-8 text, it seems to be {seems}: save it as UTF-8 ({error})"
-        ) from error
+            raise _encoding_error(os.fspath(path), file.read(2), error) from error
+
+
+def decode_utf8(content: bytes, where: str) -> str:
+    """Decode UTF-8 text as `open_utf8` does; `where` names it in the error."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _encoding_error(where, content[:2], error) from error
+
+
+def _encoding_error(where: str, begin: bytes, error: UnicodeDecodeError) -> UserError:
+    seems = "UTF-16" if begin in (BOM_UTF16_LE, BOM_UTF16_BE) else "Windows-1252 or Latin-1"
+    return UserError(f"{where} is not UTF-8 text, it seems to be {seems}: save it as UTF-8 ({error})")
 
 
 def read_utf8(path: str | os.PathLike[str]) -> str:

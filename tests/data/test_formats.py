@@ -204,17 +204,62 @@ def test_a_caption_file_beside_each_image(tmp_path: Path, caplog: pytest.LogCapt
     expected = {"dog.png": ("a dog", "two words"), "sub/cat.JPE": ("a cat",), "sub/deep/cow.png": ("a cow",)}
     with caplog.at_level(logging.WARNING):
         images = load_captioned_images(tmp_path, "all")
-    assert caplog.messages == ["1 of 4 images have no caption file and are left out (bare.png)"]
+    assert caplog.messages == ["1 of 4 images have no caption and are left out (bare.png)"]
     assert {image.name: image.captions for image in images} == expected
     assert all(image.load() for image in images)
 
 
 def test_caption_files_in_split_folders(tmp_path: Path) -> None:
-    for split in ("train", "validation"):
+    for split in ("train", "Validation"):
         save_image(tmp_path / split / "a.png")
         write(tmp_path / split / "a.txt", f"of {split}")
+    save_image(tmp_path / "misc" / "a.png")
     assert captions(tmp_path, "train") == {"train/a.png": ("of train",)}
-    assert captions(tmp_path, "val") == {"validation/a.png": ("of validation",)}
+    assert captions(tmp_path, "val") == {"Validation/a.png": ("of Validation",)}
+    write(tmp_path / "misc" / "a.txt", "a")
+    with pytest.raises(
+        UserError, match=r": Validation/a\.png is in a folder named after .* but misc/a\.png is not: move"
+    ):
+        captions(tmp_path, "train")
+
+
+def test_folders_without_captions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "photos").mkdir()
+    for problem, name in [("is empty", "notes.md"), ("has no images", "a.png"), ("has no captions", "a.txt")]:
+        with pytest.raises(FileNotFoundError, match=rf"photos {problem}: write a caption file .* dog\.txt"):
+            load(tmp_path / "photos")
+        write(tmp_path / "photos" / name)
+    with pytest.raises(FileNotFoundError, match="photos has no captions"):
+        load(tmp_path / "photos")
+    write(tmp_path / "photos" / "a.caption", "a")
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path, target_is_directory=True)
+    assert captions(tmp_path / "photos") == {"a.png": ("a",)}
+    assert caplog.messages == [f"1 links to folders in {tmp_path}/photos are not followed"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "txt"])
+def test_images_without_captions_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    texts = {f"{i}.png": ["a"] if i % 3 else [] for i in range(6)}
+    match kind:
+        case "csv":
+            lines = [f"{name},{''.join(found)}" for name, found in texts.items()]
+            path = write(tmp_path / "a.csv", "image,caption", "5.png,", *lines)
+        case "jsonl":
+            rows = [{"image": name, "captions": found} for name, found in texts.items()]
+            path = write(tmp_path / "a.jsonl", *map(json.dumps, rows))
+        case _:
+            path = tmp_path / "photos"
+            for name, found in texts.items():
+                write(path / name).with_suffix(".txt").write_text("".join(found))
+    found = {split: captions(path, split) for split in ("all", "train", "val")}
+    assert found["all"].keys() == {name for name, found in texts.items() if found}
+    assert found["train"] | found["val"] == found["all"]
+    assert "2 of 6 images have no caption and are left out (0.png, 3.png)" in caplog.text
+    if kind != "txt":
+        assert len(load(path, "all", require_captions=None)) == 6
+        assert len(load(path, "all", require_captions=False)) == 4
 
 
 # --- What `ituning caption` writes

@@ -109,7 +109,7 @@ def test_saved_datasets(tmp_path: Path) -> None:
         captions(tmp_path / "several", "test")
     datasets.DatasetDict(test=table(2)).save_to_disk(tmp_path / "test")
     assert len(captions(tmp_path / "test", "test")) == 2
-    with pytest.raises(MissingSplitError, match=r"split 'train'; it has 'test' \(2\)$"):
+    with pytest.raises(MissingSplitError, match=r"split 'train'; it has 'test' \(2\)"):
         captions(tmp_path / "test")
     datasets.DatasetDict(val=table(1), validation=table(1)).save_to_disk(tmp_path / "both")
     with pytest.raises(UserError, match="several splits named 'val': val, validation"):
@@ -166,8 +166,7 @@ def test_rows_without_an_image_or_a_caption(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\[1\]: 'image' must be a file name, got None$"):
         captions(path)
     path = write(tmp_path / "b.parquet", table(2, caption=["a", None], split=["val"] * 2))
-    with pytest.raises(UserError, match=r"1 of 2 images have no caption \(train\[1\]\)"):
-        captions(path, "val")
+    assert captions(path, "val") == {"train[0]": ("a",)}
 
 
 def test_table_images_are_decoded_like_files(tmp_path: Path) -> None:

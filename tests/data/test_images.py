@@ -11,9 +11,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from ituning_hf.data.images import (
+    FOLDER_LINK,
     UnreadableImageError,
     _register_heif,
     allowed_unreadable,
+    has_image,
     iter_images,
     load_image,
 )
@@ -241,7 +243,12 @@ def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
     (tmp_path / "broken link.jpg").symlink_to(tmp_path / "gone.jpg")
     expected = ["a.jpg", "b/c/d.webp", "b/z.PNG", "broken link.jpg"]
     expected += [f"formats/{suffix}.{suffix}" for suffix in sorted(OTHER_SUFFIXES)]
-    assert [*iter_images(tmp_path)] == [str(tmp_path / name) for name in expected]
+    (tmp_path / "linked").symlink_to(tmp_path / "b", target_is_directory=True)
+    left_out: dict[str, int] = {}
+    assert [*iter_images(tmp_path, left_out)] == [str(tmp_path / name) for name in expected]
+    assert left_out == {".txt": 1, "": 1, FOLDER_LINK: 1}
+    assert has_image(tmp_path, lambda path: path.endswith("d.webp"))
+    assert not has_image(tmp_path, lambda path: path.endswith("d.webp"), below=False)
     with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
         next(iter_images(tmp_path / "nowhere"))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from properties import examples
 
 from ituning_hf.data.columns import CaptionedImage, CaptionedImages, write_rows
-from ituning_hf.data.loading import load_captioned_images
+from ituning_hf.data.loading import is_dataset, load_captioned_images
 from ituning_hf.data.records import (
     MissingSplitError,
     clean_caption,
@@ -35,15 +35,34 @@ def test_scenes() -> None:
 
 
 @pytest.mark.parametrize(
-    "dataset", ["coco", "missing.json", "notes.md", "data/a.csv", "data/a.parquet", "data/a.json", "photos/"]
+    ("dataset", "problem"),
+    [
+        *[(name, "no dataset at '{}'") for name in ("coco", "a.json", "x/a.csv", "x/a.parquet", "photos/")],
+        ("x/dog.jpg", "no dataset at '{}'"),
+        ("dog.jpg", "'{}' is a picture"),
+        *[(name, r"'{}' is not a dataset \(unpack.*\)") for name in ("notes.md", "x.zip", "x.tar.gz")],
+    ],
 )
 def test_an_unknown_dataset_error_lists_the_formats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, problem: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("notes.md").touch()
-    with pytest.raises(UserError, match=rf"^no dataset at '{dataset}': give 'scenes', a Karpathy"):
+    for name in ("dog.jpg", "notes.md", "x.zip", "x.tar.gz"):
+        Path(name).touch()
+    with pytest.raises(UserError, match=rf"^{problem.format(dataset)}: give 'scenes', a Karpathy"):
         load_captioned_images(dataset, "train")
+
+
+def test_arguments_of_the_caption_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = "tars/val/0.tar parquet/x/0.parquet saved/state.json a.json a.csv a.parquet a.tar a.txt dog.jpg"
+    files += " photos/sub/a.png photos/stray.tar photos/metadata.jsonl metadata/metadata.csv nothing/notes.md"
+    for name in files.split():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    given = "tars parquet saved a.json a.csv a.parquet a.tar x/{0..1}.tar s3://x/*.tar org/name org/x:y"
+    others = "a.txt dog.jpg photos metadata nothing b.json b.csv *.jpg x/dog.jpg nothing/notes.md"
+    assert [name for name in (given + " " + others).split() if is_dataset(name)] == given.split()
 
 
 def test_metadata_decides_the_format_of_a_folder(tmp_path: Path) -> None:
@@ -162,7 +181,7 @@ def test_merged_entries_keep_every_caption_in_order(rows: list[tuple[str, list[s
     found = {}
     for split in ("all", "val", "train"):
         with suppress(MissingSplitError):  # of one image
-            images = select_split(entries, split, "data", seed, 0.5, require_captions=False)
+            images = select_split(entries, split, "data", seed, 0.5)
             found[split] = {image.name: list(image.captions) for image in images}
     everything = list(found.pop("all").items())
     assert everything == list(merged.items())  # in the order of first entries

@@ -16,6 +16,7 @@ from small_shards import colour_samples, png, tar_bytes, write_shards
 
 from ituning_hf.data import load_captioned_images, shards
 from ituning_hf.data.columns import FilePart
+from ituning_hf.data.folders import folder_format
 from ituning_hf.data.records import MissingSplitError
 from ituning_hf.data.shards import Shard, expand_braces, find_shards, read_shards, select_shards
 from ituning_hf.utils.errors import UserError, WorkError
@@ -75,11 +76,17 @@ def test_a_path_with_braces_is_taken_as_it_is(tmp_path: Path):
     assert list(find_shards(f"{tmp_path}/{{a,b}}/{{0..9}}.tar")) == ["{0..9}"]
 
 
-@pytest.mark.parametrize("other", ["dog.jpg", "metadata.jsonl", "metadata.csv"])
-def test_a_folder_of_pictures_may_contain_a_tar_file(tmp_path: Path, other: str):
+@pytest.mark.parametrize("others", [["x/dog.jpg", "x/dog.txt"], ["metadata.jsonl"], ["Test/metadata.csv"]])
+def test_a_folder_of_captioned_pictures_may_contain_other_files(tmp_path: Path, others: list[str]):
     write_shards(tmp_path, [1])
-    (tmp_path / other).write_text("")
+    (tmp_path / "features.parquet").touch()
+    (tmp_path / "logo.png").touch()
+    assert list(find_shards(str(tmp_path))) == ["000"]
+    for other in others:
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).touch()
     assert find_shards(str(tmp_path)) == {}
+    assert folder_format(tmp_path) == ("caption files" if len(others) > 1 else "metadata")
 
 
 @pytest.mark.parametrize("dataset", ["scenes", "photos/", "org/name", "x.tar.gz", "s3://bucket/x.parquet"])
@@ -122,10 +129,10 @@ def test_the_folder_of_one_split_states_it(tmp_path: Path):
 # --- Samples
 
 
-def read(members: dict[str, bytes], tmp_path: Path, **options: bool) -> dict[str, tuple[str, ...]]:
+def read(members: dict[str, bytes], tmp_path: Path) -> dict[str, tuple[str, ...]]:
     path = tmp_path / "x.tar"
     path.write_bytes(tar_bytes(members))
-    return {image.name: image.captions for image in read_shards({"x": str(path)}, **options)}
+    return {image.name: image.captions for image in read_shards({"x": str(path)})}
 
 
 def test_members_are_grouped_by_key_wherever_they_are(tmp_path: Path):
@@ -150,30 +157,59 @@ def test_members_are_grouped_by_key_wherever_they_are(tmp_path: Path):
     [
         ({"1.caption": b"a\nb"}, ("a", "b")),
         ({"1.json": b'{"caption": "a"}'}, ("a",)),
-        ({"1.json": b'{"captions": ["a", 3, "b"], "url": "x"}'}, ("a", "b")),
-        ({"1.json": b'{"text": "a"}'}, ("a",)),
+        ({"1.json": b'\xef\xbb\xbf{"captions": ["a", "b"], "url": "x"}'}, ("a", "b")),
+        ({"1.json": b'{"captions": null, "caption": [], "text": "a"}'}, ("a",)),
         ({"1.json": b'{"caption": "json"}', "1.txt": b"text"}, ("text",)),
         ({"1.txt": b"text", "1.json": b'{"caption": "json"}'}, ("text",)),
-        ({"1.txt": "caf\u00e9".encode("latin-1")}, ("caf\ufffd",)),
-        *[({"1.json": text}, ()) for text in (b"{", b"[1]", b'{"caption": null}', b"[" * 100_000, b"{}")],
+        ({"1.txt": b" \n", "1.json": b'{"caption": "json"}'}, ("json",)),
+        ({"1.txt": "\ufeffa\u2028b\r\nc\x85d\n".encode()}, ("a b", "c d")),
+        *[({"1.json": text}, ()) for text in (b"[1]", b'{"caption": null}', b"{}")],
         ({"1.txt": b" \n"}, ()),
         ({"1.cls": b"7"}, ()),
     ],
 )
 def test_captions_are_lines_or_a_field(members: dict, expected: tuple, tmp_path: Path):
-    assert read({"1.png": png(), **members}, tmp_path, require_captions=False) == {"x/1": expected}
+    assert read({"1.png": png(), **members}, tmp_path) == {"x/1": expected}
 
 
-def test_samples_without_caption_are_left_out_and_counted(tmp_path: Path, caplog):
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("txt", "caf\u00e9".encode("latin-1"), "not UTF-8 text, it seems to be Windows-1252"),
+        ("caption", "dog".encode("utf-16"), "seems to be UTF-16: save it as UTF-8"),
+        ("json", b"{", "is not JSON"),
+        ("json", b"[" * 100_000, "is not JSON"),
+        ("json", b'{"captions": ["a", 3]}', r"'captions' must be a string or a list .* got \['a', 3\]"),
+    ],
+)
+def test_a_member_that_is_not_captions_is_refused_by_name(
+    tmp_path: Path, kind: str, content: bytes, message: str
+):
+    with pytest.raises(UserError, match=rf"x\.tar, member a/1\.{kind}.*{message}"):
+        read({"a/1.png": png(), f"a/1.{kind}": content}, tmp_path)
+    if kind != "json":
+        (tmp_path / f"1.{kind}").write_bytes(content)
+        (tmp_path / "1.png").write_bytes(png())
+        (tmp_path / "x.tar").unlink()
+        with pytest.raises(UserError, match=rf"1\.{kind} .*{message}"):
+            load_captioned_images(tmp_path, "train")
+
+
+def test_images_without_caption_and_of_repeated_names_are_left_out_and_counted(tmp_path: Path, caplog):
     members = colour_samples(range(3)) | {
         "a.png": png(),
         "b.png": png(),
         "b.txt": b"\n",
         "c.txt": b"no image",
+        "00001.webp": b"",
     }
-    assert list(read(members, tmp_path)) == ["x/00000", "x/00001", "x/00002"]
-    (record,) = caplog.records
-    assert record.getMessage() == "2 images in tar shards have no caption and are left out"
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+    images = load_captioned_images(tmp_path / "x.tar", "all")
+    assert [image.name for image in images] == ["x/00000", "x/00001", "x/00002"]
+    assert [text.partition(": ")[2] for text in caplog.messages] == [
+        "1 images have the name of another and are left out (00001)",
+        "2 of 5 images have no caption and are left out (x/a, x/b)",
+    ]
 
 
 def test_a_local_image_is_a_part_of_the_file_and_a_remote_one_its_bytes(tmp_path: Path):
@@ -204,7 +240,7 @@ def test_links_and_files_of_macos_are_passed_over(tmp_path: Path):
             member = tarfile.TarInfo(f"{kind.decode()}.png")
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
-    assert list(read_shards({"x": str(tmp_path / "x.tar")}, require_captions=False)) == []
+    assert list(read_shards({"x": str(tmp_path / "x.tar")})) == []
     assert list(read({"._1.png": png(), ".png": png(), "1.png": png(), "1.txt": b"a"}, tmp_path)) == ["x/1"]
 
 

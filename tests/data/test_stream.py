@@ -65,7 +65,7 @@ def naive_lane(shards: dict[str, str], lane: int, lanes: int, val_share: float) 
         order = np.random.default_rng([SEED, epoch]).permutation(len(shards))
         for number in order[lane::lanes]:
             name = list(shards)[number]
-            images = list(read_shards({name: shards[name]}, require_captions=False))
+            images = list(read_shards({name: shards[name]}))
             for i in np.random.default_rng([SEED, epoch, number]).permutation(len(images)):
                 if images[i].captions and random_number(SEED, images[i].name) >= val_share:
                     yield images[i].name
@@ -82,7 +82,7 @@ def test_the_order_is_that_of_its_definition(shards: dict, size: int, lanes: int
 
 def test_every_epoch_has_every_image_once(shards: dict):
     keys = [key for step in take(sampler(make(shards), 4), 120) for key in step]
-    everything = {image.name for image in read_shards(shards)}
+    everything = {image.name for image in read_shards(shards) if image.captions}
     for epoch in range(3):
         assert Counter(key.image.name for key in keys if key.epoch == epoch) == dict.fromkeys(everything, 1)
     assert len({(key.epoch, key.index) for key in keys}) == len(keys)
@@ -198,6 +198,16 @@ def test_a_damaged_shard_is_used_up_to_the_damage(shards: dict, caplog: pytest.L
     assert "003.tar is damaged: it has a damaged header; only its first 6 images are used" in caplog.text
 
 
+def test_members_that_are_not_captions_are_left_out_of_a_run(shards: dict, caplog: pytest.LogCaptureFixture):
+    bad = {"b.png": png(), "b.txt": b"caf\xe9", "c.png": png(), "c.json": b"{"}
+    Path(shards["001"]).write_bytes(tar_bytes(colour_samples(range(5, 6)) | bad))
+    keys = [key for step in take(sampler(make(shards), 1), 60) for key in step]
+    found = {key.image.name for key in keys if key.epoch == 0}
+    assert {name for name in found if name.startswith("001")} == {"001/00005"}
+    assert "2 images of " in caplog.text
+    assert "001.tar are left out, such as: " in caplog.text
+
+
 def test_shards_without_images_end_the_stream(tmp_path: Path):
     write_shards(tmp_path, [0, 0])
     with pytest.raises(WorkError, match=r"20 shards in a row, such as .*\.tar, have no image with a caption"):
@@ -252,7 +262,7 @@ def test_validation_images_are_those_that_the_stream_leaves_out(shards: dict):
     held_out = source.validation_images(shards, "val", "x", 100)
     trained = {key.image.name for step in take(sampler(source, 4), 60) for key in step}
     names = [image.name for image in held_out]
-    assert set(names) | trained == {image.name for image in read_shards(shards)}
+    assert set(names) | trained == {image.name for image in read_shards(shards) if image.captions}
     assert not set(names) & trained
     assert [image.name for image in source.validation_images(shards, "val", "x", 3)] == names[:3]
 
