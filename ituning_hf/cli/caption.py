@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, ClassVar
 
 from ..inference.arguments import CaptionerArguments
@@ -48,9 +49,8 @@ captions could not be written; 2 for an error in the command; 130 after Ctrl-C,
 143 after SIGTERM.
 """
 _NOTICE = "finishing the batch"
-
-
-_NOTHING_TO_DO = "ituning: nothing to do: all images have captions"
+_WITH_CAPTIONS = (".txt", ".caption", ".xmp", ".jsonl", ".csv", ".parquet", ".bak")
+_NOTHING_TO_DO = "nothing to do: all images have captions"
 
 
 @dataclass(kw_only=True)  # allows required fields after fields with defaults
@@ -59,7 +59,7 @@ class CaptionArguments(CaptionerArguments, Settings):
 
     title: ClassVar[str] = Settings.title
 
-    model: str | None = option(None, "the captioner's folder or Hub id", MODEL, "required")
+    model: str | None = option(REQUIRED, "the captioner's folder or Hub id", MODEL)
     images: list[str] = option(
         REQUIRED,
         "a file, a folder (with its subfolders), a quoted glob, - for paths on standard input, or a dataset "
@@ -86,9 +86,8 @@ class CaptionArguments(CaptionerArguments, Settings):
         one_of(("txt", "xmp", "imagefolder")),
         "no files",
     )
-    overwrite: bool = option(False, "replace existing captions; the file NAME is kept as NAME.bak")
-    merge: bool = option(
-        False, "merge unfinished work of processes without a common folder; IMAGE... are its folders"
+    overwrite: bool = option(
+        False, "replace existing captions of the images; the file NAME is kept as NAME.bak, NAME.bak2, ..."
     )
     image_root: str | None = option(
         None, "folder that the image paths of a dataset are relative to", FOLDER, "found"
@@ -98,10 +97,6 @@ class CaptionArguments(CaptionerArguments, Settings):
     def __post_init__(self) -> None:
         """Check the settings, also against each other."""
         super().__post_init__()
-        if self.model is None and not self.merge:
-            raise UserError("--model is missing. ituning caption --help shows the options")
-        if self.merge and self.output is None:
-            raise UserError("--merge requires --output FILE")
         if self.output is not None and self.format is not None:
             raise UserError("--output and --format both select where the captions go: remove one")
         if self.format == "xmp" and self.num_captions > 1:
@@ -113,23 +108,12 @@ class CaptionArguments(CaptionerArguments, Settings):
 def run(argv: Sequence[str]) -> int:
     """Caption the images and return the exit code."""
     args = read_settings(CaptionArguments, argv, "ituning caption", _DESCRIPTION, _EXAMPLES)
-    from ..inference.job import Job
     from ..training.signals import stop_on_signals
 
     rank = process_rank()
-    output = _make_output(args, rank)
-    if args.merge and output is not None:
-        folder, *copies = map(Path, args.images)
-        if folder.absolute() != output.work:
-            raise UserError(
-                f"--merge: the first folder must be {output.work}, because paths are relative to it"
-            )
-        job = Job(folder, output, copies)
-        output.overwrite = job.settings["overwrite"]
-        job.write()
-        return 0
     if rank.count > 1 and "-" in args.images:
         raise UserError("several processes cannot share standard input: give files, folders or a dataset")
+    output = _make_output(args, rank)
     with stop_on_signals(_NOTICE) as stop:
         return _caption(args, rank, output, stop)
 
@@ -149,11 +133,10 @@ def _make_output(args: CaptionArguments, rank: Rank) -> Output | None:
     path = Path(args.output)
     if not path.absolute().parent.is_dir():
         raise UserError(f"--output is {str(path)!r}, and there is no folder {path.parent}")
-    is_folder = path.suffix == "" or args.output.endswith(("/", os.sep))
-    if is_folder and not args.merge and not path.is_file():
+    if (path.suffix == "" or args.output.endswith(("/", os.sep))) and not path.is_file():
         return PartsFolder(path, rank, args.overwrite)
     if path.suffix not in TABLE_SUFFIXES or path.is_dir():
-        expected = "a .jsonl, .csv or .parquet file" + ("" if args.merge else ", or a folder without suffix")
+        expected = "a .jsonl, .csv or .parquet file, or a folder without suffix"
         raise UserError(f"--output is {args.output!r}, expected {expected}")
     return TableFile(path, args.overwrite)
 
@@ -161,23 +144,21 @@ def _make_output(args: CaptionArguments, rank: Rank) -> Output | None:
 def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: StopRequest) -> int:
     from tqdm import tqdm
 
-    from ..inference.batches import Batches
     from ..inference.captioning import search_options
-    from ..inference.job import begin_job, captioner_digest, has_work, share_of
+    from ..inference.job import Batches, begin_job, has_work
+    from ..inference.loading import captioner_digest
     from ..inference.pictures import find_pictures
     from ..training.errors import RunStopped
 
     job, device = None, rank.device(args.device)
     left_out: Counter[str] = Counter()
     pictures = find_pictures(args.images, args.image_root, args.image_column, left_out)
+    _report(left_out, rank)
     if output is not None:
-        all_names = pictures.names(output.row_name)
-        names = all_names.unique()
-        if not output.is_shared:
-            names, rank = share_of(names, rank, args.batch_size), Rank(0, 1, 0)
+        all_names = pictures.names(output.name_of, output.files_only)
+        names, rank = output.share(all_names.unique(), rank)
         if not has_work(output, names):
-            _report(left_out, rank)
-            print(_NOTHING_TO_DO, file=sys.stderr)
+            _print_note(_NOTHING_TO_DO)
             return 0
     quiet_transformers()
     model, processor = args.load_captioner(device)
@@ -187,17 +168,15 @@ def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: St
     if output is not None:
         others = ("prompt", "batch_size", "dtype", "quantization", "overwrite")
         settings |= {name: getattr(args, name) for name in others}
-        settings["captioner"] = captioner_digest(model)
-        job = begin_job(output, names, settings)
+        job = begin_job(output, names, settings | {"captioner": captioner_digest(model)})
         if job is None:  # another process has done it in the meantime
-            print(_NOTHING_TO_DO, file=sys.stderr)
+            _print_note(_NOTHING_TO_DO)
             return 0
         pictures = job.locate(pictures, all_names)
-    _report(left_out, rank)
-    batches = Batches(pictures, args.batch_size, rank, job)
+    batches, width = Batches(pictures, args.batch_size, rank, job), min(80, get_terminal_size().columns)
     with (
         closing(batches.caption(model, processor, **search)) as results,
-        tqdm(total=batches.num_todo, unit="image", disable=not sys.stderr.isatty()) as bar,
+        tqdm(total=batches.num_todo, unit="image", ncols=width, disable=not sys.stderr.isatty()) as bar,
     ):
         stop.deferred = True
         for batch in results:
@@ -208,19 +187,28 @@ def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: St
                     stop.signum, "after a batch" + ("; the same command continues" if job else "")
                 )
     if batches.num_unreadable:
-        counts = f"{batches.num_unreadable:,} of {batches.num_images:,}"
-        print(f"ituning: {counts} images could not be read", file=sys.stderr)
-    if job is not None and not job.finish(rank):
-        print(f"ituning: the last process that finishes writes {args.output}", file=sys.stderr)
+        _print_note(f"{batches.num_unreadable:,} of {batches.num_images:,} images could not be read")
+    if job is not None:
+        if not job.finish(rank):
+            _print_note(f"the last process that finishes writes {job.output.title}")
+        elif job.num_written is not None:
+            existing = f"; {job.num_existing:,} were there" if job.num_existing else ""
+            _print_note(f"captions of {job.num_written:,} images written to {job.output.title}{existing}")
+        if job.num_new and rank.index == 0:
+            _print_note(f"{job.num_new:,} new images are captioned by the next run")
     return 1 if batches.num_unreadable else 0
 
 
+def _print_note(text: str) -> None:
+    print(f"ituning: {printable(text)}", file=sys.stderr)
+
+
 def _report(left_out: Counter[str], rank: Rank) -> None:
-    """Print how many files of folders are left out, on one process."""
-    if left_out and rank.index == 0:
-        most = ", ".join(f"{count:,} {suffix or '(no suffix)'}" for suffix, count in left_out.most_common(5))
-        total = f"{left_out.total():,} files that are not images"
-        print(f"ituning: left out {total}: {printable(most)}", file=sys.stderr)
+    """Print how many files of folders are left out, without those that have captions, on one process."""
+    other = Counter({suffix: count for suffix, count in left_out.items() if suffix not in _WITH_CAPTIONS})
+    if other and rank.index == 0:
+        most = ", ".join(f"{count:,} {suffix or '(no suffix)'}" for suffix, count in other.most_common(5))
+        _print_note(f"left out {other.total():,} files that are not images: {most}")
 
 
 def _print(result: CaptionResult, bar: tqdm[None]) -> None:

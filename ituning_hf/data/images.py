@@ -112,6 +112,7 @@ def iter_images(
         elif suffix in IMAGE_SUFFIXES:
             yield path
         elif left_out is not None:
+            suffix = suffix if suffix == FOLDER_LINK or suffix[1:].isalnum() else ""  # of "Mr. Smith"
             left_out[suffix] = left_out.get(suffix, 0) + 1
 
 

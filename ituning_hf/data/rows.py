@@ -112,7 +112,7 @@ def _read_csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     with open_utf8(path, newline="") as file:
         first = next((line.strip() for line in file if line.strip()), "")
         file.seek(0)
-        delimiter = "\t" if "\t" in first else max(_DELIMITERS, key=first.count)
+        delimiter = find_delimiter(first)
         csv.field_size_limit(_MAX_FIELD)
         # strict: otherwise a misplaced quotation mark would silently consume the following rows
         reader, number = csv.reader(file, delimiter=delimiter, strict=True), 1
@@ -123,6 +123,11 @@ def _read_csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 number = reader.line_num + 1
         except csv.Error as error:
             raise UserError(f"{describe_row(path, number)}: {error}; is a quotation mark missing?") from error
+
+
+def find_delimiter(header: str) -> str:
+    """Return the delimiter of a CSV file, given its first line."""
+    return "\t" if "\t" in header else max(_DELIMITERS, key=header.count)
 
 
 def _is_image_name(text: str) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from PIL import Image
-from safetensors.torch import save
 
 from ..data.columns import CaptionedImages
+from ..inference.loading import captioner_digest
 from ..utils.devices import device_name
 from ..utils.distributed import create_accelerator, leave_group, require_equal, sync_errors
 from ..utils.errors import UserError, WorkError
@@ -84,11 +83,8 @@ def _identity(images: CaptionedImages, captioner: Captioner | None) -> dict[str,
     """Return what must be equal on all processes, in addition to the settings."""
     values: dict[str, Any] = {"num_images": len(images), "data_fingerprint": images.fingerprint()}
     if captioner is not None:
-        config, weights = captioner.model.config, save(captioner.model.adapter_state_dict())
         values |= {
-            "vision_model_fingerprint": config.vision_model_fingerprint,
-            "text_model_fingerprint": config.text_model_fingerprint,
-            "adapter_fingerprint": hashlib.sha256(weights).hexdigest()[:16],
+            "captioner": captioner_digest(captioner.model),
             "inputs": captioner.inputs.name,
             "search": captioner.options,
         }

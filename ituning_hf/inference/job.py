@@ -7,30 +7,32 @@ on the number of processes, nor on kills. The work folder has:
     job.json            what the captions depend on
     0-of-2.jsonl        the journal of process 0 of 2: a line for each batch that it finished
 
-A line that a killed process did not finish is not valid JSON. Its batch is captioned again.
+A line that a killed process did not finish is not valid JSON; its batch is captioned again. A journal can be
+copied to the work folder of the same job on another host: its lines have a digest of the job.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from filelock import FileLock, Timeout
 
-from ..captioner.modeling_ituning import ITuningForCaptioning
+from ..data.records import clean_caption
 from ..utils.errors import UserError, WorkError
-from ..utils.files import read_json, write_json
+from ..utils.files import read_json, write_json, writing_to
 from ..utils.ranks import Rank
-from .outputs import Output, Row, end_last_line, to_column, to_names
+from .captioning import CaptionResult, iter_captions
+from .outputs import Output, Row, to_column, to_names
 from .pictures import Pictures
 
 _NAMES, _SETTINGS = "pictures.arrow", "job.json"
@@ -41,52 +43,53 @@ Captions = Sequence[str] | None  # None: the image cannot be read
 class _Entry(NamedTuple):
     journal: Path
     start: int  # of the line, in bytes
-    num_unreadable: int
+    unreadable: list[int]  # the indices of the images
 
 
 class Job:
-    """The captioning of the images that had no captions when the work began.
+    """The captioning of the images that had no captions when the work began; see `begin_job`.
 
     Args:
-        folder: The work folder; see `begin_job`.
         output: Where the captions go.
-        copies: Work folders of the same job on other hosts.
 
     Attributes:
         names: The images' names, a column of bytes.
         settings: What the captions depend on.
-        num_batches: The number of batches.
-
-    Raises:
-        UserError: A copy belongs to another job.
+        num_existing: The number of other selected images, which have captions already.
+        num_new: The number of other selected images, which have none and were added during the work.
+        num_written: The number of images whose captions are in the output, if this process wrote it.
     """
 
-    def __init__(self, folder: Path, output: Output, copies: Sequence[Path] = ()) -> None:
-        self.folder, self.output, self.copies = folder, output, copies
-        self.settings: dict[str, Any] = read_json(folder / _SETTINGS)
-        self.names = _read_names(folder)
-        self.num_batches = -(-len(self.names) // self.settings["batch_size"])
-        for copy in copies:
-            if read_json(copy / _SETTINGS) != self.settings or not _read_names(copy).equals(self.names):
-                raise UserError(f"{copy} and {folder} are parts of different work")
-
-    def batch(self, number: int) -> pa.Array:
-        """Return the names of a batch."""
-        size = self.settings["batch_size"]
-        return self.names.slice(number * size, size)
+    def __init__(self, output: Output) -> None:
+        self.output, self.folder = output, output.work
+        self.settings: dict[str, Any] = read_json(self.folder / _SETTINGS)
+        with pa.memory_map(str(self.folder / _NAMES)) as file:
+            self.names = pa.ipc.open_file(file).read_all()["name"].chunk(0)
+        self.num_existing = self.num_new = 0
+        self.num_written: int | None = None
+        self._size = self.settings["batch_size"]
+        self._key = _digest([json.dumps(self.settings, sort_keys=True)])
 
     def done(self) -> dict[int, _Entry]:
-        """Find the finished batches in all journals."""
+        """Find the finished batches in all journals.
+
+        Raises:
+            UserError: A journal belongs to another job.
+        """
         found: dict[int, _Entry] = {}
-        for journal in sorted(
-            path for folder in (self.folder, *self.copies) for path in folder.glob("*-of-*.jsonl")
-        ):
+        for journal in sorted(self.folder.glob("*-of-*.jsonl")):
             start = 0
             with journal.open("rb") as lines:
                 for line in lines:
-                    with suppress(ValueError):
-                        number, captions = json.loads(line)
-                        found[number] = _Entry(journal, start, captions.count(None))
+                    with suppress(json.JSONDecodeError, UnicodeDecodeError):
+                        number, key, captions = json.loads(line)
+                        if key != self._key:
+                            raise UserError(
+                                f"{journal} is of other images or settings than {self.folder}: remove it"
+                            )
+                        indices = enumerate(captions, start=number * self._size)
+                        unreadable = [index for index, texts in indices if texts is None]
+                        found[number] = _Entry(journal, start, unreadable)
                     start += len(line)
         return found
 
@@ -100,7 +103,8 @@ class Job:
         gone = self.names.filter(pc.invert(pc.is_in(self.names, value_set=names)))
         paths = to_column(os.path.join(self.folder.parent, name) for name in to_names(gone))
         names = pa.concat_arrays([names, gone])
-        return Pictures([*pictures.parts, paths], pc.index_in(self.names, value_set=names).to_numpy())
+        indices = pc.index_in(self.names, value_set=names).to_numpy()
+        return Pictures([*pictures.parts, (paths, "")], indices)
 
     @contextmanager
     def recording(self, rank: Rank) -> Iterator[Callable[[int, Sequence[Captions]], None]]:
@@ -114,62 +118,107 @@ class Job:
             lock = FileLock(path.with_suffix(".lock")).acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"another process is doing this work ({path}): wait until it ends") from error
-        with lock:
-            end_last_line(path)
-            with path.open("ab", buffering=0) as file:  # a line is one system call
+        with lock, path.open("ab+", buffering=0) as file:  # a line is one system call
+            file.seek(max(file.tell() - 1, 0))
+            if file.read() not in (b"", b"\n"):
+                file.write(b"\n")
 
-                def record(number: int, captions: Sequence[Captions]) -> None:
-                    rows = zip(to_names(self.batch(number)), captions, strict=True)
-                    try:
-                        self.output.write_batch((name, texts) for name, texts in rows if texts is not None)
-                        file.write(json.dumps([number, captions]).encode() + b"\n")
-                    except (OSError, UserError) as error:
-                        raise WorkError(f"captions cannot be written ({error})") from error
+            def record(number: int, captions: Sequence[Captions]) -> None:
+                rows = zip(to_names(self._batch(number)), captions, strict=True)
+                try:
+                    self.output.write_batch((name, texts) for name, texts in rows if texts is not None)
+                    file.write(json.dumps([number, self._key, captions]).encode() + b"\n")
+                except (OSError, UserError) as error:
+                    raise WorkError(f"captions cannot be written ({error})") from error
 
-                yield record
+            yield record
 
     def finish(self, rank: Rank) -> bool:
-        """Write the output and remove the work folders, if all processes have finished their batches.
+        """Write the output and remove the work folder, if all processes have finished their batches.
 
         Returns:
             Whether they have. If so, exactly one process writes.
         """
+        done = self.done()
         journals = [self.folder / _journal_name(Rank(i, rank.count, 0)) for i in range(rank.count)]
-        if len(self.done()) < self.num_batches or not all(path.exists() for path in journals):
+        if len(done) * self._size < len(self.names) or not all(path.exists() for path in journals):
             return False  # a process that starts later must not find its images missing and begin again
-        with suppress(Timeout), _lock(self.folder, timeout=0):
+        with suppress(Timeout), _lock(self.output, timeout=0):
             if (self.folder / _SETTINGS).exists():
-                self.write()
-            else:  # another process has written the output
-                _remove(self.folder)
+                self._write(done)
+            _remove(self.folder)
         return True
 
-    def write(self) -> None:
-        """Write the output, and remove the work folders.
+    def _write(self, done: dict[int, _Entry]) -> None:
+        unreadable = [index for entry in done.values() for index in entry.unreadable]
+        self.num_written = len(self.names) - len(unreadable)
+        wanted = np.array(self.output.missing(self.names))  # somebody may have written captions since
+        if not wanted.any():
+            return
+        wanted[unreadable] = False
+
+        def rows() -> Iterator[Row]:
+            for number, entry in sorted(done.items()):
+                with entry.journal.open("rb") as file:
+                    file.seek(entry.start)
+                    captions = json.loads(file.readline())[-1]
+                for index, name in enumerate(to_names(self._batch(number))):
+                    if wanted[number * self._size + index]:
+                        yield name, captions[index]
+
+        self.output.write_all(self.names.filter(pa.array(wanted)), rows())
+
+    def _batch(self, number: int) -> pa.Array:
+        return self.names.slice(number * self._size, self._size)
+
+
+class Batches:
+    """The batches of one process: every `rank.count`-th.
+
+    Args:
+        images: The images of all processes.
+        size: Images in a batch.
+        rank: This process.
+        job: The job that records the captions, or None.
+
+    Attributes:
+        spans: The indices of the images of each batch that is not done.
+        num_images: The number of this process's images.
+        num_todo: The number of those that are not done.
+        num_unreadable: The number of those that could not be read, so far.
+    """
+
+    def __init__(self, images: Pictures, size: int, rank: Rank, job: Job | None) -> None:
+        self.images, self.size, self.rank, self.job = images, size, rank, job
+        done = job.done() if job else {}
+        mine = range(rank.index, -(-len(images) // size), rank.count)
+        spans = {number: range(number * size, min(number * size + size, len(images))) for number in mine}
+        self.spans = {number: span for number, span in spans.items() if number not in done}
+        self.num_images, self.num_todo = sum(map(len, spans.values())), sum(map(len, self.spans.values()))
+        self.num_unreadable = sum(len(done[number].unreadable) for number in spans.keys() & done.keys())
+
+    def caption(
+        self, model: Any, processor: Any, **options: Any
+    ) -> Generator[list[CaptionResult], None, None]:
+        """Caption the batches that are not done, and yield each after it was recorded.
+
+        Args:
+            model: The captioner.
+            processor: Its processor.
+            **options: For `iter_captions`.
 
         Raises:
-            UserError: Batches are missing.
+            WorkError: The captions cannot be written.
         """
-        done = self.done()
-        if len(done) < self.num_batches:
-            raise UserError(f"{self.num_batches - len(done):,} of {self.num_batches:,} batches are missing")
-
-        # A process that was killed here may have written the rows already.
-        missing = self.output.missing(self.names)
-        if pc.any(missing).as_py():
-            self.output.write_all(self._rows(done, missing))
-        for folder in (self.folder, *self.copies):
-            _remove(folder)
-
-    def _rows(self, done: dict[int, _Entry], missing: pa.Array) -> Iterator[Row]:
-        for number in range(self.num_batches):
-            with done[number].journal.open("rb") as file:
-                file.seek(done[number].start)
-                captions = json.loads(file.readline())[1]
-            start = number * self.settings["batch_size"]
-            for i, name in enumerate(to_names(self.batch(number))):
-                if captions[i] is not None and missing[start + i].as_py():
-                    yield name, captions[i]
+        images = self.images.select(np.concatenate([np.arange(0), *self.spans.values()]))
+        results = iter_captions(model, processor, images, batch_size=self.size, **options)
+        with closing(results), self.job.recording(self.rank) if self.job else nullcontext() as record:
+            for number, span in self.spans.items():
+                batch = list(itertools.islice(results, len(span)))
+                if record is not None:
+                    record(number, [None if r.error else [*map(clean_caption, r.captions)] for r in batch])
+                self.num_unreadable += sum(result.error is not None for result in batch)
+                yield batch
 
 
 def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job | None:
@@ -186,18 +235,18 @@ def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job 
         UserError: The unfinished work has other settings, or other images.
     """
     folder = output.work
-    with _lock(folder):
-        if not (folder / _SETTINGS).exists():
+    with _lock(output):
+        is_new = not (folder / _SETTINGS).exists()
+        if is_new:
             todo = names.filter(output.missing(names))
             if not len(todo):
                 _remove(folder)
                 return None
-            output.prepare()
             table = pa.table({"name": todo})
             with pa.OSFile(str(folder / _NAMES), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
-            write_json(folder / _SETTINGS, settings)
-        job = Job(folder, output)
+            write_json(folder / _SETTINGS, settings | {"images": _digest(to_names(todo))})
+    job = Job(output)
     advice = f"give the same to continue, or remove {folder} to begin again"
     for name, value in settings.items():
         if job.settings.get(name) != value:
@@ -205,6 +254,9 @@ def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job 
             raise UserError(f"unfinished work has {name} {was!r}, and now it is {value!r}: {advice}")
     if not pc.any(pc.is_in(job.names, value_set=names)).as_py():
         raise UserError(f"unfinished work is on other images ({next(to_names(job.names))!r}): {advice}")
+    others = names.filter(pc.invert(pc.is_in(names, value_set=job.names)))
+    job.num_new = 0 if is_new else output.missing(others).true_count
+    job.num_existing = len(others) - job.num_new
     return job
 
 
@@ -213,24 +265,11 @@ def has_work(output: Output, names: pa.Array) -> bool:
     return (output.work / _SETTINGS).exists() or bool(pc.any(output.missing(names)).as_py())
 
 
-def share_of(names: pa.Array, rank: Rank, batch_size: int) -> pa.Array:
-    """Return the names in a process's batches."""
-    mine = np.arange(len(names)) // batch_size % rank.count == rank.index
-    return names.filter(pa.array(mine))
-
-
-def captioner_digest(model: ITuningForCaptioning) -> str:
-    """Return a digest of a captioner: its adapters, backbones and generation settings."""
-    digest = hashlib.sha256(model.generation_config.to_json_string().encode())
-    digest.update(f"{model.config.vision_model_fingerprint} {model.config.text_model_fingerprint}".encode())
-    for name, tensor in sorted(model.adapter_state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(os.fsencode(text) + b"\0")
     return digest.hexdigest()[:16]
-
-
-def _read_names(folder: Path) -> pa.Array:
-    with pa.memory_map(str(folder / _NAMES)) as file:
-        return pa.ipc.open_file(file).read_all()["name"].chunk(0)
 
 
 def _remove(folder: Path) -> None:
@@ -248,12 +287,13 @@ def _journal_name(rank: Rank) -> str:
 
 
 @contextmanager
-def _lock(folder: Path, timeout: float = -1) -> Iterator[None]:
-    """Make a work folder and lock it; the process that held the lock may have removed it."""
-    while True:
-        folder.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):
-            lock = FileLock(folder / ".lock", timeout=timeout).acquire()
-            break
+def _lock(output: Output, timeout: float = -1) -> Iterator[None]:
+    """Make the work folder and lock it; the process that held the lock may have removed it."""
+    with writing_to(output.title):
+        while True:
+            output.work.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                lock = FileLock(output.work / ".lock", timeout=timeout).acquire()
+                break
     with lock:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,15 @@ def find_optional(name: str, filename: str, revision: str | None = None) -> Path
     except OSError:
         return None
     return None if path is None else Path(path)
+
+
+def captioner_digest(model: ITuningForCaptioning) -> str:
+    """Return a digest of what determines captions: the adapters, backbones and generation settings."""
+    digest = hashlib.sha256(model.generation_config.to_json_string().encode())
+    digest.update(f"{model.config.vision_model_fingerprint} {model.config.text_model_fingerprint}".encode())
+    for name, tensor in sorted(model.adapter_state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def holds_peft_adapter(name: str, revision: str | None = None) -> bool:

@@ -1,26 +1,33 @@
 """Where the captions of a collection go: a file of rows, or files beside the images.
 
-A column of names has bytes, as file names are: they need not be valid Unicode.
+A column of names has bytes, as file names are: they need not be valid Unicode. An image whose captions are
+empty, because somebody has removed wrong ones, counts as not captioned.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..data.cells import parse_captions
+from ..data.folders import find_metadata
+from ..data.records import parse_file_name
+from ..data.rows import describe_row, find_delimiter, read_rows
+from ..data.selection import random_number
 from ..utils.errors import UserError
-from ..utils.files import draft_of, parse_json, put_in_place
+from ..utils.files import draft_of, put_in_place
 from ..utils.ranks import Rank
 from .xmp import EMPTY_PACKET, get_description, set_description
 
@@ -48,19 +55,23 @@ class Output:
     """A place for captions. Captions that exist there stay, unless `overwrite`.
 
     Args:
+        title: Its name in messages.
         work: The folder for unfinished work.
-        overwrite: Whether to replace existing captions. NAME.bak then keeps what the file NAME was before its
-            first change.
+        overwrite: Whether to replace existing captions of the selected images. Before any file NAME loses
+            content, it is copied to NAME.bak (or NAME.bak2 and so on).
+        files_only: Why images that are not files cannot have captions here, or None.
     """
 
-    is_shared: ClassVar = True  # by all processes
+    def __init__(self, title: str, work: Path, overwrite: bool, files_only: str | None) -> None:
+        self.title, self.work, self.overwrite, self.files_only = title, work, overwrite, files_only
 
-    def __init__(self, work: Path, overwrite: bool) -> None:
-        self.work, self.overwrite = work, overwrite
-
-    def row_name(self, path: str) -> str:
+    def name_of(self, path: str) -> str:
         """Return an image's name from its path."""
         return os.path.abspath(path)
+
+    def share(self, names: pa.Array, rank: Rank) -> tuple[pa.Array, Rank]:
+        """Return the images that a process shares with others, and its rank among these."""
+        return names, rank
 
     def missing(self, names: pa.Array) -> pa.Array:
         """Return for each image whether its captions are to be written.
@@ -70,14 +81,11 @@ class Output:
         """
         raise NotImplementedError
 
-    def prepare(self) -> None:
-        """Keep a backup of a file that the work will replace, before it begins."""
-
     def write_batch(self, rows: Iterable[Row]) -> None:
         """Write the captions of a batch, if each image has a file."""
 
-    def write_all(self, rows: Iterable[Row]) -> None:
-        """Write all captions, if there is one file."""
+    def write_all(self, names: pa.Array, rows: Iterable[Row]) -> None:
+        """Write the captions of all images with these names, if there is one file."""
 
 
 class TableFile(Output):
@@ -88,147 +96,156 @@ class TableFile(Output):
     `metadata`, which makes its folder an image folder, it is `file_name`.
 
     Args:
-        path: The file. New rows are added to those that it has.
-        overwrite: Whether to replace the file.
+        path: The file. New rows are added to those that it has, in its own columns.
+        overwrite: As for `Output`.
     """
 
     def __init__(self, path: Path, overwrite: bool) -> None:
-        self.path = path.absolute()
-        self.key = "file_name" if path.stem == "metadata" else "image"
-        super().__init__(self.path.with_name(f".{path.name}.parts"), overwrite)
+        self.path, is_metadata = path.absolute(), path.stem == "metadata"
+        self._folder = os.path.join(os.path.abspath(path.parent), "")
+        self.key, self.captions = "file_name" if is_metadata else "image", "captions"
+        if path.suffix == ".csv":
+            self.captions = "caption"
+        files_only = f"{path} describes image files" if is_metadata else None
+        super().__init__(str(path), self.path.with_name(f".{path.name}.parts"), overwrite, files_only)
 
-    def row_name(self, path: str) -> str:
+    def name_of(self, path: str) -> str:
         """Return an image's path, relative to the file's folder if it is inside it."""
-        path, folder = os.path.abspath(path), os.path.join(self.path.parent, "")
-        return Path(path.removeprefix(folder)).as_posix() if path.startswith(folder) else path
+        return os.path.abspath(path).removeprefix(self._folder).replace(os.sep, "/")
 
     def missing(self, names: pa.Array) -> pa.Array:
         """See `Output.missing`."""
         for name in to_names(names):
-            if self.key == "file_name" and os.path.isabs(name):
-                raise UserError(f"{self.path} describes the images of its folder, and {name!r} is not there")
             if self.path.suffix != ".jsonl" and name != name.encode(errors="replace").decode():
                 raise UserError(f"{name!r} is not valid Unicode: rename the file, or write a .jsonl file")
-        if self.overwrite:
-            return pa.repeat(True, len(names))
-        known = to_column(name for file in self.files() for name in self._read_names(file))
-        return pc.invert(pc.is_in(names, value_set=known))
+            if self.files_only:
+                self._check_file(name)
+        for other in {*find_metadata(self.path.parent)} - {self.path} if self.files_only else ():
+            raise UserError(f"{self.path} would hide {other}: give --output {other}, or remove that file")
+        if self.path.suffix == ".parquet" and self.path.exists():
+            try:
+                self._to_table([("", [""])], pq.read_schema(self.path))
+            except pa.ArrowException as error:
+                raise UserError(
+                    f"captions cannot be added to {self.path} ({error}): give another --output"
+                ) from error
+        known = to_column(
+            name for file in self.files() for _, name, has_captions in self._read(file) if has_captions
+        )
+        return pc.or_(pc.invert(pc.is_in(names, value_set=known)), self.overwrite)
 
-    def prepare(self) -> None:
-        """See `Output.prepare`."""
-        if self.overwrite and self.path.exists():
+    def _check_file(self, name: str) -> None:
+        """Refuse an image that `metadata` cannot describe, or whose caption file it would hide."""
+        try:
+            parse_file_name(name, self.key)
+        except UserError:
+            raise UserError(
+                f"{self.path} describes the images of its folder, and {name!r} is not there on every system: "
+                "move or rename the image, or give another --output"
+            ) from None
+        if found := _caption_files(self.path.parent / name):
+            raise UserError(f"{self.path} would hide {found[0]}: use --format txt, or remove that file")
+
+    def write_all(self, names: pa.Array, rows: Iterable[Row]) -> None:
+        """Add the rows, which replace those of the same images, atomically."""
+        new, exists = {*to_names(names)}, self.path.exists()
+        replaced = {number: name in new for number, name, _ in self._read(self.path)} if exists else {}
+        (self._write_parquet if self.path.suffix == ".parquet" else self._write_text)(replaced, rows)
+        if any(replaced.values()):
             _keep_backup(self.path)
-
-    def write_all(self, rows: Iterable[Row]) -> None:
-        """Add the rows to the file, or replace it, atomically."""
-        old = self.path if self.path.exists() and not self.overwrite else None
-        draft = draft_of(self.path)
-        if self.path.suffix == ".parquet":
-            _write_parquet(draft, rows, self.key, old)
-        else:
-            shutil.copyfile(old or os.devnull, draft)
-            end_last_line(draft)
-            (_append_jsonl if self.path.suffix == ".jsonl" else _append_csv)(draft, rows, self.key)
         put_in_place(self.path)
 
     def files(self) -> list[Path]:
         """Return the files whose rows are not written again."""
         return [self.path] if self.path.exists() else []
 
-    def _read_names(self, file: Path) -> Iterator[str]:
-        try:
-            for name in _READERS[file.suffix](file, self.key):
+    def _read(self, file: Path) -> Iterator[tuple[int, str, bool]]:
+        """Yield the number of each row, its image, and whether it has captions."""
+
+        def select(columns: Sequence[str]) -> list[str]:
+            if not {self.key, self.captions} <= {*columns}:
+                needed = f"{self.key!r} and {self.captions!r}"
+                raise UserError(
+                    f"there are no columns {needed}, to which captions are added; give another --output"
+                )
+            return [self.key, self.captions]
+
+        for number, row in read_rows(file, select=select):
+            try:
+                if file.suffix == ".jsonl":
+                    select([*row])
+                name = row[self.key]
                 if not isinstance(name, str):
-                    raise UserError(f"{file} has no {self.key!r} in a row: give another --output")
-                yield name.removeprefix("./")
-        except (UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-            raise UserError(f"{file} cannot be read ({error}): give another --output") from error
+                    raise UserError(f"{self.key!r} is {name!r}, expected a file name")
+                name = name if "://" in name else self.name_of(os.path.join(self._folder, name))
+                has_captions = parse_captions(row[self.captions], self.captions) != ()
+            except UserError as error:
+                raise UserError(f"{describe_row(file, number)}: {error}") from error
+            yield number, name, has_captions
 
+    def _write_text(self, replaced: Mapping[int, bool], rows: Iterable[Row]) -> None:
+        lines = self._kept_lines(replaced)
+        # JSON can escape the lone surrogates of a name that is not valid Unicode, as "\udc80".
+        options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+        with draft_of(self.path).open("w", **options) as file:
+            if self.path.suffix == ".jsonl":
+                file.writelines(lines)
+                for name, captions in rows:
+                    file.write(json.dumps({self.key: name, "captions": captions}, ensure_ascii=False) + "\n")
+                return
+            header = next(filter(str.strip, lines), f"{self.key},{self.captions}\n")
+            file.writelines(itertools.chain([header], lines))
+            delimiter, ending = find_delimiter(header), header[len(header.rstrip("\r\n")) :]
+            (columns,) = csv.reader([header.strip("\ufeff\r\n")], delimiter=delimiter)
+            columns = [column.strip() for column in columns]
+            writer = csv.DictWriter(file, columns, delimiter=delimiter, lineterminator=ending)
+            for name, captions in rows:
+                writer.writerows({self.key: name, self.captions: caption} for caption in captions)
 
-def _read_jsonl(file: Path, key: str) -> Iterator[Any]:
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                row = parse_json(line, f"{file}, line {number}")
-                yield row.get(key) if isinstance(row, dict) else None
+    def _kept_lines(self, replaced: Mapping[int, bool]) -> Iterator[str]:
+        """Yield the lines of the file without those of replaced rows, of which each can have several."""
+        if self.path.exists():
+            keep, newline = True, "" if self.path.suffix == ".csv" else "\n"
+            with self.path.open(encoding="utf-8", newline=newline) as lines:
+                for number, line in enumerate(lines, start=1):
+                    keep = not replaced.get(number, not keep)
+                    if keep:
+                        yield line if line.endswith(("\n", "\r")) else f"{line}\n"
 
+    def _write_parquet(self, replaced: Mapping[int, bool], rows: Iterable[Row]) -> None:
+        schema = pa.schema({self.key: pa.string(), self.captions: pa.list_(pa.string())})
+        old = self.path if self.path.exists() else None
+        with pq.ParquetWriter(draft_of(self.path), pq.read_schema(old) if old else schema) as writer:
+            if old:
+                keep = (not is_replaced for is_replaced in replaced.values())
+                with pq.ParquetFile(old) as table:
+                    for batch in table.iter_batches(_CHUNK):
+                        writer.write_batch(batch.filter(pa.array(itertools.islice(keep, len(batch)))))
+            remaining = iter(rows)
+            while chunk := list(itertools.islice(remaining, _CHUNK)):
+                writer.write_table(self._to_table(chunk, writer.schema))
 
-def _read_csv(file: Path, key: str) -> Iterator[Any]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines, strict=True)
-        _require_columns(file, rows.fieldnames or (), key, "caption")
-        yield from (row[key] for row in rows)
-
-
-def _read_parquet(file: Path, key: str) -> Iterator[Any]:
-    with pq.ParquetFile(file) as table:
-        lists = [field.name for field in table.schema_arrow if pa.types.is_list(field.type)]
-        names = [name for name in table.schema_arrow.names if name in (*lists, key)]
-        _require_columns(file, names, key, "captions")
-        for batch in table.iter_batches(columns=[key]):
-            yield from batch[key].to_pylist()
-
-
-def _require_columns(file: Path, columns: Sequence[str], *required: str) -> None:
-    if not {*required} <= {*columns}:
-        names = " and ".join(required)
-        raise UserError(f"{file} lacks the columns {names} that captions are added to: give another --output")
-
-
-_READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-
-
-def _append_jsonl(draft: Path, rows: Iterable[Row], key: str) -> None:
-    # JSON can escape the lone surrogates of a name that is not valid Unicode, as "\udc80".
-    with draft.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        for name, captions in rows:
-            file.write(json.dumps({key: name, "captions": captions}, ensure_ascii=False) + "\n")
-
-
-def _append_csv(draft: Path, rows: Iterable[Row], key: str) -> None:
-    with draft.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
-    with draft.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, header or [key, "caption"], lineterminator="\n")
-        if not header:
-            writer.writeheader()
-        for name, captions in rows:
-            writer.writerows({key: name, "caption": caption} for caption in captions)
-
-
-def _write_parquet(draft: Path, rows: Iterable[Row], key: str, old: Path | None) -> None:
-    schema = pa.schema({key: pa.string(), "captions": pa.list_(pa.string())})
-    schema = schema if old is None else pq.read_schema(old)
-    with pq.ParquetWriter(draft, schema) as writer:
-        if old is not None:
-            with pq.ParquetFile(old) as table:
-                for batch in table.iter_batches(_CHUNK):
-                    writer.write_batch(batch)
-        remaining = iter(rows)
-        while chunk := list(itertools.islice(remaining, _CHUNK)):
-            values = [{key: name, "captions": captions} for name, captions in chunk]
-            writer.write_table(pa.Table.from_pylist(values, schema=schema))
+    def _to_table(self, rows: Iterable[Row], schema: pa.Schema) -> pa.Table:
+        values = [{self.key: name, self.captions: captions} for name, captions in rows]
+        return pa.Table.from_pylist(values, schema=schema)
 
 
 class PartsFolder(TableFile):
-    """A folder of files `part-00000-of-00004.parquet`, which are the rows of one process each.
+    """A folder of files `part-00000-of-00004.parquet`, which have the rows of one process each.
 
-    No process reads another one's work, so the processes need no common folder.
+    The processes need no common folder: an image belongs to the process that its name selects.
 
     Args:
         folder: The folder.
         rank: This process.
-        overwrite: Whether to replace this process's file.
+        overwrite: As for `Output`.
 
     Raises:
-        UserError: The folder has files of another number of processes, and they are to be replaced or are
-            not finished.
+        UserError: The folder has unfinished work of another number of processes, or rows that are to be
+            replaced are theirs.
     """
 
-    is_shared = False
-
     def __init__(self, folder: Path, rank: Rank, overwrite: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         count = f"-of-{rank.count:05d}.parquet"
         super().__init__(folder / f"part-{rank.index:05d}{count}", overwrite)
         for other in folder.glob("part-*.parquet" if overwrite else ".part-*.parts"):
@@ -237,6 +254,11 @@ class PartsFolder(TableFile):
                     f"{other} is of another number of processes than {rank.count}: start as many, or give "
                     "another --output"
                 )
+
+    def share(self, names: pa.Array, rank: Rank) -> tuple[pa.Array, Rank]:
+        """See `Output.share`; each process has its own images."""
+        owners = (int(random_number(0, name) * rank.count) for name in to_names(names))
+        return names.filter(pa.array(owner == rank.index for owner in owners)), Rank(0, 1, 0)
 
     def files(self) -> list[Path]:
         """See `TableFile.files`."""
@@ -256,7 +278,8 @@ class Sidecars(Output):
 
     def __init__(self, suffix: str, folder: Path, overwrite: bool) -> None:
         self.suffix = suffix
-        super().__init__(folder.absolute() / f".captions{suffix}.parts", overwrite)
+        work = folder.absolute() / f".captions{suffix}.parts"
+        super().__init__(f"{suffix} files", work, overwrite, f"{suffix} files are written beside image files")
 
     def missing(self, names: pa.Array) -> pa.Array:
         """See `Output.missing`."""
@@ -274,12 +297,14 @@ class Sidecars(Output):
         for name, captions in rows:
             if not self._is_missing(name):
                 continue
-            path, old = self._path(name), None
-            if path.exists():
+            path = self._path(name)
+            old = path.read_bytes() if path.exists() else b""
+            if self.suffix == ".xmp":
+                content = set_description(old or EMPTY_PACKET, captions[0])
+            else:
+                content = "".join(f"{caption}\n" for caption in captions).encode()
+            if old not in (b"", content):
                 _keep_backup(path)
-                old = path.read_bytes()
-            xmp = self.suffix == ".xmp"
-            content = set_description(old or EMPTY_PACKET, captions[0]) if xmp else _lines(captions)
             draft_of(path).write_bytes(content)
             draft_of(path).replace(path)
 
@@ -289,26 +314,21 @@ class Sidecars(Output):
     def _is_missing(self, name: str) -> bool:
         path = self._path(name)
         if self.suffix == ".txt":
-            return self.overwrite or not (path.exists() or path.with_suffix(".caption").exists())
+            return self.overwrite or not _caption_files(path)
         try:
             return not path.exists() or not get_description(path.read_bytes()) or self.overwrite
         except UserError as error:
             raise UserError(f"{path} {error}: correct or remove it") from error
 
 
-def end_last_line(path: Path) -> None:
-    """Add a line break to a file whose last line has none; create the file if there is none."""
-    with path.open("ab+") as file:
-        file.seek(max(file.tell() - 1, 0))
-        if file.read() not in (b"", b"\n"):
-            file.write(b"\n")
-
-
-def _lines(captions: Sequence[str]) -> bytes:
-    return "".join(f"{caption}\n" for caption in captions).encode()
+def _caption_files(path: Path) -> list[Path]:
+    """Return the files with captions that an image has."""
+    files = [path.with_suffix(suffix) for suffix in (".txt", ".caption")]
+    return [
+        file for file in files if file.is_file() and file.read_bytes().strip(codecs.BOM_UTF8 + b" \t\r\n")
+    ]
 
 
 def _keep_backup(path: Path) -> None:
-    backup = path.with_name(f"{path.name}.bak")
-    if not backup.exists():
-        shutil.copy2(path, backup)
+    names = (f"{path.name}.bak{number or ''}" for number in itertools.chain([0], itertools.count(2)))
+    shutil.copy2(path, next(file for name in names if not (file := path.with_name(name)).exists()))

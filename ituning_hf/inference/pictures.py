@@ -9,67 +9,113 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..data.columns import CaptionedImages, restore_name
 from ..data.images import iter_images
 from ..data.loading import is_dataset, load_captioned_images
+from ..data.shards import find_shards
 from ..utils.errors import UserError
 from .captioning import ImageSource
 from .outputs import to_column, to_names
 
 _CHUNK = 10_000
+_FILE = "a file"  # as the place of an image
+
+_Part = tuple[pa.Array | CaptionedImages, str]
 
 
 class Pictures(Sequence[ImageSource]):
     """Image files and images of datasets, without a Python object for each.
 
+    An image file is its path. An image of a dataset that is not a file has its dataset in its name, such as
+    `captions.parquet/train[0]`.
+
     Args:
-        parts: Columns of paths (bytes), and images of datasets.
+        parts: Columns of paths (bytes), or images of a dataset and what precedes their names.
         order: The indices of the images in all parts; by default all of them.
     """
 
-    def __init__(self, parts: Sequence[pa.Array | CaptionedImages], order: np.ndarray | None = None) -> None:
-        self.parts = [part for part in parts if len(part)]
-        self._ends = [*itertools.accumulate(map(len, self.parts))]
-        self._order = np.arange(sum(map(len, parts))) if order is None else order
+    def __init__(self, parts: Sequence[_Part], order: np.ndarray | None = None) -> None:
+        self.parts = [part for part in parts if len(part[0])]
+        self._ends = [*itertools.accumulate(len(images) for images, _ in self.parts)]
+        self._order = np.arange(self._ends[-1] if self._ends else 0) if order is None else order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: Any) -> Any:
         number = bisect.bisect_right(self._ends, self._order[index])
-        image = self.parts[number][int(self._order[index]) - self._ends[number]]  # from the end of the part
-        return os.fsdecode(image.as_py()) if isinstance(image, pa.Scalar) else image
+        images, prefix = self.parts[number]
+        image = images[int(self._order[index]) - self._ends[number]]  # from the end of the part
+        if isinstance(image, pa.Scalar):
+            return os.fsdecode(image.as_py())
+        return (
+            str(image.source) if isinstance(image.source, Path) else replace(image, name=prefix + image.name)
+        )
 
     def select(self, indices: np.ndarray) -> Pictures:
         """Return the images at some indices, in their order."""
         return Pictures(self.parts, self._order[indices])
 
-    def names(self, from_path: Callable[[str], str]) -> pa.Array:
-        """Return a column of names of all images.
+    def names(self, from_path: Callable[[str], str], files_only: str | None = None) -> pa.Array:
+        """Return a column of the names of all images in all parts.
 
         Args:
-            from_path: Returns the name of an image from its path. An image that is not a file has its name in
-                its dataset.
+            from_path: Returns a name, given the path of an image; or given the path of a dataset and the
+                name of an image in it, as one path. Names from the Hub and remote addresses do not change.
+            files_only: What requires that all images are files, for the error message.
+
+        Raises:
+            UserError: Different images have the same name, or an image must be a file and is not.
         """
-        return to_column(itertools.chain.from_iterable(_names(part, from_path) for part in self.parts))
+
+        def column(index: int) -> pa.Array:
+            rows = itertools.chain.from_iterable(_rows(*part, from_path) for part in self.parts)
+            return to_column(row[index] for row in rows)
+
+        names = column(0)
+        if all(isinstance(images, pa.Array) for images, _ in self.parts):
+            return names
+        table = pa.table({"name": names, "place": column(1)})
+        others = table.filter(pc.not_equal(table["place"], _FILE))["name"]
+        if files_only and len(others):
+            raise UserError(f"{files_only}, and {_first(others)} is not a file: use --output captions.jsonl")
+        table = table.group_by("name").aggregate([("place", "count_distinct")])
+        if len(shared := table.filter(pc.greater(table["place_count_distinct"], 1))["name"]):
+            raise UserError(f"several images are named {_first(shared)}: give their datasets different names")
+        return names
 
 
-def _names(part: pa.Array | CaptionedImages, from_path: Callable[[str], str]) -> Iterator[str]:
-    if isinstance(part, pa.Array):
-        yield from map(from_path, to_names(part))
+def _first(names: pa.ChunkedArray) -> str:
+    return repr(os.fsdecode(names[0].as_py()))
+
+
+def _rows(
+    images: pa.Array | CaptionedImages, prefix: str, from_path: Callable[[str], str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the name of each image, and its place, which differs for different images of this name."""
+    if isinstance(images, pa.Array):
+        yield from ((from_path(path), _FILE) for path in to_names(images))
         return
-    in_shards = "offset" in part.dataset.column_names
-    for start in range(0, len(part), _CHUNK):
-        rows = part[start : start + _CHUNK]
-        paths = rows.column("path").to_pylist()
-        for name, path in zip(rows.column("name").to_pylist(), paths, strict=True):
-            is_file = path is not None and not in_shards
-            yield from_path(restore_name(path)) if is_file else restore_name(name)
+    is_path = os.path.lexists(prefix.rstrip("/") or ".")
+    in_shards = "offset" in images.dataset.column_names
+    for start in range(0, len(images), _CHUNK):
+        rows = images[start : start + _CHUNK]
+        offsets = rows.column("offset").to_pylist() if in_shards else itertools.repeat(None)
+        columns = (rows.column(name).to_pylist() for name in ("name", "path"))
+        for name, path, offset in zip(*columns, offsets, strict=False):
+            if path is not None and offset is None:
+                yield from_path(restore_name(path)), _FILE
+            else:
+                name = prefix + restore_name(name)
+                yield from_path(name) if is_path else name, f"{path}:{offset}"
 
 
 def find_pictures(
@@ -87,8 +133,8 @@ def find_pictures(
         UserError: An argument selects no images.
     """
 
-    def load(source: str) -> CaptionedImages:
-        return load_captioned_images(
+    def load(source: str) -> _Part:
+        images = load_captioned_images(
             source,
             "all",
             image_root=image_root,
@@ -96,25 +142,28 @@ def find_pictures(
             require_captions=None,
             require_images=False,
         )
+        for name, address in find_shards(source).items():  # "shards/01/000" is "000" in "shards/01.tar"
+            return images, address.removesuffix(".tar").removesuffix(name)
+        return images, f"{source.rstrip('/')}/"
 
-    parts: list[pa.Array | CaptionedImages] = []
+    parts: list[_Part] = []
     for argument in arguments:
         matches = [argument]
         if argument == "-":
             # Bytes, as file names are; a line is a path and nothing else.
             lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
-            found: list[pa.Array | CaptionedImages] = [to_column(line for line in lines if line)]
+            found: list[_Part] = [(to_column(line for line in lines if line), "")]
         elif is_dataset(argument):
             found = [load(argument)]
         elif os.path.isdir(argument):
-            found = [to_column(iter_images(argument, left_out))]
+            found = [(to_column(iter_images(argument, left_out)), "")]
         else:
             if not os.path.lexists(argument):
                 paths = glob.iglob(argument, recursive=True)
                 matches = sorted(path for path in paths if not os.path.isdir(path))
-            found = [to_column(path for path in matches if not is_dataset(path))]
+            found = [(to_column(path for path in matches if not is_dataset(path)), "")]
             found += map(load, filter(is_dataset, matches))
-        if not any(map(len, found)):
+        if not any(len(images) for images, _ in found):
             raise UserError(
                 f"{argument!r} gives no images: name a file, a folder of images, a glob with matches, a "
                 "dataset, or - with paths on standard input"

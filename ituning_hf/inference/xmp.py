@@ -3,83 +3,92 @@
 from __future__ import annotations
 
 import re
-from xml.etree import ElementTree
-from xml.sax.saxutils import escape, quoteattr
+from typing import Any
+from xml.dom import minidom
+from xml.parsers.expat import ExpatError
 
 from ..utils.errors import UserError
 
 _DC = "http://purl.org/dc/elements/1.1/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-_ELEMENT = (
-    f'<dc:description xmlns:dc="{_DC}" xmlns:rdf="{_RDF}"><rdf:Alt>'
-    '<rdf:li xml:lang="x-default">{}</rdf:li></rdf:Alt></dc:description>'
-)
-_BLOCK = f'<rdf:Description rdf:about={{}} xmlns:rdf="{_RDF}">{{}}</rdf:Description>\n'
+_BLOCK = f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about=""/>'
+_DESCRIPTION = f'<dc:description xmlns:dc="{_DC}"/>'
+_LI = f'<rdf:li xmlns:rdf="{_RDF}" xml:lang="x-default"/>'
+_ALT = f'<rdf:Alt xmlns:rdf="{_RDF}">{_LI}</rdf:Alt>'
 EMPTY_PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">\n'
     f'<rdf:RDF xmlns:rdf="{_RDF}">\n</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="w"?>\n'
 ).encode()
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_QUOTED = rb"(?:\"[^\"]*\"|'[^']*')"
-_REST_OF_TAG = rb"(?:" + _QUOTED + rb"|[^\"'>])*?"
-_ENCODING = re.compile(rb"<\?xml\b[^>]*\bencoding\s*=\s*[\"']([\w.-]+)")
-_PREFIX = re.compile(rb"xmlns:([\w.-]+)\s*=\s*[\"']" + re.escape(_DC.encode()) + rb"[\"']")
-_EMPTY_RDF = re.compile(rb"<([\w.-]+:RDF)\b(" + _REST_OF_TAG + rb")/>")
-_RDF_END = re.compile(rb"</[\w.-]+:RDF\s*>")
+# References to characters, such as &#10; for a line break in an attribute, are hidden from minidom in this
+# form: it would write the line break, which parsers change to a space.
+_HIDDEN = "\x7f#"
+
+_Node = Any  # minidom has no annotations
 
 
 def get_description(packet: bytes) -> str:
-    """Return the description in an XMP packet, "" if there is none.
+    """Return the description in an XMP packet: the default text, or else those in all languages, or "".
 
     Raises:
         UserError: It is not an XMP packet.
     """
-    blocks = _blocks(packet)
-    texts = [block.get(f"{{{_DC}}}description", "") for block in blocks]  # a short form of the element
-    texts += ["".join(found.itertext()) for block in blocks for found in block.iter(f"{{{_DC}}}description")]
+    _, blocks, descriptions = _parse(packet)
+    texts = [block.getAttributeNS(_DC, "description") for block in blocks]  # a short form of the element
+    for found in descriptions:
+        nodes = [child for text in _texts(found) or [found] for child in text.childNodes]
+        texts += [getattr(node, "data", "") for node in nodes]
     return " ".join(" ".join(texts).split())
 
 
 def set_description(packet: bytes, text: str) -> bytes:
-    """Replace the description in an XMP packet; every other byte stays.
+    """Replace the default or only text of the description in an XMP packet, and return it in UTF-8.
 
-    The packet is edited as text, because ElementTree would change prefixes, whitespace and comments.
+    Everything else stays: other languages, comments, prefixes, processing instructions.
 
     Raises:
-        UserError: It is not an XMP packet, or is written in an unusual way.
+        UserError: It is not an XMP packet.
     """
-    about = next((block.get(f"{{{_RDF}}}about", "") for block in _blocks(packet)), "")
-    text = " ".join(_NOT_XML.sub("\ufffd", text).split())
-    element, encoding = _ELEMENT.format(escape(text)), _ENCODING.search(packet)
-    block = _BLOCK.format(quoteattr(about), element)
-
-    def encode(content: str) -> bytes:
-        is_utf8 = encoding is None or encoding[1].lower() == b"utf-8"
-        return content.encode("utf-8" if is_utf8 else "ascii", "xmlcharrefreplace")
-
-    name = rb"((?:" + rb"|".join({*_PREFIX.findall(packet)}) + rb"):description)\b"
-    packet = re.sub(rb"\s" + name + rb"\s*=\s*" + _QUOTED, b"", packet)
-    old = re.compile(rb"<" + name + _REST_OF_TAG + rb"(?:/>|>.*?</\1\s*>)", re.DOTALL)
-    if found := old.search(packet):
-        before, after = packet[: found.start()], packet[found.end() :]
-        packet = before + encode(element) + old.sub(b"", after)
-    else:
-        packet = _EMPTY_RDF.sub(rb"<\1\2></\1>", packet)
-        end = [0, *(match.start() for match in _RDF_END.finditer(packet))][-1]
-        packet = packet[:end] + encode(block) + packet[end:]
-    if get_description(packet) != text:
-        raise UserError("has a dc:description that cannot be replaced")
-    return packet
+    document, blocks, descriptions = _parse(packet.replace(b"&#", _HIDDEN.encode()))
+    for block in blocks:
+        if block.hasAttributeNS(_DC, "description"):
+            block.removeAttributeNS(_DC, "description")
+    found = descriptions[0] if descriptions else blocks[0].appendChild(_element(_DESCRIPTION))
+    if not _texts(found):  # it is empty, or a text without a language
+        found.childNodes.clear()
+        found.appendChild(_element(_ALT))
+    first, *others = _texts(found)
+    default = first.parentNode.insertBefore(_element(_LI), first) if others else first
+    default.childNodes.clear()
+    default.appendChild(document.createTextNode(" ".join(_NOT_XML.sub("\ufffd", text).split())))
+    declaration = ['<?xml version="1.0" encoding="UTF-8"?>'] if document.version else []
+    parts = [*declaration, *(node.toxml() for node in document.childNodes), ""]
+    return "\n".join(parts).replace(_HIDDEN, "&#").encode()
 
 
-def _blocks(packet: bytes) -> list[ElementTree.Element]:
-    """Return the packet's elements rdf:Description, each with a part of its properties."""
+def _parse(packet: bytes) -> tuple[_Node, list[_Node], list[_Node]]:
+    """Return the document, its elements rdf:Description (at least one), and those dc:description."""
+
+    def children(node: _Node, *name: str) -> list[_Node]:
+        return [child for child in node.childNodes if (child.namespaceURI, child.localName) == name]
+
     try:
-        root = ElementTree.fromstring(packet)
-    except ElementTree.ParseError as error:
+        document = minidom.parseString(packet)
+    except (ExpatError, LookupError, ValueError) as error:  # the last two: of the encoding
         raise UserError(f"is not XMP ({error})") from error
-    found = list(root.iter(f"{{{_RDF}}}RDF"))
+    found = document.getElementsByTagNameNS(_RDF, "RDF")
     if not found:
         raise UserError("is not XMP (it has no rdf:RDF element)")
-    return found[0].findall(f"{{{_RDF}}}Description")
+    blocks = children(found[0], _RDF, "Description") or [found[0].appendChild(_element(_BLOCK))]
+    return document, blocks, [x for block in blocks for x in children(block, _DC, "description")]
+
+
+def _texts(description: _Node) -> list[_Node]:
+    """Return the element rdf:li with the default text, or else those in all languages."""
+    found = description.getElementsByTagNameNS(_RDF, "li")
+    return [text for text in found if text.getAttribute("xml:lang") == "x-default"] or found
+
+
+def _element(xml: str) -> _Node:
+    return minidom.parseString(xml).documentElement

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from processes import Command, run_on_two, signal_in
-from small_models import contents, edit_json, randomize_adapters, read_lines
+from small_models import contents, randomize_adapters, read_lines
 
 from ituning_hf import iter_captions, load_captioner
 from ituning_hf.cli import main
 from ituning_hf.data.images import iter_images
 from ituning_hf.data.loading import load_captioned_images
-from ituning_hf.inference import job, outputs
+from ituning_hf.inference import job, loading, outputs
 from ituning_hf.inference.xmp import EMPTY_PACKET, get_description, set_description
 
 SEARCH = {"num_beams": 2, "max_new_tokens": 5}
@@ -132,22 +132,36 @@ def test_rows_of_a_file_stay_and_new_ones_are_added(caption, captions, capsys, s
     for name in ("3.png", "sub/8.png"):
         Path(f"{Path(name).stem}.later").rename(folder / name)
     assert caption("photos", "--output", str(file)) == 0
+    assert f"captions of 2 images written to {file}; 7 were there\n" in capsys.readouterr().err
     assert read_rows(file)[:7] == rows
     assert [name for name, _ in read_rows(file)[7:]] == ["photos/3.png", "photos/sub/8.png"]
     assert suffix == ".parquet" or file.read_bytes().startswith(before + b"\n")
     assert hidden() == []
 
 
-def test_overwrite_keeps_a_backup_of_the_first_file(caption, captions):
-    file, backup = Path("captions.jsonl"), Path("captions.jsonl.bak")
-    file.write_text('{"image": "photos/0.png", "captions": ["by hand"]}\n')
-    before = file.read_bytes()
+def test_overwrite_replaces_the_rows_of_the_given_pictures(caption, captions):
+    file = Path("captions.jsonl")
+    rows = [f'{{"image": "{name}", "captions": ["by hand"]}}\n' for name in ("photos/0.png", "elsewhere.png")]
+    file.write_text("".join(rows))
     assert caption("photos", "--output", str(file), "--overwrite") == 0
-    assert dict(read_rows(file))["photos/0.png"] == captions["0.png"][:1]
-    assert len(read_rows(file)) == 9
-    assert caption("photos", "--output", str(file), "--overwrite", "--num_captions", "2") == 0
-    assert dict(read_rows(file))["photos/0.png"] == captions["0.png"]
-    assert backup.read_bytes() == before
+    assert read_rows(file) == [
+        ("elsewhere.png", ["by hand"]),
+        *((f"photos/{name}", texts[:1]) for name, texts in captions.items()),
+    ]
+    assert Path("captions.jsonl.bak").read_text() == "".join(rows)
+
+
+def test_a_folder_that_moves_with_its_captions_keeps_them(caption, monkeypatch, capsys):
+    as_rank(monkeypatch, 0, 2)
+    assert caption("photos", "--output", "photos/captions.jsonl") == 0
+    as_rank(monkeypatch, 0, 1)
+    for old, new, message in [
+        ("photos", "album", "captions of 9 images written"),
+        ("album", "b", "nothing to do"),
+    ]:
+        Path(old).rename(new)
+        assert caption(new, "--output", f"{new}/captions.jsonl") == 0
+        assert message in capsys.readouterr().err
 
 
 def test_a_caption_file_beside_each_picture(caption, captions, capsys):
@@ -171,15 +185,6 @@ def test_caption_files_of_a_glob(caption, captions):
     found = sorted(path.relative_to("photos").as_posix() for path in Path("photos").rglob("*.txt"))
     assert found == [str(Path(name).with_suffix(".txt")) for name in sorted(captions)]
     assert hidden() == []
-
-
-def test_a_replaced_caption_file_keeps_its_first_content(caption, captions):
-    file, backup = Path("photos/1.txt"), Path("photos/1.txt.bak")
-    file.write_text("by hand\n")
-    for number in ("1", "2"):
-        assert caption("photos", "--format", "txt", "--overwrite", "--num_captions", number) == 0
-        assert file.read_text().splitlines() == captions["1.png"][: int(number)]
-        assert backup.read_text() == "by hand\n"
 
 
 def test_pictures_with_one_caption_file_are_refused_before_work(caption, capsys):
@@ -223,13 +228,23 @@ def test_an_image_folder(caption, captions):
 
 
 def test_a_folder_of_parts(caption, captions, monkeypatch):
+    """The images of each process are those that a hash of their names selects."""
+    Path("photos").rename("parts")
+    later = Path("parts/3.png").rename("later")
     for rank in range(2):
         as_rank(monkeypatch, rank, 2)
-        assert caption("photos", "--output", "parts/") == 0
-    files = [Path(f"parts/part-0000{rank}-of-00002.parquet") for rank in range(2)]
-    rows = [(str(Path.cwd() / "photos" / name), texts[:1]) for name, texts in captions.items()]
-    assert [read_rows(file) for file in files] == [rows[0:2] + rows[4:6] + rows[8:], rows[2:4] + rows[6:8]]
-    assert sorted(Path("parts").iterdir()) == files
+        assert caption("parts", "--output", "parts/") == 0
+    later.rename("parts/3.png")
+    as_rank(monkeypatch, 0, 1)
+    assert caption("parts", "--output", "parts/") == 0
+    expected = {
+        "part-00000-of-00001.parquet": ["3.png"],
+        "part-00000-of-00002.parquet": ["0.png", "1.png", "2.png", "6.png", "sub/8.png"],
+        "part-00001-of-00002.parquet": ["4.png", "5.png", "sub/7.png"],
+    }
+    found = {file.name: read_rows(file) for file in sorted(Path("parts").glob("*.parquet"))}
+    assert found == {file: [(name, captions[name][:1]) for name in names] for file, names in expected.items()}
+    assert hidden(Path("parts")) == []
 
 
 @pytest.mark.parametrize(
@@ -242,11 +257,17 @@ def test_a_folder_of_parts(caption, captions, monkeypatch):
         (["photos/1.png", "--format", "imagefolder"], "--format imagefolder requires one IMAGE"),
         (["photos", "0.png", "--output", "photos/metadata.jsonl"], "describes the images of its folder"),
         (["photos", "--output", "bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
-        (["photos", "--output", "other.jsonl"], "other.jsonl has no 'image' in a row"),
-        (["photos", "--output", "other.csv"], "other.csv lacks the columns image and caption"),
-        (["photos", "--output", "other.parquet"], "other.parquet cannot be read"),
-        (["photos", "--merge"], "--merge requires --output"),
-        (["photos", "--merge", "--output", "parts/"], "expected a .jsonl, .csv or .parquet file"),
+        (
+            ["photos", "--output", "other.jsonl"],
+            "other.jsonl, line 1: there are no columns 'image' and 'captions'",
+        ),
+        (
+            ["photos", "--output", "other.csv"],
+            "other.csv, line 1: there are no columns 'image' and 'caption'",
+        ),
+        (["photos", "--output", "other.parquet"], "captions cannot be added to "),
+        (["photos", "--output", "blocked.csv"], "error: blocked.csv cannot be written to"),
+        (["photos", "--output", "parts"], "is of another number of processes than 1"),
     ],
 )
 def test_a_mistake_is_refused_before_work(caption, capsys, arguments, message):
@@ -254,8 +275,10 @@ def test_a_mistake_is_refused_before_work(caption, capsys, arguments, message):
     Path("photos.csv").mkdir()
     Path("bad.jsonl").write_text('{"image": "photos/1.png", "captions": ["by hand"]}\n{"image')
     Path("other.jsonl").write_text('{"file": "photos/1.png"}\n')
-    Path("other.csv").write_text("image;caption\n")
+    Path("other.csv").write_text("file;caption\n")
     Path("other.parquet").write_text("not Parquet")
+    Path(".blocked.csv.parts").touch()
+    Path("parts/.part-00000-of-00002.parquet.parts").mkdir(parents=True)
     before = contents(".")
     assert caption(*arguments) == 2
     output = capsys.readouterr()
@@ -270,9 +293,9 @@ def test_an_unreadable_picture_has_no_row_and_is_tried_again(caption, capsys):
     picture.write_bytes(content[:50])
     for _ in range(2):
         assert caption("photos", "--output", "captions.csv") == 1
-        first, last = capsys.readouterr().err.splitlines()
+        first, second, _ = capsys.readouterr().err.splitlines()
         assert first.startswith("ituning: cannot read photos/3.png: it cannot be decoded")
-        assert last in [f"ituning: 1 of {n} images could not be read" for n in (9, 1)]
+        assert second in [f"ituning: 1 of {n} images could not be read" for n in (9, 1)]
         assert len(read_rows(Path("captions.csv"))) == 8
     picture.write_bytes(content)
     assert caption("photos", "--output", "captions.csv") == 0
@@ -319,7 +342,7 @@ def test_work_continues_after_kills(signalled, caption, whole, suffix):
     for place, call, lines in [
         ("captioning.load_image", 4, 0),
         ("captioning.generate_captions", 2, 1),
-        ("batches.clean_caption", 5, 3),
+        ("job.clean_caption", 5, 3),
         ("outputs.put_in_place", 1, 5),
         ("job._remove", 1, 5),
     ]:
@@ -420,40 +443,23 @@ def test_a_process_that_starts_late_does_not_begin_again(photos, caption, monkey
 
 
 def test_processes_without_a_common_folder(photos, whole, caption, monkeypatch, tmp_path, capsys):
+    """The journals of one host are copied to the other one."""
     for rank in range(2):
         shutil.copytree(tmp_path / "photos", tmp_path / f"host{rank}/photos")
         monkeypatch.chdir(tmp_path / f"host{rank}")
         as_rank(monkeypatch, rank, 2)
         assert caption("photos", "--output", "captions.jsonl") == 0
         assert not Path("captions.jsonl").exists()
-    shutil.copytree("../host0/.captions.jsonl.parts", "of host 0")
-    merge = ["caption", "--merge", ".captions.jsonl.parts", "--output", "captions.jsonl"]
-    assert main(merge) == 2
-    assert "3 of 5 batches are missing" in capsys.readouterr().err
-    edit_json(Path("of host 0/job.json"), prompt="a dog")
-    assert main([*merge, "of host 0"]) == 2
-    assert "of host 0 and .captions.jsonl.parts are parts of different work" in capsys.readouterr().err
-    edit_json(Path("of host 0/job.json"), prompt=None)
-    assert main([*merge, "of host 0"]) == 0
+    journal = Path("../host0/.captions.jsonl.parts/0-of-2.jsonl").read_text()
+    copy = Path(".captions.jsonl.parts/0-of-2.jsonl")
+    copy.write_text(journal.replace(json.loads(journal.splitlines()[1])[1], "of other work"))
+    assert caption("photos", "--output", "captions.jsonl") == 2
+    assert "0-of-2.jsonl is of other images or settings" in capsys.readouterr().err
+    copy.write_text(journal)
+    assert caption("photos", "--output", "captions.jsonl") == 0
+    assert "captions of 9 images written to captions.jsonl" in capsys.readouterr().err
     assert Path("captions.jsonl").read_bytes() == whole[".jsonl"]
     assert hidden() == []
-    assert not Path("of host 0").exists()
-
-
-def test_a_merge_replaces_what_the_work_was_to_replace(photos, whole, caption, monkeypatch, capsys):
-    rows = [json.dumps({"image": f"photos/{i}.png", "captions": ["old"]}) for i in range(7)]
-    Path("captions.jsonl").write_text("\n".join(rows))
-    for rank in range(2):
-        as_rank(monkeypatch, rank, 3)
-        assert caption("photos", "--output", "captions.jsonl", "--overwrite") == 0
-    Path(".captions.jsonl.parts").rename("elsewhere")
-    as_rank(monkeypatch, 2, 3)
-    assert caption("photos", "--output", "captions.jsonl", "--overwrite") == 0
-    assert main(["caption", "--merge", "elsewhere", "--output", "captions.jsonl"]) == 2
-    assert "the first folder must be" in capsys.readouterr().err
-    merge = ["--merge", ".captions.jsonl.parts", "elsewhere"]
-    assert main(["caption", *merge, "--output", "captions.jsonl"]) == 0
-    assert Path("captions.jsonl").read_bytes() == whole[".jsonl"]
 
 
 def test_nothing_is_begun_if_another_process_has_finished(photos, caption, monkeypatch, capsys):
@@ -485,8 +491,8 @@ def test_unfinished_work_is_not_continued_with_other_settings(
         assert caption("photos", "--output", "captions.jsonl", f"--{name}={value}") == 2
         message = f"unfinished work has {name} {was}, and now it is {now}: give the same to continue"
         assert message in capsys.readouterr().err
-    digest = job.captioner_digest
-    monkeypatch.setattr(job, "captioner_digest", lambda model: digest(randomize_adapters(model, seed=3)))
+    digest = loading.captioner_digest
+    monkeypatch.setattr(loading, "captioner_digest", lambda model: digest(randomize_adapters(model, seed=3)))
     assert caption("photos", "--output", "captions.jsonl") == 2
     assert "unfinished work has captioner" in capsys.readouterr().err
     assert contents(".") == before
@@ -505,18 +511,20 @@ def test_pictures_that_come_and_go_during_the_work(photos, caption, monkeypatch,
     error = capsys.readouterr().err
     assert "photos/2.png: there is no such file" in error
     assert "2 of 9 images could not be read" in error
+    assert "1 new images are captioned by the next run" in error
     assert len(read_rows(Path("captions.jsonl"))) == 7
     assert caption("photos", "--output", "captions.jsonl") == 0
     assert [name for name, _ in read_rows(Path("captions.jsonl"))][7:] == ["photos/2 new.png"]
 
 
 def test_files_that_are_no_pictures_are_counted(caption, capsys):
-    for name in ("a.TXT", "sub/b.txt", "c.mp4", "README", ".hidden"):
+    for name in ("a.TXT", "sub/b.txt", "c.mp4", "README", "by Mr. Smith", ".hidden"):
         Path("photos", name).write_text("no picture")
     Path("photos/1.png").rename("photos/1.jpe")
     assert caption("photos", "--output", "captions.jsonl") == 0
     assert capsys.readouterr().err == (
-        "ituning: left out 4 files that are not images: 2 .txt, 1 (no suffix), 1 .mp4\n"
+        "ituning: left out 3 files that are not images: 2 (no suffix), 1 .mp4\n"
+        "ituning: captions of 9 images written to captions.jsonl\n"
     )
     assert len(read_rows(Path("captions.jsonl"))) == 9
 

@@ -80,7 +80,7 @@ def test_captions_equal_those_of_the_model(caption, saved_captioner, capsys):
     assert read_lines() == [{"image": file, "captions": captions} for file, captions in cleaned]
     output = capsys.readouterr()
     assert output.out.splitlines() == [as_line(file, captions) for file, captions in expected]
-    assert output.err == ""
+    assert output.err == f"ituning: captions of 2 images written to {LINES}\n"
 
 
 def test_options_reach_the_model(caption, saved_captioner, capsys):
@@ -146,10 +146,10 @@ def test_an_unreadable_image_gives_exit_code_1_and_does_not_affect_others(captio
         as_line(file, expected_captions(saved_captioner, file)) for file in good
     ]
     assert [line["image"] for line in read_lines()] == good
-    first, second, last = output.err.splitlines()
+    first, second, third, _ = output.err.splitlines()
     assert first.startswith("ituning: cannot read photos/notes.txt: it is not an image of a")
     assert second.startswith("ituning: cannot read photos/gone.png: there is no such file")
-    assert last == "ituning: 2 of 4 images could not be read"
+    assert third == "ituning: 2 of 4 images could not be read"
 
 
 def test_results_are_printed_as_each_batch_is_done(caption, capsys, monkeypatch):

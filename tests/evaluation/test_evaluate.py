@@ -444,5 +444,5 @@ def test_hosts_with_other_captioners_are_refused(
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     argv = [["evaluate", *flags(model=model)] for model in (captioner, other)]
     for process in run_on_two(argv[0], tmp_path, exit_code=2, other_host=argv[1]):
-        assert re.search(r"or libraries: adapter_fingerprint .\w{16}. and .\w{16}.\. Give", process.printed)
+        assert re.search(r"or libraries: captioner .\w{16}. and .\w{16}.\. Give", process.printed)
     assert not report.exists()
