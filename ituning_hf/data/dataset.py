@@ -83,16 +83,14 @@ class CaptionDataset(Dataset[CaptionItem]):
 
 
 class Collator:
-    """Combines items into an image-major batch with exactly k caption rows per image.
+    """Combines items into an image-major batch with k caption rows per image: the most that an image has.
 
     Args:
         inputs: The inputs of the dataset.
         processor: Its `tokenizer` has `bos_token_id` and `pad_token_id`.
-        captions_per_image: k, the same as for the dataset.
     """
 
-    def __init__(self, inputs: ImageInputs, processor: Any, captions_per_image: int) -> None:
-        self.captions_per_image = captions_per_image
+    def __init__(self, inputs: ImageInputs, processor: Any) -> None:
         self.bos_token_id: int = processor.tokenizer.bos_token_id
         self.pad_token_id: int = processor.tokenizer.pad_token_id
         self.input_name = inputs.name
@@ -110,7 +108,8 @@ class Collator:
             caption (T >= 2), with labels -100 on padding; and `unreadable`, a list of error messages.
         """
         captions = [item["captions"] for item in items]
-        rows = caption_rows(captions, self.bos_token_id, self.pad_token_id, self.captions_per_image)
+        most = max(1, *map(len, captions))
+        rows = caption_rows(captions, self.bos_token_id, self.pad_token_id, most)
         images = [self.blank if item["image"] is None else item["image"] for item in items]
         return {
             self.input_name: torch.stack(images),

@@ -40,11 +40,13 @@ class TrainingData:
         train: The images to train on, or a stream of them.
         evaluation: The images to validate on; empty for no validation.
         features: Their stored features; None to open the images.
+        num_eval_images: The number of images in the validation split, if `evaluation` has only some of them.
     """
 
     train: CaptionedImages | ShardStream
     evaluation: CaptionedImages
     features: FeatureStore | None = None
+    num_eval_images: int | None = None
 
     @property
     def num_train_images(self) -> int | None:
@@ -142,7 +144,7 @@ def limit_evaluation(data: TrainingData, args: TrainArguments) -> TrainingData:
             f"single one, because {CIDER_NEEDS_IMAGES}. Validate on more images, or give another metric."
         )
     chosen = [i * total // count for i in range(count)]
-    return replace(data, evaluation=data.evaluation.select(chosen))
+    return replace(data, evaluation=data.evaluation.select(chosen), num_eval_images=total)
 
 
 def with_features(data: TrainingData, folder: str | None) -> TrainingData:
@@ -217,7 +219,7 @@ class Batches:
         return DataLoader(
             CaptionDataset(records, inputs, self.processor, captions_per_image, max_tokens, seed),
             batch_sampler=batches,
-            collate_fn=collate or Collator(inputs, self.processor, captions_per_image),
+            collate_fn=collate or Collator(inputs, self.processor),
             num_workers=usable_workers(self.args.dataloader_num_workers),
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=initialize_worker,

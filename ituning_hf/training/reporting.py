@@ -24,6 +24,7 @@ from .arguments import TrainArguments
 from .run_folder import LOG_FILE, RUN_FILE, writing
 
 PROJECT = "ituning"  # the trackers' name for all runs
+BAR_FORMAT = "{bar:8} {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # at most 80 columns
 SHOWN_CHARACTERS = 110  # of a sample caption
 
 
@@ -67,9 +68,8 @@ class Reporter:
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
-            unit="step",
+            bar_format=BAR_FORMAT,
             dynamic_ncols=True,
-            desc="training",
             mininterval=bar_interval(),
         )
 
@@ -77,7 +77,7 @@ class Reporter:
         """Report an optimizer step; `skipped` if fp16's gradients overflowed."""
         if not self.enabled:
             return
-        postfix = f"loss {loss:.3f}, lr {rate:.1e}, {images_per_second:.0f} images/s"
+        postfix = f"loss {loss:.3f}, lr {rate:.0e}, {images_per_second:.0f} images/s"
         self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update()
         entry: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": rate}

@@ -133,17 +133,23 @@ def _describe_run(trainer: CaptionTrainer) -> list[str]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = describe_config(config)["parameters"]["total"]  # the encoder may not be loaded
     over_long = 0.0  # of a stream it is not known
+    validation = f"{len(data.evaluation):,}"
     if isinstance(data.train, ShardStream):
-        images = f"{len(data.train.shards):,} tar shards"
+        count, share = len(data.train.shards), 100 * (1 - data.train.val_share)
+        images = f"{share:.4g}% of {count:,} tar shard{'s' * (count > 1)}"
+        if len(data.evaluation) == args.max_eval_images:
+            validation = f"the first {validation}"
     else:
         images = f"{len(data.train):,}"
+        if data.num_eval_images != len(data.evaluation):
+            validation += f" of {data.num_eval_images:,}"
         over_long = over_long_share(data.train, trainer.processor, args.max_caption_tokens)
     lines = [
         f"Backbones  {config.vision_model_name_or_path} + {config.text_model_name_or_path} (frozen)",
         f"Adapter    r = {config.adapter_hidden_size}, {config.adapter_num_heads} heads, in "
         f"{len(config.adapter_layers)} of {config.text_config.num_hidden_layers} layers",
         f"Trainable  {trainable:,} of {total:,} parameters ({trainable / total:.2%})",
-        f"Images     {images} to train on, {len(data.evaluation):,} for validation",
+        f"Images     {images} to train on, {validation} for validation",
     ]
     if data.features is not None:
         spec = data.features.spec

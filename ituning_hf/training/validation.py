@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import pyarrow.compute as pc
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 
@@ -60,10 +59,8 @@ class Validator:
     def _loss(self) -> float:
         sampler = self.batches.sampler(self.images)
         keys = itertools.islice(sampler, sampler.steps_per_epoch)
-        longest = pc.max(self.images.column("num_captions")).as_py()
-        captions = min(longest, self.args.captions_per_image)
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
-        for batch in self.batches.loader(self.images, list(keys), captions):
+        for batch in self.batches.loader(self.images, list(keys), self.args.captions_per_image):
             batch = send_to_device(batch, self.accelerator.device)
             problems = batch.pop("unreadable")
             self.batches.log_unreadable(problems)

@@ -114,8 +114,13 @@ def read_settings(
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return a question that suggests the known name closest to a misspelt one, or an empty text."""
-    found = difflib.get_close_matches(name.lstrip("-"), list(known), n=1)
+    """Return a question that suggests the known name closest to a misspelt one, or an empty text.
+
+    A name that ends in the given one (`epochs`), or has it as its initials (`lr`), is closest.
+    """
+    name, known = name.lstrip("-"), list(known)
+    found = [x for x in known if x.endswith(f"_{name}") or name == re.sub("([a-z])[a-z]*_?", r"\1", x)]
+    found += difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {prefix}{found[0]}?)" if found else ""
 
 

@@ -61,7 +61,7 @@ def test_a_stated_number_of_images_gives_epochs(on_shards: Settings, capsys: pyt
     unset = {"max_train_steps": None, "eval_steps": "epoch", "checkpointing_steps": "epoch"}
     args = on_shards(**unset, expected_train_images=19, num_train_epochs=2)
     assert train(args).step == 10
-    assert "6 tar shards to train on, 4 for validation" in capsys.readouterr().out
+    assert "Images     80% of 6 tar shards to train on, 4 for validation" in capsys.readouterr().out
     assert [line["step"] for line in read_log(args.output_dir) if "validation_loss" in line] == [0, 5, 10]
     record = read_training_record(f"{args.output_dir}/last")
     assert record is not None
@@ -82,12 +82,16 @@ def test_a_run_of_unknown_length_is_described_and_saved(on_shards: Settings, cap
     assert "unknown images" in capsys.readouterr().out
 
 
-def test_settings_of_other_formats_are_refused(on_shards: Settings, tmp_path: Path):
+def test_settings_of_other_formats_are_refused(
+    on_shards: Settings, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     with pytest.raises(ValueError, match="--image_root cannot be used with tar shards"):
         train(on_shards(image_root=str(tmp_path)))
     with pytest.raises(ValueError, match=r"no images of split 'test'.*To train without validation"):
         train(on_shards(eval_split="test"))
-    train(on_shards(eval_split="none", max_train_steps=1))
+    args = on_shards(eval_split="none", max_train_steps=1, dataset=f"{tmp_path}/shards/000.tar")
+    train(args)
+    assert "Images     80% of 1 tar shard to train on, 0 for validation" in capsys.readouterr().out
 
 
 def test_validation_reads_the_first_images(on_shards: Settings):

@@ -104,11 +104,12 @@ def test_captions_are_generated_in_the_runs_precision(settings: Settings, projec
     assert {found for _, found in projected_dtypes} == {torch.bfloat16}
 
 
-def test_at_most_max_eval_images_are_read_evenly_spaced(settings: Settings):
+def test_at_most_max_eval_images_are_read_evenly_spaced(settings: Settings, capsys: pytest.CaptureFixture):
     args = settings(max_train_steps=2, eval_steps="1", max_eval_images=4, num_sample_captions=9)
     images = load_data(args)
     train(args, TrainingData(images.train, evaluation=images.train))
     assert [list(shown) for shown in samples(args).values()] == [[f"train/{i}.png" for i in (0, 2, 5, 8)]] * 3
+    assert "Images     11 to train on, 4 of 11 for validation" in capsys.readouterr().out
     folder = Path(args.output_dir) / "last"
     record = read_training_record(folder)
     assert record is not None

@@ -93,6 +93,15 @@ def test_a_mistake_gives_one_line(line: str, message: str):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("flag", "option"),
+    [("epochs", "num_train_epochs"), ("lr", "learning_rate"), ("batch-size", "per_device_train_batch_size")],
+)
+def test_an_option_of_another_program_is_recognized(flag: str, option: str):
+    with pytest.raises(UserError, match=rf"is not an option \(did you mean --{option}\?\)"):
+        train.parse_arguments([f"--{flag}", "1"])
+
+
 def test_an_argument_without_an_option_is_refused():
     with pytest.raises(UserError, match="unexpected argument 'photos/'"):
         train.parse_arguments(["photos/"])
