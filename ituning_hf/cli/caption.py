@@ -176,7 +176,7 @@ def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: St
     batches, width = Batches(pictures, args.batch_size, rank, job), min(80, get_terminal_size().columns)
     with (
         closing(batches.caption(model, processor, **search)) as results,
-        tqdm(total=batches.num_todo, unit="image", ncols=width, disable=not sys.stderr.isatty()) as bar,
+        tqdm(total=len(batches.images), unit="image", ncols=width, disable=not sys.stderr.isatty()) as bar,
     ):
         stop.deferred = True
         for batch in results:

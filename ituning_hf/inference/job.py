@@ -17,10 +17,10 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,18 +32,12 @@ from ..utils.errors import UserError, WorkError
 from ..utils.files import read_json, write_json, writing_to
 from ..utils.ranks import Rank
 from .captioning import CaptionResult, iter_captions
-from .outputs import Output, Row, to_column, to_names
+from .outputs import Output, to_column, to_names
 from .pictures import Pictures
 
 _NAMES, _SETTINGS = "pictures.arrow", "job.json"
 
-Captions = Sequence[str] | None  # None: the image cannot be read
-
-
-class _Entry(NamedTuple):
-    journal: Path
-    start: int  # of the line, in bytes
-    unreadable: list[int]  # the indices of the images
+Captions = list[str] | None  # None: the image cannot be read
 
 
 class Job:
@@ -70,27 +64,22 @@ class Job:
         self._size = self.settings["batch_size"]
         self._key = _digest([json.dumps(self.settings, sort_keys=True)])
 
-    def done(self) -> dict[int, _Entry]:
-        """Find the finished batches in all journals.
+    def done(self) -> dict[int, list[Captions]]:
+        """Return the captions of the finished batches in all journals.
 
         Raises:
             UserError: A journal belongs to another job.
         """
-        found: dict[int, _Entry] = {}
-        for journal in sorted(self.folder.glob("*-of-*.jsonl")):
-            start = 0
-            with journal.open("rb") as lines:
-                for line in lines:
-                    with suppress(json.JSONDecodeError, UnicodeDecodeError):
-                        number, key, captions = json.loads(line)
-                        if key != self._key:
-                            raise UserError(
-                                f"{journal} is of other images or settings than {self.folder}: remove it"
-                            )
-                        indices = enumerate(captions, start=number * self._size)
-                        unreadable = [index for index, texts in indices if texts is None]
-                        found[number] = _Entry(journal, start, unreadable)
-                    start += len(line)
+        found = {}
+        for journal in self.folder.glob("*-of-*.jsonl"):
+            for line in journal.read_bytes().splitlines():
+                with suppress(json.JSONDecodeError, UnicodeDecodeError):
+                    number, key, captions = json.loads(line)
+                    if key != self._key:
+                        raise UserError(
+                            f"{journal} is of other images or settings than {self.folder}: remove it"
+                        )
+                    found[number] = captions
         return found
 
     def locate(self, pictures: Pictures, names: pa.Array) -> Pictures:
@@ -102,12 +91,11 @@ class Job:
         """
         gone = self.names.filter(pc.invert(pc.is_in(self.names, value_set=names)))
         paths = to_column(os.path.join(self.folder.parent, name) for name in to_names(gone))
-        names = pa.concat_arrays([names, gone])
-        indices = pc.index_in(self.names, value_set=names).to_numpy()
+        indices = pc.index_in(self.names, value_set=pa.concat_arrays([names, gone])).to_numpy()
         return Pictures([*pictures.parts, (paths, "")], indices)
 
     @contextmanager
-    def recording(self, rank: Rank) -> Iterator[Callable[[int, Sequence[Captions]], None]]:
+    def recording(self, rank: Rank) -> Iterator[Callable[[int, list[Captions]], None]]:
         """Open a process's journal, and return the function that records a batch's captions.
 
         Raises:
@@ -118,16 +106,17 @@ class Job:
             lock = FileLock(path.with_suffix(".lock")).acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"another process is doing this work ({path}): wait until it ends") from error
-        with lock, path.open("ab+", buffering=0) as file:  # a line is one system call
-            file.seek(max(file.tell() - 1, 0))
-            if file.read() not in (b"", b"\n"):
-                file.write(b"\n")
+        with lock, path.open("ab", buffering=0) as file:  # a line is one system call
 
-            def record(number: int, captions: Sequence[Captions]) -> None:
-                rows = zip(to_names(self._batch(number)), captions, strict=True)
+            def record(number: int, captions: list[Captions]) -> None:
+                names = to_names(self.names.slice(number * self._size, self._size))
+                rows = (
+                    (name, texts) for name, texts in zip(names, captions, strict=True) if texts is not None
+                )
                 try:
-                    self.output.write_batch((name, texts) for name, texts in rows if texts is not None)
-                    file.write(json.dumps([number, self._key, captions]).encode() + b"\n")
+                    self.output.write_batch(rows)
+                    # The line break first: a kill may have cut off the previous line.
+                    file.write(f"\n{json.dumps([number, self._key, captions])}".encode())
                 except (OSError, UserError) as error:
                     raise WorkError(f"captions cannot be written ({error})") from error
 
@@ -139,37 +128,24 @@ class Job:
         Returns:
             Whether they have. If so, exactly one process writes.
         """
-        done = self.done()
-        journals = [self.folder / _journal_name(Rank(i, rank.count, 0)) for i in range(rank.count)]
-        if len(done) * self._size < len(self.names) or not all(path.exists() for path in journals):
-            return False  # a process that starts later must not find its images missing and begin again
-        with suppress(Timeout), _lock(self.output, timeout=0):
-            if (self.folder / _SETTINGS).exists():
-                self._write(done)
+        with _lock(self.output):
+            if (self.folder / _SETTINGS).exists():  # no other process has written the output
+                done = self.done()
+                journals = [self.folder / _journal_name(Rank(i, rank.count, 0)) for i in range(rank.count)]
+                # A process that starts later must not find its images missing, and begin again.
+                if len(done) * self._size < len(self.names) or not all(path.exists() for path in journals):
+                    return False
+                self._write([texts for _, batch in sorted(done.items()) for texts in batch])
             _remove(self.folder)
         return True
 
-    def _write(self, done: dict[int, _Entry]) -> None:
-        unreadable = [index for entry in done.values() for index in entry.unreadable]
-        self.num_written = len(self.names) - len(unreadable)
-        wanted = np.array(self.output.missing(self.names))  # somebody may have written captions since
-        if not wanted.any():
-            return
-        wanted[unreadable] = False
-
-        def rows() -> Iterator[Row]:
-            for number, entry in sorted(done.items()):
-                with entry.journal.open("rb") as file:
-                    file.seek(entry.start)
-                    captions = json.loads(file.readline())[-1]
-                for index, name in enumerate(to_names(self._batch(number))):
-                    if wanted[number * self._size + index]:
-                        yield name, captions[index]
-
-        self.output.write_all(self.names.filter(pa.array(wanted)), rows())
-
-    def _batch(self, number: int) -> pa.Array:
-        return self.names.slice(number * self._size, self._size)
+    def _write(self, captions: list[Captions]) -> None:
+        self.num_written = len(captions) - captions.count(None)
+        wanted = self.output.missing(self.names)  # somebody may have written captions since the work began
+        if wanted.true_count:
+            wanted = pc.and_(wanted, pa.array(texts is not None for texts in captions))
+            rows: Any = zip(to_names(self.names), captions, strict=True)
+            self.output.write_all(self.names.filter(wanted), itertools.compress(rows, wanted.to_pylist()))
 
 
 class Batches:
@@ -182,25 +158,24 @@ class Batches:
         job: The job that records the captions, or None.
 
     Attributes:
-        spans: The indices of the images of each batch that is not done.
-        num_images: The number of this process's images.
-        num_todo: The number of those that are not done.
+        images: This process's images that are not done.
+        num_images: The number of all its images.
         num_unreadable: The number of those that could not be read, so far.
     """
 
     def __init__(self, images: Pictures, size: int, rank: Rank, job: Job | None) -> None:
-        self.images, self.size, self.rank, self.job = images, size, rank, job
+        self.size, self.rank, self.job = size, rank, job
         done = job.done() if job else {}
         mine = range(rank.index, -(-len(images) // size), rank.count)
-        spans = {number: range(number * size, min(number * size + size, len(images))) for number in mine}
-        self.spans = {number: span for number, span in spans.items() if number not in done}
-        self.num_images, self.num_todo = sum(map(len, spans.values())), sum(map(len, self.spans.values()))
-        self.num_unreadable = sum(len(done[number].unreadable) for number in spans.keys() & done.keys())
+        self._numbers = [number for number in mine if number not in done]
+        self.images = images.select(np.flatnonzero(np.isin(np.arange(len(images)) // size, self._numbers)))
+        captions = [texts for number in mine for texts in done.get(number, ())]
+        self.num_images, self.num_unreadable = len(self.images) + len(captions), captions.count(None)
 
     def caption(
         self, model: Any, processor: Any, **options: Any
     ) -> Generator[list[CaptionResult], None, None]:
-        """Caption the batches that are not done, and yield each after it was recorded.
+        """Caption the images, and yield each batch after it was recorded.
 
         Args:
             model: The captioner.
@@ -210,11 +185,10 @@ class Batches:
         Raises:
             WorkError: The captions cannot be written.
         """
-        images = self.images.select(np.concatenate([np.arange(0), *self.spans.values()]))
-        results = iter_captions(model, processor, images, batch_size=self.size, **options)
+        results = iter_captions(model, processor, self.images, batch_size=self.size, **options)
         with closing(results), self.job.recording(self.rank) if self.job else nullcontext() as record:
-            for number, span in self.spans.items():
-                batch = list(itertools.islice(results, len(span)))
+            for number in self._numbers:
+                batch = list(itertools.islice(results, self.size))
                 if record is not None:
                     record(number, [None if r.error else [*map(clean_caption, r.captions)] for r in batch])
                 self.num_unreadable += sum(result.error is not None for result in batch)
@@ -246,7 +220,7 @@ def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job 
             with pa.OSFile(str(folder / _NAMES), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
             write_json(folder / _SETTINGS, settings | {"images": _digest(to_names(todo))})
-    job = Job(output)
+        job = Job(output)
     advice = f"give the same to continue, or remove {folder} to begin again"
     for name, value in settings.items():
         if job.settings.get(name) != value:
@@ -287,13 +261,13 @@ def _journal_name(rank: Rank) -> str:
 
 
 @contextmanager
-def _lock(output: Output, timeout: float = -1) -> Iterator[None]:
+def _lock(output: Output) -> Iterator[None]:
     """Make the work folder and lock it; the process that held the lock may have removed it."""
     with writing_to(output.title):
         while True:
             output.work.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
-                lock = FileLock(output.work / ".lock", timeout=timeout).acquire()
+                lock = FileLock(output.work / ".lock").acquire()
                 break
     with lock:
         yield

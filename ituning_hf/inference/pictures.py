@@ -56,9 +56,9 @@ class Pictures(Sequence[ImageSource]):
         image = images[int(self._order[index]) - self._ends[number]]  # from the end of the part
         if isinstance(image, pa.Scalar):
             return os.fsdecode(image.as_py())
-        return (
-            str(image.source) if isinstance(image.source, Path) else replace(image, name=prefix + image.name)
-        )
+        if isinstance(image.source, Path):
+            return str(image.source)
+        return replace(image, name=prefix + image.name)
 
     def select(self, indices: np.ndarray) -> Pictures:
         """Return the images at some indices, in their order."""
@@ -111,8 +111,9 @@ def _rows(
         offsets = rows.column("offset").to_pylist() if in_shards else itertools.repeat(None)
         columns = (rows.column(name).to_pylist() for name in ("name", "path"))
         for name, path, offset in zip(*columns, offsets, strict=False):
+            path = path and from_path(restore_name(path))
             if path is not None and offset is None:
-                yield from_path(restore_name(path)), _FILE
+                yield path, _FILE
             else:
                 name = prefix + restore_name(name)
                 yield from_path(name) if is_path else name, f"{path}:{offset}"

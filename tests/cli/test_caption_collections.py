@@ -350,7 +350,7 @@ def test_work_continues_after_kills(signalled, caption, whole, suffix):
         assert command.end() == -signal.SIGKILL, command.printed
         assert journal.read_bytes().count(b'"') > 0 or lines == 0
         with journal.open("ab") as torn:  # as a kill in the middle of a line
-            torn.write(b'[4, [["a caption th')
+            torn.write(b'\n[4, "key", [["a caption th')
         assert file.exists() == (place == "job._remove")
     assert caption("photos", "--output", str(file)) == 0
     assert file.read_bytes() == whole[suffix]
@@ -367,7 +367,7 @@ def test_ten_thousand_pictures_killed_ten_times(signalled, caption, tmp_path):
     for _ in range(10):
         command = signalled("captioning.generate_captions", 15, signal.SIGKILL, "many", *fast, "killed.jsonl")
         assert command.end() == -signal.SIGKILL, command.printed
-    assert len(Path(".killed.jsonl.parts/0-of-1.jsonl").read_bytes().splitlines()) == 140
+    assert Path(".killed.jsonl.parts/0-of-1.jsonl").read_bytes().count(b"\n") == 140
     assert caption("many", *fast, "killed.jsonl") == 0
     assert Path("killed.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
     assert len(read_rows(Path("killed.jsonl"))) == 10_000
