@@ -33,8 +33,8 @@ _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # as in `datase
 # An id is in one of two columns, until it is known whether all ids of the dataset are numbers.
 _ROWS = pa.schema(
     {
-        "name": pa.string(),
         "image": _IMAGE,
+        "name": pa.string(),
         "captions": pa.list_(pa.string()),
         "number": pa.int64(),
         "text": pa.string(),
@@ -288,36 +288,16 @@ def take(column: pa.ChunkedArray, indices: np.ndarray) -> pa.ChunkedArray:
 
 def _row_batches(images: Iterable[CaptionedImage]) -> Iterator[pa.RecordBatch]:
     remaining = iter(images)
-    while batch := list(_take_batch(remaining)):
-        sources = [image.source for image in batch]
-        contents = [source if isinstance(source, bytes) else None for source in sources]
-        parts = [source if isinstance(source, FilePart) else None for source in sources]
-        paths = [None if isinstance(source, bytes) else _path(source) for source in sources]
-        ids = [image.image_id for image in batch]
-        numbers = [i if isinstance(i, int) and -(2**63) <= i < 2**63 else None for i in ids]
-        try:
-            image = pa.StructArray.from_arrays(
-                [pa.array(contents, pa.binary()), pa.array(paths, pa.string())], fields=[*_IMAGE]
-            )
-            columns: list[Any] = [
-                [store_name(image.name) for image in batch],
-                image,
-                [image.captions for image in batch],
-                numbers,
-                [
-                    None if i is None or i == number else str(i)
-                    for i, number in zip(ids, numbers, strict=True)
-                ],
-                [image.domain for image in batch],
-                [image.split for image in batch],
-                [part and part.offset for part in parts],
-                [part and part.length for part in parts],
-            ]
+    try:
+        while rows := [*map(_to_row, _take_batch(remaining))]:
+            contents, paths, *others = zip(*rows, strict=True)
+            sources = [pa.array(contents, pa.binary()), pa.array(paths, pa.string())]
+            columns = [pa.StructArray.from_arrays(sources, fields=[*_IMAGE]), *others]
             yield pa.record_batch([*map(pa.array, columns, _ROWS.types)], schema=_ROWS)
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{error.object!r} is not valid Unicode: rename the file or correct the text, in UTF-8"
-            ) from error
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{error.object!r} is not valid Unicode: rename the file or correct the text, in UTF-8"
+        ) from error
 
 
 def _take_batch(images: Iterator[CaptionedImage]) -> Iterator[CaptionedImage]:
@@ -329,8 +309,18 @@ def _take_batch(images: Iterator[CaptionedImage]) -> Iterator[CaptionedImage]:
             break
 
 
-def _path(source: Path | str | FilePart) -> str:
-    return store_name(str(source.path if isinstance(source, FilePart) else source))
+def _to_row(image: CaptionedImage) -> tuple[Any, ...]:
+    """Return the content and the path of an image, and its other columns."""
+    content = image.source if isinstance(image.source, bytes) else None
+    part = image.source if isinstance(image.source, FilePart) else None
+    path = None if content is not None else store_name(str(part.path if part else image.source))
+    number = (
+        image.image_id if isinstance(image.image_id, int) and -(2**63) <= image.image_id < 2**63 else None
+    )
+    text = None if image.image_id == number else str(image.image_id)
+    place = (part.offset, part.length) if part else (None, None)
+    name = store_name(image.name)
+    return content, path, name, image.captions, number, text, image.domain, image.split, *place
 
 
 def store_name(name: str) -> str:

@@ -123,12 +123,10 @@ def _read_images(
     written = kept if content is None else np.arange(len(codes))
     merged = None
     if len(kept) < len(codes):
-        counts = np.bincount(codes)[codes[written]]
-        counts[~np.isin(written, kept)] = 0
-        wanted = np.zeros(len(codes) and codes.max() + 1, bool)
-        wanted[codes[kept]] = True
+        counts = np.where(np.isin(written, kept), np.bincount(codes)[codes[written]], 0)
         order = np.argsort(codes, kind="stable")
-        merged = order[wanted[codes[order]]], np.concatenate([[0], counts.cumsum()])
+        order = order[np.isin(codes[order], codes[kept])]
+        merged = order, np.concatenate([[0], counts.cumsum()])
     finished = finish_rows(rows, written, merged)
     if content is None:
         return CaptionedImages(finished)
