@@ -30,14 +30,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # as in `datasets.Image`
-# An id is in one of two columns, until it is known whether all ids of the dataset are numbers.
 _ROWS = pa.schema(
     {
         "image": _IMAGE,
         "name": pa.string(),
         "captions": pa.list_(pa.string()),
-        "number": pa.int64(),
-        "text": pa.string(),
+        "image_id": pa.string(),
+        "number": pa.int64(),  # the id, if it is an integer of 64 bits
         "domain": pa.string(),
         "split": pa.string(),
         "offset": pa.int64(),
@@ -246,7 +245,7 @@ def finish_rows(
             rows before each and in all; by default each row has its own captions.
     """
     table: pa.Table = rows.data.table
-    numeric = table["text"].null_count == len(table)
+    numeric = table["number"].null_count == table["image_id"].null_count
     names = ["name", "image", "captions", "image_id", "domain"]
     if table["offset"].null_count < len(table):
         names += ["offset", "length"]
@@ -259,9 +258,8 @@ def finish_rows(
             stop = start + len(batch)
             batch = batch.take(pa.array(kept[slice(*kept.searchsorted([start, stop]))] - start))
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            columns["image_id"] = columns["number"]
-            if not numeric:
-                columns["image_id"] = pc.coalesce(columns["text"], columns["number"].cast(pa.string()))
+            if numeric:
+                columns["image_id"] = columns["number"]
             if merged is not None:
                 ends = merged[1][written : written + len(batch) + 1]
                 columns["captions"] = _merge(table["captions"], merged[0][ends[0] : ends[-1]], ends - ends[0])
@@ -314,13 +312,11 @@ def _to_row(image: CaptionedImage) -> tuple[Any, ...]:
     content = image.source if isinstance(image.source, bytes) else None
     part = image.source if isinstance(image.source, FilePart) else None
     path = None if content is not None else store_name(str(part.path if part else image.source))
-    number = (
-        image.image_id if isinstance(image.image_id, int) and -(2**63) <= image.image_id < 2**63 else None
-    )
-    text = None if image.image_id == number else str(image.image_id)
+    is_number = isinstance(image.image_id, int) and -(2**63) <= image.image_id < 2**63
+    ids = None if image.image_id is None else str(image.image_id), image.image_id if is_number else None
     place = (part.offset, part.length) if part else (None, None)
     name = store_name(image.name)
-    return content, path, name, image.captions, number, text, image.domain, image.split, *place
+    return content, path, name, image.captions, *ids, image.domain, image.split, *place
 
 
 def store_name(name: str) -> str:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ..utils.errors import UserError
@@ -89,8 +90,8 @@ def read_image_folder(root: Path, settings: TableSettings) -> Iterator[Captioned
         bases = [path.parent]
         if settings.image_root is not None:
             bases = [settings.image_root / name, settings.image_root]
-        prefix = "" if name == "." else f"{name}/"
-        yield from read_table(path, settings, bases, prefix=prefix, split=split, absolute=False)
+        for image in read_table(path, settings, bases, split=split, absolute=False):
+            yield image if name == "." else replace(image, name=f"{name}/{image.name}")
 
 
 def read_captioned_files(root: Path, image_root: Path | None) -> Iterator[CaptionedImage]:

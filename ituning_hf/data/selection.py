@@ -66,7 +66,7 @@ def select_split(
 
 
 def _require_equal_entries(table: pa.Table, codes: np.ndarray, first: np.ndarray, where: str) -> None:
-    for column in ("split", "number", "text"):
+    for column in ("split", "image_id"):
         values = codes_of(table[column])
         if len(different := np.flatnonzero(values != values[first][codes])):
             name = table["name"][different[0]].as_py()

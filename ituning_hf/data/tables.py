@@ -85,7 +85,6 @@ def parse_rows(
     folders: Sequence[Path],
     *,
     parse_id: Callable[[Any], int | str | None] = parse_image_id,
-    prefix: str = "",
     split: str | None = None,
     absolute: bool = True,
 ) -> Iterator[CaptionedImage]:
@@ -97,7 +96,6 @@ def parse_rows(
         settings: The columns; by default found by their names, in each row.
         folders: The folders that file names may be relative to; the first that has one of the first files.
         parse_id: Parses the image's id.
-        prefix: Precedes the names of images.
         split: The split of rows without one.
         absolute: Whether names may be absolute paths.
 
@@ -122,7 +120,7 @@ def parse_rows(
             if "\\" in name and not (PureWindowsPath(name).drive or os.path.lexists(f"{folder}/{name}")):
                 name = name.replace("\\", "/")  # written on Windows
             yield CaptionedImage(
-                prefix + name,
+                name,
                 parse_captions(row[columns.caption], columns.caption),
                 os.path.join(folder, name),
                 columns.image_id and parse_id(row[columns.image_id]),
@@ -137,7 +135,6 @@ def read_table(
     settings: TableSettings,
     folders: Sequence[Path] = (),
     *,
-    prefix: str = "",
     split: str | None = None,
     absolute: bool = True,
 ) -> Iterator[CaptionedImage]:
@@ -148,7 +145,6 @@ def read_table(
         settings: The columns, and the folder of the images.
         folders: The folders that file names may be relative to; by default `image_root`, or the file's folder
             or `images` in it.
-        prefix: As for `parse_rows`.
         split: As for `parse_rows`; by default the split that the names of the file and its folder state.
         absolute: As for `parse_rows`.
 
@@ -165,7 +161,6 @@ def read_table(
         settings,
         folders or settings.folders(path),
         parse_id=image_id_key if is_csv(path) else parse_image_id,
-        prefix=prefix,
         split=split or held_out_split(path),
         absolute=absolute,
     )
