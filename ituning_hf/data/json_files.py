@@ -7,7 +7,7 @@ are described at https://nocaps.org/download. The test file has no `annotations`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -60,7 +60,11 @@ def read_json_dataset(path: Path, splits: Sequence[str], settings: TableSettings
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise UserError(f"{path} is not a Karpathy, COCO or NoCaps file: it has no list named 'images'")
     if any(isinstance(entry, dict) and "open_images_id" in entry for entry in content["images"]):
-        return _parse_coco(content, path, settings.image_root, _nocaps_split(path))
+        if (split := held_out_split(path)) is None:
+            raise UserError(
+                f"{path} is a NoCaps file of an unknown split: rename it to nocaps_val_... or nocaps_test_..."
+            )
+        return _parse_coco(content, path, settings.image_root, split)
     if "annotations" in content:
         return _read_coco(content, path, splits, settings.image_root)
     return _parse_karpathy(content["images"], path, settings)
@@ -88,22 +92,21 @@ def _parse_coco(
     found: dict[int | str, tuple[int, dict[str, Any]]] = {}  # the image with a key of its id
 
     def add_image(position: int, entry: Any) -> None:
-        key = _id_key(entry, "id")
+        key = _field(entry, "id", image_id_key)
         if key in found:
             raise UserError(f"has the same 'id' as another image, {entry['id']!r}")
         image = {name: entry.get(name) for name in ("file_name", "domain")}
         found[key] = position, {"image_id": entry["id"], "captions": [], **image}
 
     def add_annotation(position: int, entry: Any) -> None:
-        key = _id_key(entry, "image_id")
+        key = _field(entry, "image_id", image_id_key)
         if key not in found:
             first = next((image["image_id"] for _, image in found.values()), "no image")
             raise UserError(
                 f"refers to image {entry['image_id']!r}, which the file does not contain; its images are "
                 f"{first!r} and so on"
             )
-        if not isinstance(caption := entry.get("caption"), str):
-            raise _invalid("caption")
+        caption = _field(entry, "caption", lambda value: value if isinstance(value, str) else None)
         found[key][1]["captions"].append(caption)
 
     for name, add in (("images", add_image), ("annotations", add_annotation)):
@@ -125,30 +128,17 @@ def _parse_coco(
     return (replace(image, domain=domain) for image, domain in zip(images, domains, strict=True))
 
 
-def _id_key(entry: Any, name: str) -> int | str:
-    key = image_id_key(entry.get(name)) if isinstance(entry, dict) else None
-    if key is None:
-        raise _invalid(name)
-    return key
-
-
-def _invalid(name: str) -> UserError:
-    return UserError(f"has no valid {name!r}, as COCO caption files have (see captions_train2017.json)")
+def _field(entry: Any, name: str, parse: Callable[[Any], Any]) -> Any:
+    value = parse(entry.get(name)) if isinstance(entry, dict) else None
+    if value is None:
+        raise UserError(f"has no valid {name!r}, as COCO caption files have (see captions_train2017.json)")
+    return value
 
 
 def _split_folders(path: Path) -> list[str]:
     """Return the names of folders that may have the images of a file: of its split, and of its year."""
     found = re.findall(r"(?:train|val|test)\d{4}", path.stem)
     return found + [name for name, split in SPLIT_NAMES.items() if split in splits_of_file(path)]
-
-
-def _nocaps_split(path: Path) -> str:
-    split = held_out_split(path)
-    if split is None:
-        raise UserError(
-            f"{path} is a NoCaps file of an unknown split: rename it to nocaps_val_... or nocaps_test_..."
-        )
-    return split
 
 
 def _parse_karpathy(entries: list[Any], path: Path, settings: TableSettings) -> Iterator[CaptionedImage]:
