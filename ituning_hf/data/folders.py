@@ -16,7 +16,7 @@ from .cells import parse_captions
 from .columns import CaptionedImage
 from .hf_datasets import has_parquet, is_saved_dataset
 from .images import FOLDER_LINK, has_image, iter_images
-from .records import clean_captions, first_names
+from .records import clean_captions
 from .splits import find_split_folders, split_of_folder
 from .tables import TableSettings, read_table
 
@@ -98,49 +98,23 @@ def read_captioned_files(root: Path, image_root: Path | None) -> Iterator[Captio
     """Read a folder with a caption file beside each image: `dog.jpg` and `dog.txt` or `dog.caption`.
 
     Subfolders are included, hidden ones and links are not. The splits are the folders named after them, such
-    as `train` and `val`, if there are any. Images without a caption are left out and counted in a warning.
+    as `train` and `val`, if there are any.
 
     Args:
         root: The folder of the caption files.
         image_root: The folder of the images, with the same subfolders; by default `root`.
 
     Raises:
-        UserError: A caption file is not UTF-8, or only some of the images are in folders named after splits.
-        FileNotFoundError: There are no captions.
+        UserError: A caption file is not UTF-8.
     """
-    found = num_left_out = 0
-    left_out: list[str] = []  # the first few
-    examples: dict[bool, str] = {}  # an image in a split, and one in none
-    others: Counter[str] = Counter()
-    images = os.fspath(image_root or root)
-    for path in iter_images(images, others):
+    images, left_out = os.fspath(image_root or root), Counter[str]()
+    for path in iter_images(images, left_out):
         name = os.path.relpath(path, images).replace(os.sep, "/")
         captions = _read_caption_file(os.path.join(root, os.path.splitext(name)[0]))
-        if not captions:
-            num_left_out += 1
-            left_out += [name][: 4 - len(left_out)]
-            continue
-        found += 1
-        split = split_of_folder(name.partition("/")[0]) if "/" in name else None
-        examples.setdefault(split is not None, name)
-        yield CaptionedImage(name, captions, Path(path), split=split)
-    if len(examples) > 1:
-        raise UserError(
-            f"{root}: {examples[True]} is in a folder named after a split, but {examples[False]} is not: "
-            "move such images into train, val or test, or out of the dataset"
-        )
-    if others[FOLDER_LINK]:
-        logger.warning("%s links to folders in %s are not followed", f"{others[FOLDER_LINK]:,}", images)
-    if not found:
-        problem = "has no captions" if left_out else "has no images" if os.listdir(root) else "is empty"
-        raise FileNotFoundError(
-            f"{root} {problem}: write a caption file for each image, such as dog.txt for dog.jpg, or "
-            'metadata.jsonl with lines such as {"file_name": "dog.jpg", "captions": ["a dog runs"]}; or give '
-            "the path of the dataset's .json, .csv or .parquet file"
-        )
-    if left_out:
-        text = "%s of %s images have no caption and are left out (%s)"
-        logger.warning(text, f"{num_left_out:,}", f"{found + num_left_out:,}", first_names(left_out))
+        folder, _, _ = name.rpartition("/")
+        yield CaptionedImage(name, captions, path, split=split_of_folder(folder.partition("/")[0]))
+    if left_out[FOLDER_LINK]:
+        logger.warning("%s links to folders in %s are not followed", f"{left_out[FOLDER_LINK]:,}", images)
 
 
 def _has_caption_file(path: str) -> bool:

@@ -77,9 +77,14 @@ def _in_split(
     table: pa.Table, first: np.ndarray, split: str, where: str, seed: int, val_share: float
 ) -> np.ndarray:
     """Return whether each image is in the split."""
-    stated = table["split"]
+    stated = take(table["split"], first)
     if 0 < stated.null_count < len(stated):
-        raise UserError(f"{where}: 'split' must be given for all images or for none")
+        rows = first[[pc.index(pc.is_null(stated), is_null).as_py() for is_null in (False, True)]]
+        known, unknown = (restore_name(table["name"][int(row)].as_py()) for row in rows)
+        raise UserError(
+            f"{where}: {known!r} has a split and {unknown!r} has none: state the split of all images or of "
+            "none, in a column 'split' or by folders such as train and val"
+        )
     if len(stated) and not stated.null_count and val_share != DEFAULT_VAL_SHARE:
         raise UserError(f"--val_share {val_share} has no effect: {where} has its own splits. Remove it")
     if split == "all":
@@ -88,7 +93,6 @@ def _in_split(
         stated = _draw_splits(take(table["name"], first), seed, val_share)
         found = pc.equal(stated, split).to_numpy(zero_copy_only=False)
     else:
-        stated = take(stated, first)
         wanted = ["train", "restval"] if split == "train" else [split]
         found = pc.is_in(stated, value_set=pa.array(wanted)).to_numpy()
     if not found.any():
@@ -154,7 +158,11 @@ def find_captioned(rows: datasets.Dataset, where: str, require_captions: bool) -
     names = first_names([restore_name(table["name"][int(row)].as_py()) for row in without[:4]])
     problem = f"{where}: {len(without):,} of {len(first):,} images have no caption"
     if len(without) == len(first):
-        raise UserError(f"{problem} ({names}): write captions for some of them at least")
+        raise UserError(
+            f"{problem} ({names}): write some. In a folder, dog.txt has those of dog.jpg, or metadata.jsonl "
+            'has lines such as {"file_name": "dog.jpg", "captions": ["a dog runs"]}. Or give the path of the '
+            "dataset's .json, .csv or .parquet file"
+        )
     if len(without):
         logger.warning("%s and are left out (%s)", problem, names)
     return np.bincount(codes, lengths)[codes] > 0

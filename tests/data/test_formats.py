@@ -204,7 +204,7 @@ def test_a_caption_file_beside_each_image(tmp_path: Path, caplog: pytest.LogCapt
     expected = {"dog.png": ("a dog", "two words"), "sub/cat.JPE": ("a cat",), "sub/deep/cow.png": ("a cow",)}
     with caplog.at_level(logging.WARNING):
         images = load_captioned_images(tmp_path, "all")
-    assert caplog.messages == ["1 of 4 images have no caption and are left out (bare.png)"]
+    assert caplog.messages == [f"{tmp_path}: 1 of 4 images have no caption and are left out (bare.png)"]
     assert {image.name: image.captions for image in images} == expected
     assert all(image.load() for image in images)
 
@@ -218,19 +218,20 @@ def test_caption_files_in_split_folders(tmp_path: Path) -> None:
     assert captions(tmp_path, "val") == {"Validation/a.png": ("of Validation",)}
     write(tmp_path / "misc" / "a.txt", "a")
     with pytest.raises(
-        UserError, match=r": Validation/a\.png is in a folder named after .* but misc/a\.png is not: move"
+        UserError, match=r"'Validation/a\.png' has a split and 'misc/a\.png' has none: .* folders"
     ):
         captions(tmp_path, "train")
 
 
 def test_folders_without_captions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "photos").mkdir()
-    for problem, name in [("is empty", "notes.md"), ("has no images", "a.png"), ("has no captions", "a.txt")]:
-        with pytest.raises(FileNotFoundError, match=rf"photos {problem}: write a caption file .* dog\.txt"):
-            load(tmp_path / "photos")
-        write(tmp_path / "photos" / name)
-    with pytest.raises(FileNotFoundError, match="photos has no captions"):
+    with pytest.raises(UserError, match=r"photos has no images$"):
         load(tmp_path / "photos")
+    for name in ("a.png", "a.txt"):
+        write(tmp_path / "photos" / name)
+        message = r'1 of 1 images have no caption \(a\.png\): .* dog\.txt .* \["a dog runs"\]\}\. Or give'
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / "photos")
     write(tmp_path / "photos" / "a.caption", "a")
     (tmp_path / "photos" / "linked").symlink_to(tmp_path, target_is_directory=True)
     assert captions(tmp_path / "photos") == {"a.png": ("a",)}

@@ -159,7 +159,7 @@ def test_stated_splits_are_kept() -> None:
     assert names(mixed, "val", seed=9) == ["000.jpg", "001.jpg"]
     with pytest.raises(MissingSplitError, match=r" 'test'; it has 'val' \(2\), 'train' \(1\)$"):
         names(mixed, "test")
-    with pytest.raises(UserError, match=r"^photos: 'split' must be given for all images or for none$"):
+    with pytest.raises(UserError, match=r"^photos: '000\.jpg' has a split and '002\.jpg' has none: state"):
         names([*entries(2, "val"), *entries(3)[2:]], "val")
 
 

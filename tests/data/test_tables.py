@@ -77,7 +77,7 @@ def test_csv_split_column_and_absolute_paths(tmp_path: Path) -> None:
         ("b.jpg,a dog, running,train", "line 3: 4 fields for 3 columns: put fields that contain the delim"),
         ("b.jpg,a,x", "line 3: 'split' must be train, val or test, got 'x'"),
         ("a.jpg,a,val", "the entries of 'a.jpg' have different splits"),
-        ("b.jpg,a", "'split' must be given for all images or for none"),
+        ("b.jpg,a", "'a.jpg' has a split and 'b.jpg' has none: state the split of all"),
         ('b.jpg,"a" dog,train', "line 3: ',' expected after '\"'"),
         ('b.jpg,"a dog,train', "line 3: unexpected end of data"),
     ],
