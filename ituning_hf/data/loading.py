@@ -56,17 +56,14 @@ def load_captioned_images(
     and the images' names; see `select_split`.
 
     Args:
-        dataset: One of these. (Pass a folder named scenes as "./scenes".)
+        dataset: "scenes", the built-in synthetic scenes (a folder of this name is "./scenes"), or:
 
-            - "scenes", the built-in synthetic scenes;
-            - a `.json` file of Karpathy, COCO captions or NoCaps, or a list of rows (`read_json_dataset`);
-            - a `.csv`, `.tsv`, `.txt` or `.jsonl` table (`read_table`);
+            - a `.json` file (`read_json_dataset`), or a `.csv`, `.tsv`, `.txt` or `.jsonl` table
+              (`read_table`);
             - a `.parquet` file, or a dataset on the Hub, "org/name" or "org/name:config"
               (`read_hf_dataset`);
-            - WebDataset `.tar` shards: a path or fsspec address with braces or wildcards (`find_shards`);
-            - a folder with `metadata.jsonl`, `.csv` or `.parquet`, with a caption file beside each image,
-              with `.tar` shards or Parquet files, or written by `save_to_disk` of `datasets`
-              (`folder_format`).
+            - `.tar` shards: a path or fsspec address with braces or wildcards (`find_shards`);
+            - a folder with one of the formats of `folder_format`.
         split: "train", "val", "test", or "all" for every image; for a Karpathy file also "restval", which
             "train" includes. A file named after "val" or "test", or in a folder named so, that has no splits
             is this split.

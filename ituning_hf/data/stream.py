@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, pairwise
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -45,6 +45,9 @@ class Position(NamedTuple):
     epoch: int = 0
     turn: int = 0  # counts the shards that the lane reads in an epoch
     sample: int = 0  # the number of samples of the shard that were read or passed over
+
+
+_Turn = tuple[Position, int, Future[Shard]]  # where to start in a shard, and the shard's number
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,12 @@ class ShardStream:
             WorkError: Shard after shard has no image to train on, or a shard cannot be downloaded.
             OSError: A shard cannot be read.
         """
-        turns = self._turns(lane, num_lanes, start)
-        return self._read(turns, *self._open_next(turns, pool), pool)
+        names = list(self.shards)
+        turns = (
+            (position, number, pool.submit(Shard, names[number], self.shards[names[number]]))
+            for position, number in self._turns(lane, num_lanes, start)
+        )
+        return self._read(pairwise(chain([next(turns)], turns)))
 
     def _turns(self, lane: int, num_lanes: int, start: Position) -> Iterator[tuple[Position, int]]:
         """Yield where to start in each shard of a lane, and the number of the shard."""
@@ -102,26 +109,12 @@ class ShardStream:
                 position = Position(position.epoch, turn + 1)
             position = Position(position.epoch + 1)
 
-    def _open_next(
-        self, turns: Iterator[tuple[Position, int]], pool: ThreadPoolExecutor
-    ) -> tuple[Position, int, Future[Shard]]:
-        position, number = next(turns)
-        name = list(self.shards)[number]
-        return position, number, pool.submit(Shard, name, self.shards[name])
-
-    def _read(
-        self,
-        turns: Iterator[tuple[Position, int]],
-        position: Position,
-        number: int,
-        opening: Future[Shard],
-        pool: ThreadPoolExecutor,
-    ) -> Iterator[tuple[SampleKey, Position]]:
+    def _read(self, turns: Iterator[tuple[_Turn, _Turn]]) -> Iterator[tuple[SampleKey, Position]]:
+        """Read the first shard of each pair, while the other is opened."""
         fruitless, most = 0, 10 * min(len(self.shards), 100)
-        while fruitless < most:
+        for ((epoch, turn, first), current, opening), _ in turns:
+            shard = opening.result()
             fruitless += 1
-            shard, (epoch, turn, first), current = opening.result(), position, number
-            position, number, opening = self._open_next(turns, pool)
             if shard.damage:
                 logger.warning("%s; only its first %s images are used", shard.damage, len(shard))
             bad: list[str] = []
@@ -141,7 +134,10 @@ class ShardStream:
                     yield key, Position(epoch, turn, sample + 1)
             if bad:
                 logger.warning("%s images of %s are left out, such as: %s", len(bad), shard.address, bad[0])
-        raise WorkError(f"{most} shards in a row, such as {shard.address}, have no image with a caption")
+            if fruitless == most:
+                raise WorkError(
+                    f"{most} shards in a row, such as {shard.address}, have no image with a caption"
+                )
 
     def validation_images(
         self, shards: Mapping[str, str], split: str, where: str, most: int
