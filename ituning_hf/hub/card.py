@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.constants import REPOCARD_NAME
+from jinja2 import Environment, FileSystemLoader
 
 from ..captioner.backbones_ituning import is_local
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS
@@ -28,9 +29,10 @@ from .records import (
     write_evaluation_records,
 )
 
-TEMPLATE = Path(__file__).with_name("card.md.jinja")
-ADAPTER_TEMPLATE = Path(__file__).with_name("adapter_card.md.jinja")  # of an I-Tuning adapter in PEFT
-OVER_CAPTIONER_TEMPLATE = Path(__file__).with_name("over_captioner_card.md.jinja")  # of a LoRA
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent))  # compiles each of them once
+TEMPLATE = "card.md.jinja"
+ADAPTER_TEMPLATE = "adapter_card.md.jinja"  # of an I-Tuning adapter in PEFT
+OVER_CAPTIONER_TEMPLATE = "over_captioner_card.md.jinja"  # of a LoRA
 PLACEHOLDER = "your-name/your-captioner"  # before the captioner has an id on the Hub
 # Transformers runs captioners with this pipeline, and the Hub writes its "Use this model" code for it.
 PIPELINE_TAG = "image-text-to-text"
@@ -127,14 +129,9 @@ def write_adapter_card(
         names["vision"] = config.vision_model_name_or_path
     models: dict[str, Any] = {kind: _backbone(kind, {"name_or_path": name}) for kind, name in names.items()}
     tags = [*TAGS, *sorted({method.lower() for method in others.values()}), *tags]
-    card = ModelCard.from_template(
-        _metadata("peft", tags, models),
-        template_path=str(OVER_CAPTIONER_TEMPLATE if over_captioner else ADAPTER_TEMPLATE),
-        config=config,
-        others=others,
-        **models,
-    )
-    card = ModelCard(str(card).rstrip() + "\n" + _SIGNATURE.format(digest=_digest(str(card))))
+    template = OVER_CAPTIONER_TEMPLATE if over_captioner else ADAPTER_TEMPLATE
+    card = _fill(template, _metadata("peft", tags, models), config=config, others=others, **models)
+    card = ModelCard(str(card) + _SIGNATURE.format(digest=_digest(str(card))))
     path = Path(folder) / REPOCARD_NAME
     if path.exists():
         earlier = read_front_matter(folder)
@@ -232,9 +229,9 @@ def render(
         model_name=title if results else None,
         eval_results=results or None,
     )
-    card = ModelCard.from_template(
+    return _fill(
+        TEMPLATE,
         metadata,
-        template_path=str(TEMPLATE),
         title=title,
         notice=notice,
         repo_id=repo_id or PLACEHOLDER,
@@ -250,7 +247,11 @@ def render(
         results=_results_table(evaluations) if evaluations else [],
         commands=list(dict.fromkeys(record.command for record in evaluations if record.metrics)),
     )
-    return ModelCard(str(card).rstrip() + "\n")
+
+
+def _fill(template: str, metadata: ModelCardData, **values: Any) -> ModelCard:
+    text = TEMPLATES.get_template(template).render(card_data=metadata.to_yaml(), **values)
+    return ModelCard(text.rstrip() + "\n")
 
 
 def _backbone(kind: str, description: Mapping[str, Any]) -> dict[str, Any]:
