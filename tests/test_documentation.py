@@ -125,6 +125,8 @@ def run_command(words: list[str], page: str) -> None:
         words[words.index("--num_scenes") + 1] = "10"
     if words[:2] == ["ituning", "train"]:
         words += ["--num_train_epochs", "1"]
+    if words[1:2] in (["train"], ["evaluate"]) or words[1:3] == ["features", "build"]:
+        words += ["--dataloader_num_workers", "0"]
     if words[0] == "ituning" and page != PARSED_ONLY:
         assert cli.main(words[1:]) == 0, line
     elif words[:2] == ["ituning", "train"] or "examples/train.py" in words:

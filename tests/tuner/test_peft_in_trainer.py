@@ -1,16 +1,14 @@
 """PEFT models in `transformers.Trainer`: the tuner, the tuner beside a LoRA, and a LoRA over a captioner."""
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fresh_process import run_fresh
 from methods import ITUNING, LORA, VISION_WIDTH
-from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from small_models import logits_of, make_batch
 from torch import nn
 from torch.nn import functional as F
@@ -229,36 +227,3 @@ def test_transformers_own_adapter_methods_save_and_reload_a_lora(base, tmp_path:
     again.load_adapter(str(tmp_path / "lora"))
     assert torch.equal(logits_of(again.eval()), logits_of(model))
     assert not torch.allclose(logits_of(model), logits_of(load(base)), atol=0.1)
-
-
-# --- AutoPeftModel
-
-
-FRESH = """
-import json, warnings
-from peft import AutoPeftModel
-folder = sys.argv[1]
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")
-found = {}
-try:
-    AutoPeftModel.from_pretrained(folder)
-except ValueError as error:
-    found["error"] = str(error)
-found["before"] = "ituning_hf" in sys.modules
-model = AutoPeftModel.from_pretrained(folder, import_allowlist=["ituning_hf"])
-found["class"] = type(model.get_base_model()).__name__
-found["sum"] = sum(p.double().sum().item() for p in model.parameters())
-"""
-
-
-def test_a_fresh_process_loads_a_lora_over_a_captioner_by_the_import_allowlist(base, tmp_path: Path):
-    model = get_peft_model(load(base), lora_config(init_lora_weights=False))
-    model.save_pretrained(tmp_path / "lora")
-    found = run_fresh(FRESH, tmp_path, tmp_path / "lora", hide=False)
-    assert "wants to import 'ituning_hf.captioner.modeling_ituning'" in found["error"]
-    assert (found["before"], found["class"]) == (False, "ITuningForCaptioning")
-    assert found["sum"] == pytest.approx(sum(p.double().sum().item() for p in model.parameters()))
-    here = AutoPeftModel.from_pretrained(tmp_path / "lora", import_allowlist=["ituning_hf"])
-    assert torch.equal(logits_of(here), logits_of(model.eval()))
-    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(base)
