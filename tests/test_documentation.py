@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,36 +66,50 @@ def test_linked_and_named_files_exist(page: str):
     assert missing == []
 
 
-@pytest.fixture
-def workplace(
-    backbones: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, object]]:
-    """A folder with photographs, captioners, and a Hub with small models under the names in the pages.
-
-    The value is the namespace of the Python blocks.
-    """
-    gpt2 = tmp_path / "models" / "gpt2"
-    shutil.copytree(backbones["text"], gpt2)
+@pytest.fixture(scope="module")
+def template(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder "work" with photographs and a captioner, and beside it the captioner's language model."""
+    root = tmp_path_factory.mktemp("documentation")
+    shutil.copytree(backbones["text"], root / "gpt2")
     # Longer than the default --max_caption_tokens; half its width must be divisible by its heads.
-    config = GPT2Config.from_pretrained(gpt2, **TEXT | {"n_embd": 24, "n_positions": 72})
-    GPT2LMHeadModel(config).save_pretrained(gpt2)
-    folder = tmp_path / "work"
+    config = GPT2Config.from_pretrained(root / "gpt2", **TEXT | {"n_embd": 24, "n_positions": 72})
+    GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
+    folder = root / "work"
     write_photos(folder / "photos", 20)
     for name in ("dog.jpg", "bike.jpg", "new/0.jpg", "more/0.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(folder / "photos" / "0.png", folder / name)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("PATH", str(tmp_path))  # without Java, whose programs are slow to start
     (folder / "examples").symlink_to(ROOT / "examples")
-    Path("run.yaml").write_text("seed: 1\n")
-    with (
-        running_hub({CLIP: backbones["clip"], GPT2: gpt2}) as hub,
-        use_hub(hub.endpoint, tmp_path / "home", "writer"),
-    ):
+    (folder / "run.yaml").write_text("seed: 1\n")
+    with hub_of_pages(backbones["clip"], root):
         model = ITuningForCaptioning.from_vision_text_pretrained(CLIP, GPT2, adapter_hidden_size=12)
         processor = ITuningProcessor.from_vision_text_pretrained(CLIP, GPT2)
-        save_captioner(randomize_adapters(model), processor, "outputs/captioner/best")
+        save_captioner(randomize_adapters(model), processor, folder / "outputs" / "captioner" / "best")
+    return root
+
+
+@contextmanager
+def hub_of_pages(clip: Path, root: Path) -> Iterator[None]:
+    """Use a Hub that has small models under the names in the pages."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running_hub({CLIP: clip, GPT2: root / "gpt2"}) as hub,
+        use_hub(hub.endpoint, root / "home", "writer"),
+    ):
+        patch.delenv("HF_HUB_OFFLINE")
+        yield
+
+
+@pytest.fixture
+def workplace(
+    backbones: dict[str, Path], template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, object]]:
+    """The folder of the template, and the Hub; the value is the namespace of the Python blocks."""
+    for part in ("work", "gpt2"):
+        shutil.copytree(template / part, tmp_path / part, symlinks=True)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("PATH", str(tmp_path))  # without Java, whose programs are slow to start
+    with hub_of_pages(backbones["clip"], tmp_path):
         images = [Image.new("RGB", (40, 34), colour) for colour in ("red", "blue")]
         yield {"images": images, "captions": [["a red square", "a square"], ["a blue one"]]}
 
