@@ -40,12 +40,12 @@ def results(model: ITuningForCaptioning, processor: Any) -> list[Any]:
     images, ids = batch["pixel_values"], batch["input_ids"]
     with torch.no_grad():
         return [
-            model.generate(pixel_values=images, num_beams=3, max_new_tokens=7),
-            model.generate(visual_features=model.get_image_features(images), max_new_tokens=7),
+            model.generate(pixel_values=images, num_beams=3, max_new_tokens=4),
+            model.generate(visual_features=model.get_image_features(images), max_new_tokens=4),
             model.visual_attention(ids, images),
             *model(**batch).to_tuple(),
             model(**batch, skip_logits=True).loss,
-            ituning_hf.caption(model, [make_scene(0, i).load() for i in range(2)], processor),
+            ituning_hf.caption(model, [make_scene(0, 0).load()], processor, max_new_tokens=4),
         ]
 
 

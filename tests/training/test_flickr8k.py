@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not DATASET.is_file(), reason=f"{SHARED_DATA} ha
 @pytest.mark.parametrize(
     ("models", "num_images", "steps", "learning_rate", "gain"),
     [
-        pytest.param(MINIATURES, 64, 30, 3e-3, 1.0, id="miniatures"),
+        pytest.param(MINIATURES, 32, 12, 1e-2, 1.0, id="miniatures"),
         pytest.param(REAL_BACKBONES, 640, 120, 1e-4, 0.1, id="real", marks=pytest.mark.slow),
     ],
 )
@@ -37,7 +37,7 @@ def test_an_adapter_trained_on_photographs_captions_others(
     tmp_path: Path, models: dict, num_images: int, steps: int, learning_rate: float, gain: float
 ):
     images = load_captioned_images(DATASET, "train")[:num_images]
-    others = load_captioned_images(DATASET, "val")[:24]
+    others = load_captioned_images(DATASET, "val")[:16]
     args = TrainArguments(
         **models,
         output_dir=str(tmp_path / "run"),

@@ -12,7 +12,7 @@ import ituning_hf
 from ituning_hf.training.run import train
 from ituning_hf.training.setup import SCENE_BACKBONES
 
-STEPS = 6
+STEPS = 4
 
 
 def test_both_loops_take_the_same_steps(settings: Settings, tmp_path: Path):
