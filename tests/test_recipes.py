@@ -34,7 +34,7 @@ COUNTS = {  # of the small data: images to train on and to validate on
 SMALL = [
     *("--vision_model", str(SCENE_BACKBONES / "vision"), "--text_model", str(SCENE_BACKBONES / "text")),
     *("--dataloader_num_workers", "0", "--max_train_steps", "1", "--mixed_precision", "no"),
-    *("--eval_caption_images", "0", "--metric_for_best_model", "loss"),
+    *("--eval_caption_images", "0", "--num_sample_captions", "0", "--metric_for_best_model", "loss"),
 ]
 
 

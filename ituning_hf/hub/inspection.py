@@ -5,8 +5,10 @@ No backbone is loaded or looked up, and no code of the captioner's repository ru
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,10 +59,9 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     """
     name = os.fspath(model_name_or_path)
     folder, raw_config = read_config(name, revision)
-    config = ITuningConfig.from_dict(raw_config)
     path = cached_file(name, SAFE_WEIGHTS_NAME, revision=revision)
     tensors = read_adapter_file(path)
-    model = _build_on_meta(config)
+    model = _build_on_meta(json.dumps(raw_config, sort_keys=True))
     check_adapter_tensors(tensors, model.adapter_state_dict(), name)
     parts = _describe_parts(model)
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
@@ -72,8 +73,8 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
     excluded = ("settings", "versions")
     return {
         "name": name,
-        "model_type": config.model_type,
-        "format_version": config.format_version,
+        "model_type": model.config.model_type,
+        "format_version": model.config.format_version,
         "versions": {
             "saved_with_transformers": raw_config.get("transformers_version"),
             "ituning_hf": __version__,
@@ -90,13 +91,14 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
 
 def describe_config(config: ITuningConfig) -> dict[str, Any]:
     """Return `describe`'s `vision_model`, `text_model`, `adapter` and `parameters` of a configuration."""
-    return _describe_parts(_build_on_meta(config))
+    return _describe_parts(_build_on_meta(config.to_json_string(use_diff=False)))
 
 
-def _build_on_meta(config: ITuningConfig) -> ITuningForCaptioning:
-    """Build a captioner whose tensors have shapes and no memory."""
+@lru_cache(maxsize=2)  # a training run saves captioners of one configuration
+def _build_on_meta(config: str) -> ITuningForCaptioning:
+    """Build a captioner from its configuration as JSON. Its tensors have shapes and no memory."""
     with torch.device("meta"):
-        return ITuningForCaptioning(config)
+        return ITuningForCaptioning(ITuningConfig.from_dict(json.loads(config)))
 
 
 def _describe_parts(model: ITuningForCaptioning) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def _describe_parts(model: ITuningForCaptioning) -> dict[str, Any]:
         "adapter": {
             "hidden_size": config.adapter_hidden_size,
             "num_heads": config.adapter_num_heads,
-            "layers": config.adapter_layers,
+            "layers": list(config.adapter_layers),
             "scale": config.adapter_scale,
             "dropout": config.adapter_dropout,
             "vision_feature_layer": config.vision_feature_layer,
