@@ -6,6 +6,7 @@ import csv
 import itertools
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if line.strip():
                 fields = parse_json(line, f"{path}, line {number}")
                 if not isinstance(fields, dict):
-                    raise UserError(f"{path}, line {number}: expected a JSON object, got {line.strip()!r}")
+                    raise UserError(
+                        f"{path}, line {number}: expected a JSON object, got {reprlib.repr(fields)}"
+                    )
                 yield number, fields
 
 
@@ -92,8 +95,8 @@ def _read_csv(path: Path, columns: str | None, select: Select) -> Iterator[tuple
         raise UserError(f"{path} is empty: its first line must contain the column names")
     if not given and any(map(_is_image_name, re.split(r"[\t,;|]", "\t".join(header)))):
         raise UserError(
-            f"{path}: there is no header line, the first line is {header}: add one, or name the columns in "
-            "their order, for example by --columns image,caption"
+            f"{path}: there is no header line, the first line is {reprlib.repr(header)}: add one, or name "
+            "the columns in their order, for example by --columns image,caption"
         )
     _select(select, names, describe_row(path, first))
     if [name.lower() for name in header] != [name.lower() for name in names]:

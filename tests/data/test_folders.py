@@ -52,7 +52,7 @@ GOOD = {"file_name": "a.jpg", "caption": "a"}
     ("line", "message"),
     [
         ("{oops", "not JSON"),
-        ("[1, 2]", r"expected a JSON object, got '\[1, 2\]'"),
+        ("[1, 2]", r"expected a JSON object, got \[1, 2\]"),
         ({"caption": "a"}, "no column named file_name or .*: select one with --image_column"),
         ({"file_name": 7, "caption": "a"}, "'file_name' must be a file name, got 7"),
         ({"file_name": "/etc/a.jpg", "caption": "a"}, "must stay inside the folder, got '/etc/a.jpg'"),

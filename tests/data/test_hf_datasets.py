@@ -57,7 +57,9 @@ def test_a_parquet_file(tmp_path: Path) -> None:
 
 
 def test_lists_of_captions_and_named_columns(tmp_path: Path) -> None:
-    data = table(2, id=[7, 8], texts=[["a", " ", "b "], ["c"]]).rename_column("image", "photo")
+    objects = [[{"raw": "a"}, {"raw": None}], [{"raw": "b"}, None]]
+    data = table(2, id=[7, 8], texts=[["a", " ", "b "], ["c"]], objects=objects)
+    data = data.rename_column("image", "photo")
     path = write(tmp_path / "a.parquet", data.add_column("split", ["train", "train"]))
     assert captions(path) == {"train[0]": ("a 0",), "train[1]": ("a 1",)}
     assert captions(path, image_column="photo", caption_column="texts") == {
@@ -66,6 +68,7 @@ def test_lists_of_captions_and_named_columns(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match=r"train\[0\]: 'id' must be a string or a list of strings, got 7$"):
         captions(path, caption_column="id")
+    assert captions(path, caption_column="objects") == {"train[0]": ("a",), "train[1]": ("b",)}
     with pytest.raises(UserError, match=r"column 'id' is of type Value\('int64'\), expected images or"):
         captions(path, image_column="id")
 
