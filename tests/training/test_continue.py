@@ -19,11 +19,21 @@ from ituning_hf.training.setup import with_backbones
 ADAPTER_SETTINGS = ("adapter_hidden_size", "adapter_num_heads", "adapter_layers")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test puts its run, for the others."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 @pytest.fixture
-def first(settings: Settings) -> str:
+def first(settings: Settings, trained: Path) -> str:
     """A captioner that was trained for a few steps."""
     args = settings("first", max_train_steps=4, adapter_scale=0.5, adapter_dropout=0.2)
-    train(args)
+    if trained.exists():
+        shutil.copytree(trained, args.output_dir)
+    else:
+        train(args)
+        shutil.copytree(args.output_dir, trained)
     return f"{args.output_dir}/last"
 
 

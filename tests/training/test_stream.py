@@ -154,26 +154,19 @@ def positions(args: TrainArguments, step: int) -> list[list[int]]:
     return json.loads((folder / "trainer_state.json").read_text())["state"]["positions"]
 
 
-def test_two_processes_give_the_results_of_one(on_shards: Settings, tmp_path: Path):
+def test_two_processes_give_the_results_of_one_and_continue_its_stream(on_shards: Settings, tmp_path: Path):
     one = on_shards("one", per_device_train_batch_size=4)
     two = replace(one, per_device_train_batch_size=2, output_dir=str(tmp_path / "two"))
-    train(one)
-    run_on_two(command(two), tmp_path)
-    assert_same_weights(one, two)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert positions(two, 8) == positions(one, 8)
-    assert len(positions(one, 8)) == 4
-
-
-def test_two_processes_continue_the_stream_of_one(on_shards: Settings, tmp_path: Path):
-    one = on_shards("one", per_device_train_batch_size=4)
     cut = replace(one, output_dir=str(tmp_path / "cut"))
+    continued = replace(two, output_dir=cut.output_dir, resume_from_checkpoint="latest")
     train(one)
     train_until(cut, 5)
-    two = replace(cut, per_device_train_batch_size=2, resume_from_checkpoint="latest")
-    run_on_two(command(two), tmp_path)
-    assert_same_weights(one, two)
-    assert positions(two, 8) == positions(one, 8)
+    for args in (two, continued):
+        run_on_two(command(args), tmp_path)
+        assert_same_weights(one, args)
+        assert positions(args, 8) == positions(one, 8)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert len(positions(one, 8)) == 4
 
 
 # --- Images
