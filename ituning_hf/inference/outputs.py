@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import os
+import reprlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,8 +117,9 @@ class TableFile(Output):
     def missing(self, names: pa.Array) -> pa.Array:
         """See `Output.missing`."""
         for name in to_names(names):
-            if self.path.suffix != ".jsonl" and name != name.encode(errors="replace").decode():
-                raise UserError(f"{name!r} is not valid Unicode: rename the file, or write a .jsonl file")
+            if self.path.suffix != ".jsonl" and name != name.encode(errors="replace").decode().strip():
+                problem = "is not valid Unicode, or begins or ends with a space"
+                raise UserError(f"{name!r} {problem}: rename the file, or write a .jsonl file")
             if self.files_only:
                 self._check_file(name)
         for other in {*find_metadata(self.path.parent)} - {self.path} if self.files_only else ():
@@ -176,7 +178,7 @@ class TableFile(Output):
                     select([*row])
                 name = row[self.key]
                 if not isinstance(name, str):
-                    raise UserError(f"{self.key!r} is {name!r}, expected a file name")
+                    raise UserError(f"{self.key!r} is {reprlib.repr(name)}, expected a file name")
                 name = name if "://" in name else self.name_of(os.path.join(self._folder, name))
                 has_captions = parse_captions(row[self.captions], self.captions) != ()
             except UserError as error:

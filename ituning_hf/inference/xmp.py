@@ -75,9 +75,9 @@ def _parse(packet: bytes) -> tuple[_Node, list[_Node], list[_Node]]:
 
     try:
         document = minidom.parseString(packet)
-    except (ExpatError, LookupError, ValueError) as error:  # the last two: of the encoding
+        found = document.getElementsByTagNameNS(_RDF, "RDF")
+    except (ExpatError, LookupError, RecursionError, ValueError) as error:  # also of the encoding
         raise UserError(f"is not XMP ({error})") from error
-    found = document.getElementsByTagNameNS(_RDF, "RDF")
     if not found:
         raise UserError("is not XMP (it has no rdf:RDF element)")
     blocks = children(found[0], _RDF, "Description") or [found[0].appendChild(_element(_BLOCK))]

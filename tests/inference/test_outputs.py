@@ -2,6 +2,7 @@
 
 import codecs
 import itertools
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -146,13 +147,21 @@ def test_the_images_of_a_process_do_not_depend_on_other_images():
             "x.jsonl, line 1: 'image' is 1, expected a file name",
         ),
         ("x.csv", "file;caption\n", "x.csv, line 1: there are no columns 'image' and 'caption'"),
+        (
+            "x.parquet",
+            {"image": [{"bytes": bytes(99)}], "captions": [["old"]]},
+            "'image' is .{20,60}, expected a",
+        ),
+        ("x.parquet", {"image": ["a"], "captions": ["old"]}, "cannot be added to .*parquet"),
         ("x.csv", "a.jpg,old\n", "x.csv: there is no header line"),
         ("x.parquet", "no Parquet", "x.parquet"),
         ("metadata.jsonl", None, "metadata.jsonl would hide .*metadata.csv: give --output .*metadata.csv"),
     ],
 )
 def test_a_file_to_which_rows_cannot_be_added_is_refused(name, content, message):
-    if content is None:
+    if isinstance(content, dict):
+        pq.write_table(pa.table(content), name)
+    elif content is None:
         Path("metadata.csv").write_text("file_name,caption\na,old\n")
     else:
         Path(name).write_text(content)
@@ -163,20 +172,16 @@ def test_a_file_to_which_rows_cannot_be_added_is_refused(name, content, message)
 
 
 @pytest.mark.parametrize(
-    ("image", "message"),
+    ("file", "image", "message"),
     [
-        ("../a.png", "describes the images of its folder, and '/.*a.png' is not there"),
-        ("C:a.png", "'C:a.png' is not there on every system"),
-        ("b.png", "would hide .*b.caption: use --format txt"),
+        ("metadata.jsonl", "../a.png", "describes the images of its folder, and '/.*a.png' is not there"),
+        ("metadata.jsonl", "C:a.png", "'C:a.png' is not there on every system"),
+        ("metadata.jsonl", "b.png", "would hide .*b.caption: use --format txt"),
+        ("x.csv", " a.png", "' a.png' is not valid Unicode, or begins or ends with a space: rename"),
+        ("x.parquet", os.fsdecode(b"\xff.png"), "is not valid Unicode, or begins"),
     ],
 )
-def test_an_image_that_an_image_folder_cannot_describe_is_refused(image, message):
+def test_an_image_that_an_output_cannot_describe_is_refused(file, image, message):
     Path("b.caption").write_text("old")
     with pytest.raises(UserError, match=message):
-        write(TableFile(Path("metadata.jsonl"), overwrite=False), image)
-
-
-def test_captions_that_cannot_be_added_to_a_column_are_refused():
-    pq.write_table(pa.table({"image": ["a"], "captions": ["old"]}), "x.parquet")
-    with pytest.raises(UserError, match=r"captions cannot be added to .*x\.parquet"):
-        TableFile(Path("x.parquet"), overwrite=False).missing(to_column(["b"]))
+        write(TableFile(Path(file), overwrite=False), image)
