@@ -104,9 +104,8 @@ class TableFile(Output):
     def __init__(self, path: Path, overwrite: bool) -> None:
         self.path, is_metadata = path.absolute(), path.stem == "metadata"
         self._folder = os.path.join(os.path.abspath(path.parent), "")
-        self.key, self.captions = "file_name" if is_metadata else "image", "captions"
-        if path.suffix == ".csv":
-            self.captions = "caption"
+        self.key = "file_name" if is_metadata else "image"
+        self.captions = "caption" if path.suffix == ".csv" else "captions"
         files_only = f"{path} describes image files" if is_metadata else None
         super().__init__(str(path), self.path.with_name(f".{path.name}.parts"), overwrite, files_only)
 

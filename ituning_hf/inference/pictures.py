@@ -133,16 +133,11 @@ def find_pictures(
     Raises:
         UserError: An argument selects no images.
     """
+    options: dict[str, Any] = {"image_root": image_root, "image_column": image_column}
+    options |= {"require_captions": None, "require_images": False}
 
     def load(source: str) -> _Part:
-        images = load_captioned_images(
-            source,
-            "all",
-            image_root=image_root,
-            image_column=image_column,
-            require_captions=None,
-            require_images=False,
-        )
+        images = load_captioned_images(source, "all", **options)
         for name, address in find_shards(source).items():  # "shards/01/000" is "000" in "shards/01.tar"
             return images, address.removesuffix(".tar").removesuffix(name)
         return images, f"{source.rstrip('/')}/"
