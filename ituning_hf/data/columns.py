@@ -141,7 +141,7 @@ class CaptionedImages(Sequence[CaptionedImage]):
         integers.
 
         Raises:
-            UserError: A name is not valid Unicode.
+            UserError: A name is not valid Unicode, or there is no space for the file.
         """
         rows = write_rows(images)
         return cls(finish_rows(rows, np.arange(len(rows))))

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ituning_hf.data.arguments import DatasetArguments
+from ituning_hf.data.cells import parse_captions
 from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.data.records import MissingSplitError
 from ituning_hf.data.scenes import read_scenes
@@ -51,21 +52,23 @@ def write(path: Path, *lines: str) -> Path:
         (r"['a \d dog']", (r"a \d dog",)),
     ],
 )
-def test_a_csv_cell_may_hold_a_list(tmp_path: Path, cell: str, expected: tuple[str, ...]) -> None:
-    quoted = cell.replace('"', '""')
-    path = write(tmp_path / "a.csv", "raw,sentids,split,filename,img_id", f'"{quoted}","[0, 1]",test,a.jpg,7')
-    (image,) = load(path, "test", require_captions=False)  # as in a widespread file of Flickr30k
-    assert (image.name, image.captions, image.image_id) == ("a.jpg", expected, 7)
+def test_a_cell_may_hold_a_list_as_text(cell: str, expected: tuple[str, ...]) -> None:
+    assert parse_captions(cell, "raw") == expected
 
 
 @pytest.mark.parametrize("cell", ["[1, 2]", "['a', ['b', ['c']]]", '["a", {"id": 1}]', "[b'a']"])
-def test_a_list_of_other_values_is_refused(tmp_path: Path, cell: str) -> None:
-    quoted = cell.replace('"', '""')
-    path = write(tmp_path / "a.csv", "image,caption", f'a.jpg,"{quoted}"')
-    with pytest.raises(
-        UserError, match=r"a\.csv, line 2: 'caption' must be a string or a list of strings, got"
-    ):
-        load(path)
+def test_a_list_of_other_values_is_refused(cell: str) -> None:
+    with pytest.raises(UserError, match=r"^'raw' must be a string or a list of strings, got ['\"]\["):
+        parse_captions(cell, "raw")
+
+
+def test_a_widespread_file_of_flickr30k(tmp_path: Path) -> None:
+    lines = [f'"[""a dog"", {item}]","[0, 1]",test,a.jpg,7' for item in ('""a puppy""', 2)]
+    path = write(tmp_path / "a.csv", "raw,sentids,split,filename,img_id", lines[0])
+    (image,) = load(path, "test")
+    assert (image.name, image.captions, image.image_id) == ("a.jpg", ("a dog", "a puppy"), 7)
+    with pytest.raises(UserError, match=r"a\.csv, line 3: 'raw' must be .*, got '\[\"a dog\", 2\]'"):
+        load(write(path, "raw,sentids,split,filename,img_id", *lines), "test")
 
 
 def test_a_missing_caption_is_an_empty_one(tmp_path: Path) -> None:
