@@ -114,7 +114,7 @@ def read_captioned_files(root: Path, image_root: Path | None) -> Iterator[Captio
         folder, _, _ = name.rpartition("/")
         yield CaptionedImage(name, captions, path, split=split_of_folder(folder.partition("/")[0]))
     if left_out[FOLDER_LINK]:
-        logger.warning("%s links to folders in %s are not followed", f"{left_out[FOLDER_LINK]:,}", images)
+        logger.warning("%s: links to folders are not followed (%s)", images, f"{left_out[FOLDER_LINK]:,}")
 
 
 def _has_caption_file(path: str) -> bool:

@@ -18,7 +18,7 @@ from ..utils.files import read_json
 from .columns import CaptionedImage
 from .image_ids import image_id_key
 from .records import find_folder
-from .splits import SPLIT_NAMES, held_out_split, splits_of_file
+from .splits import SPLIT_NAMES, held_out_split, splits_in
 from .tables import TableSettings, parse_rows
 
 
@@ -138,7 +138,7 @@ def _field(entry: Any, name: str, parse: Callable[[Any], Any]) -> Any:
 def _split_folders(path: Path) -> list[str]:
     """Return the names of folders that may have the images of a file: of its split, and of its year."""
     found = re.findall(r"(?:train|val|test)\d{4}", path.stem)
-    return found + [name for name, split in SPLIT_NAMES.items() if split in splits_of_file(path)]
+    return found + [name for name, split in SPLIT_NAMES.items() if split in splits_in(path.name)]
 
 
 def _parse_karpathy(entries: list[Any], path: Path, settings: TableSettings) -> Iterator[CaptionedImage]:

@@ -45,14 +45,12 @@ def split_of_folder(name: str) -> str | None:
     return stated.pop() if len(stated) == 1 else None
 
 
-def splits_of_file(path: Path) -> set[str]:
-    """Return the splits that a file's name states, or else its folder's, such as `val/captions.csv`."""
-    return splits_in(path.name) or splits_in(path.absolute().parent.name, entire=True)
-
-
 def held_out_split(path: Path) -> str | None:
-    """Return "val" or "test" if this is the split of all images of a file. A train file has no splits."""
-    stated = splits_of_file(path)
+    """Return "val" or "test" if this is the split of all images of a file, by its name or else its folder's.
+
+    The images of a train file have no split, because nothing else may be held out.
+    """
+    stated = splits_in(path.name) or splits_in(path.absolute().parent.name, entire=True)
     return stated.pop() if len(stated) == 1 and stated != {"train"} else None
 
 

@@ -238,7 +238,7 @@ def test_folders_without_captions(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     write(tmp_path / "photos" / "a.caption", "a")
     (tmp_path / "photos" / "linked").symlink_to(tmp_path, target_is_directory=True)
     assert captions(tmp_path / "photos") == {"a.png": ("a",)}
-    assert caplog.messages == [f"1 links to folders in {tmp_path}/photos are not followed"]
+    assert caplog.messages == [f"{tmp_path}/photos: links to folders are not followed (1)"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "txt"])
