@@ -66,11 +66,16 @@ def select_split(
 
 
 def _require_equal_entries(table: pa.Table, codes: np.ndarray, first: np.ndarray, where: str) -> None:
-    for column in ("split", "image_id"):
+    for column, noun in (("split", "splits"), ("image_id", "ids")):
         values = codes_of(table[column])
         if len(different := np.flatnonzero(values != values[first][codes])):
-            name = table["name"][different[0]].as_py()
-            raise UserError(f"{where}: the entries of {name!r} have different splits or ids")
+            row = int(different[0])
+            name = table["name"][row].as_py()
+            one, other = (table[column][i].as_py() for i in (int(first[codes[row]]), row))
+            raise UserError(
+                f"{where}: the entries of {name!r} have different {noun}, {one} and {other}: correct or "
+                "remove one of them"
+            )
 
 
 def _in_split(

@@ -105,7 +105,7 @@ def test_malformed_karpathy_sentences_are_named(write_json: WriteJson, sentences
 
 
 def test_contradictory_karpathy_entries_are_refused(write_json: WriteJson) -> None:
-    with pytest.raises(UserError, match=r"the entries of 'a\.jpg' have different splits or ids"):
+    with pytest.raises(UserError, match=r"the entries of 'a\.jpg' have different splits, val and test"):
         load(write_json({"images": [entry("a.jpg", "val", "a"), entry("a.jpg", "test", "b")]}), "val")
     entries = [entry(f"{i}.jpg", "val", "a", imgid=i // 2) for i in range(3)]
     with pytest.raises(UserError, match=r"1 ids belong to several images \(0\)"):
@@ -193,6 +193,11 @@ IMAGE, ANNOTATION = {"id": 1, "file_name": "a.png"}, {"image_id": 1, "caption": 
         ([IMAGE], [ANNOTATION | {"caption": " \n"}], r"1 of 1 images have no caption \(a\.png\)"),
         ([{"file_name": "a.png"}], [], r"images\[0\] has no valid 'id'"),
         ([IMAGE, IMAGE], [], r"images\[1\] has the same 'id' as another image, 1"),
+        (
+            [IMAGE, IMAGE | {"id": 2}],
+            [ANNOTATION, ANNOTATION | {"image_id": 2}],
+            r"the entries of 'a\.png' have different ids, 1 and 2: correct or remove one of them",
+        ),
         ([{"id": 1}], [ANNOTATION], r"images\[0\]: 'file_name' must be a file name, got None"),
         (
             [{"id": 1, "file_name": "/a.png"}],
