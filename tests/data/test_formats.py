@@ -77,15 +77,24 @@ def test_a_missing_caption_is_an_empty_one(tmp_path: Path) -> None:
     assert captions(path, "all") == {"a.jpg": ("a", "b")}
 
 
-def test_the_token_file_of_flickr8k(tmp_path: Path) -> None:
-    lines = ["a.jpg#0\tA dog, running", "a.jpg#1\ta puppy", "b.png#0\ta cat , asleep"]
-    path = write(tmp_path / "Flickr8k.token.txt", *lines)
-    with pytest.raises(UserError, match=r"no header line, the first .*'a\.jpg#0'.*--columns image,caption"):
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        ("image,caption", ["a.jpg#0\tA dog, running", "a.jpg#1\ta puppy"]),  # Flickr8k.token.txt
+        ("caption,image", ["A dog, running\ta.jpg#0", "a puppy\ta.jpg#1"]),
+        ("caption,image", ['"A dog, running",a.jpg', "a puppy,a.jpg"]),
+    ],
+)
+def test_a_file_without_a_header_line(tmp_path: Path, columns: str, lines: list[str]) -> None:
+    path = write(tmp_path / "a.txt", *lines)
+    with pytest.raises(UserError, match=r"no header line, the first .*'a\.jpg.*--columns image,caption"):
         load(path)
-    expected = {"a.jpg": ("A dog, running", "a puppy"), "b.png": ("a cat , asleep",)}
-    assert captions(path, "all", columns="image,caption") == expected
+    expected = {"a.jpg": ("A dog, running", "a puppy")}
+    assert captions(path, "all", columns=columns) == expected
+    header = columns.replace(",", "\t" if "\t" in lines[0] else ",")
+    assert captions(write(path, header, *lines), "all", columns=columns) == expected
     with pytest.raises(UserError, match="--columns cannot be used with a dataset that is not a CSV file"):
-        load(write(tmp_path / "a.jsonl", "{}"), columns="image,caption")
+        load(write(tmp_path / "a.jsonl", "{}"), columns=columns)
 
 
 def test_an_unclosed_quotation_mark_is_refused_at_its_line(tmp_path: Path) -> None:

@@ -85,6 +85,9 @@ def test_a_bad_file_raises_one_clear_error(tmp_path: Path, kind: str, name: str)
     [
         (b"\n\n", "is empty: its first line must contain the column names"),
         (b"image,caption\n", "has no images$"),
+        (b"\nimage,words\na.jpg,a dog", "line 2: there is no column named caption"),
+        ("image,caption".encode("utf-16"), "not UTF-8 text, it seems to be UTF-16: save it as UTF-8"),
+        (b"image,caption\na.jpg,caf\xe9", "not UTF-8 text, it seems to be Windows-1252 or Latin-1: save it"),
     ],
 )
 def test_a_bad_table_raises_one_clear_error(tmp_path: Path, content: bytes, message: str) -> None:

@@ -107,34 +107,6 @@ def test_missing_and_ambiguous_columns_are_refused(
     assert find_column(usual, "id", CAPTION_COLUMNS, "caption_column") == "id"
 
 
-@pytest.mark.parametrize("lines", [["a.jpg,a dog", "b.jpg,a cat"], ["a dog\ta.jpg#0", "a cat\tb.jpg#0"]])
-def test_a_file_without_a_header_line(tmp_path: Path, lines: list[str]) -> None:
-    path = write_lines(tmp_path / "a.txt", *lines)
-    with pytest.raises(UserError, match=r"a\.txt: there is no header line.*for example by --columns image,"):
-        load(path)
-    columns = "image,caption" if lines[0].startswith("a.jpg") else "caption,image"
-    expected = {"a.jpg": ("a dog",), "b.jpg": ("a cat",)}
-    assert captions(path, "all", columns=columns) == expected
-    header = columns.upper().replace(",", "\t" if "\t" in lines[0] else ",")
-    assert captions(write_lines(path, header, *lines), "all", columns=columns) == expected
-
-
-def test_a_missing_column_is_reported_at_the_header_line(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.csv", "", "image,words", "a.jpg,a dog")
-    with pytest.raises(UserError, match=r"a\.csv, line 2: there is no column named caption"):
-        load(path)
-
-
-@pytest.mark.parametrize(
-    ("encoding", "message"),
-    [("utf-16", "it seems to be UTF-16: save"), ("latin-1", "it seems to be Windows-1252 or Latin-1: save")],
-)
-def test_other_encodings_are_named(tmp_path: Path, encoding: str, message: str) -> None:
-    (tmp_path / "a.csv").write_text("image,caption\na.jpg,a café\n", encoding=encoding)
-    with pytest.raises(UserError, match=rf"a\.csv is not UTF-8 text, {message} it as UTF-8"):
-        load(tmp_path / "a.csv")
-
-
 def test_files_of_spreadsheets_and_pandas(tmp_path: Path) -> None:
     names = ["Train", "RESTVAL", "Validation", "TEST"]
     rows = [f'{i};{i}.jpg;"a; b";{name};{10**18 + i}' for i, name in enumerate(names)]
