@@ -15,7 +15,7 @@ from ..utils.files import decode_utf8, parse_json
 from .cells import parse_captions
 from .columns import CaptionedImage
 from .hf_datasets import has_parquet, is_saved_dataset
-from .images import FOLDER_LINK, has_image, iter_images
+from .images import FOLDER_LINK, iter_images
 from .records import clean_captions
 from .splits import find_split_folders, split_of_folder
 from .tables import TableSettings, read_table
@@ -40,13 +40,14 @@ def folder_format(root: Path) -> str:
     captioned images, or an image among Parquet files, changes nothing. What lies directly in the folder is
     looked at first: a million images there are not listed if the first of them has a caption file.
     """
+    own, every = (iter_images(root, in_order=False, below=below) for below in (False, True))
     if _metadata_in(root):
         return "metadata"
-    if has_image(root, _has_caption_file, below=False):
+    if any(map(_has_caption_file, own)):
         return "caption files"
     if find_metadata(root):
         return "metadata"
-    if has_image(root, _has_caption_file):
+    if any(map(_has_caption_file, every)):
         return "caption files"
     if is_saved_dataset(root):
         return "saved"

@@ -7,7 +7,7 @@ import io
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 
 from PIL import Image, UnidentifiedImageError
@@ -80,9 +80,13 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
 
 
 def iter_images(
-    folder: str | os.PathLike[str], left_out: MutableMapping[str, int] | None = None
+    folder: str | os.PathLike[str],
+    left_out: MutableMapping[str, int] | None = None,
+    *,
+    in_order: bool = True,
+    below: bool = True,
 ) -> Iterator[str]:
-    """Yield the paths of the image files below a folder, recursively, sorted part by part.
+    """Yield the paths of the image files in and below a folder, sorted part by part.
 
     A file is an image if its name ends in one of `IMAGE_SUFFIXES`, in upper or lower case. Broken links,
     pipes and devices with such names are included, so they are reported when they are read. Hidden files and
@@ -92,6 +96,8 @@ def iter_images(
     Args:
         folder: The folder.
         left_out: Receives the number of the other files by suffix, and of links to folders as `FOLDER_LINK`.
+        in_order: Whether to sort them. Otherwise, no more of a folder is listed than the caller takes.
+        below: Whether to include the folders in it.
 
     Raises:
         NotADirectoryError: `folder` is not a folder.
@@ -99,43 +105,21 @@ def iter_images(
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"{os.fspath(folder)} is not a folder")
     with os.scandir(folder) as entries:
-        found = sorted(
+        found = (
             (entry.name, entry.is_dir(follow_symlinks=False), entry.is_dir())
             for entry in entries
             if not entry.name.startswith(".")
         )
-    for name, is_folder, leads_to_folder in found:
-        path = os.path.join(folder, name)
-        suffix = FOLDER_LINK if leads_to_folder else os.path.splitext(name)[1].lower()
-        if is_folder:
-            yield from iter_images(path, left_out)
-        elif suffix in IMAGE_SUFFIXES:
-            yield path
-        elif left_out is not None:
-            suffix = suffix if suffix == FOLDER_LINK or suffix[1:].isalnum() else ""  # of "Mr. Smith"
-            left_out[suffix] = left_out.get(suffix, 0) + 1
-
-
-def has_image(
-    folder: str | os.PathLike[str], is_wanted: Callable[[str], bool] = bool, below: bool = True
-) -> bool:
-    """Return whether a folder has an image whose path is wanted; stop at the first, which need not be sorted.
-
-    Args:
-        folder: The folder.
-        is_wanted: The condition; by default any image is wanted.
-        below: Whether to look into the folders in it, as `iter_images` does.
-    """
-    folders = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and is_wanted(entry.path):
-                return True
-    return below and any(has_image(path, is_wanted) for path in folders)
+        for name, is_folder, leads_to_folder in sorted(found) if in_order else found:
+            path = os.path.join(folder, name)
+            suffix = FOLDER_LINK if leads_to_folder else os.path.splitext(name)[1].lower()
+            if is_folder:
+                yield from iter_images(path, left_out, in_order=in_order) if below else ()
+            elif suffix in IMAGE_SUFFIXES:
+                yield path
+            elif left_out is not None:
+                suffix = suffix if suffix == FOLDER_LINK or suffix[1:].isalnum() else ""  # of "Mr. Smith"
+                left_out[suffix] = left_out.get(suffix, 0) + 1
 
 
 class _NotAFileError(OSError):

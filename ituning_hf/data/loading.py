@@ -12,7 +12,7 @@ from ..utils.errors import UserError
 from .columns import CaptionedImage, CaptionedImages, write_rows
 from .folders import folder_format, read_captioned_files, read_image_folder
 from .hf_datasets import Entries, is_hub_name, read_hf_dataset
-from .images import IMAGE_SUFFIXES, has_image
+from .images import IMAGE_SUFFIXES, iter_images
 from .json_files import read_json_dataset
 from .records import MissingSplitError
 from .scenes import read_scenes
@@ -132,7 +132,8 @@ def is_dataset(argument: str) -> bool:
     A folder with pictures is a folder of pictures, whatever it has about them.
     """
     if os.path.isdir(argument):
-        return not has_image(argument) and find_format(argument) in ("saved", "tar shards", "parquet")
+        has_image = any(iter_images(argument, in_order=False))
+        return not has_image and find_format(argument) in ("saved", "tar shards", "parquet")
     return find_format(argument) is not None and not argument.lower().endswith(".txt")
 
 

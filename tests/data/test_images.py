@@ -15,7 +15,6 @@ from ituning_hf.data.images import (
     UnreadableImageError,
     _register_heif,
     allowed_unreadable,
-    has_image,
     iter_images,
     load_image,
 )
@@ -247,8 +246,8 @@ def test_finds_images_recursively_and_sorted(tmp_path: Path) -> None:
     left_out: dict[str, int] = {}
     assert [*iter_images(tmp_path, left_out)] == [str(tmp_path / name) for name in expected]
     assert left_out == {".txt": 1, "": 1, FOLDER_LINK: 1}
-    assert has_image(tmp_path, lambda path: path.endswith("d.webp"))
-    assert not has_image(tmp_path, lambda path: path.endswith("d.webp"), below=False)
+    assert sorted(iter_images(tmp_path, in_order=False)) == sorted(iter_images(tmp_path))
+    assert {*iter_images(tmp_path, in_order=False, below=False)} == {*map(str, tmp_path.glob("[ab]*.*"))}
     with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
         next(iter_images(tmp_path / "nowhere"))
 
