@@ -10,6 +10,9 @@ import yaml
 from huggingface_hub import ModelCard
 from small_models import edit_json
 
+from ituning_hf.cli.evaluate import _add_to_card
+from ituning_hf.evaluation.arguments import EvaluateArguments
+from ituning_hf.evaluation.report import Evaluation
 from ituning_hf.hub.card import add_evaluation, render_card, write_card
 from ituning_hf.hub.inspection import describe
 from ituning_hf.hub.records import read_evaluation_records, write_evaluation_records, write_training_record
@@ -239,6 +242,19 @@ def test_metadata_of_a_person_is_kept_in_an_updated_card(saved: Path, evaluation
     data = ModelCard.load(readme).data.to_dict()
     assert data["license"] == "mit"
     assert not {"model-index", "metrics"} & data.keys()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "is_shown"),
+    [("photos", "all", False), ("photos", "train", False), ("photos", "val", True), ("other", "all", True)],
+)
+def test_scores_of_images_that_training_used_are_not_shown(saved: Path, training, dataset, split, is_shown):
+    write_training_record(saved, replace(training, dataset="photos"))
+    lists = {key: [] for key in ("images", "image_ids", "captions", "unreadable")}
+    evaluation = Evaluation(dataset=dataset, split=split, speed=None, parts={}, **lists)
+    text = _add_to_card(EvaluateArguments(model=str(saved)), evaluation)
+    assert text.startswith(f"Warning: photos, {split}, has images that training used: ") is not is_shown
+    assert (saved / "evaluation.json").exists() is is_shown
 
 
 @pytest.mark.parametrize(
