@@ -30,7 +30,7 @@ _BUILD_EXAMPLES = """examples:
       --vision_model openai/clip-vit-base-patch16 --output_dir features/photos
   ituning features info features/photos
 
-The features of CLIP ViT-B/16 take 302,692 bytes per image, or 152,184 with
+The features of CLIP ViT-B/16 take 302,592 bytes per image, or 152,084 with
 --storage int8. The build can be stopped at any time: the same command resumes
 it, and adds images that are new in the dataset. torchrun, accelerate launch and
 srun share the work among processes. An unreadable image is reported and
@@ -73,25 +73,26 @@ def _build(args: BuildArguments) -> int:
     try:
         with stop_on_signals(), command_process():
             images = _load_images(args)
-            spec, shards = plan_build(images, args)
+            plan = spec, shards = plan_build(images, args)
             count = sum(map(len, shards))
             if rank.index == 0:
                 shape = f"{spec.num_tokens} x {spec.hidden_size} in {spec.storage}"
                 print(f"features        {shape}, of {spec.vision_model['vision_model_name_or_path']}")
-                size = format_bytes(count * spec.bytes_per_image)
+                size = format_bytes(count * spec.num_bytes)
                 print(f"to encode       {count:,} of {len(images):,} images, {size}", flush=True)
             if args.dry_run:
                 print("nothing was written")
                 return 0
-            result = build_features(images, args, rank, progress=sys.stderr.isatty() and rank.index == 0)
+            num_encoded = build_features(images, args, rank, plan)
     except RunStopped as stopped:
         print("ituning: stopped: run the same command to resume", file=sys.stderr)
         return stopped.exit_code
-    print(f"encoded         {result.num_encoded:,} images{share}")
-    if result.unreadable:
-        print(f"unreadable      {len(result.unreadable):,} images, named above{share}")
+    print(f"encoded         {num_encoded:,} images{share}")
     store = FeatureStore(args.output_dir)
-    print(f"store           {store.folder}: {len(store):,} images, {format_bytes(store.num_bytes)}{share}")
+    if store.unreadable:
+        print(f"unreadable      {len(store.unreadable):,} images{share}")
+    size = format_bytes(len(store) * spec.num_bytes)
+    print(f"store           {store.folder}: {len(store):,} images, {size}{share}")
     return 0
 
 
@@ -123,7 +124,7 @@ def _describe(argv: Sequence[str]) -> int:
     print(f"                fingerprint {encoder['vision_model_fingerprint']}")
     print(f"features        {spec.num_tokens} x {spec.hidden_size} of layer {spec.vision_feature_layer}")
     print(f"storage         {spec.storage}; computed with mixed precision {spec.mixed_precision}")
-    print(f"images          {len(store):,}, {format_bytes(store.num_bytes)}")
+    print(f"images          {len(store):,}, {format_bytes(len(store) * store.spec.num_bytes)}")
     print(f"unreadable      {len(store.unreadable):,}")
     for reason in store.unreadable.values():
         print(f"                {reason}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 
 # A closed terminal sends SIGHUP; Windows does not have it.
 STOP_SIGNALS = tuple(
@@ -27,8 +28,10 @@ def initialize_worker(worker_id: int) -> None:
 
     It ignores stop signals, because they may be sent to the whole process group: the parent process still
     needs the worker's images, and would report its death as an error. Garbage collections pass over the
-    parent's objects: they would touch, and so copy, 110 MB of imported modules alone.
+    parent's objects: they would touch, and so copy, 110 MB of imported modules alone. The parent may be
+    stopped while it receives a tensor: multiprocessing reports that by `sys.excepthook`, and it is no error.
     """
     gc.freeze()
+    sys.excepthook = lambda *error: None  # errors in a worker are sent to the parent process
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

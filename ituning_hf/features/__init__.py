@@ -8,10 +8,4 @@ if TYPE_CHECKING:
     from .build import build_features as build_features
     from .store import FeatureStore as FeatureStore
 
-__getattr__, __dir__, __all__ = lazy_names(
-    __name__,
-    {
-        "build": ["build_features"],
-        "store": ["FeatureStore"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_names(__name__, {"build": ["build_features"], "store": ["FeatureStore"]})

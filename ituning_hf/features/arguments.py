@@ -6,17 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..data.arguments import SPLITS, DatasetArguments
-from ..utils.rules import (
-    AT_LEAST_ONE,
-    FOLDER,
-    MIXED_PRECISIONS,
-    MODEL,
-    NAME,
-    NOT_NEGATIVE,
-    SEED,
-    one_of,
-    some_of,
-)
+from ..utils import rules
 from ..utils.settings import REQUIRED, Settings, option
 
 STORAGES = ("bfloat16", "int8", "float32")
@@ -24,40 +14,28 @@ STORAGES = ("bfloat16", "int8", "float32")
 
 @dataclass(kw_only=True)  # allows a required field after fields with defaults
 class BuildArguments(DatasetArguments, Settings):
-    """The settings of a build; `ituning features build --help` describes them.
-
-    Raises:
-        UserError: A value has the wrong type or is out of range.
-    """
+    """The settings of a build; `ituning features build --help` describes them."""
 
     title: ClassVar[str] = "features"
 
-    splits: list[str] = option([], "splits to store", some_of(SPLITS), "all splits of the dataset")
-    seed: int = option(0, "seed of synthetic scenes, and of the splits if the dataset has none", SEED)
-    vision_model: str = option(REQUIRED, "frozen vision encoder: the folder or Hub id of a CLIP", MODEL)
-    vision_revision: str | None = option(None, "the encoder's revision on the Hub", NAME, "the newest")
-    vision_feature_layer: int = option(
-        -1, "hidden state to store: -1 is the output of the last layer, 0 of the embeddings"
-    )
+    splits: list[str] = option([], "splits to store", rules.some_of(SPLITS), "all splits of the dataset")
+    seed: int = option(0, "seed of synthetic scenes, and of the splits if the dataset has none", rules.SEED)
+    vision_model: str = option(REQUIRED, "frozen vision encoder: the folder or Hub id of a CLIP", rules.MODEL)
+    vision_revision: str | None = option(None, "the encoder's revision on the Hub", rules.NAME, "the newest")
+    vision_feature_layer: int = option(-1, "hidden state to store: -1 of the last layer, 0 of the embeddings")
     mixed_precision: str = option(
-        "no", "precision of the computation; no for that of the weights", one_of(MIXED_PRECISIONS)
+        "no", "precision of the computation; no for that of the weights", rules.one_of(rules.MIXED_PRECISIONS)
     )
     storage: str = option(
-        "bfloat16", "data type of the stored features; int8 has one scale per token", one_of(STORAGES)
+        "bfloat16", "data type of the stored features; int8 has one scale per token", rules.one_of(STORAGES)
     )
-    output_dir: str = option("outputs/features", "folder of the feature store", FOLDER)
-    device: str | None = option(None, "cpu, cuda, cuda:1 or mps", NAME, "the best available")
-    batch_size: int = option(32, "images per batch", AT_LEAST_ONE)
+    output_dir: str = option("outputs/features", "folder of the feature store", rules.FOLDER)
+    device: str | None = option(None, "cpu, cuda, cuda:1 or mps", rules.NAME, "the best available")
+    batch_size: int = option(32, "images per batch", rules.AT_LEAST_ONE)
     shard_size: int = option(
-        500,
-        "images per file; their features are kept in memory, 151 MB for ViT-B/16 in bfloat16",
-        AT_LEAST_ONE,
+        500, "images per file, kept in memory: 151 MB for ViT-B/16 in bfloat16", rules.AT_LEAST_ONE
     )
     dataloader_num_workers: int = option(
-        2,
-        "processes that decode images, at most one per core; 0 decodes in the main process",
-        NOT_NEGATIVE,
+        2, "processes that decode images, at most one per core; 0: the main process", rules.NOT_NEGATIVE
     )
-    dry_run: bool = option(
-        False, "print the number of images and the size of their features on disk, and write nothing"
-    )
+    dry_run: bool = option(False, "print the number of images and the size of their features, write nothing")

@@ -12,10 +12,10 @@ from PIL import Image
 from ituning_hf.data.columns import CaptionedImages
 from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.features.arguments import BuildArguments
-from ituning_hf.features.build import BuildResult, build_features
+from ituning_hf.features.build import build_features
 from ituning_hf.features.store import FeatureStore
 
-Build = Callable[..., BuildResult]
+Build = Callable[..., int]
 Records = CaptionedImages
 
 
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 def build(backbones: dict[str, Path], folder: Path) -> Build:
     """Returns a function that builds the store with shards of 5 images in batches of 3."""
 
-    def run(records: Records, into: Path = folder, **options: Any) -> BuildResult:
+    def run(records: Records, into: Path = folder, **options: Any) -> int:
         rank = options.pop("rank", None)
         settings = {"batch_size": 3, "shard_size": 5, "device": "cpu"} | options
         settings = {"vision_model": backbones["vision"], "dataloader_num_workers": 0} | settings

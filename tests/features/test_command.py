@@ -39,7 +39,7 @@ def test_all_splits_are_built(run: Run, folder: Path, backbones: dict[str, Path]
     assert lines[:3] == [
         "all             14 images",
         f"features        10 x 15 in bfloat16, of {backbones['vision']}",
-        "to encode       14 of 14 images, 5.6 kB",
+        "to encode       14 of 14 images, 4.2 kB",
     ]
     assert lines[3] == "encoded         14 images"
     assert lines[4].startswith(f"store           {folder}: 14 images, ")
@@ -53,7 +53,7 @@ def test_all_splits_are_built(run: Run, folder: Path, backbones: dict[str, Path]
 def test_splits_can_be_chosen(run: Run, folder: Path):
     assert run("--splits", "val")[0] == 0
     assert len(FeatureStore(folder)) == 3
-    assert "to encode       11 of 14 images, 4.4 kB" in run()[1]
+    assert "to encode       11 of 14 images, 3.3 kB" in run()[1]
     code, _, err = run("--splits", "test")
     assert code == 2
     assert "has no images of split 'test'; it has 'train' (11), 'val' (3)" in err
@@ -67,7 +67,7 @@ def test_a_dry_run_writes_nothing(run: Run, folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("ituning_hf.features.build.shutil.disk_usage", lambda path: small)
     code, out, err = run("--dry_run")
     assert code == 2
-    assert err.startswith("ituning: error: the features of 14 images take 5.6 kB, but the disk of ")
+    assert err.startswith("ituning: error: the features of 14 images take 4.2 kB, but the disk of ")
     assert not folder.exists()
 
 
@@ -85,7 +85,7 @@ def test_info_and_unreadable_images(run: Run, folder: Path, photos: Path, backbo
         f"                fingerprint {store.spec.vision_model['vision_model_fingerprint']}",
         "features        10 x 15 of layer -1",
         "storage         int8; computed with mixed precision no",
-        f"images          13, {store.num_bytes / 1000:.1f} kB",
+        f"images          13, {13 * 190 / 1000:.1f} kB",
         "unreadable      1",
         f"                {store.unreadable['val/1.bmp']}",
     ]

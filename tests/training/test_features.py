@@ -227,7 +227,7 @@ def test_features_of_another_encoder_or_of_other_images_are_refused(
         file.write('\n{"file_name": "9.png", "captions": ["a black dog"]}')
     with pytest.raises(ValueError, match=r"no features of 1 of the 4 images .*val/9\.png"):
         train(args)
-    with pytest.raises(FileNotFoundError, match=r"store\.json"):
+    with pytest.raises(ValueError, match=r"is not a feature store"):
         train(replace(args, features=str(tmp_path)))
     train(replace(args, eval_split="none"))
     captioner = ITuningForCaptioning.from_pretrained(Path(args.output_dir) / "last")
