@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..inference.captioning import CaptionResult
+    from ..inference.job import Job
     from ..inference.outputs import Output
     from ..training.signals import StopRequest
 
@@ -59,11 +60,11 @@ class CaptionArguments(CaptionerArguments, Settings):
 
     title: ClassVar[str] = Settings.title
 
-    model: str | None = option(REQUIRED, "the captioner's folder or Hub id", MODEL)
+    model: str | None = option(REQUIRED, "the captioner's folder or Hub id (required)", MODEL)
     images: list[str] = option(
         REQUIRED,
         "a file, a folder (with its subfolders), a quoted glob, - for paths on standard input, or a dataset "
-        "(.json, .jsonl, .csv, .parquet, .tar, a Hub id)",
+        "(.json, .jsonl, .csv, .parquet or .tar, a folder of the last two, a Hub id)",
         metavar="IMAGE...",
         positional=True,
     )
@@ -189,14 +190,19 @@ def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: St
     if batches.num_unreadable:
         _print_note(f"{batches.num_unreadable:,} of {batches.num_images:,} images could not be read")
     if job is not None:
-        if not job.finish(rank):
-            _print_note(f"the last process that finishes writes {job.output.title}")
-        elif job.num_written is not None:
-            existing = f"; {job.num_existing:,} were there" if job.num_existing else ""
-            _print_note(f"captions of {job.num_written:,} images written to {job.output.title}{existing}")
-        if job.num_new and rank.index == 0:
-            _print_note(f"{job.num_new:,} new images are captioned by the next run")
+        _finish(job, rank)
     return 1 if batches.num_unreadable else 0
+
+
+def _finish(job: Job, rank: Rank) -> None:
+    """Write the output, if all processes have finished, and print what it has."""
+    if not job.finish(rank):
+        _print_note(f"the last process that finishes writes {job.output.title}")
+    elif job.num_written is not None:
+        existing = f"; {job.num_existing:,} were there" if job.num_existing else ""
+        _print_note(f"captions of {job.num_written:,} images written to {job.output.title}{existing}")
+    if job.num_new and rank.index == 0:
+        _print_note(f"{job.num_new:,} new images are captioned by the next run")
 
 
 def _print_note(text: str) -> None:
