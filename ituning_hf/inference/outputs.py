@@ -28,7 +28,7 @@ from ..data.records import parse_file_name
 from ..data.rows import describe_row, find_delimiter, read_rows
 from ..data.selection import random_number
 from ..utils.errors import UserError
-from ..utils.files import draft_of, put_in_place
+from ..utils.files import draft_of, put_in_place, sync
 from ..utils.ranks import Rank
 from .xmp import EMPTY_PACKET, get_description, set_description
 
@@ -332,4 +332,6 @@ def _caption_files(path: Path) -> list[Path]:
 
 def _keep_backup(path: Path) -> None:
     names = (f"{path.name}.bak{number or ''}" for number in itertools.chain([0], itertools.count(2)))
-    shutil.copy2(path, next(file for name in names if not (file := path.with_name(name)).exists()))
+    backup = next(file for name in names if not (file := path.with_name(name)).exists())
+    shutil.copy2(path, backup)
+    sync(backup)
