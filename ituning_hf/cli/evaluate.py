@@ -74,8 +74,8 @@ def _add_to_card(args: EvaluateArguments, evaluation: Evaluation) -> str:
     trained_on = training and training.dataset and training.dataset.removesuffix(" that ituning_hf draws")
     if trained_on == evaluation.dataset and evaluation.split in ("train", "all"):
         return (
-            f"Warning: {evaluation.dataset}, {evaluation.split}, has images that training used: the card does "
-            "not show the scores. Give --split val or test, or another --dataset_name."
+            f"Warning: {evaluation.dataset}, {evaluation.split}, has images that training used: the model "
+            "card does not show the scores. Give --split val or test, or another --dataset_name."
         )
     records = [
         EvaluationRecord(
