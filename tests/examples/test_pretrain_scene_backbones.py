@@ -11,7 +11,7 @@ from ituning_hf import ITuningForCaptioning, ITuningProcessor
 from ituning_hf.data.scenes import make_scene
 from ituning_hf.training.setup import SCENE_BACKBONES
 
-SMALL = {"num_scenes": 100, "vision_steps": 1, "text_steps": 1, "report": lambda line: None}
+SMALL = {"num_scenes": 50, "vision_steps": 1, "text_steps": 1, "report": lambda line: None}
 
 
 def test_contrast_equals_a_plain_loop():

@@ -39,7 +39,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "constraints": {"bad_words_ids": [[207], [13, 14]], "no_repeat_ngram_size": 2, "max_new_tokens": 8},
     "no cache": {"use_cache": False, "num_beams": 2, "max_new_tokens": 4},
     "a short static cache": {"cache_implementation": "static", "max_new_tokens": 3},
-    "a long static cache": {"cache_implementation": "static", "max_new_tokens": 23},
+    "a long static cache": {"cache_implementation": "static", "max_new_tokens": 13},
     "beams with a static cache": {"cache_implementation": "static", "num_beams": 3, "max_new_tokens": 6},
     "hidden states": {"output_hidden_states": True, "output_attentions": True, "max_new_tokens": 4},
     "top-1 sampling": {"do_sample": True, "top_k": 1, "max_new_tokens": 7},
@@ -158,7 +158,9 @@ def failing_calls(model: Any, processor: Any, files: list[Path]) -> dict[str, Fa
     }
     return calls | {
         "a broken file": FailingCall(
-            lambda: ituning_hf.caption(model, files, processor), UnreadableImageError, "broken.jpg"
+            lambda: ituning_hf.caption(model, files, processor, max_new_tokens=4),
+            UnreadableImageError,
+            "broken.jpg",
         ),
         "an empty caption": FailingCall(lambda: processor(captions=["a", " "]), ValueError, "empty"),
     }
