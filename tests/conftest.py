@@ -1,6 +1,7 @@
 """Fixtures of all tests, and their isolation from each other."""
 
 import copy
+import gc
 import logging
 import os
 import random
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the tests marked `first`, so that parallel workers end at about the same time."""
     properties.add_stress_mark(items)
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what is imported from garbage collection, which Trainer starts after each training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
