@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from runs import Settings, samples
 from small_models import read_log, train_until
+from tqdm import tqdm
 
 from ituning_hf.training.arguments import TrainArguments
+from ituning_hf.training.reporting import BAR_FORMAT
 from ituning_hf.training.run import train
 
 
@@ -100,3 +102,10 @@ def test_wandb_continues_the_same_run(settings: Settings, monkeypatch: pytest.Mo
     train(replace(args, resume_from_checkpoint="latest"))
     folders = (Path(args.output_dir) / "wandb").glob("offline-run-*")
     assert {folder.name.split("-", 3)[3] for folder in folders} == {f"run-{read_run_id(args)}"}
+
+
+def test_a_progress_bar_fits_in_80_columns():
+    postfix = "loss 3.217, lr 5e-04, 1234 images/s"
+    line = tqdm.format_meter(123_456, 200_000, 90_000, bar_format=BAR_FORMAT, postfix=postfix)
+    assert line.endswith(f"123456/200000 [25:00:00<15:30:00, {postfix}]")
+    assert len(line) <= 80
