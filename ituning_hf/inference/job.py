@@ -36,6 +36,9 @@ from .outputs import Output, to_column, to_names
 from .pictures import Pictures
 
 _NAMES, _SETTINGS = "pictures.arrow", "job.json"
+# Finished batches: the captions of each image, null if it cannot be read.
+_FINISHED = pa.schema({"number": pa.int64(), "captions": pa.list_(pa.list_(pa.large_string()))})
+_CHUNK = 10_000  # rows as Python objects
 
 Captions = list[str] | None  # None: the image cannot be read
 
@@ -64,23 +67,29 @@ class Job:
         self._size = self.settings["batch_size"]
         self._key = _digest([json.dumps(self.settings, sort_keys=True)])
 
-    def done(self) -> dict[int, list[Captions]]:
-        """Return the captions of the finished batches in all journals.
+    def done(self) -> pa.Table:
+        """Return the finished batches in all journals, in order: the columns `number` and `captions`.
 
         Raises:
             UserError: A journal belongs to another job.
         """
-        found = {}
+        entries, parts = self._entries(), [_FINISHED.empty_table()]
+        while chunk := list(itertools.islice(entries, 1000)):
+            parts.append(pa.Table.from_pylist(chunk, _FINISHED))
+        table = pa.concat_tables(parts)
+        return table.take(np.unique(table["number"], return_index=True)[1])
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
         for journal in self.folder.glob("*-of-*.jsonl"):
-            for line in journal.read_bytes().splitlines():
-                with suppress(json.JSONDecodeError, UnicodeDecodeError):
-                    number, key, captions = json.loads(line)
-                    if key != self._key:
-                        raise UserError(
-                            f"{journal} is of other images or settings than {self.folder}: remove it"
-                        )
-                    found[number] = captions
-        return found
+            with journal.open("rb") as lines:
+                for line in lines:
+                    with suppress(json.JSONDecodeError, UnicodeDecodeError):
+                        number, key, captions = json.loads(line)
+                        if key != self._key:
+                            raise UserError(
+                                f"{journal} is of other images or settings than {self.folder}: remove it"
+                            )
+                        yield {"number": number, "captions": captions}
 
     def locate(self, pictures: Pictures, names: pa.Array) -> Pictures:
         """Return the job's images in its order.
@@ -135,17 +144,21 @@ class Job:
                 # A process that starts later must not find its images missing, and begin again.
                 if len(done) * self._size < len(self.names) or not all(path.exists() for path in journals):
                     return False
-                self._write([texts for _, batch in sorted(done.items()) for texts in batch])
+                self._write(pc.list_flatten(done["captions"]))
             _remove(self.folder)
         return True
 
-    def _write(self, captions: list[Captions]) -> None:
-        self.num_written = len(captions) - captions.count(None)
+    def _write(self, captions: pa.ChunkedArray) -> None:
+        readable = captions.is_valid()
+        self.num_written = pc.sum(readable).as_py() or 0
         wanted = self.output.missing(self.names)  # somebody may have written captions since the work began
         if wanted.true_count:
-            wanted = pc.and_(wanted, pa.array(texts is not None for texts in captions))
-            rows: Any = zip(to_names(self.names), captions, strict=True)
-            self.output.write_all(self.names.filter(wanted), itertools.compress(rows, wanted.to_pylist()))
+            table = pa.table({"name": self.names, "captions": captions}).filter(pc.and_(wanted, readable))
+            batches = table.to_batches(max_chunksize=_CHUNK)
+            rows = (
+                zip(to_names(batch["name"]), batch["captions"].to_pylist(), strict=True) for batch in batches
+            )
+            self.output.write_all(table["name"].combine_chunks(), itertools.chain.from_iterable(rows))
 
 
 class Batches:
@@ -165,12 +178,13 @@ class Batches:
 
     def __init__(self, images: Pictures, size: int, rank: Rank, job: Job | None) -> None:
         self.size, self.rank, self.job = size, rank, job
-        done = job.done() if job else {}
-        mine = range(rank.index, -(-len(images) // size), rank.count)
-        self._numbers = [number for number in mine if number not in done]
+        mine = np.arange(rank.index, -(-len(images) // size), rank.count)
+        done = job.done() if job else _FINISHED.empty_table()
+        done = done.filter(pc.is_in(done["number"], value_set=pa.array(mine)))
+        self._numbers = np.setdiff1d(mine, done["number"]).tolist()
         self.images = images.select(np.flatnonzero(np.isin(np.arange(len(images)) // size, self._numbers)))
-        captions = [texts for number in mine for texts in done.get(number, ())]
-        self.num_images, self.num_unreadable = len(self.images) + len(captions), captions.count(None)
+        captions = pc.list_flatten(done["captions"])
+        self.num_images, self.num_unreadable = len(self.images) + len(captions), captions.null_count
 
     def caption(
         self, model: Any, processor: Any, **options: Any
