@@ -65,13 +65,10 @@ class FeatureSpec:
     @classmethod
     def of(cls, config: ITuningConfig, processor: dict[str, Any], storage: str, precision: str) -> Self:
         """Describe the features for a captioner's configuration and its image processor's `to_dict`."""
-        vision, fields = config.vision_config, config.to_dict()
-        encoder = {
-            name: fields[name] for name in fields if name.startswith(("vision_config", "vision_model_"))
-        }
-        encoder, processor = json.loads(
-            json.dumps([encoder, processor])
-        )  # as read back: without tuples, enums
+        vision, prefixes = config.vision_config, ("vision_config", "vision_model_")
+        encoder = {name: value for name, value in config.to_dict().items() if name.startswith(prefixes)}
+        # Without tuples and enums, as they are read back.
+        encoder, processor = json.loads(json.dumps([encoder, processor]))
         layer, num_tokens = config.vision_feature_layer, encoder_family(vision).num_tokens(vision)
         return cls(encoder, processor, layer, storage, precision, num_tokens, vision.hidden_size)
 
@@ -80,12 +77,12 @@ class FeatureSpec:
         """All settings that determine the stored values. They do not include the path of the encoder."""
         vision = ITuningConfig(**self.vision_model).vision_config
         architecture, processor = encoder_family(vision).architecture, self.image_processor
+        layers = vision.num_hidden_layers + 1  # -1 is the last one
         return {
             "storage": self.storage,
             "mixed_precision": self.mixed_precision,
             "vision_model_fingerprint": self.vision_model["vision_model_fingerprint"],
-            "vision_feature_layer": self.vision_feature_layer
-            % (vision.num_hidden_layers + 1),  # -1: the last
+            "vision_feature_layer": self.vision_feature_layer % layers,
             **{f"vision_config.{name}": getattr(vision, name) for name in architecture},
             **{f"image_processor.{name}": processor.get(name) for name in _IMAGE_PROCESSOR_FIELDS},
         }
@@ -215,10 +212,12 @@ class FeatureStore:
         return digest.hexdigest()[:16]
 
     def require(self, images: CaptionedImages, complete: bool = True) -> np.ndarray:
-        """Return whether each image has features; raise UserError if images have changed since the build.
+        """Return whether each image has features.
 
-        If the store must be complete, also raise it if images are not in the store. Image files may be
-        missing, and images may have been unreadable during the build.
+        Image files may be missing, and images may have been unreadable during the build.
+
+        Raises:
+            UserError: Images have changed since the build; or are not in the store, if it must be complete.
         """
         rows = self._find(images.column("name").chunks)
         if complete and len(missing := np.flatnonzero(rows < 0)):
