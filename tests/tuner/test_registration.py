@@ -27,6 +27,7 @@ def test_peft_knows_the_method():
 
 FRESH = """
 import json, warnings
+sys.modules["bitsandbytes"] = None  # optional, and slow to import
 import torch
 from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftConfig
 ituning, lora, rows, image = *sys.argv[1:3], json.loads(sys.argv[3]), json.loads(sys.argv[4])
