@@ -269,7 +269,7 @@ def test_info(saved_captioner, capsys):
         (["info", "--help"], ["MODEL", "--json", "--revision"]),
         (["evaluate", "--help"], ["METEOR requires Java", "pip install 'ituning_hf[eval]'"]),
         (["features", "--help"], ["build", "describe a store"]),
-        (["features", "build", "--help"], ["--shard_size INT", "302,692 bytes"]),
+        (["features", "build", "--help"], ["--shard_size INT", "302,592 bytes"]),
     ],
 )
 def test_help_and_version(capsys, monkeypatch, arguments, texts):
