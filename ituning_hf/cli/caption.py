@@ -156,7 +156,7 @@ def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: St
     pictures = find_pictures(args.images, args.image_root, args.image_column, left_out)
     _report(left_out, rank)
     if output is not None:
-        all_names = pictures.names(output.name_of, output.files_only)
+        all_names = pictures.names(output)
         names, rank = output.share(all_names.unique(), rank)
         if not has_work(output, names):
             _print_note(_NOTHING_TO_DO)
@@ -169,7 +169,7 @@ def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: St
     if output is not None:
         others = ("prompt", "batch_size", "dtype", "quantization", "overwrite")
         settings |= {name: getattr(args, name) for name in others}
-        job = begin_job(output, names, settings | {"captioner": captioner_digest(model)})
+        job = begin_job(output, names, rank, settings | {"captioner": captioner_digest(model)})
         if job is None:  # another process has done it in the meantime
             _print_note(_NOTHING_TO_DO)
             return 0
@@ -196,7 +196,7 @@ def _caption(args: CaptionArguments, rank: Rank, output: Output | None, stop: St
 
 def _finish(job: Job, rank: Rank) -> None:
     """Write the output, if all processes have finished, and print what it has."""
-    if not job.finish(rank):
+    if not job.finish():
         _print_note(f"the last process that finishes writes {job.output.title}")
     elif job.num_written is not None:
         existing = f"; {job.num_existing:,} were there" if job.num_existing else ""

@@ -29,13 +29,15 @@ from filelock import FileLock, Timeout
 
 from ..data.records import clean_caption
 from ..utils.errors import UserError, WorkError
-from ..utils.files import read_json, write_json, writing_to
+from ..utils.files import read_json, sync, write_json, writing_to
 from ..utils.ranks import Rank
 from .captioning import CaptionResult, iter_captions
 from .outputs import Output, to_column, to_names
 from .pictures import Pictures
 
 _NAMES, _SETTINGS = "pictures.arrow", "job.json"
+# In the order in which they are removed: without the settings, there is no job.
+_FILES = (_SETTINGS, _NAMES, "*-of-*.jsonl", "*-of-*.lock", ".lock")
 # Finished batches: the captions of each image, null if it cannot be read.
 _FINISHED = pa.schema({"number": pa.int64(), "captions": pa.list_(pa.list_(pa.large_string()))})
 _CHUNK = 10_000  # rows as Python objects
@@ -48,20 +50,30 @@ class Job:
 
     Args:
         output: Where the captions go.
+        rank: This process.
 
     Attributes:
+        lock: A file that this process locks from the beginning to the end of its work.
         names: The images' names, a column of bytes.
         settings: What the captions depend on.
         num_existing: The number of other selected images, which have captions already.
         num_new: The number of other selected images, which have none and were added during the work.
         num_written: The number of images whose captions are in the output, if this process wrote it.
+
+    Raises:
+        UserError: The work folder is damaged.
     """
 
-    def __init__(self, output: Output) -> None:
-        self.output, self.folder = output, output.work
+    def __init__(self, output: Output, rank: Rank) -> None:
+        self.output, self.folder, self._journals = output, output.work, _journals(output.work, rank)
+        self._journal = self._journals[rank.index]
+        self.lock = FileLock(self._journal.with_suffix(".lock"))
         self.settings: dict[str, Any] = read_json(self.folder / _SETTINGS)
-        with pa.memory_map(str(self.folder / _NAMES)) as file:
-            self.names = pa.ipc.open_file(file).read_all()["name"].chunk(0)
+        try:
+            with pa.memory_map(str(self.folder / _NAMES)) as file:
+                self.names = pa.ipc.open_file(file).read_all()["name"].chunk(0)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.folder} is damaged ({error}): remove it to begin again") from error
         self.num_existing = self.num_new = 0
         self.num_written: int | None = None
         self._size = self.settings["batch_size"]
@@ -104,61 +116,62 @@ class Job:
         return Pictures([*pictures.parts, (paths, "")], indices)
 
     @contextmanager
-    def recording(self, rank: Rank) -> Iterator[Callable[[int, list[Captions]], None]]:
-        """Open a process's journal, and return the function that records a batch's captions.
-
-        Raises:
-            UserError: Another process has opened it.
-        """
-        path = self.folder / _journal_name(rank)
-        try:
-            lock = FileLock(path.with_suffix(".lock")).acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"another process is doing this work ({path}): wait until it ends") from error
-        with lock, path.open("ab", buffering=0) as file:  # a line is one system call
+    def recording(self) -> Iterator[Callable[[int, list[Captions]], None]]:
+        """Open this process's journal, and return the function that records a batch's captions."""
+        with self._journal.open("ab", buffering=0) as file:  # a line is one system call
 
             def record(number: int, captions: list[Captions]) -> None:
                 names = to_names(self.names.slice(number * self._size, self._size))
                 rows = (
-                    (name, texts) for name, texts in zip(names, captions, strict=True) if texts is not None
+                    (name, texts)
+                    for name, texts in zip(names, captions, strict=True)
+                    if texts is not None and any(texts)
                 )
+                # The line break first: a kill may have cut off the previous line.
+                line = f"\n{json.dumps([number, self._key, captions])}".encode()
                 try:
+                    if os.fstat(file.fileno()).st_nlink == 0:
+                        raise UserError(f"{self._journal} was removed")
                     self.output.write_batch(rows)
-                    # The line break first: a kill may have cut off the previous line.
-                    file.write(f"\n{json.dumps([number, self._key, captions])}".encode())
+                    if file.write(line) < len(line):
+                        raise UserError(f"{self._journal} is cut off, perhaps because the disk is full")
                 except (OSError, UserError) as error:
                     raise WorkError(f"captions cannot be written ({error})") from error
 
             yield record
 
-    def finish(self, rank: Rank) -> bool:
+    def finish(self) -> bool:
         """Write the output and remove the work folder, if all processes have finished their batches.
 
         Returns:
             Whether they have. If so, exactly one process writes.
         """
         with _lock(self.output):
+            self.lock.release()
             if (self.folder / _SETTINGS).exists():  # no other process has written the output
                 done = self.done()
-                journals = [self.folder / _journal_name(Rank(i, rank.count, 0)) for i in range(rank.count)]
-                # A process that starts later must not find its images missing, and begin again.
-                if len(done) * self._size < len(self.names) or not all(path.exists() for path in journals):
+                # A process that has not begun would begin the same work again if it did not find the folder.
+                all_begun = all(path.exists() for path in self._journals)
+                if len(done) * self._size < len(self.names) or not all_begun or _in_use(self.folder):
                     return False
                 self._write(pc.list_flatten(done["captions"]))
             _remove(self.folder)
         return True
 
     def _write(self, captions: pa.ChunkedArray) -> None:
-        readable = captions.is_valid()
-        self.num_written = pc.sum(readable).as_py() or 0
-        wanted = self.output.missing(self.names)  # somebody may have written captions since the work began
-        if wanted.true_count:
-            table = pa.table({"name": self.names, "captions": captions}).filter(pc.and_(wanted, readable))
-            batches = table.to_batches(max_chunksize=_CHUNK)
+        """Write the captions that are not empty, of images that still have none."""
+        texts = pc.binary_join(captions, pa.scalar("", pa.large_string()))
+        has_text = pc.fill_null(pc.greater(pc.binary_length(texts), 0), False)
+        self.num_written = pc.sum(has_text).as_py() or 0
+        done = False
+        while not done:  # somebody may write captions at any time
+            wanted = pc.and_(self.output.missing(self.names), has_text)
+            table = pa.table({"name": self.names, "captions": captions}).filter(wanted)
             rows = (
-                zip(to_names(batch["name"]), batch["captions"].to_pylist(), strict=True) for batch in batches
+                zip(to_names(batch["name"]), batch["captions"].to_pylist(), strict=True)
+                for batch in table.to_batches(max_chunksize=_CHUNK)
             )
-            self.output.write_all(table["name"].combine_chunks(), itertools.chain.from_iterable(rows))
+            done = self.output.write_all(table["name"], itertools.chain.from_iterable(rows))
 
 
 class Batches:
@@ -200,7 +213,7 @@ class Batches:
             WorkError: The captions cannot be written.
         """
         results = iter_captions(model, processor, self.images, batch_size=self.size, **options)
-        with closing(results), self.job.recording(self.rank) if self.job else nullcontext() as record:
+        with closing(results), self.job.recording() if self.job else nullcontext() as record:
             for number in self._numbers:
                 batch = list(itertools.islice(results, self.size))
                 if record is not None:
@@ -209,7 +222,7 @@ class Batches:
                 yield batch
 
 
-def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job | None:
+def begin_job(output: Output, names: pa.Array, rank: Rank, settings: dict[str, Any]) -> Job | None:
     """Begin to caption the images that have no captions in an output, or continue unfinished work.
 
     The result is None if there is nothing to do.
@@ -217,10 +230,11 @@ def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job 
     Args:
         output: The output.
         names: The images' names, without repetitions.
+        rank: This process.
         settings: What the captions depend on, with `batch_size`.
 
     Raises:
-        UserError: The unfinished work has other settings, or other images.
+        UserError: The unfinished work has other settings, or other images; or another process is doing it.
     """
     folder = output.work
     with _lock(output):
@@ -233,24 +247,44 @@ def begin_job(output: Output, names: pa.Array, settings: dict[str, Any]) -> Job 
             table = pa.table({"name": todo})
             with pa.OSFile(str(folder / _NAMES), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
+            sync(folder / _NAMES)
             write_json(folder / _SETTINGS, settings | {"images": _digest(to_names(todo))})
-        job = Job(output)
-    advice = f"give the same to continue, or remove {folder} to begin again"
-    for name, value in settings.items():
-        if job.settings.get(name) != value:
-            was = job.settings.get(name)
-            raise UserError(f"unfinished work has {name} {was!r}, and now it is {value!r}: {advice}")
-    if not pc.any(pc.is_in(job.names, value_set=names)).as_py():
-        raise UserError(f"unfinished work is on other images ({next(to_names(job.names))!r}): {advice}")
+        job = Job(output, rank)
+        problem = _difference(job, names, settings)
+        if _in_use(folder) if problem else _is_locked(job.lock):
+            raise UserError(f"another process is doing this work ({folder}): wait until it ends")
+        if problem:
+            advice = f"give the same to continue, or remove {folder} to begin again"
+            raise UserError(f"unfinished work {problem}: {advice}")
+        job.lock.acquire()
     others = names.filter(pc.invert(pc.is_in(names, value_set=job.names)))
     job.num_new = 0 if is_new else output.missing(others).true_count
     job.num_existing = len(others) - job.num_new
     return job
 
 
+def _difference(job: Job, names: pa.Array, settings: dict[str, Any]) -> str | None:
+    for name, value in settings.items():
+        if (was := job.settings.get(name)) != value:
+            return f"has {name} {was!r}, and now it is {value!r}"
+    if not pc.any(pc.is_in(job.names, value_set=names)).as_py():
+        return f"is on other images ({next(to_names(job.names))!r})"
+    return None
+
+
 def has_work(output: Output, names: pa.Array) -> bool:
-    """Return whether images have no captions in an output, or work on it is not finished."""
-    return (output.work / _SETTINGS).exists() or bool(pc.any(output.missing(names)).as_py())
+    """Return whether images have no captions in an output, or work on it is not finished.
+
+    Raises:
+        PermissionError: There is work, and the output cannot be written to.
+    """
+    settings = output.work / _SETTINGS
+    if not settings.exists() and not pc.any(output.missing(names)).as_py():
+        return False
+    with _lock(output):
+        if not settings.exists():
+            _remove(output.work, [".lock"])  # made only to see whether it can be made
+    return True
 
 
 def _digest(texts: Iterable[str]) -> str:
@@ -260,18 +294,30 @@ def _digest(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, patterns: Iterable[str] = _FILES) -> None:
     """Remove a job's files, and its folder if nothing else is there."""
-    (folder / _SETTINGS).unlink(missing_ok=True)  # first: without it, there is no job
-    for pattern in (_NAMES, "*-of-*.jsonl", "*-of-*.lock", ".lock"):
+    for pattern in patterns:
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 
 
-def _journal_name(rank: Rank) -> str:
-    return f"{rank.index}-of-{rank.count}.jsonl"
+def _journals(folder: Path, rank: Rank) -> list[Path]:
+    """Return the journals of all processes."""
+    return [folder / f"{index}-of-{rank.count}.jsonl" for index in range(rank.count)]
+
+
+def _in_use(folder: Path) -> bool:
+    """Return whether any process is doing the work in a folder."""
+    return any(_is_locked(FileLock(path)) for path in folder.glob("*-of-*.lock"))
+
+
+def _is_locked(lock: FileLock) -> bool:
+    """Return whether a process has locked a file."""
+    with suppress(Timeout), lock.acquire(timeout=0):
+        return False
+    return True
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import os
 import reprlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def to_column(names: Iterable[str]) -> pa.Array:
     return pa.concat_arrays(chunks)
 
 
-def to_names(column: pa.Array) -> Iterator[str]:
+def to_names(column: pa.Array | pa.ChunkedArray) -> Iterator[str]:
     """Yield the names in a column."""
     for start in range(0, len(column), _CHUNK):
         yield from map(os.fsdecode, column.slice(start, _CHUNK).to_pylist())
@@ -74,6 +75,17 @@ class Output:
         """Return the images that a process shares with others, and its rank among these."""
         return names, rank
 
+    def check_source(self, source: str, names: Iterable[str]) -> None:
+        """Check a dataset that may be this output, too.
+
+        Args:
+            source: Its path.
+            names: The names that `name_of` gives its images.
+
+        Raises:
+            UserError: It is, and its images have other names here than in the dataset.
+        """
+
     def missing(self, names: pa.Array) -> pa.Array:
         """Return for each image whether its captions are to be written.
 
@@ -85,8 +97,13 @@ class Output:
     def write_batch(self, rows: Iterable[Row]) -> None:
         """Write the captions of a batch, if each image has a file."""
 
-    def write_all(self, names: pa.Array, rows: Iterable[Row]) -> None:
-        """Write the captions of all images with these names, if there is one file."""
+    def write_all(self, names: pa.Array, rows: Iterable[Row]) -> bool:
+        """Write the captions of all images with these names, if there is one file.
+
+        Returns:
+            False if somebody has changed the file since `missing` read it. Then nothing is written.
+        """
+        return True
 
 
 class TableFile(Output):
@@ -106,6 +123,7 @@ class TableFile(Output):
         self._folder = os.path.join(os.path.abspath(path.parent), "")
         self.key = "file_name" if is_metadata else "image"
         self.captions = "caption" if path.suffix == ".csv" else "captions"
+        self._version: tuple[int, ...] | None = None
         files_only = f"{path} describes image files" if is_metadata else None
         super().__init__(str(path), self.path.with_name(f".{path.name}.parts"), overwrite, files_only)
 
@@ -113,19 +131,29 @@ class TableFile(Output):
         """Return an image's path, relative to the file's folder if it is inside it."""
         return os.path.abspath(path).removeprefix(self._folder).replace(os.sep, "/")
 
+    def check_source(self, source: str, names: Iterable[str]) -> None:
+        """See `Output.check_source`."""
+        if os.path.exists(source) and self.path.exists() and os.path.samefile(source, self.path):
+            column, known = to_column(names), to_column(name for _, name, _ in self._read(self.path))
+            for name in to_names(column.filter(pc.invert(pc.is_in(column, value_set=known)))):
+                raise UserError(
+                    f"{self.path} has an image whose path from its folder is {name!r} and is written there "
+                    "otherwise: correct it, or give another --output"
+                )
+
     def missing(self, names: pa.Array) -> pa.Array:
         """See `Output.missing`."""
-        for name in to_names(names):
-            if self.path.suffix != ".jsonl" and name != name.encode(errors="replace").decode().strip():
-                problem = "is not valid Unicode, or begins or ends with a space"
+        for name in to_names(names) if self.path.suffix != ".jsonl" else ():
+            if name != name.encode(errors="replace").decode().strip() or {*name} & {*"\r\n"}:
+                problem = "is not valid Unicode, begins or ends with a space, or has a line break"
                 raise UserError(f"{name!r} {problem}: rename the file, or write a .jsonl file")
-            if self.files_only:
-                self._check_file(name)
-        for other in {*find_metadata(self.path.parent)} - {self.path} if self.files_only else ():
-            raise UserError(f"{self.path} would hide {other}: give --output {other}, or remove that file")
+        if self.files_only:
+            self._check_metadata(names)
+        self._version = _version(self.path)
         if self.path.suffix == ".parquet" and self.path.exists():
             try:
-                self._to_table([("", [""])], pq.read_schema(self.path))
+                new = self._to_table([("", [""])], pq.read_schema(self.path))
+                pq.write_table(new, pa.BufferOutputStream())  # fails if a column must not be null
             except pa.ArrowException as error:
                 raise UserError(
                     f"captions cannot be added to {self.path} ({error}): give another --output"
@@ -135,26 +163,42 @@ class TableFile(Output):
         )
         return pc.or_(pc.invert(pc.is_in(names, value_set=known)), self.overwrite)
 
-    def _check_file(self, name: str) -> None:
-        """Refuse an image that `metadata` cannot describe, or whose caption file it would hide."""
-        try:
-            parse_file_name(name, self.key)
-        except UserError:
-            raise UserError(
-                f"{self.path} describes the images of its folder, and {name!r} is not there on every system: "
-                "move or rename the image, or give another --output"
-            ) from None
-        if found := _caption_files(self.path.parent / name):
-            raise UserError(f"{self.path} would hide {found[0]}: use --format txt, or remove that file")
+    def _check_metadata(self, names: pa.Array) -> None:
+        """Refuse images that `metadata` cannot describe, and captions that it would hide."""
+        hidden = (file for file in find_metadata(self.path.parent) if file != self.path)
+        if other := next(hidden, None):
+            raise UserError(f"{self.path} would hide {other}: give --output {other}, or remove that file")
+        for name in to_names(names):
+            try:
+                parse_file_name(name, self.key)
+            except UserError:
+                raise UserError(
+                    f"{self.path} describes the images of its folder, and {name!r} is not there on every "
+                    "system: move or rename the image, or give another --output"
+                ) from None
+            if found := _caption_files(self.path.parent / name):
+                raise UserError(f"{self.path} would hide {found[0]}: use --format txt, or remove that file")
 
-    def write_all(self, names: pa.Array, rows: Iterable[Row]) -> None:
-        """Add the rows, which replace those of the same images, atomically."""
-        new, exists = {*to_names(names)}, self.path.exists()
-        replaced = {number: name in new for number, name, _ in self._read(self.path)} if exists else {}
-        (self._write_parquet if self.path.suffix == ".parquet" else self._write_text)(replaced, rows)
-        if any(replaced.values()):
+    def write_all(self, names: pa.Array, rows: Iterable[Row]) -> bool:
+        """Add the rows, which replace those of the same images, atomically; see `Output.write_all`."""
+        exists, target = self.path.exists(), self.path.resolve()
+        if exists and not len(names):
+            return True
+        new = {*to_names(names)}
+        found = ((number, name not in new) for number, name, _ in self._read(self.path)) if exists else ()
+        groups = itertools.groupby(found, key=itemgetter(1))
+        kept = {next(group)[0]: is_kept for is_kept, group in groups}  # only the rows where it changes
+        draft = draft_of(target)
+        (self._write_parquet if self.path.suffix == ".parquet" else self._write_text)(draft, kept, rows)
+        if exists:
+            shutil.copymode(target, draft)
+        sync(draft)  # this can take long, so the file is looked at afterwards
+        if _version(self.path) != self._version:
+            return False
+        if not all(kept.values()):
             _keep_backup(self.path)
-        put_in_place(self.path)
+        put_in_place(target)
+        return True
 
     def files(self) -> list[Path]:
         """Return the files whose rows are not written again."""
@@ -184,11 +228,11 @@ class TableFile(Output):
                 raise UserError(f"{describe_row(file, number)}: {error}") from error
             yield number, name, has_captions
 
-    def _write_text(self, replaced: Mapping[int, bool], rows: Iterable[Row]) -> None:
-        lines = self._kept_lines(replaced)
+    def _write_text(self, draft: Path, kept: Mapping[int, bool], rows: Iterable[Row]) -> None:
+        lines = self._kept_lines(kept)
         # JSON can escape the lone surrogates of a name that is not valid Unicode, as "\udc80".
         options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-        with draft_of(self.path).open("w", **options) as file:
+        with draft.open("w", **options) as file:
             if self.path.suffix == ".jsonl":
                 file.writelines(lines)
                 for name, captions in rows:
@@ -203,25 +247,22 @@ class TableFile(Output):
             for name, captions in rows:
                 writer.writerows({self.key: name, self.captions: caption} for caption in captions)
 
-    def _kept_lines(self, replaced: Mapping[int, bool]) -> Iterator[str]:
-        """Yield the lines of the file without those of replaced rows, of which each can have several."""
+    def _kept_lines(self, kept: Mapping[int, bool]) -> Iterator[str]:
+        newline, endings = ("", ("\n", "\r")) if self.path.suffix == ".csv" else ("\n", ("\n",))
         if self.path.exists():
-            keep, newline = True, "" if self.path.suffix == ".csv" else "\n"
             with self.path.open(encoding="utf-8", newline=newline) as lines:
-                for number, line in enumerate(lines, start=1):
-                    keep = not replaced.get(number, not keep)
-                    if keep:
-                        yield line if line.endswith(("\n", "\r")) else f"{line}\n"
+                for line in itertools.compress(lines, _follow(kept, 1)):
+                    yield line if line.endswith(endings) else f"{line}\n"
 
-    def _write_parquet(self, replaced: Mapping[int, bool], rows: Iterable[Row]) -> None:
+    def _write_parquet(self, draft: Path, kept: Mapping[int, bool], rows: Iterable[Row]) -> None:
         schema = pa.schema({self.key: pa.string(), self.captions: pa.list_(pa.string())})
         old = self.path if self.path.exists() else None
-        with pq.ParquetWriter(draft_of(self.path), pq.read_schema(old) if old else schema) as writer:
+        with pq.ParquetWriter(draft, pq.read_schema(old) if old else schema) as writer:
             if old:
-                keep = (not is_replaced for is_replaced in replaced.values())
+                flags = _follow(kept, 0)
                 with pq.ParquetFile(old) as table:
                     for batch in table.iter_batches(_CHUNK):
-                        writer.write_batch(batch.filter(pa.array(itertools.islice(keep, len(batch)))))
+                        writer.write_batch(batch.filter(pa.array(itertools.islice(flags, len(batch)))))
             remaining = iter(rows)
             while chunk := list(itertools.islice(remaining, _CHUNK)):
                 writer.write_table(self._to_table(chunk, writer.schema))
@@ -301,23 +342,30 @@ class Sidecars(Output):
             path = self._path(name)
             old = path.read_bytes() if path.exists() else b""
             if self.suffix == ".xmp":
-                content = set_description(old or EMPTY_PACKET, captions[0])
+                xmp = self._find_xmp(name)
+                content = set_description(xmp.read_bytes() if xmp else EMPTY_PACKET, captions[0])
             else:
                 content = "".join(f"{caption}\n" for caption in captions).encode()
             if old not in (b"", content):
                 _keep_backup(path)
             draft_of(path).write_bytes(content)
+            sync(draft_of(path))  # a power cut must not leave an empty file
             draft_of(path).replace(path)
 
     def _path(self, name: str) -> Path:
         return Path(f"{name}.xmp") if self.suffix == ".xmp" else Path(name).with_suffix(".txt")
 
+    def _find_xmp(self, name: str) -> Path | None:
+        """Return the existing XMP of an image: its sidecar, or else `dog.xmp`, which Lightroom writes."""
+        paths = (self._path(name), Path(name).with_suffix(".xmp"))
+        return next((path for path in paths if path.exists()), None)
+
     def _is_missing(self, name: str) -> bool:
-        path = self._path(name)
         if self.suffix == ".txt":
-            return self.overwrite or not _caption_files(path)
+            return self.overwrite or not _caption_files(self._path(name))
+        path = self._find_xmp(name)
         try:
-            return not path.exists() or not get_description(path.read_bytes()) or self.overwrite
+            return path is None or not get_description(path.read_bytes()) or self.overwrite
         except UserError as error:
             raise UserError(f"{path} {error}: correct or remove it") from error
 
@@ -328,6 +376,22 @@ def _caption_files(path: Path) -> list[Path]:
     return [
         file for file in files if file.is_file() and file.read_bytes().strip(codecs.BOM_UTF8 + b" \t\r\n")
     ]
+
+
+def _follow(kept: Mapping[int, bool], first: int) -> Iterator[bool]:
+    """Yield whether each line or Parquet row is kept, from a number on; a row can have several lines."""
+    is_kept = True
+    for number in itertools.count(first):
+        is_kept = kept.get(number, is_kept)
+        yield is_kept
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """Return what differs after a file was changed; None if it does not exist."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _keep_backup(path: Path) -> None:

@@ -6,6 +6,7 @@ import bisect
 import glob
 import itertools
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.columns import CaptionedImages, restore_name
-from ..data.images import iter_images
+from ..data.images import IMAGE_SUFFIXES, iter_images
 from ..data.loading import is_dataset, load_captioned_images
 from ..data.shards import find_shards
 from ..utils.errors import UserError
 from .captioning import ImageSource
-from .outputs import to_column, to_names
+from .outputs import Output, to_column, to_names
 
 _CHUNK = 10_000
 _FILE = "a file"  # as the place of an image
+_CAPTION_FILE = re.compile(r"\.(txt|caption|xmp|bak\d*)")
 
 _Part = tuple[pa.Array | CaptionedImages, str]
 
@@ -64,29 +66,31 @@ class Pictures(Sequence[ImageSource]):
         """Return the images at some indices, in their order."""
         return Pictures(self.parts, self._order[indices])
 
-    def names(self, from_path: Callable[[str], str], files_only: str | None = None) -> pa.Array:
-        """Return a column of the names of all images in all parts.
+    def names(self, output: Output) -> pa.Array:
+        """Return a column of the names of all images in all parts, in an output.
 
-        Args:
-            from_path: Returns a name, given the path of an image; or given the path of a dataset and the
-                name of an image in it, as one path. Names from the Hub and remote addresses do not change.
-            files_only: What requires that all images are files, for the error message.
+        An image that is not a file has the path of its dataset and its name there, as one path. Names from
+        the Hub and remote addresses do not change.
 
         Raises:
-            UserError: Different images have the same name, or an image must be a file and is not.
+            UserError: Different images have the same name, an image must be a file and is not, or a dataset
+                that is the output, too, names images otherwise.
         """
+        for images, prefix in self.parts:
+            rows = _rows(images, prefix, output.name_of)
+            output.check_source(prefix.rstrip("/"), (name for name, _ in rows))
 
         def column(index: int) -> pa.Array:
-            rows = itertools.chain.from_iterable(_rows(*part, from_path) for part in self.parts)
+            rows = itertools.chain.from_iterable(_rows(*part, output.name_of) for part in self.parts)
             return to_column(row[index] for row in rows)
 
         names = column(0)
         if all(isinstance(images, pa.Array) for images, _ in self.parts):
             return names
         table = pa.table({"name": names, "place": column(1)})
-        others = table.filter(pc.not_equal(table["place"], _FILE))["name"]
-        if files_only and len(others):
-            raise UserError(f"{files_only}, and {_first(others)} is not a file: use --output captions.jsonl")
+        others, reason = table.filter(pc.not_equal(table["place"], _FILE))["name"], output.files_only
+        if reason and len(others):
+            raise UserError(f"{reason}, and {_first(others)} is not a file: use --output captions.jsonl")
         table = table.group_by("name").aggregate([("place", "count_distinct")])
         if len(shared := table.filter(pc.greater(table["place_count_distinct"], 1))["name"]):
             raise UserError(f"several images are named {_first(shared)}: give their datasets different names")
@@ -128,7 +132,8 @@ def find_pictures(
         arguments: The arguments; a folder stands for all images in it and below.
         image_root: As for `load_captioned_images`.
         image_column: As for `load_captioned_images`.
-        left_out: Receives the number of other files in folders, by suffix.
+        left_out: Receives the number of files that are left out, by suffix: files without the suffix of an
+            image in folders and globs, and caption files that are named (a shell expands "photos/*").
 
     Raises:
         UserError: An argument selects no images.
@@ -137,32 +142,47 @@ def find_pictures(
     options |= {"require_captions": None, "require_images": False}
 
     def load(source: str) -> _Part:
-        images = load_captioned_images(source, "all", **options)
-        for name, address in find_shards(source).items():  # "shards/01/000" is "000" in "shards/01.tar"
-            return images, address.removesuffix(".tar").removesuffix(name)
-        return images, f"{source.rstrip('/')}/"
+        images, shards = load_captioned_images(source, "all", **options), find_shards(source)
+        if not shards:
+            return images, f"{source.rstrip('/')}/"
+        name, address = next(iter(shards.items()))  # "shards/01/000" is "000" in "shards/01.tar"
+        return images, address.removesuffix(".tar").removesuffix(name)
+
+    def is_image(path: str, is_named: bool) -> bool:
+        """Return whether a file's suffix is that of an image, or, if it is named, not of captions."""
+        suffix = os.path.splitext(path)[1].lower()
+        found = suffix in IMAGE_SUFFIXES or (is_named and not _CAPTION_FILE.fullmatch(suffix))
+        if not found:
+            left_out[suffix if suffix[1:].isalnum() else ""] += 1
+        return found
 
     parts: list[_Part] = []
     for argument in arguments:
-        matches = [argument]
         if argument == "-":
             # Bytes, as file names are; a line is a path and nothing else.
             lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
-            found: list[_Part] = [(to_column(line for line in lines if line), "")]
+            found: list[_Part] = [(to_column(line for line in lines if line and is_image(line, True)), "")]
         elif is_dataset(argument):
             found = [load(argument)]
         elif os.path.isdir(argument):
             found = [(to_column(iter_images(argument, left_out)), "")]
+        elif os.path.lexists(argument):
+            if not is_image(argument, True):
+                continue
+            found = [(to_column([argument]), "")]
         else:
-            if not os.path.lexists(argument):
-                paths = glob.iglob(argument, recursive=True)
-                matches = sorted(path for path in paths if not os.path.isdir(path))
-            found = [(to_column(path for path in matches if not is_dataset(path)), "")]
-            found += map(load, filter(is_dataset, matches))
-        if not any(len(images) for images, _ in found):
-            raise UserError(
-                f"{argument!r} gives no images: name a file, a folder of images, a glob with matches, a "
-                "dataset, or - with paths on standard input"
-            )
+            paths = sorted(path for path in glob.iglob(argument, recursive=True) if not os.path.isdir(path))
+            files = (path for path in paths if not is_dataset(path) and is_image(path, False))
+            found = [(to_column(files), ""), *map(load, filter(is_dataset, paths))]
+        _require_images(found, argument)
         parts += found
+    _require_images(parts, " ".join(arguments))
     return Pictures(parts)
+
+
+def _require_images(parts: Sequence[_Part], argument: str) -> None:
+    if not any(len(images) for images, _ in parts):
+        raise UserError(
+            f"{argument!r} gives no images: name a file, a folder of images, a glob with matches, a dataset, "
+            "or - with paths on standard input"
+        )

@@ -24,7 +24,7 @@ def test_captions_are_corrected_and_trained_on(saved_captioner, backbones, tmp_p
     for i, image in enumerate(sorted(IMAGES.iterdir())[:20]):
         shutil.copy(image, photos if i < 14 else rest)
     search = ["--num_beams", "2", "--max_new_tokens", "6", "--device", "cpu"]
-    prompt = ["--prompt", "a dog"]  # random weights can give an empty caption, which is no training data
+    prompt = ["--prompt", "a dog"]  # random weights can give an empty caption, which is not written
     caption = [
         "caption",
         "photos",
@@ -51,7 +51,7 @@ def test_captions_are_corrected_and_trained_on(saved_captioner, backbones, tmp_p
     models += ["--max_caption_tokens", "24"]
     steps = ["--max_train_steps", "2", "--per_device_train_batch_size", "4", "--num_sample_captions", "0"]
     assert main(["train", "--dataset", "photos", *models, *steps, "--output_dir", "run"]) == 0
-    assert main(["caption", "rest", "--model", "run/best", *search, "--output", "rest.jsonl"]) == 0
+    assert main(["caption", "rest", "--model", "run/best", *search, *prompt, "--output", "rest.jsonl"]) == 0
     assert [row["image"] for row in read_lines("rest.jsonl")] == [
         str(path) for path in sorted(rest.iterdir())
     ]

@@ -38,6 +38,7 @@ B, C = (A.replace('"a"', f'"{name}"').replace("old", "new") for name in "bc")
     ("name", "before", "after"),
     [
         ("x.jsonl", A.strip(), A + B + C),
+        ("x.jsonl", A.strip() + "\r", A.replace("\n", "\r\n") + B + C),
         ("x.jsonl", A.replace('"a"', '"FOLDER/a"').replace('["old"]', '"old"'), None),
         ("x.jsonl", '{"image": "./b", "captions": []}\n\n' + A, A + B + C),
         ("x.csv", "image,caption\na,old\nb,\n", "image,caption\na,old\nb,new\nc,new\n"),
@@ -114,6 +115,28 @@ def test_an_emptied_caption_file_is_written_again():
     }
 
 
+def test_an_xmp_sidecar_begins_with_that_of_lightroom():
+    """`dog.xmp` is read where there is no `dog.jpg.xmp`, and stays."""
+    own = EMPTY_PACKET.replace(b"</rdf:RDF>", b"<!-- mine --></rdf:RDF>")
+    Path("a.xmp").write_bytes(set_description(EMPTY_PACKET, "by hand"))
+    Path("b.xmp").write_bytes(own)
+    write(Sidecars(".xmp", Path(), overwrite=False), "a.jpg", "b.jpg")
+    assert {*contents(".")} == {"a.xmp", "b.xmp", "b.jpg.xmp"}
+    assert Path("b.xmp").read_bytes() == own
+    assert Path("b.jpg.xmp").read_bytes() == set_description(own, "new")
+
+
+def test_a_link_to_a_file_stays_with_its_mode():
+    Path("shared").mkdir()
+    target = Path("shared/x.jsonl")
+    target.write_text(A)
+    target.chmod(0o664)
+    Path("x.jsonl").symlink_to(target)
+    write(TableFile(Path("x.jsonl"), overwrite=False), "b")
+    assert Path("x.jsonl").is_symlink()
+    assert (target.read_text(), target.stat().st_mode & 0o777) == (A + B, 0o664)
+
+
 def test_the_images_of_a_process_do_not_depend_on_other_images():
     names = [f"{i}.png" for i in range(100)]
 
@@ -130,6 +153,10 @@ def test_the_images_of_a_process_do_not_depend_on_other_images():
         write(PartsFolder(Path("parts"), Rank(rank, 3, 0), False), *(f"parts/{name}" for name in images))
     known = PartsFolder(Path("parts"), Rank(0, 1, 0), overwrite=False)  # of another number of processes
     assert known.missing(to_column([*names, "new.png"])).to_pylist() == [False] * 100 + [True]
+
+
+TYPES = [("image", pa.string()), ("captions", pa.list_(pa.string()))]
+NOT_NULL = pa.schema([*TYPES, pa.field("id", pa.int64(), nullable=False)])
 
 
 @pytest.mark.parametrize(
@@ -149,18 +176,23 @@ def test_the_images_of_a_process_do_not_depend_on_other_images():
         ("x.csv", "file;caption\n", "x.csv, line 1: there are no columns 'image' and 'caption'"),
         (
             "x.parquet",
-            {"image": [{"bytes": bytes(99)}], "captions": [["old"]]},
+            pa.table({"image": [{"bytes": bytes(99)}], "captions": [["old"]]}),
             "'image' is .{20,60}, expected a",
         ),
-        ("x.parquet", {"image": ["a"], "captions": ["old"]}, "cannot be added to .*parquet"),
+        ("x.parquet", pa.table({"image": ["a"], "captions": ["old"]}), "cannot be added to .*parquet"),
+        (
+            "x.parquet",
+            NOT_NULL.empty_table(),
+            "added to .*parquet .Column 'id' is declared non-nullable",
+        ),
         ("x.csv", "a.jpg,old\n", "x.csv: there is no header line"),
         ("x.parquet", "no Parquet", "x.parquet"),
         ("metadata.jsonl", None, "metadata.jsonl would hide .*metadata.csv: give --output .*metadata.csv"),
     ],
 )
 def test_a_file_to_which_rows_cannot_be_added_is_refused(name, content, message):
-    if isinstance(content, dict):
-        pq.write_table(pa.table(content), name)
+    if isinstance(content, pa.Table):
+        pq.write_table(content, name)
     elif content is None:
         Path("metadata.csv").write_text("file_name,caption\na,old\n")
     else:
@@ -177,8 +209,9 @@ def test_a_file_to_which_rows_cannot_be_added_is_refused(name, content, message)
         ("metadata.jsonl", "../a.png", "describes the images of its folder, and '/.*a.png' is not there"),
         ("metadata.jsonl", "C:a.png", "'C:a.png' is not there on every system"),
         ("metadata.jsonl", "b.png", "would hide .*b.caption: use --format txt"),
-        ("x.csv", " a.png", "' a.png' is not valid Unicode, or begins or ends with a space: rename"),
-        ("x.parquet", os.fsdecode(b"\xff.png"), "is not valid Unicode, or begins"),
+        ("x.csv", " a.png", "' a.png' is not valid Unicode, begins or ends with a space"),
+        ("x.csv", "a\rb.png", "or has a line break: rename the file, or write a .jsonl file"),
+        ("x.parquet", os.fsdecode(b"\xff.png"), "is not valid Unicode, begins"),
     ],
 )
 def test_an_image_that_an_output_cannot_describe_is_refused(file, image, message):

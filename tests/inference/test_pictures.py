@@ -1,6 +1,7 @@
 """The names of the images that `ituning caption` finds in datasets."""
 
 import os
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -45,7 +46,7 @@ def find(*arguments: str, output: Output | None = None) -> list[str]:
     """Return the names of images in an output in the working directory."""
     output = output or TableFile(Path("captions.jsonl"), overwrite=False)
     pictures = find_pictures(arguments, None, None, Counter())
-    return [*to_names(pictures.names(output.name_of, output.files_only).unique())]
+    return [*to_names(pictures.names(output).unique())]
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,37 @@ def test_files_beside_images_that_are_not_files_are_refused(argument):
     for output in (Sidecars(".txt", Path(), False), TableFile(Path("metadata.csv"), False)):
         with pytest.raises(UserError, match="is not a file: use --output"):
             find("0.png", argument, output=output)
+
+
+def test_caption_files_are_not_images_of_a_glob_or_of_a_shell():
+    Path("photos").mkdir()
+    for name in ("0.png", "0.txt", "0.txt.bak2", "0.png.xmp", "no suffix", "0.mp4"):
+        shutil.copy("0.png", f"photos/{name}")
+    left_out = Counter[str]()
+    assert [*find_pictures(["photos/*"], None, None, left_out)] == ["photos/0.png"]
+    assert left_out == {".txt": 1, ".bak2": 1, ".xmp": 1, "": 1, ".mp4": 1}
+    named = sorted(map(str, Path("photos").iterdir()))
+    assert [*find_pictures(named, None, None, left_out)] == [
+        "photos/0.mp4",
+        "photos/0.png",
+        "photos/no suffix",
+    ]
+    with pytest.raises(UserError, match=r"'photos/0.txt' gives no images"):
+        find_pictures(["photos/0.txt"], None, None, left_out)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [("0.png", None), ("a/0.png", "images/a/0.png"), (r"b\0.png", "b/0.png"), ("0.png#0", "0.png")],
+)
+def test_a_table_that_is_also_the_output_names_images_alike(row, name):
+    shutil.copy("0.png", "b/0.png")
+    Path("images/a").mkdir(parents=True)
+    shutil.copy("0.png", "images/a/0.png")
+    Path("c.csv").write_text(f"image,caption\n{row},by hand\n")
+    output = TableFile(Path("c.csv"), overwrite=False)
+    if name is None:
+        assert find("c.csv", output=output) == [row]
+    else:
+        with pytest.raises(UserError, match=f"from its folder is '{name}' and is written there otherwise"):
+            find("c.csv", output=output)
