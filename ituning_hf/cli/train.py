@@ -52,6 +52,7 @@ def run(argv: Sequence[str]) -> int:
     except RunStopped as stopped:
         if int(os.environ.get("RANK", "0")) == 0:
             flag = "" if args.resume_from_checkpoint == "latest" else " with --resume_from_checkpoint latest"
-            print(f"ituning: {stopped}: run the same command{flag} to resume", file=sys.stderr)
+            advice = "" if args.dry_run else f": run the same command{flag} to resume"
+            print(f"ituning: {stopped}{advice}", file=sys.stderr)
         return stopped.exit_code
     return 0

@@ -159,7 +159,7 @@ class OptimizationArguments:
         None,
         "precision of the frozen weights; int8 applies to the language model only, on a CPU",
         one_of(FROZEN_PRECISIONS),
-        "as stored",
+        "float32 on a CPU, else as stored",
     )
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: saves memory, but is slower"

@@ -54,8 +54,8 @@ def load_model(
     options = {name: value for name in ADAPTER_OPTIONS if (value := getattr(args, name)) is not None}
     if args.frozen_precision == "int8":
         require_cpu(device)
-    elif args.frozen_precision is not None:
-        options["dtype"] = args.frozen_precision
+    elif args.frozen_precision is not None or device.type == "cpu":  # where fp16 is ten times slower
+        options["dtype"] = args.frozen_precision or "float32"
     try:
         if args.model is not None:
             model, processor = _load_saved(args, features, options)

@@ -4,12 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from runs import Settings
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.run import train
-from ituning_hf.training.setup import SCENE_BACKBONES, with_backbones
+from ituning_hf.training.setup import SCENE_BACKBONES, load_model, with_backbones
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,17 @@ def test_default_backbones_that_cannot_be_reached_are_one_clear_error(photos: Pa
     advice = r"openai/clip-vit-base-patch16.*give --vision_model FOLDER .* and --text_model FOLDER"
     with pytest.raises(OSError, match=advice):
         train(args)
+
+
+def test_weights_stored_in_half_precision_are_float32_on_a_cpu(
+    settings: Settings, backbones: dict[str, Path], tmp_path: Path
+):
+    folder = shutil.copytree(backbones["text"], tmp_path / "text")
+    GPT2LMHeadModel.from_pretrained(folder, dtype="float16").save_pretrained(folder)
+    for precision, dtype in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
+        args = settings(text_model=str(folder), frozen_precision=precision)
+        model, _ = load_model(args, None, torch.device("cpu"))
+        assert model.text_model.dtype == dtype
 
 
 def test_captions_longer_than_the_language_model_are_refused(settings: Settings):
