@@ -68,10 +68,8 @@ class DatasetArguments:
 
         root = None if self.image_root is None else Path(self.image_root)
         table = (root, self.image_column, self.caption_column, self.columns)
-        scenes = num_scenes or self.num_scenes
-        return load_splits(
-            self.dataset, splits, LoadSettings(*table, seed, scenes, self.val_share, **options)
-        )
+        options |= {"seed": seed, "num_scenes": num_scenes or self.num_scenes, "val_share": self.val_share}
+        return load_splits(self.dataset, splits, LoadSettings(*table, **options))
 
     def check_count(self, setting: str, images: CaptionedImages) -> None:
         """Compare the number of images in a split with a setting, which may be None.

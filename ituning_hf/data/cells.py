@@ -27,7 +27,7 @@ def parse_captions(value: Any, column: str) -> tuple[str, ...]:
 
     Args:
         value: A caption; a list of captions, which may be in lists or in objects such as {"raw": "a dog"}; or
-            such a list as text, as JSON, Python or NumPy write it.
+            such a list as text, as JSON, Python or NumPy write it. Other text is a caption.
         column: The name of the column, for the error message.
 
     Raises:
@@ -36,6 +36,8 @@ def parse_captions(value: Any, column: str) -> tuple[str, ...]:
     try:
         return clean_captions(_captions_in(_parse_list(value) if isinstance(value, str) else value))
     except TypeError:
+        if isinstance(value, str):
+            return clean_captions([value])
         raise UserError(
             f"{column!r} must be a string or a list of strings, got {reprlib.repr(value)}"
         ) from None

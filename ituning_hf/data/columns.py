@@ -360,7 +360,10 @@ def _remove(path: str, owner: int) -> None:
             os.unlink(path)
 
 
-def codes_of(values: pa.ChunkedArray) -> np.ndarray:
-    """Number distinct values from 0 in the order of their first rows; null is a value."""
-    encoded = values.dictionary_encode(null_encoding="encode").chunks
-    return np.concatenate([np.zeros(0, np.int32), *(chunk.indices.to_numpy() for chunk in encoded)])
+def first_rows(chunks: Iterable[pa.Array]) -> np.ndarray:
+    """Return for each row of a column the first row with an equal value; null is a value."""
+    # By hashes of 64 bits: Arrow's dictionary of a million names would take 100 MB.
+    hashes = [np.fromiter(map(hash, chunk.to_pylist()), np.int64, len(chunk)) for chunk in chunks]
+    column = np.concatenate([np.zeros(0, np.int64), *hashes])
+    _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+    return first[inverse]

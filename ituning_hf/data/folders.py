@@ -75,8 +75,8 @@ def read_image_folder(root: Path, settings: TableSettings) -> Iterator[Captioned
     """Read the entries of a folder with `metadata.jsonl`, `.csv` or `.parquet`, in their order.
 
     Each row has the name of an image file, relative to the metadata, and a caption or a list of captions. The
-    splits are the folders named after them, such as `train` and `val`, each with its own metadata, or an
-    optional column `split`.
+    splits are an optional column `split`, or else the folders named after them, such as `train` and `val`,
+    each with its own metadata or in the names of the images.
 
     Raises:
         UserError: A row is malformed (the message has its number), or a split has several metadata files.
@@ -92,7 +92,11 @@ def read_image_folder(root: Path, settings: TableSettings) -> Iterator[Captioned
         if settings.image_root is not None:
             bases = [settings.image_root / name, settings.image_root]
         for image in read_table(path, settings, bases, split=split, absolute=False):
-            yield image if name == "." else replace(image, name=f"{name}/{image.name}")
+            if name != ".":
+                image = replace(image, name=f"{name}/{image.name}")
+            elif image.split is None and (stated := _split_of_image(image.name)):
+                image = replace(image, split=stated)
+            yield image
 
 
 def read_captioned_files(root: Path, image_root: Path | None) -> Iterator[CaptionedImage]:
@@ -112,10 +116,13 @@ def read_captioned_files(root: Path, image_root: Path | None) -> Iterator[Captio
     for path in iter_images(images, left_out):
         name = os.path.relpath(path, images).replace(os.sep, "/")
         captions = _read_caption_file(os.path.join(root, os.path.splitext(name)[0]))
-        folder, _, _ = name.rpartition("/")
-        yield CaptionedImage(name, captions, path, split=split_of_folder(folder.partition("/")[0]))
+        yield CaptionedImage(name, captions, path, split=_split_of_image(name))
     if left_out[FOLDER_LINK]:
         logger.warning("%s: links to folders are not followed (%s)", images, f"{left_out[FOLDER_LINK]:,}")
+
+
+def _split_of_image(name: str) -> str | None:
+    return split_of_folder(name[: name.find("/") + 1])  # of the first folder
 
 
 def _has_caption_file(path: str) -> bool:

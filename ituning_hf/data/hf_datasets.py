@@ -16,14 +16,15 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 
 from ..utils.errors import UserError
-from .columns import CaptionedImage, codes_of
+from .columns import CaptionedImage, first_rows
 from .records import MissingSplitError
 from .splits import held_out_split, split_of, split_of_folder
 from .tables import TableColumns, TableSettings, parse_rows
 
-_STATE_FILES = ("dataset_dict.json", "state.json", "dataset_info.json")
+_STATE_FILES = ("dataset_dict.json", "state.json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", re.ASCII)
 _TAIL = 16  # bytes of an image that are compared before the others: the end of PNG data has a checksum
 
@@ -107,7 +108,10 @@ def _load_tables(source: str) -> dict[str, datasets.Dataset]:
         if is_saved_dataset(path):
             loaded = datasets.load_from_disk(path)
         elif path.exists():
-            loaded = datasets.load_dataset("parquet", data_files=_parquet_files(path))
+            # Without buffers: Arrow would hold all of a file.
+            options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+            files = _parquet_files(path)
+            loaded = datasets.load_dataset("parquet", data_files=files, fragment_scan_options=options)
         else:
             name, _, config = source.partition(":")
             loaded = datasets.load_dataset(name, config or None)
@@ -146,22 +150,29 @@ def _read_table(
     """Return the entries of a table, with an empty source if the image is in the table, and all images."""
     typed = [column for column, feature in table.features.items() if _holds_images(feature)]
     given = typed[0] if settings.image_column is None and len(typed) == 1 else settings.image_column
-    settings = TableSettings(None, given, settings.caption_column)
+    settings = replace(settings, image_column=given)
     try:
         columns = TableColumns.find(table.column_names, settings)
         content = _image_column(table, columns.image)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    names, in_table = _image_names(content.data.table[columns.image], name)
-    if not folders and len(files := names.filter(pc.invert(in_table)).drop_null()):
+    images = content.data.table[columns.image]
+    first, paths = _image_rows(images), pc.struct_field(images, "path")
+    if not folders and len(files := paths.filter(pa.array(first < 0)).drop_null()):
         raise UserError(f"{where} has file names, such as {files[0]}: give --image_root, the files' folder")
-    others = table.select_columns([column for column in columns[1:] if column is not None]).data.table
-    batches = others.append_column(columns.image, names).to_batches(max_chunksize=1000)
-    rows = enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches))
+    read: pa.Table = table.data.table.select([*filter(None, columns)])
+    batches = read.set_column(0, columns.image, paths).to_batches(max_chunksize=1000)
+
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches)):
+            if first[number] >= 0:  # `datasets` keeps only the file name of a path
+                row[columns.image] = f"{name}[{first[number]}]"
+            yield number, row
+
     settings = replace(settings, image_column=columns.image)
-    entries = parse_rows(rows, f"{where}[{{}}]".format, settings, folders, split=split)
-    flags = zip(entries, in_table.to_numpy(), strict=True)
-    sources = (replace(entry, source=b"") if is_in_table else entry for entry, is_in_table in flags)
+    entries = parse_rows(rows(), f"{where}[{{}}]".format, settings, folders, split=split)
+    numbered = zip(entries, first, strict=True)
+    sources = (replace(entry, source=b"") if number >= 0 else entry for entry, number in numbered)
     return sources, content.rename_column(columns.image, "content")
 
 
@@ -176,25 +187,23 @@ def _image_column(table: datasets.Dataset, column: str) -> datasets.Dataset:
         ) from error
 
 
-def _image_names(images: pa.ChunkedArray, table: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Return the name of each image, and whether its bytes are in the table.
+def _image_rows(images: pa.ChunkedArray) -> np.ndarray:
+    """Return the first row with the same path and bytes for each image in the table, and -1 for files.
 
-    The name of an image file is its path. The name of other images is `table[row]`, with the first row that
-    has the same path and bytes: `datasets` keeps only the file name of the path. All bytes are read only of
-    images that have the same path, length and end.
+    All bytes are read only of images that have the same path, length and end.
     """
-    content, paths = pc.struct_field(images, "bytes"), pc.struct_field(images, "path")
-    in_table = pc.is_valid(content)
-    parts = (
-        paths.cast(pa.binary()),
-        pc.binary_length(content).cast(pa.string()).cast(pa.binary()),
-        pc.binary_slice(content, -_TAIL, None),
-    )
-    codes = codes_of(pc.binary_join_element_wise(*parts, b"/", null_handling="replace"))
-    similar = np.flatnonzero((np.bincount(codes)[codes] > 1) & in_table.to_numpy())
-    digests = (b"%d/" % codes[row] + hashlib.sha256(content[row].as_py()).digest() for row in similar)
-    exact = codes_of(pa.chunked_array([pa.array(digests, pa.binary())]))
-    first = np.arange(len(images))
-    first[similar] = similar[np.unique(exact, return_index=True)[1]][exact]
-    numbered = pc.binary_join_element_wise(f"{table}[", pa.array(first).cast(pa.string()), "]", "")
-    return pc.if_else(in_table, numbered, paths), in_table
+    content = pc.struct_field(images, "bytes")
+    in_table = content.is_valid().to_numpy()
+
+    def keys(chunk: pa.Array) -> pa.Array:
+        data, paths = (pc.struct_field(chunk, name) for name in ("bytes", "path"))
+        length = pc.binary_length(data).cast(pa.string())
+        parts = (part.cast(pa.binary()) for part in (paths, length, pc.binary_slice(data, -_TAIL, None)))
+        return pc.binary_join_element_wise(*parts, b"/", null_handling="replace")
+
+    alike = first_rows(map(keys, images.chunks))
+    similar = np.flatnonzero((np.bincount(alike)[alike] > 1) & in_table)
+    digests = (b"%d/" % alike[row] + hashlib.sha256(content[row].as_py()).digest() for row in similar)
+    first = np.where(in_table, np.arange(len(images)), -1)
+    first[similar] = similar[first_rows([pa.array(digests, pa.binary())])]
+    return first

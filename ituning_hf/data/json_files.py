@@ -50,7 +50,11 @@ def read_json_dataset(path: Path, splits: Sequence[str], settings: TableSettings
     Raises:
         UserError: The file is not JSON, or is malformed.
     """
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except UserError as error:
+        advice = ": if it has JSON lines, rename it to .jsonl" if "Extra data" in str(error) else ""
+        raise UserError(f"{error}{advice}") from error
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
         rows, describe, own = enumerate(content), f"{path}[{{}}]".format, held_out_split(path)
         return parse_rows(rows, describe, settings, settings.folders(path), split=own)

@@ -32,7 +32,6 @@ class LoadSettings(TableSettings):
     seed: int = 0
     num_scenes: int = 2000
     val_share: float = DEFAULT_VAL_SHARE
-    require_captions: bool | None = True
     require_images: bool = True
 
 
@@ -76,7 +75,8 @@ def load_captioned_images(
         columns: The column names of a CSV file without a header line, separated by commas.
         val_share: The share of the images used as "val" if the dataset has no splits.
         require_captions: Whether to refuse a dataset without captions, such as the NoCaps test split. If
-            only some images have captions, the others are left out, and counted in a warning. None keeps all.
+            only some images have captions, the others are left out, and counted in a warning. None keeps all,
+            and a table needs no caption column and no header line.
         require_images: Whether to check that the image files exist.
 
     Raises:
@@ -85,8 +85,8 @@ def load_captioned_images(
         FileNotFoundError: `dataset` or some of its images do not exist.
     """
     root = None if image_root is None else Path(image_root)
-    table = (root, image_column, caption_column, columns)
-    settings = LoadSettings(*table, seed, num_scenes, val_share, require_captions, require_images)
+    table = (root, image_column, caption_column, columns, require_captions)
+    settings = LoadSettings(*table, seed, num_scenes, val_share, require_images)
     return next(load_splits(os.fspath(dataset), [split], settings))
 
 

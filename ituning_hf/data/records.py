@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -80,7 +81,8 @@ def parse_split(value: Any) -> str | None:
 
 def find_folder(folders: Sequence[Path], names: Iterable[str]) -> Path | None:
     """Return the first folder that contains one of the first images."""
-    probed = [name for name, _ in zip(names, range(_PROBED), strict=False)]
+    first = itertools.islice(names, _PROBED)
+    probed = [spelling for name in first for spelling in {name, name.replace("\\", "/")}]
     return next((folder for folder in folders if any((folder / name).is_file() for name in probed)), None)
 
 

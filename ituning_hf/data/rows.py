@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import itertools
 import os
@@ -27,19 +28,22 @@ Select = Callable[[list[str]], Sequence[str]]
 
 
 def read_rows(
-    path: Path, columns: str | None = None, select: Select = list
+    path: Path, columns: str | None = None, select: Select = list, any_header: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and the fields of each row of a `.jsonl` or `.parquet` file, or else of a CSV file.
 
     Text is UTF-8. A CSV file has the column names in its first line, unless `columns` has them. Its delimiter
     is a tab if this line has one, else a comma, semicolon or bar, whichever is most frequent. Fields may be
-    quoted, and are strings without leading and trailing spaces.
+    quoted, and are strings without leading and trailing spaces. If a file with tabs is not valid so, such as
+    Flickr8k.token.txt, its quotation marks are ordinary characters.
 
     Args:
         path: The file.
         columns: The column names of a CSV file without a header line, separated by commas.
         select: Receives the column names of a CSV or Parquet file, and returns the columns that are needed of
             a Parquet file. May raise a UserError, which then names the file and the header line.
+        any_header: Whether a CSV file without a header line is read, too: the column of image names is
+            "image", and others have no names.
 
     Returns:
         The numbers of lines from 1 or of Parquet rows from 0, for `describe_row`, and the fields.
@@ -52,7 +56,7 @@ def read_rows(
             return _read_json_lines(path)
         case ".parquet":
             return _read_parquet(path, select)
-    return _read_csv(path, columns, select)
+    return _read_csv(path, columns, select, any_header)
 
 
 def is_csv(path: Path) -> bool:
@@ -86,14 +90,18 @@ def _read_parquet(path: Path, select: Select) -> Iterator[tuple[int, dict[str, A
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def _read_csv(path: Path, columns: str | None, select: Select) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(
+    path: Path, columns: str | None, select: Select, any_header: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
     given = [] if columns is None else [name.strip() for name in columns.split(",")]
     lines = _read_csv_lines(path)
     first, header = next(lines, (1, given))
     names = given or header
     if not names:
         raise UserError(f"{path} is empty: its first line must contain the column names")
-    if not given and any(map(_is_image_name, re.split(r"[\t,;|]", "\t".join(header)))):
+    if not given and any_header and any(map(_is_image_name, header)):
+        names = ["image" if _is_image_name(field) else "" for field in header]
+    elif not given and any(map(_is_image_name, re.split(r"[\t,;|]", "\t".join(header)))):
         raise UserError(
             f"{path}: there is no header line, the first line is {reprlib.repr(header)}: add one, or name "
             "the columns in their order, for example by --columns image,caption"
@@ -112,15 +120,23 @@ def _read_csv(path: Path, columns: str | None, select: Select) -> Iterator[tuple
 
 
 def _read_csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(_MAX_FIELD)  # of the process: a reader has no limit of its own
     with open_utf8(path, newline="") as file:
         first = next((line.strip() for line in file if line.strip()), "")
-        file.seek(0)
-        delimiter = find_delimiter(first)
-        csv.field_size_limit(_MAX_FIELD)
         # strict: otherwise a misplaced quotation mark would silently consume the following rows
-        reader, number = csv.reader(file, delimiter=delimiter, strict=True), 1
+        style: dict[str, Any] = {"delimiter": find_delimiter(first), "strict": True}
+        if style["delimiter"] == "\t":
+            file.seek(0)
+            try:
+                collections.deque(csv.reader(file, **style), maxlen=0)
+            except csv.Error:
+                style["quoting"] = csv.QUOTE_NONE
+        file.seek(0)
+        reader, number = csv.reader(file, **style), 1
         try:
             for fields in reader:
+                if any("\t" in field and "\n" in field for field in fields):
+                    raise csv.Error("a quoted field has a tab and a line break")
                 if any(fields := [*map(str.strip, fields)]):
                     yield number, fields
                 number = reader.line_num + 1

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..utils.errors import UserError
-from .columns import CaptionedImages, codes_of, finish_rows, restore_name, take
+from .columns import CaptionedImages, finish_rows, first_rows, restore_name, take
 from .records import MissingSplitError, first_names
 
 logger = logging.getLogger(__name__)
@@ -53,25 +53,25 @@ def select_split(
             have the same id, or `val_share` has no effect or is out of range.
     """
     table: pa.Table = rows.data.table
-    codes = codes_of(table["name"])  # of the image of each row
-    first = np.unique(codes, return_index=True)[1]  # the first row of each image
-    if len(first) < len(codes):
-        _require_equal_entries(table, codes, first, where)
+    owners = first_rows(table["name"].chunks)  # of the image of each row
+    first = np.flatnonzero(owners == np.arange(len(owners)))
+    if len(first) < len(owners):
+        _require_equal_entries(table, owners, where)
     if captioned is not None:
         first = first[captioned[first]]
     kept = first[_in_split(table, first, split, where, seed, val_share)]
-    images = _read_images(rows, codes, kept, content)
+    images = _read_images(rows, owners, kept, content)
     _check_ids(images, f"{where}, split {split!r}")
     return images
 
 
-def _require_equal_entries(table: pa.Table, codes: np.ndarray, first: np.ndarray, where: str) -> None:
+def _require_equal_entries(table: pa.Table, owners: np.ndarray, where: str) -> None:
     for column, noun in (("split", "splits"), ("image_id", "ids")):
-        values = codes_of(table[column])
-        if len(different := np.flatnonzero(values != values[first][codes])):
+        values = first_rows(table[column].chunks)
+        if len(different := np.flatnonzero(values != values[owners])):
             row = int(different[0])
             name = table["name"][row].as_py()
-            one, other = (table[column][i].as_py() for i in (int(first[codes[row]]), row))
+            one, other = (table[column][i].as_py() for i in (int(owners[row]), row))
             raise UserError(
                 f"{where}: the entries of {name!r} have different {noun}, {one} and {other}: correct or "
                 "remove one of them"
@@ -125,16 +125,16 @@ def random_number(seed: int, name: str) -> float:
 
 
 def _read_images(
-    rows: datasets.Dataset, codes: np.ndarray, kept: np.ndarray, content: datasets.Dataset | None
+    rows: datasets.Dataset, owners: np.ndarray, kept: np.ndarray, content: datasets.Dataset | None
 ) -> CaptionedImages:
     """Return the images whose first rows are `kept`, with the captions of all their rows."""
     # A table that contains images is not copied: the other columns get all of its rows, too.
-    written = kept if content is None else np.arange(len(codes))
+    written = kept if content is None else np.arange(len(owners))
     merged = None
-    if len(kept) < len(codes):
-        counts = np.where(np.isin(written, kept), np.bincount(codes)[codes[written]], 0)
-        order = np.argsort(codes, kind="stable")
-        order = order[np.isin(codes[order], codes[kept])]
+    if len(kept) < len(owners):
+        owned = np.flatnonzero(np.isin(owners, kept))
+        counts = np.bincount(owners[owned], minlength=len(owners))[written]
+        order = owned[np.argsort(owners[owned], kind="stable")]
         merged = order, np.concatenate([[0], counts.cumsum()])
     finished = finish_rows(rows, written, merged)
     if content is None:
@@ -155,9 +155,10 @@ def find_captioned(rows: datasets.Dataset, where: str, require_captions: bool) -
     lengths = pc.list_value_length(table["captions"]).to_numpy()
     if lengths.all():
         return None
-    codes = codes_of(table["name"])
-    first = np.unique(codes, return_index=True)[1]  # the first row of each image
-    without = first[np.bincount(codes, lengths) == 0]
+    owners = first_rows(table["name"].chunks)
+    counts = np.bincount(owners, lengths, minlength=len(owners))
+    first = np.flatnonzero(owners == np.arange(len(owners)))
+    without = first[counts[first] == 0]
     if len(without) == len(first) and not require_captions:
         return None
     names = first_names([restore_name(table["name"][int(row)].as_py()) for row in without[:4]])
@@ -170,7 +171,7 @@ def find_captioned(rows: datasets.Dataset, where: str, require_captions: bool) -
         )
     if len(without):
         logger.warning("%s and are left out (%s)", problem, names)
-    return np.bincount(codes, lengths)[codes] > 0
+    return counts[owners] > 0
 
 
 def _check_ids(images: CaptionedImages, where: str) -> None:

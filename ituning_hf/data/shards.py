@@ -6,6 +6,7 @@ import glob
 import itertools
 import logging
 import os
+import posixpath
 import re
 import shutil
 import tarfile
@@ -156,7 +157,7 @@ class Shard:
     the path up to the first dot of the file name. Its captions are those of the first member that has any,
     of `.txt`, `.caption` and `.json`; see `parse_caption_file`. Members of other kinds, of longer suffixes
     such as ".seg.png", and keys without an image are passed over. Of images with the same key, the first is
-    used, and a warning counts the others.
+    used, and a warning counts the others. A link has the content of an earlier member, or is counted as well.
 
     Opening a shard reads its headers. Images of a local shard are read when they are needed. A remote shard
     is downloaded to an unnamed temporary file, which is gone when the object is (also after SIGKILL), and its
@@ -175,23 +176,33 @@ class Shard:
         self._path = None if "://" in address else Path(address)
         self._file: IO[bytes] = _download(address) if self._path is None else self._path.open("rb")
         weakref.finalize(self, self._file.close)
+        empty = [-1] * 2 * len(_KINDS)  # the offset and length of each kind
         samples: dict[str, list[int]] = {}
         repeated: list[str] = []
+        broken: list[str] = []
         for member in self._members():
-            folder, _, file_name = member.name.rpartition("/")
-            stem, dot, suffix = file_name.partition(".")
-            kind = "image" if dot + suffix.lower() in IMAGE_SUFFIXES else dot + suffix.lower()
-            if not stem or kind not in _KINDS:
-                continue  # an empty stem: "._dog.jpg" of macOS
-            key, place = f"{folder}/{stem}".lstrip("/"), 2 * _KINDS.index(kind)
-            row = samples.setdefault(key, [-1] * 2 * len(_KINDS))  # the offset and length of each kind
+            if (found := _key_and_place(member.name)) is None:
+                continue
+            (key, place), part = found, [member.offset_data, member.size]
+            if not member.isreg():
+                base = "" if member.islnk() else posixpath.dirname(member.name)
+                target, start = _key_and_place(posixpath.join(base, member.linkname)) or ("", 0)
+                part = samples.get(target, empty)[start : start + 2]
+                if part[0] < 0:
+                    broken.append(member.name)
+                    continue
+            row = samples.setdefault(key, [*empty])
             if row[place] < 0:
-                row[place : place + 2] = member.offset_data, member.size
-            elif kind == "image":
+                row[place : place + 2] = part
+            elif place == 0:
                 repeated.append(key)
-        if repeated:
-            text = "%s: %s images have the name of another and are left out (%s)"
-            logger.warning(text, address, f"{len(repeated):,}", first_names(repeated))
+        for problem, names in {
+            "images have the name of another": repeated,
+            "links lead nowhere": broken,
+        }.items():
+            if names:
+                text = f"%s: %s {problem} and are left out (%s)"
+                logger.warning(text, address, f"{len(names):,}", first_names(names))
         self._keys = [key for key, row in samples.items() if row[0] >= 0]
         self._parts = np.array([samples[key] for key in self._keys], dtype=np.int64)
 
@@ -222,21 +233,33 @@ class Shard:
         return self._file.read(length)
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
-        """Yield the files in the shard up to its end or the first damage."""
+        """Yield the files and links in the shard up to its end or the first damage."""
         size = self._file.seek(0, os.SEEK_END)
         self._file.seek(0)
         try:
-            with tarfile.open(fileobj=self._file, mode="r:", encoding="utf-8", errors="replace") as tar:
+            with tarfile.open(
+                fileobj=self._file, mode="r:", encoding="utf-8", errors="surrogateescape"
+            ) as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined] # it would keep 1 kB of each
                     if member.isreg() and member.offset_data + member.size > size:
                         raise tarfile.ReadError("it ends in the middle of a file")
-                    if member.isreg() and not member.issparse():
+                    if member.islnk() or member.issym() or (member.isreg() and not member.issparse()):
                         yield member
                 if self._read(tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):
                     raise tarfile.ReadError("it has a damaged header")  # which tarfile takes for the end
         except (tarfile.TarError, ValueError, EOFError) as error:  # ValueError: of numbers in a header
             self.damage = f"{self.address} is damaged: {_one_line(error)}"
+
+
+def _key_and_place(name: str) -> tuple[str, int] | None:
+    """Return a member's key, and the place of its offset in a row of kinds; None for other members."""
+    folder, _, file_name = name.rpartition("/")
+    stem, dot, suffix = file_name.partition(".")
+    kind = "image" if dot + suffix.lower() in IMAGE_SUFFIXES else dot + suffix.lower()
+    if not stem or kind not in _KINDS:  # an empty stem: "._dog.jpg" of macOS
+        return None
+    return f"{folder}/{stem}".lstrip("/"), 2 * _KINDS.index(kind)
 
 
 def _download(address: str, pauses: Sequence[int] = (1, 4, 16)) -> IO[bytes]:

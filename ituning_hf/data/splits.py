@@ -6,6 +6,7 @@ name a split; `interval`, `latest` and `device` do not.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -39,6 +40,7 @@ def split_of(path: str) -> str | None:
     return stated.pop() if len(stated) == 1 else None
 
 
+@functools.lru_cache
 def split_of_folder(name: str) -> str | None:
     """Return the split of which a folder has the images, or None if its name has other words, too."""
     stated = splits_in(name, entire=True)

@@ -34,6 +34,7 @@ class TableSettings:
     image_column: str | None = None
     caption_column: str | None = None
     columns: str | None = None
+    require_captions: bool | None = True
 
     def folders(self, path: Path) -> list[Path]:
         """Return the folders that file names in a file may be relative to."""
@@ -44,7 +45,7 @@ class TableColumns(NamedTuple):
     """The names of a table's columns that are read."""
 
     image: str
-    caption: str
+    caption: str | None
     split: str | None
     image_id: str | None
 
@@ -55,9 +56,13 @@ class TableColumns(NamedTuple):
         def usual(*wanted: str) -> str | None:
             return next((name for name in names if name.lower() in wanted), None)
 
+        image = find_column(names, settings.image_column, IMAGE_COLUMNS, "image_column")
+        caption, optional = settings.caption_column, settings.require_captions is None
+        with suppress(*[UserError] if optional and caption is None else []):
+            caption = find_column(names, caption, CAPTION_COLUMNS, "caption_column")
         return cls(
-            find_column(names, settings.image_column, IMAGE_COLUMNS, "image_column"),
-            find_column(names, settings.caption_column, CAPTION_COLUMNS, "caption_column"),
+            image,
+            caption,
             usual("split"),
             usual(*ID_COLUMNS),
         )
@@ -121,7 +126,7 @@ def parse_rows(
                 name = name.replace("\\", "/")  # written on Windows
             yield CaptionedImage(
                 name,
-                parse_captions(row[columns.caption], columns.caption),
+                () if columns.caption is None else parse_captions(row[columns.caption], columns.caption),
                 os.path.join(folder, name),
                 columns.image_id and parse_id(row[columns.image_id]),
                 split=(columns.split and parse_split(row[columns.split])) or split,
@@ -156,7 +161,7 @@ def read_table(
         return [name for name in TableColumns.find(names, settings) if name is not None]
 
     return parse_rows(
-        read_rows(path, settings.columns, select),
+        read_rows(path, settings.columns, select, any_header=settings.require_captions is None),
         functools.partial(describe_row, path),
         settings,
         folders or settings.folders(path),

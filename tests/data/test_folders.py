@@ -45,6 +45,18 @@ def test_splits_are_folders_or_stated_in_each_line(tmp_path: Path, val_name: str
         assert captions(tmp_path / "lines", split) == {f"{name}.jpg": ("a",)}
 
 
+def test_metadata_of_all_splits_names_their_folders(tmp_path: Path) -> None:
+    names = ["train/a.jpg", "test/sub/b.jpg"]
+    write_metadata(tmp_path, *({"file_name": name, "caption": "a"} for name in names))
+    assert [list(captions(tmp_path, split)) for split in ("train", "test", "all")] == [
+        [names[0]],
+        [names[1]],
+        names,
+    ]
+    write_metadata(tmp_path, *({"file_name": name, "caption": "a", "split": "val"} for name in names))
+    assert list(captions(tmp_path, "val")) == names
+
+
 GOOD = {"file_name": "a.jpg", "caption": "a"}
 
 

@@ -50,25 +50,23 @@ def write(path: Path, *lines: str) -> Path:
         ("[{'raw': 'a dog', 'tokens': ['a', 'dog']}]", ("a dog",)),
         ('[{"caption": "a dog"}, {"caption": null}]', ("a dog",)),
         (r"['a \d dog']", (r"a \d dog",)),
+        *[(text, (text,)) for text in ("[2019]", "[...]", "{}", "[True]", "(1, 2)", "[b'a']", '["a", 2]')],
     ],
 )
 def test_a_cell_may_hold_a_list_as_text(cell: str, expected: tuple[str, ...]) -> None:
     assert parse_captions(cell, "raw") == expected
 
 
-@pytest.mark.parametrize("cell", ["[1, 2]", "['a', ['b', ['c']]]", '["a", {"id": 1}]', "[b'a']"])
-def test_a_list_of_other_values_is_refused(cell: str) -> None:
-    with pytest.raises(UserError, match=r"^'raw' must be a string or a list of strings, got ['\"]\["):
+@pytest.mark.parametrize("cell", [[1, 2], ["a", ["b", ["c"]]], ["a", {"id": 1}], [b"a"], 7, {}])
+def test_other_values_are_refused(cell: object) -> None:
+    with pytest.raises(UserError, match=r"^'raw' must be a string or a list of strings, got [\[7{]"):
         parse_captions(cell, "raw")
 
 
 def test_a_widespread_file_of_flickr30k(tmp_path: Path) -> None:
-    lines = [f'"[""a dog"", {item}]","[0, 1]",test,a.jpg,7' for item in ('""a puppy""', 2)]
-    path = write(tmp_path / "a.csv", "raw,sentids,split,filename,img_id", lines[0])
-    (image,) = load(path, "test")
+    line = '"[""a dog"", ""a puppy""]","[0, 1]",test,a.jpg,7'
+    (image,) = load(write(tmp_path / "a.csv", "raw,sentids,split,filename,img_id", line), "test")
     assert (image.name, image.captions, image.image_id) == ("a.jpg", ("a dog", "a puppy"), 7)
-    with pytest.raises(UserError, match=r"a\.csv, line 3: 'raw' must be .*, got '\[\"a dog\", 2\]'"):
-        load(write(path, "raw,sentids,split,filename,img_id", *lines), "test")
 
 
 def test_a_missing_caption_is_an_empty_one(tmp_path: Path) -> None:
@@ -195,6 +193,9 @@ def test_names_that_were_written_on_windows(tmp_path: Path) -> None:
     save_image(tmp_path / "train\\a.png")  # some programs unpack archives of Windows like this
     (image,) = load_captioned_images(path, "all")
     assert image.source == tmp_path / "train\\a.png"
+    photo = save_image(tmp_path / "images" / "sub" / "b.png")
+    path = write(tmp_path / "b.jsonl", json.dumps({"image": "sub\\b.png", "caption": "b"}))
+    assert load_captioned_images(path, "all")[0].source == photo
     path = write(tmp_path / "b.jsonl", json.dumps({"image": "C:\\photos\\a.png", "caption": "a"}))
     with pytest.raises(FileNotFoundError, match="these are paths of Windows: write them relative"):
         load_captioned_images(path, "all")
@@ -273,6 +274,29 @@ def test_images_without_captions_are_left_out_and_counted(
     if kind != "txt":
         assert len(load(path, "all", require_captions=None)) == 6
         assert len(load(path, "all", require_captions=False)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.csv", ["image,year", "a.png,2019"]),
+        ("a.csv", ["text,image,caption", "a,a.png,b"]),
+        ("a.csv", ["a.png"]),
+        ("a.tsv", ["7\ta.png#0\ta dog"]),
+        ("a.jsonl", ['{"image": "a.png"}']),
+        ("a.json", ['[{"image": "a.png", "year": 2019}]']),
+        ("a.parquet", []),
+    ],
+)
+def test_pictures_to_caption_need_no_caption_column(tmp_path: Path, name: str, lines: list[str]) -> None:
+    path = write(tmp_path / name, *lines)
+    if not lines:
+        pq.write_table(pa.table({"image": ["a.png"]}), path)
+    with pytest.raises(UserError, match=r"caption_column|there is no header line"):
+        load(path, "all")
+    assert captions(path, "all", require_captions=None) == {"a.png": ()}
+    with pytest.raises(UserError, match="there is no column 'other'"):
+        load(path, "all", require_captions=None, caption_column="other")
 
 
 # --- What `ituning caption` writes

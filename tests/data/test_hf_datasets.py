@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ituning_hf.data.columns import CaptionedImage
-from ituning_hf.data.hf_datasets import is_hub_name
+from ituning_hf.data.hf_datasets import is_hub_name, is_saved_dataset
 from ituning_hf.data.images import UnreadableImageError
 from ituning_hf.data.loading import load_captioned_images
 from ituning_hf.data.records import MissingSplitError
@@ -96,6 +96,8 @@ def test_a_folder_of_parquet_files_by_split(tmp_path: Path, pattern: str, splits
     for first, name in enumerate(splits):
         write(tmp_path / "pets" / pattern.format(name), table(1, first))
     save_image(tmp_path / "pets" / "photo.jpg")  # other files in the folder are not read
+    (tmp_path / "pets" / "dataset_info.json").write_text("{}")  # as `download_and_prepare` writes it
+    assert not is_saved_dataset(tmp_path / "pets")
     assert {split: captions(tmp_path / "pets", split) for split in ("train", "val", "test")} == {
         "train": {"train[0]": ("a 0",)},
         "val": {"val[0]": ("a 1",)},

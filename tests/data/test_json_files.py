@@ -115,6 +115,14 @@ def test_contradictory_karpathy_entries_are_refused(write_json: WriteJson) -> No
         load(write_json({"images": entries}))
 
 
+def test_json_lines_need_another_suffix(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"image": "a.jpg"}\n{"image": "b.jpg"}\n')
+    with pytest.raises(
+        UserError, match=r"a\.json is not JSON: Extra data: .*JSON lines, rename it to \.jsonl"
+    ):
+        load(tmp_path / "a.json")
+
+
 # --- COCO
 
 

@@ -21,6 +21,8 @@ from ituning_hf.data.records import MissingSplitError
 from ituning_hf.data.shards import Shard, expand_braces, find_shards, read_shards, select_shards
 from ituning_hf.utils.errors import UserError, WorkError
 
+from .conftest import captions
+
 # --- Addresses
 
 
@@ -234,22 +236,33 @@ def test_every_tar_format_with_long_names(format: int, tmp_path: Path):
     assert (image.name, image.captions, image.read()) == (f"x/{key}", ("a",), png())
 
 
-def test_links_and_files_of_macos_are_passed_over(tmp_path: Path):
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+@pytest.mark.parametrize("target", ["/etc/passwd", "a/lost.png", "a/1.png", "1.png"])
+def test_links_to_earlier_members_have_their_content(tmp_path: Path, caplog, target: str):
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_bytes({"a/1.png": png(), "a/1.txt": b"one"}))
+    with tarfile.open(path, "a") as tar:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE):
-            member = tarfile.TarInfo(f"{kind.decode()}.png")
-            member.type, member.linkname = kind, "/etc/passwd"
+            member = tarfile.TarInfo(f"a/link{kind.decode()}.png")
+            member.type, member.linkname = kind, target
             tar.addfile(member)
-    assert list(read_shards({"x": str(tmp_path / "x.tar")})) == []
+    found = {image.name.removeprefix("x/a/"): image.read() for image in read_shards({"x": str(path)})}
+    linked = {"a/1.png": ["link1"], "1.png": ["link2"]}.get(target, [])
+    assert found == dict.fromkeys(["1", *linked], png())
+    names = [f"a/{name}.png" for name in ("link2", "link1") if name not in linked]
+    assert caplog.messages == [
+        f"{path}: {len(names)} links lead nowhere and are left out ({', '.join(names)})"
+    ]
+
+
+def test_files_of_macos_are_passed_over(tmp_path: Path):
     assert list(read({"._1.png": png(), ".png": png(), "1.png": png(), "1.txt": b"a"}, tmp_path)) == ["x/1"]
 
 
 def test_names_that_are_not_utf8_are_read(tmp_path: Path):
-    (tmp_path / "x.tar").write_bytes(
-        tar_bytes({"caf\udce9.png": png(), "caf\udce9.txt": b"a"}, tarfile.GNU_FORMAT)
-    )
-    (image,) = read_shards({"x": str(tmp_path / "x.tar")})
-    assert image.name == "x/caf\ufffd"
+    keys = ["caf\udce9", "caf\udce8"]
+    members = {key + suffix: content for suffix, content in ((".png", png()), (".txt", b"a")) for key in keys}
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members, tarfile.GNU_FORMAT))
+    assert captions(tmp_path / "x.tar", "all") == {f"x/{key}": ("a",) for key in keys}
 
 
 # --- Damage

@@ -121,6 +121,18 @@ def test_files_of_spreadsheets_and_pandas(tmp_path: Path) -> None:
     assert found["val"][0].captions == ("a; b",)
 
 
+def test_quotation_marks_in_files_with_tabs(tmp_path: Path) -> None:
+    quoted = ['a.jpg\t"two\tdogs"', 'b.jpg\t"a ""big"" dog\nruns"']
+    path = write_lines(tmp_path / "a.tsv", "image\tcaption", *quoted)
+    assert captions(path, "all") == {"a.jpg": ("two dogs",), "b.jpg": ('a "big" dog runs',)}
+    unquoted = ['a.jpg\t"Stop" says a sign', 'b.jpg\t"Two dogs run', 'c.jpg\tA cat says "hi"']
+    expected = dict(zip(["a.jpg", "b.jpg", "c.jpg"], [(line[6:],) for line in unquoted], strict=True))
+    assert captions(write_lines(path, "image\tcaption", *unquoted), "all") == expected
+    write_lines(path, "image\tcaption", 'a.jpg\t"Two dogs run', 'b.jpg\tA cat says hi "')
+    with pytest.raises(UserError, match=r"a\.tsv, line 2: a quoted field has a tab and a line break"):
+        captions(path, "all")
+
+
 def test_a_long_field(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.csv", "image,caption,base64", f"a.jpg,{'dog ' * 50_000},{'x' * 200_000}")
     assert captions(path)["a.jpg"] == ("dog " * 49_999 + "dog",)
