@@ -17,8 +17,9 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,9 @@ class Job:
     """
 
     def __init__(self, output: Output, rank: Rank) -> None:
-        self.output, self.folder, self._journals = output, output.work, _journals(output.work, rank)
-        self._journal = self._journals[rank.index]
-        self.lock = FileLock(self._journal.with_suffix(".lock"))
+        self.output, self.folder, self._index = output, output.work, rank.index
+        self._journals = [self.folder / f"{index}-of-{rank.count}.jsonl" for index in range(rank.count)]
+        self.lock = FileLock(self._journals[rank.index].with_suffix(".lock"))
         self.settings: dict[str, Any] = read_json(self.folder / _SETTINGS)
         try:
             with pa.memory_map(str(self.folder / _NAMES)) as file:
@@ -115,30 +116,31 @@ class Job:
         indices = pc.index_in(self.names, value_set=pa.concat_arrays([names, gone])).to_numpy()
         return Pictures([*pictures.parts, (paths, "")], indices)
 
-    @contextmanager
-    def recording(self) -> Iterator[Callable[[int, list[Captions]], None]]:
-        """Open this process's journal, and return the function that records a batch's captions."""
-        with self._journal.open("ab", buffering=0) as file:  # a line is one system call
+    def open_journal(self) -> FileIO:
+        """Open this process's journal."""
+        return FileIO(self._journals[self._index], "ab")  # unbuffered: a line is one system call
 
-            def record(number: int, captions: list[Captions]) -> None:
-                names = to_names(self.names.slice(number * self._size, self._size))
-                rows = (
-                    (name, texts)
-                    for name, texts in zip(names, captions, strict=True)
-                    if texts is not None and any(texts)
-                )
-                # The line break first: a kill may have cut off the previous line.
-                line = f"\n{json.dumps([number, self._key, captions])}".encode()
-                try:
-                    if os.fstat(file.fileno()).st_nlink == 0:
-                        raise UserError(f"{self._journal} was removed")
-                    self.output.write_batch(rows)
-                    if file.write(line) < len(line):
-                        raise UserError(f"{self._journal} is cut off, perhaps because the disk is full")
-                except (OSError, UserError) as error:
-                    raise WorkError(f"captions cannot be written ({error})") from error
+    def record(self, journal: FileIO, number: int, captions: list[Captions]) -> None:
+        """Record the captions of a batch.
 
-            yield record
+        Args:
+            journal: The result of `open_journal`.
+            number: The batch's number.
+            captions: The captions of each image in it.
+
+        Raises:
+            WorkError: They cannot be written.
+        """
+        names = to_names(self.names.slice(number * self._size, self._size))
+        rows = ((name, texts) for name, texts in zip(names, captions, strict=True) if texts is not None)
+        # The line break first: a kill may have cut off the previous line.
+        line = f"\n{json.dumps([number, self._key, captions])}".encode()
+        try:
+            self.output.write_batch(rows)
+            if journal.write(line) < len(line) or os.fstat(journal.fileno()).st_nlink == 0:
+                raise UserError(f"the disk is full, or {self.folder} was removed")
+        except (OSError, UserError) as error:
+            raise WorkError(f"captions cannot be written ({error})") from error
 
     def finish(self) -> bool:
         """Write the output and remove the work folder, if all processes have finished their batches.
@@ -152,7 +154,8 @@ class Job:
                 done = self.done()
                 # A process that has not begun would begin the same work again if it did not find the folder.
                 all_begun = all(path.exists() for path in self._journals)
-                if len(done) * self._size < len(self.names) or not all_begun or _in_use(self.folder):
+                in_use = _is_any_locked(self.folder.glob("*-of-*.lock"))
+                if len(done) * self._size < len(self.names) or in_use or not all_begun:
                     return False
                 self._write(pc.list_flatten(done["captions"]))
             _remove(self.folder)
@@ -213,11 +216,12 @@ class Batches:
             WorkError: The captions cannot be written.
         """
         results = iter_captions(model, processor, self.images, batch_size=self.size, **options)
-        with closing(results), self.job.recording() if self.job else nullcontext() as record:
+        with closing(results), self.job.open_journal() if self.job else nullcontext() as journal:
             for number in self._numbers:
                 batch = list(itertools.islice(results, self.size))
-                if record is not None:
-                    record(number, [None if r.error else [*map(clean_caption, r.captions)] for r in batch])
+                if self.job and journal:
+                    captions = [None if r.error else [*map(clean_caption, r.captions)] for r in batch]
+                    self.job.record(journal, number, captions)
                 self.num_unreadable += sum(result.error is not None for result in batch)
                 yield batch
 
@@ -250,26 +254,24 @@ def begin_job(output: Output, names: pa.Array, rank: Rank, settings: dict[str, A
             sync(folder / _NAMES)
             write_json(folder / _SETTINGS, settings | {"images": _digest(to_names(todo))})
         job = Job(output, rank)
-        problem = _difference(job, names, settings)
-        if _in_use(folder) if problem else _is_locked(job.lock):
+        was = job.settings
+        problems = [
+            f"has {name} {was.get(name)!r}, and now it is {value!r}"
+            for name, value in settings.items()
+            if was.get(name) != value
+        ]
+        if not pc.any(pc.is_in(job.names, value_set=names)).as_py():
+            problems.append(f"is on other images ({next(to_names(job.names))!r})")
+        if _is_any_locked(folder.glob("*-of-*.lock") if problems else [job.lock.lock_file]):
             raise UserError(f"another process is doing this work ({folder}): wait until it ends")
-        if problem:
+        if problems:
             advice = f"give the same to continue, or remove {folder} to begin again"
-            raise UserError(f"unfinished work {problem}: {advice}")
+            raise UserError(f"unfinished work {problems[0]}: {advice}")
         job.lock.acquire()
     others = names.filter(pc.invert(pc.is_in(names, value_set=job.names)))
     job.num_new = 0 if is_new else output.missing(others).true_count
     job.num_existing = len(others) - job.num_new
     return job
-
-
-def _difference(job: Job, names: pa.Array, settings: dict[str, Any]) -> str | None:
-    for name, value in settings.items():
-        if (was := job.settings.get(name)) != value:
-            return f"has {name} {was!r}, and now it is {value!r}"
-    if not pc.any(pc.is_in(job.names, value_set=names)).as_py():
-        return f"is on other images ({next(to_names(job.names))!r})"
-    return None
 
 
 def has_work(output: Output, names: pa.Array) -> bool:
@@ -303,21 +305,15 @@ def _remove(folder: Path, patterns: Iterable[str] = _FILES) -> None:
         folder.rmdir()
 
 
-def _journals(folder: Path, rank: Rank) -> list[Path]:
-    """Return the journals of all processes."""
-    return [folder / f"{index}-of-{rank.count}.jsonl" for index in range(rank.count)]
-
-
-def _in_use(folder: Path) -> bool:
-    """Return whether any process is doing the work in a folder."""
-    return any(_is_locked(FileLock(path)) for path in folder.glob("*-of-*.lock"))
-
-
-def _is_locked(lock: FileLock) -> bool:
-    """Return whether a process has locked a file."""
-    with suppress(Timeout), lock.acquire(timeout=0):
-        return False
-    return True
+def _is_any_locked(paths: Iterable[str | Path]) -> bool:
+    """Return whether a process has locked one of the files."""
+    try:
+        for path in paths:
+            with FileLock(path).acquire(timeout=0):
+                pass
+    except Timeout:
+        return True
+    return False
 
 
 @contextmanager

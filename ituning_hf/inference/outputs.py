@@ -76,15 +76,7 @@ class Output:
         return names, rank
 
     def check_source(self, source: str, names: Iterable[str]) -> None:
-        """Check a dataset that may be this output, too.
-
-        Args:
-            source: Its path.
-            names: The names that `name_of` gives its images.
-
-        Raises:
-            UserError: It is, and its images have other names here than in the dataset.
-        """
+        """Raise a UserError if a dataset is this output, and its images have other names here than there."""
 
     def missing(self, names: pa.Array) -> pa.Array:
         """Return for each image whether its captions are to be written.
@@ -310,7 +302,7 @@ class PartsFolder(TableFile):
 class Sidecars(Output):
     """A file with the captions of each image: `dog.txt`, or the XMP sidecar `dog.jpg.xmp` with one caption.
 
-    digiKam and darktable read and write `dog.jpg.xmp`; Immich reads it before `dog.xmp`.
+    digiKam and darktable read and write `dog.jpg.xmp`. Lightroom writes `dog.xmp`, which Immich reads as well.
 
     Args:
         suffix: ".txt" or ".xmp".
@@ -337,13 +329,13 @@ class Sidecars(Output):
     def write_batch(self, rows: Iterable[Row]) -> None:
         """Write the captions of each image, unless somebody has written them since the work began."""
         for name, captions in rows:
-            if not self._is_missing(name):
+            if not (any(captions) and self._is_missing(name)):
                 continue
-            path = self._path(name)
+            path, source = self._path(name), self._find(name)
             old = path.read_bytes() if path.exists() else b""
             if self.suffix == ".xmp":
-                xmp = self._find_xmp(name)
-                content = set_description(xmp.read_bytes() if xmp else EMPTY_PACKET, captions[0])
+                base = source.read_bytes() if source.exists() else EMPTY_PACKET
+                content = set_description(base, captions[0])
             else:
                 content = "".join(f"{caption}\n" for caption in captions).encode()
             if old not in (b"", content):
@@ -355,17 +347,17 @@ class Sidecars(Output):
     def _path(self, name: str) -> Path:
         return Path(f"{name}.xmp") if self.suffix == ".xmp" else Path(name).with_suffix(".txt")
 
-    def _find_xmp(self, name: str) -> Path | None:
-        """Return the existing XMP of an image: its sidecar, or else `dog.xmp`, which Lightroom writes."""
-        paths = (self._path(name), Path(name).with_suffix(".xmp"))
-        return next((path for path in paths if path.exists()), None)
+    def _find(self, name: str) -> Path:
+        """Return the file that has an image's captions: its own one, or else `dog.xmp`, if it exists."""
+        own, other = self._path(name), Path(name).with_suffix(self.suffix)
+        return other if other.exists() and not own.exists() else own
 
     def _is_missing(self, name: str) -> bool:
+        path = self._find(name)
         if self.suffix == ".txt":
-            return self.overwrite or not _caption_files(self._path(name))
-        path = self._find_xmp(name)
+            return self.overwrite or not _caption_files(path)
         try:
-            return path is None or not get_description(path.read_bytes()) or self.overwrite
+            return not path.exists() or not get_description(path.read_bytes()) or self.overwrite
         except UserError as error:
             raise UserError(f"{path} {error}: correct or remove it") from error
 

@@ -132,8 +132,7 @@ def find_pictures(
         arguments: The arguments; a folder stands for all images in it and below.
         image_root: As for `load_captioned_images`.
         image_column: As for `load_captioned_images`.
-        left_out: Receives the number of files that are left out, by suffix: files without the suffix of an
-            image in folders and globs, and caption files that are named (a shell expands "photos/*").
+        left_out: Receives the number of other files in folders and globs, by suffix.
 
     Raises:
         UserError: An argument selects no images.
@@ -148,41 +147,38 @@ def find_pictures(
         name, address = next(iter(shards.items()))  # "shards/01/000" is "000" in "shards/01.tar"
         return images, address.removesuffix(".tar").removesuffix(name)
 
-    def is_image(path: str, is_named: bool) -> bool:
-        """Return whether a file's suffix is that of an image, or, if it is named, not of captions."""
-        suffix = os.path.splitext(path)[1].lower()
-        found = suffix in IMAGE_SUFFIXES or (is_named and not _CAPTION_FILE.fullmatch(suffix))
-        if not found:
-            left_out[suffix if suffix[1:].isalnum() else ""] += 1
-        return found
-
     parts: list[_Part] = []
-    for argument in arguments:
+    # A shell expands "photos/*" to all files. Caption files among images are no mistake.
+    for argument in [*itertools.filterfalse(_is_caption_file, arguments)] or arguments:
         if argument == "-":
             # Bytes, as file names are; a line is a path and nothing else.
             lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
-            found: list[_Part] = [(to_column(line for line in lines if line and is_image(line, True)), "")]
+            found: list[_Part] = [(to_column(line for line in lines if line), "")]
         elif is_dataset(argument):
             found = [load(argument)]
         elif os.path.isdir(argument):
             found = [(to_column(iter_images(argument, left_out)), "")]
         elif os.path.lexists(argument):
-            if not is_image(argument, True):
-                continue
             found = [(to_column([argument]), "")]
         else:
-            paths = sorted(path for path in glob.iglob(argument, recursive=True) if not os.path.isdir(path))
-            files = (path for path in paths if not is_dataset(path) and is_image(path, False))
-            found = [(to_column(files), ""), *map(load, filter(is_dataset, paths))]
-        _require_images(found, argument)
+            matches = [path for path in glob.iglob(argument, recursive=True) if not os.path.isdir(path)]
+            paths = sorted(path for path in matches if _suffix(path) in IMAGE_SUFFIXES or is_dataset(path))
+            left_out.update(map(_suffix, {*matches} - {*paths}))
+            found = [(to_column(itertools.filterfalse(is_dataset, paths)), "")]
+            found += map(load, filter(is_dataset, paths))
+        if not any(len(images) for images, _ in found):
+            raise UserError(
+                f"{argument!r} gives no images: name a file, a folder of images, a glob with matches, a "
+                "dataset, or - with paths on standard input"
+            )
         parts += found
-    _require_images(parts, " ".join(arguments))
     return Pictures(parts)
 
 
-def _require_images(parts: Sequence[_Part], argument: str) -> None:
-    if not any(len(images) for images, _ in parts):
-        raise UserError(
-            f"{argument!r} gives no images: name a file, a folder of images, a glob with matches, a dataset, "
-            "or - with paths on standard input"
-        )
+def _suffix(path: str) -> str:
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix if suffix[1:].isalnum() else ""  # of "Mr. Smith"
+
+
+def _is_caption_file(path: str) -> bool:
+    return bool(_CAPTION_FILE.fullmatch(_suffix(path))) and os.path.isfile(path)

@@ -33,9 +33,9 @@ def begin(index: int = 0, count: int = 1, *, batch_size: int = 1, overwrite: boo
 def work(job: Job, index: int = 0, count: int = 1, *, caption: str = "new") -> bool:
     """Caption the images of a process that are not done, and finish."""
     batches = Batches(Pictures([(NAMES, "")]), 1, Rank(index, count, index), job)
-    with job.recording() as record:
+    with job.open_journal() as journal:
         for number in batches._numbers:
-            record(number, [[caption]])
+            job.record(journal, number, [[caption]])
     return job.finish()
 
 
@@ -62,19 +62,19 @@ def test_a_process_that_begins_is_not_overtaken():
 
 def test_a_work_folder_that_is_removed_ends_the_work():
     job = begin()
-    with job.recording() as record:
+    with job.open_journal() as journal:
         shutil.rmtree(job.folder)
-        with pytest.raises(WorkError, match=r"captions cannot be written .*0-of-1.jsonl was removed"):
-            record(0, [["new"]])
+        with pytest.raises(WorkError, match=r"captions cannot be written .*x.jsonl.parts was removed"):
+            job.record(journal, 0, [["new"]])
 
 
 def test_a_line_of_a_journal_that_is_cut_off_ends_the_work():
     job, limits = begin(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    with job.recording() as record:
+    with job.open_journal() as journal:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
         try:
-            with pytest.raises(WorkError, match=r"0-of-1.jsonl is cut off, perhaps because the disk is full"):
-                record(0, [["new"]])
+            with pytest.raises(WorkError, match=r"captions cannot be written .the disk is full"):
+                job.record(journal, 0, [["new"]])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
