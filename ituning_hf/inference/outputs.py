@@ -302,7 +302,7 @@ class PartsFolder(TableFile):
 class Sidecars(Output):
     """A file with the captions of each image: `dog.txt`, or the XMP sidecar `dog.jpg.xmp` with one caption.
 
-    digiKam and darktable read and write `dog.jpg.xmp`. Lightroom writes `dog.xmp`, which Immich reads as well.
+    digiKam and darktable read and write `dog.jpg.xmp`. Immich prefers it to `dog.xmp`, Lightroom's name.
 
     Args:
         suffix: ".txt" or ".xmp".
