@@ -121,16 +121,7 @@ class Job:
         return FileIO(self._journals[self._index], "ab")  # unbuffered: a line is one system call
 
     def record(self, journal: FileIO, number: int, captions: list[Captions]) -> None:
-        """Record the captions of a batch.
-
-        Args:
-            journal: The result of `open_journal`.
-            number: The batch's number.
-            captions: The captions of each image in it.
-
-        Raises:
-            WorkError: They cannot be written.
-        """
+        """Record the captions of each image in a batch; raise WorkError if they cannot be written."""
         names = to_names(self.names.slice(number * self._size, self._size))
         rows = ((name, texts) for name, texts in zip(names, captions, strict=True) if texts is not None)
         # The line break first: a kill may have cut off the previous line.
@@ -193,7 +184,7 @@ class Batches:
     """
 
     def __init__(self, images: Pictures, size: int, rank: Rank, job: Job | None) -> None:
-        self.size, self.rank, self.job = size, rank, job
+        self.size, self.job = size, job
         mine = np.arange(rank.index, -(-len(images) // size), rank.count)
         done = job.done() if job else _FINISHED.empty_table()
         done = done.filter(pc.is_in(done["number"], value_set=pa.array(mine)))
@@ -307,13 +298,11 @@ def _remove(folder: Path, patterns: Iterable[str] = _FILES) -> None:
 
 def _is_any_locked(paths: Iterable[str | Path]) -> bool:
     """Return whether a process has locked one of the files."""
-    try:
+    with suppress(Timeout):
         for path in paths:
-            with FileLock(path).acquire(timeout=0):
-                pass
-    except Timeout:
-        return True
-    return False
+            FileLock(path).acquire(timeout=0).lock.release()
+        return False
+    return True
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from .outputs import Output, to_column, to_names
 
 _CHUNK = 10_000
 _FILE = "a file"  # as the place of an image
-_CAPTION_FILE = re.compile(r"\.(txt|caption|xmp|bak\d*)")
+_CAPTION_FILE = re.compile(r"\.(txt|caption|xmp|bak\d*)\Z", re.IGNORECASE)
 
 _Part = tuple[pa.Array | CaptionedImages, str]
 
@@ -148,8 +148,9 @@ def find_pictures(
         return images, address.removesuffix(".tar").removesuffix(name)
 
     parts: list[_Part] = []
-    # A shell expands "photos/*" to all files. Caption files among images are no mistake.
-    for argument in [*itertools.filterfalse(_is_caption_file, arguments)] or arguments:
+    # A shell expands "photos/*" to all files; caption files among them are no mistake.
+    others = [path for path in arguments if not (_CAPTION_FILE.search(path) and os.path.isfile(path))]
+    for argument in others or arguments:
         if argument == "-":
             # Bytes, as file names are; a line is a path and nothing else.
             lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
@@ -178,7 +179,3 @@ def find_pictures(
 def _suffix(path: str) -> str:
     suffix = os.path.splitext(path)[1].lower()
     return suffix if suffix[1:].isalnum() else ""  # of "Mr. Smith"
-
-
-def _is_caption_file(path: str) -> bool:
-    return bool(_CAPTION_FILE.fullmatch(_suffix(path))) and os.path.isfile(path)
