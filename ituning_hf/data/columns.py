@@ -191,12 +191,7 @@ class CaptionedImages(Sequence[CaptionedImage]):
     def _chunks(self, column: pa.ChunkedArray) -> Iterator[pa.Array]:
         # `datasets` has no public access to many rows of one column that avoids Python objects.
         rows = self.dataset._indices
-        if rows is None:
-            yield from column.chunks
-            return
-        indices = rows.column(0).to_numpy()
-        for start in range(0, len(indices), 10_000):
-            yield from take(column, indices[start : start + 10_000]).chunks
+        return iter(column.chunks) if rows is None else take(column, rows.column(0).to_numpy())
 
     def fingerprint(self) -> str:
         """Return a digest of the names and captions, in their order; images are not read."""
@@ -271,17 +266,17 @@ def finish_rows(
 
 def _merge(captions: pa.ChunkedArray, rows: np.ndarray, ends: np.ndarray) -> pa.Array:
     """Return lists of the captions of the rows between two ends."""
-    lists = take(captions, rows).combine_chunks()
+    lists = pa.chunked_array([*take(captions, rows)], captions.type).combine_chunks()
     offsets = lists.offsets.to_numpy()
     return pa.ListArray.from_arrays(pa.array(offsets[ends] - offsets[0]), lists.flatten())
 
 
-def take(column: pa.ChunkedArray, indices: np.ndarray) -> pa.ChunkedArray:
-    """Return values at some indices; Arrow would first copy the entire column."""
-    if not len(indices):
-        return column.slice(0, 0)
-    first = indices.min()
-    return column.slice(first, indices.max() + 1 - first).take(pa.array(indices - first))
+def take(column: pa.ChunkedArray, indices: np.ndarray) -> Iterator[pa.Array]:
+    """Yield values at some indices, 10,000 at a time; Arrow would first copy the entire column."""
+    for start in range(0, len(indices), 10_000):
+        part = indices[start : start + 10_000]
+        first = part.min()
+        yield from column.slice(first, part.max() + 1 - first).take(pa.array(part - first)).chunks
 
 
 def _row_batches(images: Iterable[CaptionedImage]) -> Iterator[pa.RecordBatch]:

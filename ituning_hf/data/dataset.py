@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
@@ -25,36 +26,20 @@ class CaptionItem(TypedDict):
     unreadable: str | None  # why the image could not be read
 
 
+@dataclass(eq=False, repr=False)
 class CaptionDataset(Dataset[CaptionItem]):
     """Images with up to k of their captions, sampled anew in every epoch.
 
     An item is a pure function of its key and the arguments, so a resumed run gets the same items as an
     uninterrupted one. No global random state is read or changed.
-
-    Args:
-        records: The images; not used for keys that contain theirs.
-        inputs: Reads the captioner's input for an image.
-        processor: Its `encode_captions(captions, max_length=...)` returns token ids including BOS and EOS.
-        captions_per_image: k, the maximum number of captions per image; at least 1.
-        max_caption_tokens: Longer captions are truncated. BOS and EOS count, so at least 3.
-        seed: Seed of the choice of captions; 0 or more.
     """
 
-    def __init__(
-        self,
-        records: Sequence[CaptionedImage],
-        inputs: ImageInputs,
-        processor: Any,
-        captions_per_image: int,
-        max_caption_tokens: int,
-        seed: int,
-    ) -> None:
-        self.records = records
-        self.inputs = inputs
-        self.processor = processor
-        self.captions_per_image = captions_per_image
-        self.max_caption_tokens = max_caption_tokens
-        self.seed = seed
+    records: Sequence[CaptionedImage]  # not used for keys that contain theirs
+    inputs: ImageInputs  # reads the captioner's input for an image
+    processor: Any  # `encode_captions(captions, max_length=...)` returns token ids including BOS and EOS
+    captions_per_image: int  # k, the maximum number of captions per image; at least 1
+    max_caption_tokens: int  # longer captions are truncated; BOS and EOS count, so at least 3
+    seed: int  # of the choice of captions; 0 or more
 
     def __len__(self) -> int:
         return len(self.records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ class SampleKey(NamedTuple):
     image: CaptionedImage | None = None  # of a stream; None for the image at the index of the dataset
 
 
+@dataclass(eq=False)
 class ImageBatchSampler(Sampler[list[SampleKey]]):
     """Yields the micro-batches of one process, endlessly, starting at any optimizer step.
 
@@ -32,35 +34,21 @@ class ImageBatchSampler(Sampler[list[SampleKey]]):
     images, so equal global batch sizes give equal steps, however they are divided. The last step of an epoch
     is padded with images from the start of the epoch, so all processes have the same number of full
     micro-batches.
-
-    Args:
-        num_images: The number of images in the dataset; at least 1.
-        per_device_batch_size: Images per micro-batch.
-        gradient_accumulation_steps: Micro-batches per optimizer step in one process.
-        num_processes: The number of processes that share each optimizer step.
-        process_index: The index of this process, from 0.
-        seed: Seed of the order; 0 or more.
-        shuffle: Whether to shuffle; otherwise every epoch has the order of the dataset.
-        start_step: Optimizer steps already taken, counted over all epochs.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        per_device_batch_size: int,
-        gradient_accumulation_steps: int,
-        num_processes: int,
-        process_index: int,
-        seed: int,
-        shuffle: bool = True,
-        start_step: int = 0,
-    ) -> None:
-        self.num_images = num_images
-        self.shuffle = shuffle
-        self.seed = seed
-        self.start_step = start_step
-        self.process_index = process_index
-        self.step_shape = (gradient_accumulation_steps, num_processes, per_device_batch_size)
+    num_images: int  # in the dataset; at least 1
+    per_device_batch_size: int  # images per micro-batch
+    gradient_accumulation_steps: int  # micro-batches per optimizer step in one process
+    num_processes: int  # that share each optimizer step
+    process_index: int  # of this process, from 0
+    seed: int  # of the order; 0 or more
+    shuffle: bool = True  # otherwise every epoch has the order of the dataset
+    start_step: int = 0  # optimizer steps already taken, counted over all epochs
+
+    @property
+    def step_shape(self) -> tuple[int, int, int]:
+        """Micro-batches, processes, and images per micro-batch."""
+        return self.gradient_accumulation_steps, self.num_processes, self.per_device_batch_size
 
     @property
     def steps_per_epoch(self) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import PureWindowsPath
 
 import datasets
@@ -82,7 +83,7 @@ def _in_split(
     table: pa.Table, first: np.ndarray, split: str, where: str, seed: int, val_share: float
 ) -> np.ndarray:
     """Return whether each image is in the split."""
-    stated = take(table["split"], first)
+    stated = pa.chunked_array([*take(table["split"], first)], pa.string())
     if 0 < stated.null_count < len(stated):
         rows = first[[pc.index(pc.is_null(stated), is_null).as_py() for is_null in (False, True)]]
         known, unknown = (restore_name(table["name"][int(row)].as_py()) for row in rows)
@@ -95,7 +96,8 @@ def _in_split(
     if split == "all":
         found = np.ones(len(first), bool)
     elif stated.null_count == len(stated):
-        stated = _draw_splits(take(table["name"], first), seed, val_share)
+        stored = (name for chunk in take(table["name"], first) for name in chunk.to_pylist())
+        stated = _draw_splits(map(restore_name, stored), len(first), seed, val_share)
         found = pc.equal(stated, split).to_numpy(zero_copy_only=False)
     else:
         wanted = ["train", "restval"] if split == "train" else [split]
@@ -106,14 +108,13 @@ def _in_split(
     return found
 
 
-def _draw_splits(names: pa.ChunkedArray, seed: int, val_share: float) -> pa.Array:
+def _draw_splits(names: Iterable[str], count: int, seed: int, val_share: float) -> pa.Array:
     if not 0 < val_share < 1:
         raise UserError(f"--val_share must be between 0 and 1, got {val_share}")
-    texts = (name for chunk in names.chunks for name in chunk.to_pylist())
-    numbers = np.fromiter((random_number(seed, text) for text in texts), float, len(names))
+    numbers = np.fromiter((random_number(seed, name) for name in names), float, count)
     # Neither split is left empty.
-    num_val = min(max(int((numbers < val_share).sum()), 1), len(numbers) - 1)
-    is_val = np.zeros(len(numbers), bool)
+    num_val = min(max(int((numbers < val_share).sum()), 1), count - 1)
+    is_val = np.zeros(count, bool)
     is_val[np.argsort(numbers, kind="stable")[: max(num_val, 0)]] = True
     return pa.array(np.where(is_val, "val", "train"), pa.string())
 

@@ -178,8 +178,7 @@ class Shard:
         weakref.finalize(self, self._file.close)
         empty = [-1] * 2 * len(_KINDS)  # the offset and length of each kind
         samples: dict[str, list[int]] = {}
-        repeated: list[str] = []
-        broken: list[str] = []
+        left_out: list[str] = []
         for member in self._members():
             if (found := _key_and_place(member.name)) is None:
                 continue
@@ -188,21 +187,14 @@ class Shard:
                 base = "" if member.islnk() else posixpath.dirname(member.name)
                 target, start = _key_and_place(posixpath.join(base, member.linkname)) or ("", 0)
                 part = samples.get(target, empty)[start : start + 2]
-                if part[0] < 0:
-                    broken.append(member.name)
-                    continue
             row = samples.setdefault(key, [*empty])
-            if row[place] < 0:
+            if row[place] < 0 <= part[0]:
                 row[place : place + 2] = part
-            elif place == 0:
-                repeated.append(key)
-        for problem, names in {
-            "images have the name of another": repeated,
-            "links lead nowhere": broken,
-        }.items():
-            if names:
-                text = f"%s: %s {problem} and are left out (%s)"
-                logger.warning(text, address, f"{len(names):,}", first_names(names))
+            elif place == 0 or part[0] < 0:
+                left_out.append(member.name)
+        if left_out:
+            text = "%s: %s images have the name of another or link to no earlier file, and are left out (%s)"
+            logger.warning(text, address, f"{len(left_out):,}", first_names(left_out))
         self._keys = [key for key, row in samples.items() if row[0] >= 0]
         self._parts = np.array([samples[key] for key in self._keys], dtype=np.int64)
 

@@ -52,19 +52,12 @@ _Turn = tuple[Position, int, Future[Shard]]  # where to start in a shard, and th
 
 @dataclass(frozen=True)
 class ShardStream:
-    """The training images of tar shards.
+    """The training images of tar shards."""
 
-    Args:
-        shards: Addresses by name, as `find_shards` returns them.
-        seed: Seed of the order and of the images left out for validation; 0 or more.
-        val_share: The share of the images left out for validation; 0 if other shards are for validation.
-        num_images: The stated number of images, which is the length of an epoch, or None.
-    """
-
-    shards: Mapping[str, str]
-    seed: int
-    val_share: float
-    num_images: int | None = None
+    shards: Mapping[str, str]  # addresses by name, as `find_shards` returns them
+    seed: int  # of the order and of the images left out for validation; 0 or more
+    val_share: float  # of the images left out for validation; 0 if other shards are for validation
+    num_images: int | None = None  # the stated length of an epoch
 
     def fingerprint(self) -> str:
         """Return a digest of the names of the shards and the sizes of local ones."""
