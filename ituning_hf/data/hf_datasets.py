@@ -134,11 +134,6 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
     return files
 
 
-def _holds_images(feature: Any) -> bool:
-    # Tables written by other libraries have the bytes, but not the type.
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
-
-
 def _read_table(
     table: datasets.Dataset,
     name: str,
@@ -148,7 +143,9 @@ def _read_table(
     split: str | None,
 ) -> tuple[Iterator[CaptionedImage], datasets.Dataset]:
     """Return the entries of a table, with an empty source if the image is in the table, and all images."""
-    typed = [column for column, feature in table.features.items() if _holds_images(feature)]
+    # Tables written by other libraries have the bytes of images, but not the type.
+    types = table.features.items()
+    typed = [n for n, t in types if isinstance(t, datasets.Image) or (isinstance(t, dict) and "bytes" in t)]
     given = typed[0] if settings.image_column is None and len(typed) == 1 else settings.image_column
     settings = replace(settings, image_column=given)
     try:

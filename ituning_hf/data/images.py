@@ -139,16 +139,12 @@ def open_file(source: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 @functools.cache
-def _register_heif() -> None:
+def _registered_formats() -> list[str]:
+    Image.init()
     with suppress(ImportError):
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
-
-
-def _registered_formats() -> list[str]:
-    Image.init()
-    _register_heif()
     return [name for name in _FORMATS if name in Image.OPEN]
 
 

@@ -55,14 +55,10 @@ def load_captioned_images(
     and the images' names; see `select_split`.
 
     Args:
-        dataset: "scenes", the built-in synthetic scenes (a folder of this name is "./scenes"), or:
-
-            - a `.json` file (`read_json_dataset`), or a `.csv`, `.tsv`, `.txt` or `.jsonl` table
-              (`read_table`);
-            - a `.parquet` file, or a dataset on the Hub, "org/name" or "org/name:config"
-              (`read_hf_dataset`);
-            - `.tar` shards: a path or fsspec address with braces or wildcards (`find_shards`);
-            - a folder with one of the formats of `folder_format`.
+        dataset: "scenes", the built-in synthetic scenes (a folder of this name is "./scenes"); a `.json` file
+            (`read_json_dataset`); a `.csv`, `.tsv`, `.txt` or `.jsonl` table (`read_table`); a `.parquet`
+            file or a dataset on the Hub (`read_hf_dataset`); `.tar` shards (`find_shards`); or a folder
+            (`folder_format`).
         split: "train", "val", "test", or "all" for every image; for a Karpathy file also "restval", which
             "train" includes. A file named after "val" or "test", or in a folder named so, that has no splits
             is this split.

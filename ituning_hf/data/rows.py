@@ -42,8 +42,7 @@ def read_rows(
         columns: The column names of a CSV file without a header line, separated by commas.
         select: Receives the column names of a CSV or Parquet file, and returns the columns that are needed of
             a Parquet file. May raise a UserError, which then names the file and the header line.
-        any_header: Whether a CSV file without a header line is read, too: the column of image names is
-            "image", and others have no names.
+        any_header: Whether to read a CSV file without a header line, too: its image names are in "image".
 
     Returns:
         The numbers of lines from 1 or of Parquet rows from 0, for `describe_row`, and the fields.

@@ -55,7 +55,7 @@ def select_split(
     """
     table: pa.Table = rows.data.table
     owners = first_rows(table["name"].chunks)  # of the image of each row
-    first = np.flatnonzero(owners == np.arange(len(owners)))
+    first = np.unique(owners)
     if len(first) < len(owners):
         _require_equal_entries(table, owners, where)
     if captioned is not None:
@@ -158,7 +158,7 @@ def find_captioned(rows: datasets.Dataset, where: str, require_captions: bool) -
         return None
     owners = first_rows(table["name"].chunks)
     counts = np.bincount(owners, lengths, minlength=len(owners))
-    first = np.flatnonzero(owners == np.arange(len(owners)))
+    first = np.unique(owners)
     without = first[counts[first] == 0]
     if len(without) == len(first) and not require_captions:
         return None

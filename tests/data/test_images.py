@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from ituning_hf.data.images import (
     FOLDER_LINK,
     UnreadableImageError,
-    _register_heif,
+    _registered_formats,
     allowed_unreadable,
     iter_images,
     load_image,
@@ -261,8 +261,8 @@ def test_the_plug_in_for_heif_is_registered_if_it_is_installed(monkeypatch: pyte
     registered: list[str] = []
     plugin = SimpleNamespace(register_heif_opener=lambda: registered.append("HEIF"))
     monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
-    _register_heif.cache_clear()
+    _registered_formats.cache_clear()
     with pytest.raises(UnreadableImageError, match="not an image of a supported format"):
         load_image(b"nonsense")
     assert registered == ["HEIF"]
-    _register_heif.cache_clear()
+    _registered_formats.cache_clear()
