@@ -51,7 +51,7 @@ captions could not be written; 2 for an error in the command; 130 after Ctrl-C,
 """
 _NOTICE = "finishing the batch"
 _WITH_CAPTIONS = (".txt", ".caption", ".xmp", ".jsonl", ".csv", ".parquet", ".bak")
-_NOTHING_TO_DO = "nothing to do: all images have captions"
+_NOTHING_TO_DO = "nothing to do: all images have captions (--overwrite replaces them)"
 
 
 @dataclass(kw_only=True)  # allows required fields after fields with defaults

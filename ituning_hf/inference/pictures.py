@@ -168,9 +168,11 @@ def find_pictures(
             found = [(to_column(itertools.filterfalse(is_dataset, paths)), "")]
             found += map(load, filter(is_dataset, paths))
         if not any(len(images) for images, _ in found):
+            is_missing = not (argument == "-" or glob.has_magic(argument) or os.path.lexists(argument))
+            problem = "does not exist" if is_missing else "gives no images"
             raise UserError(
-                f"{argument!r} gives no images: name a file, a folder of images, a glob with matches, a "
-                "dataset, or - with paths on standard input"
+                f"{argument!r} {problem}: name a file, a folder of images, a glob with matches, a dataset, "
+                "or - with paths on standard input"
             )
         parts += found
     return Pictures(parts)

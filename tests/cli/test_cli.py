@@ -138,7 +138,8 @@ def test_a_file_name_that_is_not_unicode(caption, capsys):
 
 def test_an_unreadable_image_gives_exit_code_1_and_does_not_affect_others(caption, saved_captioner, capsys):
     Path("photos/gone.png").symlink_to("nowhere.png")
-    files = ["photos/notes.txt", "photos/b.png", "photos/gone.png", "photos/c.jpg"]
+    shutil.copy("photos/notes.txt", "photos/notes.png")
+    files = ["photos/notes.png", "photos/b.png", "photos/gone.png", "photos/c.jpg"]
     assert caption(*files, "--output", str(LINES)) == 1
     output = capsys.readouterr()
     good = [files[1], files[3]]
@@ -147,7 +148,7 @@ def test_an_unreadable_image_gives_exit_code_1_and_does_not_affect_others(captio
     ]
     assert [line["image"] for line in read_lines()] == good
     first, second, third, _ = output.err.splitlines()
-    assert first.startswith("ituning: cannot read photos/notes.txt: it is not an image of a")
+    assert first.startswith("ituning: cannot read photos/notes.png: it is not an image of a")
     assert second.startswith("ituning: cannot read photos/gone.png: there is no such file")
     assert third == "ituning: 2 of 4 images could not be read"
 
@@ -186,7 +187,7 @@ def test_a_terminal_gets_a_progress_bar(caption, capsys, monkeypatch):
     [
         (["photos/*.tif"], "'photos/*.tif' gives no images: name a file, a folder of images"),
         (["photos/b.png", "empty"], "'empty' gives no images"),
-        (["missing/"], "'missing/' gives no images"),
+        (["missing/"], "'missing/' does not exist"),
         (["-"], "'-' gives no images"),
         (["photos", "--num_captions", "4"], "num_captions is 4 and num_beams 3"),
         (["photos", "--device", "gpu"], "device 'gpu' cannot be used"),
