@@ -201,6 +201,8 @@ def _finish(job: Job, rank: Rank) -> None:
     elif job.num_written is not None:
         existing = f"; {job.num_existing:,} were there" if job.num_existing else ""
         _print_note(f"captions of {job.num_written:,} images written to {job.output.title}{existing}")
+    if job.num_empty:
+        _print_note(f"{job.num_empty:,} images got an empty caption, which is not written")
     if job.num_new and rank.index == 0:
         _print_note(f"{job.num_new:,} new images are captioned by the next run")
 

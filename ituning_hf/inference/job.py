@@ -60,6 +60,7 @@ class Job:
         num_existing: The number of other selected images, which have captions already.
         num_new: The number of other selected images, which have none and were added during the work.
         num_written: The number of images whose captions are in the output, if this process wrote it.
+        num_empty: The number of images whose captions are empty, and so are not there.
 
     Raises:
         UserError: The work folder is damaged.
@@ -75,7 +76,7 @@ class Job:
                 self.names = pa.ipc.open_file(file).read_all()["name"].chunk(0)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self.folder} is damaged ({error}): remove it to begin again") from error
-        self.num_existing = self.num_new = 0
+        self.num_existing = self.num_new = self.num_empty = 0
         self.num_written: int | None = None
         self._size = self.settings["batch_size"]
         self._key = _digest([json.dumps(self.settings, sort_keys=True)])
@@ -157,6 +158,7 @@ class Job:
         texts = pc.binary_join(captions, pa.scalar("", pa.large_string()))
         has_text = pc.fill_null(pc.greater(pc.binary_length(texts), 0), False)
         self.num_written = pc.sum(has_text).as_py() or 0
+        self.num_empty = len(captions) - captions.null_count - self.num_written
         done = False
         while not done:  # somebody may write captions at any time
             wanted = pc.and_(self.output.missing(self.names), has_text)

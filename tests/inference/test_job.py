@@ -90,7 +90,9 @@ def test_a_damaged_work_folder_is_named():
 def test_empty_captions_are_not_written():
     for _ in range(2):
         FILE.write_text('{"image": "0.png", "captions": []}\n')
-        assert work(begin(), caption="")
+        job = begin()
+        assert work(job, caption="")
+        assert (job.num_written, job.num_empty) == (0, 4)
         assert read_lines(FILE) == [{"image": "0.png", "captions": []}]
         assert [*Path().iterdir()] == [FILE]
 
