@@ -36,7 +36,7 @@ def parse_captions(value: Any, column: str) -> tuple[str, ...]:
     try:
         return clean_captions(_captions_in(_parse_list(value) if isinstance(value, str) else value))
     except TypeError:
-        if isinstance(value, str):
+        if isinstance(value, str) and not re.search("[\"']", value):  # such as [2019]
             return clean_captions([value])
         raise UserError(
             f"{column!r} must be a string or a list of strings, got {reprlib.repr(value)}"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..utils.errors import UserError
@@ -76,7 +77,7 @@ def read_image_folder(root: Path, settings: TableSettings) -> Iterator[Captioned
 
     Each row has the name of an image file, relative to the metadata, and a caption or a list of captions. The
     splits are an optional column `split`, or else the folders named after them, such as `train` and `val`,
-    each with its own metadata or in the names of the images.
+    each with its own metadata or in the names of all images.
 
     Raises:
         UserError: A row is malformed (the message has its number), or a split has several metadata files.
@@ -91,11 +92,16 @@ def read_image_folder(root: Path, settings: TableSettings) -> Iterator[Captioned
         bases = [path.parent]
         if settings.image_root is not None:
             bases = [settings.image_root / name, settings.image_root]
-        for image in read_table(path, settings, bases, split=split, absolute=False):
+        table = partial(read_table, path, settings, bases, split=split, absolute=False)
+        by_folder = False  # where the folders in the names of all images state splits
+        if name == "." and any(find_split_folders(base) for base in bases if base.is_dir()):
+            stated = {image.split or _split_of_image(image.name) for image in table()}
+            by_folder = None not in stated and stated != {"train"}
+        for image in table():
             if name != ".":
                 image = replace(image, name=f"{name}/{image.name}")
-            elif image.split is None and (stated := _split_of_image(image.name)):
-                image = replace(image, split=stated)
+            elif by_folder and image.split is None:
+                image = replace(image, split=_split_of_image(image.name))
             yield image
 
 

@@ -9,8 +9,9 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,23 +125,30 @@ def _read_csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         first = next((line.strip() for line in file if line.strip()), "")
         # strict: otherwise a misplaced quotation mark would silently consume the following rows
         style: dict[str, Any] = {"delimiter": find_delimiter(first), "strict": True}
-        if style["delimiter"] == "\t":
-            file.seek(0)
-            try:
-                collections.deque(csv.reader(file, **style), maxlen=0)
-            except csv.Error:
-                style["quoting"] = csv.QUOTE_NONE
+        if style["delimiter"] == "\t" and path.suffix.lower() != ".csv" and _is_unquoted(file, style):
+            style["quoting"] = csv.QUOTE_NONE
         file.seek(0)
         reader, number = csv.reader(file, **style), 1
         try:
             for fields in reader:
-                if any("\t" in field and "\n" in field for field in fields):
+                if style["delimiter"] == "\t" and any("\t" in x and "\n" in x for x in fields):
                     raise csv.Error("a quoted field has a tab and a line break")
                 if any(fields := [*map(str.strip, fields)]):
                     yield number, fields
                 number = reader.line_num + 1
         except csv.Error as error:
             raise UserError(f"{describe_row(path, number)}: {error}; is a quotation mark missing?") from error
+
+
+def _is_unquoted(file: IO[str], style: dict[str, Any]) -> bool:
+    """Return whether quotation marks are ordinary characters in a file with tabs: they enclose no fields."""
+    file.seek(0)
+    with suppress(csv.Error):
+        collections.deque(csv.reader(file, **style), maxlen=0)
+        return False
+    file.seek(0)
+    lines = {(line.count("\t"), '""' in line) for line in file if line.strip()}
+    return len(lines) == 1 and not any(has_escape for _, has_escape in lines)
 
 
 def find_delimiter(header: str) -> str:

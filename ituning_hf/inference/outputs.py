@@ -181,6 +181,7 @@ class TableFile(Output):
         groups = itertools.groupby(found, key=itemgetter(1))
         kept = {next(group)[0]: is_kept for is_kept, group in groups}  # only the rows where it changes
         draft = draft_of(target)
+        draft.unlink(missing_ok=True)  # one of a killed process may be read-only, as the file
         (self._write_parquet if self.path.suffix == ".parquet" else self._write_text)(draft, kept, rows)
         if exists:
             shutil.copymode(target, draft)
@@ -317,7 +318,7 @@ class Sidecars(Output):
 
     def missing(self, names: pa.Array) -> pa.Array:
         """See `Output.missing`."""
-        counts = pc.value_counts(to_column(str(self._path(name)) for name in to_names(names)))
+        counts = pc.value_counts(to_column(str(self._find(name)) for name in to_names(names)))
         shared = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         if len(shared):
             raise UserError(

@@ -98,7 +98,7 @@ def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's entries, are on disk."""
     if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
         return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

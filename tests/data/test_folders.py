@@ -47,6 +47,7 @@ def test_splits_are_folders_or_stated_in_each_line(tmp_path: Path, val_name: str
 
 def test_metadata_of_all_splits_names_their_folders(tmp_path: Path) -> None:
     names = ["train/a.jpg", "test/sub/b.jpg"]
+    (tmp_path / "train").mkdir()
     write_metadata(tmp_path, *({"file_name": name, "caption": "a"} for name in names))
     assert [list(captions(tmp_path, split)) for split in ("train", "test", "all")] == [
         [names[0]],
@@ -55,6 +56,11 @@ def test_metadata_of_all_splits_names_their_folders(tmp_path: Path) -> None:
     ]
     write_metadata(tmp_path, *({"file_name": name, "caption": "a", "split": "val"} for name in names))
     assert list(captions(tmp_path, "val")) == names
+    for others in (["train/b.jpg"], ["misc/b.jpg", "test/c.jpg"]):  # no folders of splits: "val" is drawn
+        write_metadata(tmp_path, *({"file_name": name, "caption": "a"} for name in [names[0], *others]))
+        assert sorted([*captions(tmp_path, "train"), *captions(tmp_path, "val")]) == sorted(
+            [names[0], *others]
+        )
 
 
 GOOD = {"file_name": "a.jpg", "caption": "a"}

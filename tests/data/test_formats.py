@@ -50,16 +50,19 @@ def write(path: Path, *lines: str) -> Path:
         ("[{'raw': 'a dog', 'tokens': ['a', 'dog']}]", ("a dog",)),
         ('[{"caption": "a dog"}, {"caption": null}]', ("a dog",)),
         (r"['a \d dog']", (r"a \d dog",)),
-        *[(text, (text,)) for text in ("[2019]", "[...]", "{}", "[True]", "(1, 2)", "[b'a']", '["a", 2]')],
+        *[(text, (text,)) for text in ("[2019]", "[...]", "{}", "[True]", "(1, 2)")],
     ],
 )
 def test_a_cell_may_hold_a_list_as_text(cell: str, expected: tuple[str, ...]) -> None:
     assert parse_captions(cell, "raw") == expected
 
 
-@pytest.mark.parametrize("cell", [[1, 2], ["a", ["b", ["c"]]], ["a", {"id": 1}], [b"a"], 7, {}])
+@pytest.mark.parametrize(
+    "cell",
+    ["[b'a']", '["a", 2]', '[{"phrase": "a"}]', [1, 2], ["a", ["b", ["c"]]], ["a", {"id": 1}], [b"a"], 7, {}],
+)
 def test_other_values_are_refused(cell: object) -> None:
-    with pytest.raises(UserError, match=r"^'raw' must be a string or a list of strings, got [\[7{]"):
+    with pytest.raises(UserError, match=r"^'raw' must be a string or a list of strings, got [\"'\[7{]"):
         parse_captions(cell, "raw")
 
 

@@ -131,6 +131,15 @@ def test_quotation_marks_in_files_with_tabs(tmp_path: Path) -> None:
     write_lines(path, "image\tcaption", 'a.jpg\t"Two dogs run', 'b.jpg\tA cat says hi "')
     with pytest.raises(UserError, match=r"a\.tsv, line 2: a quoted field has a tab and a line break"):
         captions(path, "all")
+    for line in (
+        quoted[1],
+        'b.jpg\t"two\nlines"',
+    ):  # quotation marks that enclose a field, and one that does not
+        write_lines(path, "image\tcaption", unquoted[0], line)
+        with pytest.raises(UserError, match=r"a\.tsv, line 2: .*is a quotation mark missing"):
+            captions(path, "all")
+    comma = write_lines(tmp_path / "a.csv", "image,caption", 'a.jpg,"two\t\nlines"')
+    assert captions(comma, "all") == {"a.jpg": ("two lines",)}
 
 
 def test_a_long_field(tmp_path: Path) -> None:

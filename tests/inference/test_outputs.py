@@ -124,6 +124,8 @@ def test_an_xmp_sidecar_begins_with_that_of_lightroom():
     assert {*contents(".")} == {"a.xmp", "b.xmp", "b.jpg.xmp"}
     assert Path("b.xmp").read_bytes() == own
     assert Path("b.jpg.xmp").read_bytes() == set_description(own, "new")
+    with pytest.raises(UserError, match=r"belong to several images, such as a\.xmp"):
+        Sidecars(".xmp", Path(), overwrite=False).missing(to_column(["a.jpg", "a.png"]))
 
 
 def test_a_link_to_a_file_stays_with_its_mode():
