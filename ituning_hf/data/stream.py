@@ -89,7 +89,8 @@ class ShardStream:
             (position, number, pool.submit(Shard, names[number], self.shards[names[number]]))
             for position, number in self._turns(lane, num_lanes, start)
         )
-        return self._read(pairwise(chain([next(turns)], turns)))
+        first = iter([next(turns)])  # an iterator, because `chain` would keep a list, and its shard
+        return self._read(pairwise(chain(first, turns)))
 
     def _turns(self, lane: int, num_lanes: int, start: Position) -> Iterator[tuple[Position, int]]:
         """Yield where to start in each shard of a lane, and the number of the shard."""
