@@ -67,12 +67,12 @@ def run(argv: Sequence[str]) -> int:
 def _add_to_card(args: EvaluateArguments, evaluation: Evaluation) -> str:
     from ..evaluation.report import ENTIRE
     from ..hub.card import add_evaluation
-    from ..hub.records import EvaluationRecord, read_training_record
+    from ..hub.records import DRAWN_SCENES, EvaluationRecord, read_training_record
 
     assert args.model is not None
     training = read_training_record(args.model)
-    trained_on = training and training.dataset and training.dataset.removesuffix(" that ituning_hf draws")
-    if trained_on == evaluation.dataset and evaluation.split in ("train", "all"):
+    names = {evaluation.dataset} | ({DRAWN_SCENES} if evaluation.dataset == "scenes" else set())
+    if training and training.dataset in names and evaluation.split in ("train", "all"):
         return (
             f"Warning: {evaluation.dataset}, {evaluation.split}, has images that training used: the model "
             "card does not show the scores. Give --split val or test, or another --dataset_name."

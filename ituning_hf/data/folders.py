@@ -24,7 +24,7 @@ from .tables import TableSettings, read_table
 logger = logging.getLogger(__name__)
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-CAPTION_SUFFIXES = (".txt", ".caption", ".json")  # in order of preference; .json only in tar shards
+CAPTION_SUFFIXES = (".txt", ".caption")  # in order of preference
 _CAPTION_FIELDS = ("captions", "caption", "text")
 
 
@@ -133,11 +133,11 @@ def _split_of_image(name: str) -> str | None:
 
 def _has_caption_file(path: str) -> bool:
     stem = os.path.splitext(path)[0]
-    return any(os.path.isfile(stem + suffix) for suffix in CAPTION_SUFFIXES[:2])
+    return any(os.path.isfile(stem + suffix) for suffix in CAPTION_SUFFIXES)
 
 
 def _read_caption_file(stem: str) -> tuple[str, ...]:
-    for suffix in CAPTION_SUFFIXES[:2]:
+    for suffix in CAPTION_SUFFIXES:
         with suppress(FileNotFoundError):
             path = stem + suffix
             if captions := parse_caption_file(Path(path).read_bytes(), suffix, path):

@@ -31,7 +31,8 @@ from .splits import split_of, split_of_folder
 logger = logging.getLogger(__name__)
 
 _DOWNLOAD_BLOCK = 2**24  # bytes
-_KINDS = ("image", *CAPTION_SUFFIXES)  # of members
+_MEMBER_SUFFIXES = (*CAPTION_SUFFIXES, ".json")  # of members with captions, in order of preference
+_KINDS = ("image", *_MEMBER_SUFFIXES)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -213,7 +214,7 @@ class Shard:
         """
         (offset, length), *texts = self._parts[index].reshape(-1, 2).tolist()
         captions: tuple[str, ...] = ()
-        for kind, part in zip(CAPTION_SUFFIXES, texts, strict=True):
+        for kind, part in zip(_MEMBER_SUFFIXES, texts, strict=True):
             if part[0] >= 0 and not captions:
                 where = f"{self.address}, member {self._keys[index]}{kind}"
                 captions = parse_caption_file(self._read(*part), kind, where)

@@ -18,6 +18,8 @@ from ..utils.files import read_json, write_json
 TRAINING_FILE = "training.json"
 EVALUATION_FILE = "evaluation.json"
 
+DRAWN_SCENES = "scenes that ituning_hf draws"  # the name of the built-in scenes in `TrainingRecord`
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationRecord:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..data.cells import parse_captions
-from ..data.folders import find_metadata
+from ..data.folders import CAPTION_SUFFIXES, find_metadata
 from ..data.records import parse_file_name
 from ..data.rows import describe_row, find_delimiter, read_rows
 from ..data.selection import random_number
@@ -365,7 +365,7 @@ class Sidecars(Output):
 
 def _caption_files(path: Path) -> list[Path]:
     """Return the files with captions that an image has."""
-    files = [path.with_suffix(suffix) for suffix in (".txt", ".caption")]
+    files = [path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
     return [
         file for file in files if file.is_file() and file.read_bytes().strip(codecs.BOM_UTF8 + b" \t\r\n")
     ]

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from .._version import __version__
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..data.hf_datasets import is_hub_name
-from ..hub.records import TrainingRecord, ValidationRecord
+from ..hub.records import DRAWN_SCENES, TrainingRecord, ValidationRecord
 from ..utils.devices import device_name, library_versions
 from ..utils.errors import UserError
 from .arguments import TrainArguments
@@ -114,7 +114,7 @@ def training_record(
     for name in ("image_root", "val_share" if dataset == "scenes" else "num_scenes"):  # paths, unused
         settings.pop(name)
     # A path on this machine means nothing elsewhere: its last part is enough.
-    names: dict[str, str | None] = {GIVEN_DATA: None, "scenes": "scenes that ituning_hf draws"}
+    names: dict[str, str | None] = {GIVEN_DATA: None, "scenes": DRAWN_SCENES}
     if settings["model"] and os.path.isabs(settings["model"]):
         settings["model"] = "/".join(Path(settings["model"]).parts[-2:])  # such as "cc3m/best"
     shown = names.get(dataset, os.path.basename(dataset) if os.path.isabs(dataset) else dataset)
