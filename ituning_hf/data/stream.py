@@ -72,7 +72,7 @@ class ShardStream:
 
         Images without captions, and those for validation, are passed over. A run of days does not end at bad
         data: of a damaged shard, the images before the damage are used; images with captions that cannot be
-        read are left out. A warning tells so for each shard.
+        read are left out. Each shard gets one warning.
 
         Args:
             lane: The lane's number.
