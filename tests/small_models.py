@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer
+from small_tokenizers import save_tokenizer_of
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -20,7 +20,6 @@ from transformers import (
     CLIPVisionModel,
     GPT2Config,
     GPT2LMHeadModel,
-    GPT2Tokenizer,
 )
 
 from ituning_hf import ITuningForCaptioning
@@ -43,7 +42,6 @@ VISION = {
 }
 TEXT = {"n_embd": 22, "n_layer": 4, "n_head": 2, "n_positions": 48}
 ADAPTER = {"adapter_hidden_size": 21, "adapter_num_heads": 7}
-SENTENCES = ["a dog runs on the grass", "two red birds sit in a tree", "a man rides a blue bike"]
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -63,7 +61,7 @@ def save_backbones(root: Path) -> dict[str, Path]:
     CLIPVisionModel.from_pretrained(root / "clip").save_pretrained(root / "vision")
     for folder in ("clip", "vision"):
         CLIPFamily().image_processor(IMAGE_SIZE).save_pretrained(root / folder)
-    tokenizer = save_tokenizer(root / "text")
+    tokenizer = save_tokenizer_of("gpt2", root / "text")
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     GPT2LMHeadModel(GPT2Config(**TEXT, **tokens, vocab_size=len(tokenizer))).save_pretrained(root / "text")
     return {name: root / name for name in ("clip", "vision", "text")}
@@ -80,19 +78,6 @@ def save_full_clip(folder: Path) -> Path:
     for part in (model, CLIPFamily().image_processor(IMAGE_SIZE), tokenizer):
         part.save_pretrained(folder)
     return folder
-
-
-def save_tokenizer(folder: Path) -> GPT2Tokenizer:
-    """Save a small GPT-2 tokenizer of all bytes and a few words."""
-    folder.mkdir(parents=True, exist_ok=True)
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        SENTENCES, vocab_size=300, min_frequency=1, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    bpe.save_model(str(folder))
-    tokenizer = GPT2Tokenizer.from_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def randomize_adapters(model: ITuningForCaptioning, seed: int = 0, std: float = 0.5) -> ITuningForCaptioning:

@@ -7,8 +7,8 @@
     qwen2    Qwen2Tokenizer  none             <|im_end|>       <|endoftext|>
     gemma    GemmaTokenizer  <bos>            <eos>            <pad>
 
-The first two and "qwen2" encode bytes; the other two mark spaces with U+2581 and use a token for each byte that
-is not in the vocabulary. "opt", "llama" and "gemma" add the begin token when they are called.
+"llama" and "gemma" write spaces as U+2581, and a character outside the vocabulary as a token for each of its
+bytes; the others encode bytes. "opt", "llama" and "gemma" prepend the begin token when they are called.
 """
 
 import json

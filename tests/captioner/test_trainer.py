@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
-from small_models import SENTENCES, make_batch
+from small_models import make_batch
+from small_tokenizers import SENTENCES
 from torch.nn import functional as F
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 from transformers.integrations.neftune import activate_neftune

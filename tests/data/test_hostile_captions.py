@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from small_models import save_tokenizer
+from small_tokenizers import save_tokenizer_of
 from transformers import AddedToken, GPT2Tokenizer
 
 from ituning_hf import ITuningProcessor
@@ -42,7 +42,7 @@ BAD_TEXT = {
 def any_processor(
     request: pytest.FixtureRequest, processor: ITuningProcessor, tmp_path: Path
 ) -> ITuningProcessor:
-    tokenizer: GPT2Tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    tokenizer: GPT2Tokenizer = save_tokenizer_of("gpt2", tmp_path / "tokenizer")
     if request.param == "with added tokens":
         tokenizer.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": ["<image>"]})
         tokenizer.add_tokens([AddedToken("[SEP]", special=True)])

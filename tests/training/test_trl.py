@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, Image
-from small_models import SENTENCES, make_captioner
+from small_models import make_captioner
+from small_tokenizers import SENTENCES
 from transformers import BatchFeature, Trainer, TrainingArguments
 
 from ituning_hf import ITuningProcessor, load_captioner
