@@ -1,4 +1,4 @@
-"""I-Tuning: image captioning with small trainable adapters between a frozen CLIP and a frozen GPT-2.
+"""I-Tuning: image captioning with small trainable adapters between two frozen models.
 
 Importing `ituning_hf` registers the model type "ituning" with the Auto classes of Transformers and the method
 "ituning" with PEFT. It imports neither library: each class is registered as soon as the module with the

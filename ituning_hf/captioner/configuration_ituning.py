@@ -55,21 +55,24 @@ def reading(what: str) -> Iterator[None]:
 class ITuningConfig(PreTrainedConfig):
     r"""Configuration of an [`ITuningForCaptioning`] model.
 
-    The paper's three sizes differ only in the decoder: Base uses GPT-2, Medium uses GPT-2 medium and Large
-    uses GPT-2 large, each with an `adapter_hidden_size` of half the decoder's hidden size.
+    The paper's three sizes differ only in the decoder: each has all layers adapted, with an
+    `adapter_hidden_size` of half the decoder's hidden size.
 
     Args:
-        vision_config: The configuration of the frozen vision encoder, or a dictionary; by default CLIP ViT's.
-        text_config: The configuration of the frozen language model of hidden size d; by default GPT-2's.
+        vision_config: The configuration of the frozen vision encoder, or a dictionary; by default
+            Transformers' default for the paper's type of encoder.
+        text_config: The configuration of the frozen language model of hidden size d; the default is chosen
+            in the same way.
         vision_model_name_or_path: The Hub id or absolute path of the encoder's weights.
         vision_model_revision: The encoder's revision on the Hub; a commit hash if it is known.
         vision_model_fingerprint: The fingerprint of its weights; see [`Backbone.fingerprint`].
         text_model_name_or_path: The Hub id or absolute path of the language model's weights.
         text_model_revision: The language model's revision on the Hub.
         text_model_fingerprint: The fingerprint of its weights.
-        adapter_hidden_size: The bottleneck width r of each adapter. `None` means d / 2.
+        adapter_hidden_size: The bottleneck width r of each adapter. `None` means the largest multiple of h up
+            to d / 2.
         adapter_num_heads: The number of attention heads h of each adapter; must divide r. `None` means the
-            decoder's number.
+            decoder's number or, if that does not divide a given r, the largest smaller one that does.
         adapter_scale: The constant factor lambda on the adapter's output.
         adapter_layers: The decoder layers that have an adapter, counted from 0 at the bottom; negative
             indices count from the top. `None` means all layers.
@@ -189,25 +192,37 @@ def _without_attn_implementation(stored: dict[str, Any]) -> dict[str, Any]:
 
 def resolve_adapter(options: Any, decoder: Any) -> None:
     """Replace adapter options that are `None` with sizes from the decoder's configuration; check all."""
-    if options.adapter_hidden_size is None:
-        options.adapter_hidden_size = decoder.hidden_size // 2
-    if options.adapter_num_heads is None:
-        options.adapter_num_heads = decoder.num_attention_heads
     if options.adapter_layers is None:
         options.adapter_layers = list(range(decoder.num_hidden_layers))
     options.adapter_layers = _resolve_layers(options.adapter_layers, decoder.num_hidden_layers)
-    width, heads = options.adapter_hidden_size, options.adapter_num_heads
-    for name, value in (("adapter_hidden_size", width), ("adapter_num_heads", heads)):
-        if not _is_int(value) or value < 1:
-            raise CaptionerError(f"{name} is {value!r}, expected a positive integer.")
-    if width % heads:
-        raise CaptionerError(
-            f"adapter_num_heads is {heads}, which does not divide adapter_hidden_size {width}."
-        )
+    options.adapter_hidden_size, options.adapter_num_heads = _resolve_width(
+        options.adapter_hidden_size, options.adapter_num_heads, decoder
+    )
     if not _is_finite(options.adapter_scale):
         raise CaptionerError(f"adapter_scale is {options.adapter_scale!r}, expected a finite number.")
     if not _is_finite(options.adapter_dropout) or not 0.0 <= options.adapter_dropout < 1.0:
         raise CaptionerError(f"adapter_dropout is {options.adapter_dropout!r}, expected 0 <= p < 1.")
+
+
+def _resolve_width(width: Any, heads: Any, decoder: Any) -> tuple[int, int]:
+    """Return r and h, where h divides r."""
+    for name, value in (("adapter_hidden_size", width), ("adapter_num_heads", heads)):
+        if value is not None and (not _is_int(value) or value < 1):
+            raise CaptionerError(f"{name} is {value!r}, expected a positive integer.")
+    if heads is None:
+        heads = decoder.num_attention_heads
+        while width is not None and width % heads:
+            heads -= 1
+    if width is None and (width := decoder.hidden_size // 2 // heads * heads) == 0:
+        raise CaptionerError(
+            f"adapter_num_heads is {heads}, more than half the decoder's hidden size {decoder.hidden_size}: "
+            "give fewer, or an adapter_hidden_size."
+        )
+    if width % heads:
+        raise CaptionerError(
+            f"adapter_num_heads is {heads}, which does not divide adapter_hidden_size {width}."
+        )
+    return width, heads
 
 
 def _resolve_layers(layers: Any, depth: int) -> list[int]:

@@ -21,7 +21,7 @@ def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> Any:
     Extreme aspect ratios are cropped first if the image processor crops to the central square.
 
     Args:
-        image_processor: A `CLIPImageProcessorPil`.
+        image_processor: A PIL image processor.
         images: An image or a list of them; see `ITuningProcessor.__call__`.
         **kwargs: Passed to the image processor.
 
@@ -74,7 +74,7 @@ def _array_to_8_bits(values: np.ndarray) -> Any:
             expected = "0..1 or 0..255" if values.dtype.kind == "f" else "0..255 or 0..65535"
             raise ValueError(
                 f"An image of type {values.dtype} has values from {low:.6g} to {high:.6g}, expected "
-                f"{expected}. Clip values outside this range; pass normalized images to the model directly."
+                f"{expected}. Scale the values to such a range; pass normalized images to the model directly."
             )
         values = _to_8_bits(values.astype(np.float64), 0, white)
     return Image.fromarray(values) if values.ndim == 2 else values
@@ -99,9 +99,10 @@ def _white_level(dtype: np.dtype, low: float, high: float) -> int | None:
 def crop_extreme_aspect(image: Image.Image) -> Image.Image:
     """Crop both ends of an image whose aspect ratio is more than 32.
 
-    CLIP resizes the short side to the encoder's size and crops to the central square: 30,000 x 1 pixels would
-    take 4.5 GB. Both ends are cropped by the same integer multiple of the short side, so the central square
-    is resized from the same pixels: exactly if the resized length is an integer, else within 3 grey levels.
+    An image processor resizes the short side to the encoder's size before it crops to the central square:
+    30,000 x 1 pixels would take 4.5 GB. Both ends are cropped by the same integer multiple of the short side,
+    so the central square is resized from the same pixels: exactly if the resized length is an integer, else
+    within 3 grey levels.
     """
     width, height = image.size
     short, long = min(image.size), max(image.size)

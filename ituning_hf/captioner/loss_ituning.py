@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 IGNORE_INDEX = -100  # the label of positions without a target, as in PyTorch
 HAS_MKL = torch.backends.mkl.is_available()  # read here: a compiled graph cannot call it
 MKL_BLOCK_ROWS = 16
-# With GPT-2's vocabulary, a chunk of logits takes 103 MB in fp32, and its gradient the same.
+# With a vocabulary of 50,257, a chunk of logits takes 103 MB in fp32, and its gradient the same.
 POSITIONS_PER_CHUNK = 512
 
 
@@ -37,8 +37,8 @@ def pad_lm_head_rows(
     """Compute logits, (..., d) to (..., vocab_size), padding a small number of rows to 16 on a CPU.
 
     MKL, PyTorch's library on x86 CPUs, multiplies fewer than 16 rows three at a time and reads the matrix
-    again for every three. GPT-2's output matrix takes 154 MB: on two cores, ten rows (five beams of two
-    images) took 25 ms and 16 rows took 13 ms. Logits differ by rounding.
+    again for every three. With a matrix of 154 MB and two cores, ten rows (five beams of two images) took
+    25 ms and 16 rows took 13 ms. Logits differ by rounding.
     """
     rows = hidden_states.shape[:-1].numel()
     is_fp32_on_cpu = hidden_states.device.type == "cpu" and hidden_states.dtype == torch.float32

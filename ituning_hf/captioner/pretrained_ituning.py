@@ -66,9 +66,10 @@ class ITuningPreTrainedModel(PreTrainedModel):
         """Create a new, untrained captioner from two frozen models.
 
         Args:
-            vision: The local folder or Hub id of a CLIP vision encoder or a full CLIP. An encoder given as
-                its [`Backbone.config_fields`] is not loaded: the captioner then takes only `visual_features`.
-            text: The local folder or Hub id of a GPT-2 language model.
+            vision: The local folder or Hub id of a vision encoder, or of a full vision-language
+                model, of which only the vision part is used. An encoder given as its
+                [`Backbone.config_fields`] is not loaded: the captioner then takes only `visual_features`.
+            text: The local folder or Hub id of a language model.
             vision_revision: The encoder's revision on the Hub; stored as a commit hash if it is known.
             text_revision: The language model's revision on the Hub.
             dtype: The dtype of the backbones; the adapter is in fp32.
@@ -295,7 +296,7 @@ class ITuningPreTrainedModel(PreTrainedModel):
 
         Example:
         ```python
-        >>> model.save_backbone("text", "my-gpt2")  # doctest: +SKIP
+        >>> model.save_backbone("text", "my-language-model")  # doctest: +SKIP
         >>> model.save_pretrained("my-captioner")  # doctest: +SKIP
 
         ```

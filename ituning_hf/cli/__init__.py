@@ -32,13 +32,12 @@ _COMMANDS = {
     "convert": "convert a captioner to a PEFT adapter, or a PEFT adapter to a captioner",
 }
 _DESCRIPTION = """\
-Train a small image captioner between a frozen CLIP and a frozen GPT-2, and use
-it. ituning COMMAND --help shows a command's options."""
+Train a small image captioner between a frozen vision encoder and a frozen
+language model, and use it. ituning COMMAND --help shows a command's options."""
 _EXAMPLES = """\
 examples:
   ituning demo
-  ituning train --dataset photos/ --vision_model openai/clip-vit-base-patch16 \\
-      --text_model gpt2 --output_dir my-captioner
+  ituning train --dataset photos/ --output_dir my-captioner
   ituning evaluate --model my-captioner/best --dataset photos/ --split val
   ituning caption photos/ --model my-captioner/best --output captions.jsonl
   ituning info my-captioner/best

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..data.arguments import SPLITS
 from ..features.arguments import BuildArguments
+from ..training.arguments import DEFAULT_VISION_MODEL
 from ..utils.rules import FOLDER
 from ..utils.settings import REQUIRED, Settings, option, read_settings
 from . import choose_command
@@ -25,16 +26,16 @@ _DESCRIPTION = """Store the frozen vision encoder's features of a dataset's imag
 image is encoded only once."""
 _BUILD_DESCRIPTION = """Compute the frozen vision encoder's features of a dataset's images and store
 them. Images that are in the store already are skipped."""
-_BUILD_EXAMPLES = """examples:
+_BUILD_EXAMPLES = f"""examples:
   ituning features build --dataset photos/ \\
-      --vision_model openai/clip-vit-base-patch16 --output_dir features/photos
+      --vision_model {DEFAULT_VISION_MODEL} --output_dir features/photos
   ituning features info features/photos
 
-The features of CLIP ViT-B/16 take 302,592 bytes per image, or 152,084 with
---storage int8. The build can be stopped at any time: the same command resumes
-it, and adds images that are new in the dataset. torchrun, accelerate launch and
-srun share the work among processes. An unreadable image is reported and
-skipped; the next build tries it again.
+The features of 197 tokens of width 768 take 302,592 bytes per image, or 152,084
+with --storage int8. The build can be stopped at any time: the same command
+resumes it, and adds images that are new in the dataset. torchrun, accelerate
+launch and srun share the work among processes. An unreadable image is reported
+and skipped; the next build tries it again.
 
 Exit code: 0; 1 if the build failed, such as on a full disk; 2 for an error in
 the command; 130 after Ctrl-C, 143 after SIGTERM.

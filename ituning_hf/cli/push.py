@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..training.arguments import DEFAULT_TEXT_MODEL, DEFAULT_VISION_MODEL
 from ..utils.rules import FOLDER, NAME
 from ..utils.settings import REQUIRED, Settings, option, read_settings
 from ..utils.terminal import printable, quiet_transformers
@@ -15,16 +16,16 @@ _DESCRIPTION = """\
 Upload a saved captioner to the Hub in one commit: the adapter, its settings,
 its processor, its card and the code that loads it. The frozen models are not
 uploaded."""
-_EXAMPLES = """\
+_EXAMPLES = f"""\
 examples:
   ituning push my-captioner/best org/my-captioner --dry_run
   ituning push my-captioner/best org/my-captioner --private
   ituning push my-captioner/best org/my-captioner \\
-      --vision_model openai/clip-vit-base-patch16 --text_model gpt2
+      --vision_model {DEFAULT_VISION_MODEL} --text_model {DEFAULT_TEXT_MODEL}
 
 The last command is for a captioner that was trained with local copies of models
 on the Hub: the weights are compared first. Upload a model of your own before
-the captioner (hf upload org/my-gpt2 path/to/my-gpt2) and give its id in the
+the captioner (hf upload org/my-model path/to/my-model) and give its id in the
 same way. The captioner's folder is not changed.
 """
 

@@ -10,9 +10,9 @@ from ..training.arguments import TrainArguments
 from ..utils.settings import read_settings
 
 _DESCRIPTION = """\
-Train an image captioner: small adapters between a frozen CLIP and a frozen
-GPT-2. Only the adapters are trained and saved. Without options, it trains on
-synthetic scenes."""
+Train an image captioner: small adapters between a frozen vision encoder and
+a frozen language model. Only the adapters are trained and saved. Without
+options, it trains on synthetic scenes."""
 _EXAMPLES = """\
 examples:
   ituning train --dataset photos/ --output_dir outputs/mine --dry_run

@@ -20,7 +20,7 @@ class BuildArguments(DatasetArguments, Settings):
 
     splits: list[str] = option([], "splits to store", rules.some_of(SPLITS), "all splits of the dataset")
     seed: int = option(0, "seed of synthetic scenes, and of the splits if the dataset has none", rules.SEED)
-    vision_model: str = option(REQUIRED, "frozen vision encoder: the folder or Hub id of a CLIP", rules.MODEL)
+    vision_model: str = option(REQUIRED, "frozen vision encoder: a folder or Hub id", rules.MODEL)
     vision_revision: str | None = option(None, "the encoder's revision on the Hub", rules.NAME, "the newest")
     vision_feature_layer: int = option(-1, "hidden state to store: -1 of the last layer, 0 of the embeddings")
     mixed_precision: str = option(
@@ -33,7 +33,7 @@ class BuildArguments(DatasetArguments, Settings):
     device: str | None = option(None, "cpu, cuda, cuda:1 or mps", rules.NAME, "the best available")
     batch_size: int = option(32, "images per batch", rules.AT_LEAST_ONE)
     shard_size: int = option(
-        500, "images per file, kept in memory: 151 MB for ViT-B/16 in bfloat16", rules.AT_LEAST_ONE
+        500, "images per file, kept in memory: 151 MB for 197 x 768 values in bfloat16", rules.AT_LEAST_ONE
     )
     dataloader_num_workers: int = option(
         2, "processes that decode images, at most one per core; 0: the main process", rules.NOT_NEGATIVE

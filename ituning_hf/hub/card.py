@@ -42,13 +42,6 @@ USUAL_METRICS = ("bleu_4", "meteor", "rouge_l", "cider", "spice")
 _METRIC_IDS = {"bleu_1": "bleu", "bleu_2": "bleu", "bleu_3": "bleu", "bleu_4": "bleu", "rouge_l": "rouge"}
 # The front matter that always follows from the captioner's files; a person may set the rest.
 _DERIVED = ("base_model", "base_model_relation", "datasets", "metrics", "model-index")
-# The licences of the weights that OpenAI published, by patterns of their names; others are not guessed.
-_LICENCES = {
-    r"openai/clip-vit-.*": "[MIT](https://github.com/openai/CLIP/blob/main/LICENSE)",
-    r"(openai-community/)?gpt2(-medium|-large|-xl)?": (
-        "[Modified MIT](https://github.com/openai/gpt-2/blob/master/LICENSE)"
-    ),
-}
 _SIGNATURE = "\n<!-- ituning_hf {digest}: updated by ituning_hf until you edit this text. -->\n"
 _SIGNED = re.compile(r"\n<!-- ituning_hf ([0-9a-f]{16}): [^\n]* -->\s*\Z")
 
@@ -265,16 +258,12 @@ def _backbone(kind: str, description: Mapping[str, Any]) -> dict[str, Any]:
     else:
         path = PureWindowsPath if PureWindowsPath(name).is_absolute() else PurePosixPath
         link = f"a local folder named `{path(name).name}`"
-    known = [licence for names, licence in _LICENCES.items() if on_hub and re.fullmatch(names, name)]
-    page = f"see [its page](https://huggingface.co/{name})" if on_hub else ""
     return {
         **description,
         "kind": kind,
         "role": {"vision": "vision encoder", "text": "language model"}.get(kind),
         "on_hub": on_hub,
         "link": link,
-        "licence": known[0] if known else page,
-        "is_openai": bool(known),
     }
 
 

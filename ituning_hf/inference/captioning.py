@@ -58,7 +58,7 @@ def caption(
         images: Paths, bytes of image files, PIL images or images of a dataset; one, or a list of them.
         processor: The captioner's processor. By default it is loaded from the captioner's folder or Hub id.
         prompt: The beginning of the captions: one text for all images, or a list with one for each. It
-            should not end with a space, because GPT-2's words begin with one.
+            should not end with a space, because the token of the next word usually begins with one.
         num_captions: Captions for each image.
         batch_size: Images in a batch.
         num_beams: The number of beams; 1 is greedy search. By default that of the captioner's generation

@@ -51,26 +51,32 @@ class ModelArguments:
     )
     vision_model: str | None = option(
         None,
-        "frozen vision encoder: the folder or Hub id of a CLIP",
+        "frozen vision encoder, a folder or Hub id; docs/families.md lists what is supported",
         MODEL,
         f"{DEFAULT_VISION_MODEL}, or a bundled miniature for scenes",
     )
     text_model: str | None = option(
         None,
-        "frozen language model: the folder or Hub id of a GPT-2",
+        "frozen language model, a folder or Hub id; docs/families.md lists what is supported",
         MODEL,
         f"{DEFAULT_TEXT_MODEL}, or a bundled miniature for scenes",
     )
     size: str | None = option(
         None,
-        "model size in the paper (gpt2, gpt2-medium or gpt2-large); replaces --text_model",
+        f"model size in the paper ({', '.join(SIZES.values())}); replaces --text_model",
         one_of(tuple(SIZES)),
     )
     adapter_hidden_size: int | None = option(
-        None, "width of each adapter's bottleneck", AT_LEAST_ONE, "half the language model's width"
+        None,
+        "width of each adapter's bottleneck, a multiple of the heads",
+        AT_LEAST_ONE,
+        "the largest up to half the language model's width",
     )
     adapter_num_heads: int | None = option(
-        None, "attention heads of each adapter", AT_LEAST_ONE, "the language model's number of heads"
+        None,
+        "attention heads of each adapter, a divisor of the width",
+        AT_LEAST_ONE,
+        "the largest up to the language model's number",
     )
     adapter_layers: list[int] | None = option(
         None,

@@ -70,7 +70,7 @@ def load_model(
         problem = " ".join(str(error).split())
         raise OSError(
             f"{args.vision_model} and {args.text_model} cannot be loaded ({problem}). To use models on this "
-            "machine, give --vision_model FOLDER (a CLIP) and --text_model FOLDER (a GPT-2)."
+            "machine, give --vision_model FOLDER and --text_model FOLDER."
         ) from error
     positions = model.config.text_config.max_position_embeddings
     if args.max_caption_tokens > positions:

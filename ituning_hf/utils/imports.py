@@ -45,7 +45,7 @@ class ImportHook:
 
     An action imports modules of `packages`. A module whose import is still in progress is incomplete, and an
     action that needed it would fail. So actions wait until this thread is not importing any module of
-    `packages`. For example, importing Transformers' GPT-2 imports the Auto classes before GPT-2 is complete.
+    `packages`. For example, importing a model of Transformers imports the Auto classes before it is complete.
 
     Args:
         actions: For each module's name, what follows its import. It runs at once if the import was earlier.

@@ -38,6 +38,23 @@ def test_none_means_half_the_width_the_decoders_heads_and_all_layers():
     assert config.get_text_config(decoder=True) is config.text_config
 
 
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ({"n_embd": 45, "n_head": 5}, (20, 5)),  # 22 is not a multiple of 5
+        ({"adapter_hidden_size": 15}, (15, 5)),  # 7 and 6 do not divide 15
+        ({"adapter_hidden_size": 13}, (13, 1)),
+        ({"adapter_hidden_size": 21}, (21, 7)),
+        ({"adapter_num_heads": 4}, (12, 4)),  # the largest multiple of 4 up to 14
+        ({"adapter_num_heads": 3, "adapter_hidden_size": 15}, (15, 3)),
+    ],
+)
+def test_heads_divide_the_width(given: dict[str, int], resolved: tuple[int, int]):
+    text = {name: given.pop(name) for name in ("n_embd", "n_head") if name in given}
+    config = make_config(text=text, **given)
+    assert (config.adapter_hidden_size, config.adapter_num_heads) == resolved
+
+
 def test_default_backbones_are_clip_and_gpt2_without_a_source():
     config = ITuningConfig()
     fields = ("name_or_path", "revision", "fingerprint")
@@ -104,7 +121,11 @@ BAD_VALUES = [
     ({"adapter_layers": "all"}, r"adapter_layers is 'all', expected a list"),
     ({"adapter_layers": []}, r"adapter_layers is empty: list at least one"),
     ({"adapter_layers": [1, 2, -3]}, r"adapter_layers is \[1, 2, -3\], which contains a layer twice"),
-    ({"adapter_hidden_size": 15}, r"adapter_num_heads is 7, which does not divide adapter_hidden_size 15"),
+    (
+        {"adapter_hidden_size": 15, "adapter_num_heads": 7},
+        r"adapter_num_heads is 7, which does not divide .* 15",
+    ),
+    ({"adapter_num_heads": 15}, r"adapter_num_heads is 15, more than half the decoder's hidden size 28"),
     ({"adapter_hidden_size": 0}, r"adapter_hidden_size is 0, expected a positive integer"),
     ({"adapter_num_heads": -7}, r"adapter_num_heads is -7, expected a positive integer"),
     ({"adapter_dropout": 1.0}, r"adapter_dropout is 1\.0, expected 0 <= p < 1"),

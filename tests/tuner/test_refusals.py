@@ -109,7 +109,7 @@ def state(model) -> tuple:
     ("options", "message"),
     [
         ({"adapter_layers": [4]}, r"adapter_layers contains \[4\], expected integers from -4 to 3"),
-        ({"adapter_num_heads": None}, "adapter_num_heads is 2, which does not divide adapter_hidden_size 21"),
+        ({"adapter_num_heads": 2}, "adapter_num_heads is 2, which does not divide adapter_hidden_size 21"),
         ({"adapter_dropout": -0.1}, "adapter_dropout is -0.1, expected 0 <= p < 1"),
     ],
 )
