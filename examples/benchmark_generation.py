@@ -113,7 +113,7 @@ def peft_method(models: Models) -> Generate:
     """Caption from features by the PEFT method with the captioner's weights."""
     model: Any = to_peft(models.captioner)
     options = {
-        "encoder_hidden_states": models.features,
+        "visual_features": models.features,
         "pad_token_id": models.config.text_config.eos_token_id,
     }
     return partial(model.generate, **options, **models.length)

@@ -5,7 +5,7 @@ from peft import get_peft_model
 from ituning_hf.tuner import ITuningTunerConfig
 
 model = get_peft_model(gpt2, ITuningTunerConfig(vision_hidden_size=768))
-model(input_ids, encoder_hidden_states=visual_features)
+model(input_ids, visual_features=features)
 ```
 
 Import `ituning_hf` before loading an adapter: without it PEFT raises `KeyError: 'ITUNING'`.

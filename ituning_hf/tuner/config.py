@@ -21,7 +21,7 @@ class ITuningTunerConfig(PeftConfig):
 
     Args:
         vision_hidden_size: The hidden size d_v of the visual memory, which is passed as
-            `encoder_hidden_states`: 768 for CLIP ViT-B, 1024 for ViT-L.
+            `visual_features`: 768 for CLIP ViT-B, 1024 for ViT-L.
         adapter_hidden_size: The bottleneck width r; by default half the decoder's hidden size.
         adapter_num_heads: The number of attention heads h; by default the decoder's.
         adapter_scale: The constant factor lambda on the adapter's output.

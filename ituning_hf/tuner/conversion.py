@@ -36,7 +36,7 @@ def to_peft(captioner: ITuningForCaptioning, adapter_name: str = "default") -> P
     """Convert a captioner to a PEFT model of its language model, with an adapter of the method "ituning".
 
     The captioner is not changed. The PEFT model shares its frozen weights and has a copy of the adapter, of
-    the same dtype. It has no vision encoder: the image features are passed as `encoder_hidden_states`.
+    the same dtype. It has no vision encoder: the image features are passed as `visual_features`.
 
     Args:
         captioner: The captioner.

@@ -1,4 +1,4 @@
-"""The modules of a language model with adapters, and the hook that passes images to them."""
+"""The modules of a language model with adapters, and the methods that pass images to them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..utils.errors import UserError
 ADAPTERS = "ituning_adapter"  # the attribute of adapted layers, which is part of every key on disk
 # The keys and values of the images, by layer index and adapter name.
 NamedKeyValues = dict[int, dict[str, tuple[torch.Tensor, torch.Tensor]]]
+IMAGE_ARGUMENTS = ("visual_features", "visual_key_values")  # of `forward` and `generate`
 
 
 class ITuningLayer(nn.Module, BaseTunerLayer):
@@ -120,12 +121,17 @@ def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
     return {index: active for index, active in adapters.items() if active}
 
 
-def project_image(model: nn.Module, image: torch.Tensor) -> NamedKeyValues:
+def project_image(model: nn.Module, image: torch.Tensor | None) -> NamedKeyValues:
     """Project images, (num_images, N, d_v), to the keys and values of every active adapter."""
     projected: NamedKeyValues = {}
     for index, adapters in active_adapters(model).items():
+        if image is None:
+            raise UserError(
+                "visual_features is None: pass image features of shape (num_images, tokens, "
+                "vision_hidden_size), or use model.disable_adapter() to run the language model alone."
+            )
         for adapter in adapters.values():
-            check_visual_features(image, adapter.k_proj.in_features, "encoder_hidden_states")
+            check_visual_features(image, adapter.k_proj.in_features)
         projected[index] = {name: adapter.project_visual(image) for name, adapter in adapters.items()}
     return projected
 
@@ -139,22 +145,22 @@ def given_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | 
 
 
 def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Forward pre-hook: replace the image, `encoder_hidden_states`, with its keys and values."""
-    image = kwargs.pop("encoder_hidden_states", None)
-    if not active_adapters(decoder):  # all disabled or deleted: the language model ignores the image
-        return args, kwargs
-    if image is None:
-        raise UserError(
-            "encoder_hidden_states is None: pass image features of shape (num_images, tokens, "
-            "vision_hidden_size), or use model.disable_adapter() to run the language model alone."
-        )
-    # `generate` passes keys and values as a plain dict. (Model outputs are subclasses of dict.)
-    if type(image) is dict:
-        return args, kwargs | {"visual_key_values": image}
-    key_values = project_image(decoder, image)
-    text: Any = given_text(args, kwargs)
-    check_rows(text.shape[0], image.shape[0])
-    return args, kwargs | {"visual_key_values": key_values}
+    """Forward pre-hook of a decoder: replace `visual_features` with keys and values, which layers take."""
+    image, key_values = (kwargs.pop(name, None) for name in IMAGE_ARGUMENTS)
+    if key_values is None:  # `generate` has projected the images
+        key_values = project_image(decoder, image)
+        if key_values:
+            text: Any = given_text(args, kwargs)
+            check_rows(text.shape[0], image.shape[0])
+    if key_values:  # otherwise all adapters are disabled or deleted, and the image is ignored
+        kwargs["visual_key_values"] = key_values
+    return args, kwargs
+
+
+def accept_image(model: Any, model_kwargs: dict[str, Any]) -> None:
+    """Replace `GenerationMixin._validate_model_kwargs`: accept images, which `take_image` removes."""
+    others = {name: value for name, value in model_kwargs.items() if name not in IMAGE_ARGUMENTS}
+    type(model)._validate_model_kwargs(model, others)
 
 
 class PaddedLMHead(nn.Linear):
@@ -176,5 +182,5 @@ def change_lm_head(model: Any, old: type[nn.Linear], new: type[nn.Linear]) -> No
 
 __all__ = [
     *("ADAPTERS", "LAYER_CLASSES", "ITuningLayer", "PaddedLMHead", "active_adapters", "change_lm_head"),
-    *("find_decoders", "given_text", "project_image", "take_image"),
+    *("accept_image", "find_decoders", "given_text", "project_image", "take_image"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 from torch import nn
+from transformers import GenerationMixin
 
 from ..captioner.adapter_ituning import check_rows
 from ..captioner.backbones_ituning import Backbone
@@ -24,7 +26,7 @@ from .layer import (
     LAYER_CLASSES,
     ITuningLayer,
     PaddedLMHead,
-    active_adapters,
+    accept_image,
     change_lm_head,
     find_decoders,
     given_text,
@@ -43,7 +45,7 @@ _PARTS_OF_KEYS |= {part for family in DECODER_FAMILIES.values() for part in fami
 class ITuningTuner(BaseTuner):
     """The PEFT method "ituning" on a frozen language model; `get_peft_model` creates it.
 
-    `forward` and `generate` take images as `encoder_hidden_states`: the token features of the vision encoder,
+    `forward` and `generate` take images as `visual_features`: the token features of the vision encoder,
     of shape (num_images, N, d_v). Rows of text are image-major: with k rows per image, row i belongs to image
     i // k, and all rows of an image share its keys and values.
 
@@ -73,7 +75,7 @@ class ITuningTuner(BaseTuner):
     >>> model.print_trainable_parameters()
     trainable params: 2,790 || all params: 20,590 || trainable%: 13.5503
     >>> images = torch.randn(2, 10, 24)  # two images of ten tokens
-    >>> model.generate(encoder_hidden_states=images, num_beams=3, min_new_tokens=4, max_new_tokens=4).shape
+    >>> model.generate(visual_features=images, num_beams=3, min_new_tokens=4, max_new_tokens=4).shape
     torch.Size([2, 5])
 
     ```
@@ -133,11 +135,14 @@ class ITuningTuner(BaseTuner):
         for decoder in find_decoders(model):
             if take_image not in decoder._forward_pre_hooks.values():
                 decoder.register_forward_pre_hook(take_image, with_kwargs=True)
+        for language_model in [module for module in model.modules() if isinstance(module, GenerationMixin)]:
+            language_model._validate_model_kwargs = partial(accept_image, language_model)
         change_lm_head(model, nn.Linear, PaddedLMHead)
 
     def unload(self) -> nn.Module:
         """Return the language model without these adapters, keeping adapters of other methods."""
         for name, module in list(self.model.named_modules()):
+            vars(module).pop("_validate_model_kwargs", None)
             if isinstance(module, ITuningLayer):
                 self.model.set_submodule(name, module.base_layer)
         for decoder in find_decoders(self.model):
@@ -205,7 +210,7 @@ class ITuningTuner(BaseTuner):
         self,
         inputs: torch.Tensor | None = None,
         *,
-        encoder_hidden_states: torch.Tensor | None = None,
+        visual_features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -214,7 +219,7 @@ class ITuningTuner(BaseTuner):
         Args:
             inputs: Left-padded prompts of shape (num_images * k, T), image-major; also accepted as
                 `input_ids`. Without prompts, one text per image is generated, starting with the BOS token.
-            encoder_hidden_states: The image features, of shape (num_images, N, d_v).
+            visual_features: The image features, of shape (num_images, N, d_v).
             labels: Ignored. With labels, as in a training batch or from `Seq2SeqTrainer`, the text holds the
                 targets and is ignored too: one text per image is generated.
             **kwargs: Passed to `GenerationMixin.generate`. Classifier-free guidance is not supported.
@@ -227,16 +232,16 @@ class ITuningTuner(BaseTuner):
             inputs = None
             for name in ("input_ids", "inputs_embeds", "attention_mask", "label_smoothing"):
                 kwargs.pop(name, None)
-        image: Any = encoder_hidden_states
-        if image is not None and active_adapters(self.model):
-            key_values = project_image(self.model, image)
+        key_values = project_image(self.model, visual_features)
+        if visual_features is not None:
             prompt = given_text((inputs,), kwargs)
             if prompt is None:  # the number of BOS tokens is that of the mask's rows
-                kwargs["attention_mask"] = torch.ones(len(image), 1, dtype=torch.long, device=image.device)
+                mask = torch.ones(len(visual_features), 1, dtype=torch.long, device=visual_features.device)
+                kwargs["attention_mask"] = mask
             else:
-                check_rows(len(prompt), len(image))  # before generation repeats rows for each beam
-            image = key_values  # not a tensor, so generation does not repeat it for each beam
-        return self.model.generate(inputs, encoder_hidden_states=image, **kwargs)
+                check_rows(len(prompt), len(visual_features))  # before rows are repeated for each beam
+        # Not a tensor, so generation does not repeat it for each beam.
+        return self.model.generate(inputs, visual_key_values=key_values, **kwargs)
 
 
 def resolve_config(config: Any, model: Any) -> Any:

@@ -168,7 +168,7 @@ def test_the_peft_method_matches_the_reference(backbones: dict[str, Path], imple
     for name, p in adapted.named_parameters():
         p.requires_grad_("ituning_adapter" in name)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    logits = adapted(**inputs, encoder_hidden_states=torch.stack(memories)).logits
+    logits = adapted(**inputs, visual_features=torch.stack(memories)).logits
     loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     loss.backward()

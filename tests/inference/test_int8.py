@@ -167,7 +167,7 @@ def test_conversion_to_peft_and_back_keeps_the_quantised_weights(quantised, pixe
     peft_model = to_peft(quantised)
     features = quantised.get_image_features(pixel_values)
     expected = quantised(visual_features=features, input_ids=ROWS).logits
-    found = peft_model(input_ids=ROWS, encoder_hidden_states=features.repeat_interleave(2, 0)).logits
+    found = peft_model(input_ids=ROWS, visual_features=features.repeat_interleave(2, 0)).logits
     # Another order of summation can change to which integer an input is rounded.
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
     back = ITuningForCaptioning.from_peft(peft_model, quantised.vision_model)

@@ -256,7 +256,7 @@ def test_threads_share_a_peft_model(backbones: dict[str, Path], times: int):
 
     def call(images: int, **options: Any) -> Call:
         memory = torch.randn(images, 10, VISION["hidden_size"], generator=generator)
-        options |= SCORES | {"encoder_hidden_states": memory, "max_new_tokens": 7, "pad_token_id": 0}
+        options |= SCORES | {"visual_features": memory, "max_new_tokens": 7, "pad_token_id": 0}
         return lambda: model.generate(**options)
 
     searches = [{}, {"num_beams": 3}, {"use_cache": False}]

@@ -81,7 +81,7 @@ ITUNING = Method(
         for projection in ("q", "k", "v", "out")
         for kind in ("weight", "bias")
     ),
-    inputs={"encoder_hidden_states": IMAGES},
+    inputs={"visual_features": IMAGES},
 )
 LORA = Method(
     name="lora",

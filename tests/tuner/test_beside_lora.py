@@ -69,13 +69,13 @@ def test_both_are_disabled_and_enabled_together(both, stock):
 def test_both_get_gradients_and_inactive_adapters_do_not(with_lora):
     model = ITUNING.wrap(with_lora, layers=[2, 3])
     model.add_adapter("waiting", ITUNING.config())
-    model(input_ids=ROWS, labels=ROWS, encoder_hidden_states=IMAGES).loss.backward()
+    model(input_ids=ROWS, labels=ROWS, visual_features=IMAGES).loss.backward()
     expected = set(ITUNING.parameters(model)) | set(LORA.parameters(model, "style"))
     assert {name for name, p in model.named_parameters() if p.grad is not None} == expected
 
 
 def test_generating_with_beams_uses_both(both):
-    prompt = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS), "encoder_hidden_states": IMAGES}
+    prompt = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS), "visual_features": IMAGES}
     texts = both.generate(**prompt, **BEAMS, pad_token_id=0)
     slow = both.get_base_model().generate(**prompt, **BEAMS, pad_token_id=0)  # it projects at each step
     assert torch.equal(texts, slow)

@@ -38,7 +38,7 @@ def logits_of(captioner: ITuningForCaptioning, pixel_values: torch.Tensor) -> to
 
 def peft_logits_of(model: PeftModel, features: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return model(input_ids=TEXTS, encoder_hidden_states=features).logits
+        return model(input_ids=TEXTS, visual_features=features).logits
 
 
 # --- Equal results
@@ -55,7 +55,7 @@ def test_both_give_equal_logits_and_captions(backbones, pixel_values, options: d
     assert torch.equal(peft_logits_of(model, features), expected)
     assert torch.equal(logits_of(back, pixel_values), expected)
     generated = model.generate(
-        encoder_hidden_states=features, pad_token_id=captioner.generation_config.pad_token_id, **BEAMS
+        visual_features=features, pad_token_id=captioner.generation_config.pad_token_id, **BEAMS
     )
     assert torch.equal(generated, captions)
     assert torch.equal(back.generate(pixel_values=pixel_values, **BEAMS), captions)

@@ -43,7 +43,7 @@ def test_both_compute_the_same_logits(folders, pixel_values):
     ids = torch.randint(0, 200, (6, 5), generator=torch.Generator().manual_seed(1))
     features = captioner.get_image_features(pixel_values)
     logits = captioner(pixel_values=pixel_values, input_ids=ids).logits
-    assert torch.equal(adapter.eval()(ids, encoder_hidden_states=features).logits, logits)
+    assert torch.equal(adapter.eval()(ids, visual_features=features).logits, logits)
 
 
 def test_the_code_of_the_adapters_card_runs(folders, backbones, pixel_values):

@@ -54,7 +54,7 @@ def test_projecting_once_equals_projecting_at_each_step(gpt2, monkeypatch, how: 
             generate(
                 input_ids=begin,
                 attention_mask=torch.ones_like(begin),
-                encoder_hidden_states=IMAGES,
+                visual_features=IMAGES,
                 return_dict_in_generate=True,
                 output_scores=True,
                 **how,
@@ -70,12 +70,12 @@ def test_projecting_once_equals_projecting_at_each_step(gpt2, monkeypatch, how: 
 def test_without_a_prompt_each_image_gets_a_text(gpt2):
     model = ITUNING.wrap(gpt2)
     begin = torch.full((2, 1), gpt2.config.bos_token_id)
-    expected = model.generate(begin, attention_mask=begin * 0 + 1, encoder_hidden_states=IMAGES, **BEAMS)
+    expected = model.generate(begin, attention_mask=begin * 0 + 1, visual_features=IMAGES, **BEAMS)
     assert expected.shape == (2, 8)
-    assert torch.equal(model.generate(encoder_hidden_states=IMAGES, **BEAMS), expected)
-    assert torch.equal(model.generate(None, input_ids=None, encoder_hidden_states=IMAGES, **BEAMS), expected)
+    assert torch.equal(model.generate(visual_features=IMAGES, **BEAMS), expected)
+    assert torch.equal(model.generate(None, input_ids=None, visual_features=IMAGES, **BEAMS), expected)
     with model.disable_adapter():
-        texts = model.generate(encoder_hidden_states=IMAGES, **BEAMS)
+        texts = model.generate(visual_features=IMAGES, **BEAMS)
     assert torch.equal(texts[0], texts[1])  # without an image
 
 
@@ -83,9 +83,9 @@ def test_without_a_prompt_each_image_gets_a_text(gpt2):
 @pytest.mark.parametrize("rows", [2, 4])
 def test_the_targets_of_a_batch_are_not_prompts(gpt2, task_type: str | None, rows: int):
     model = ITUNING.wrap(gpt2, task_type=task_type)
-    expected = model.generate(encoder_hidden_states=IMAGES, **BEAMS)
+    expected = model.generate(visual_features=IMAGES, **BEAMS)
     texts = ROWS[:rows]
     mask = torch.ones_like(texts).index_fill(1, torch.tensor([5]), 0)
     batch = {"input_ids": texts, "attention_mask": mask, "labels": texts, "label_smoothing": 0.1}
-    assert torch.equal(model.generate(**batch, encoder_hidden_states=IMAGES, **BEAMS), expected)
-    assert torch.equal(model.generate(texts, labels=texts, encoder_hidden_states=IMAGES, **BEAMS), expected)
+    assert torch.equal(model.generate(**batch, visual_features=IMAGES, **BEAMS), expected)
+    assert torch.equal(model.generate(texts, labels=texts, visual_features=IMAGES, **BEAMS), expected)

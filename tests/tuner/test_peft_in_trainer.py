@@ -35,7 +35,7 @@ pytestmark = [
 def inputs_of(model: PeftModel) -> dict[str, torch.Tensor]:
     """The images, as the model takes them."""
     is_captioner = isinstance(model.get_base_model(), ITuningForCaptioning)
-    return PIXELS if is_captioner else {"encoder_hidden_states": FEATURES}
+    return PIXELS if is_captioner else {"visual_features": FEATURES}
 
 
 def make_trainer(model: PeftModel, folder: Path, steps: int = 2, **options: Any) -> Seq2SeqTrainer:
@@ -103,7 +103,7 @@ def lora_config(**options: Any) -> LoraConfig:
 def test_label_smoothing_of_the_trainer_is_computed_on_shifted_labels(gpt2, tmp_path: Path, accumulated: int):
     model = tuned(gpt2)
     with torch.no_grad():
-        logits = model(TEXT["input_ids"], TEXT["attention_mask"], encoder_hidden_states=FEATURES).logits
+        logits = model(TEXT["input_ids"], TEXT["attention_mask"], visual_features=FEATURES).logits
     logits, labels = logits[:, :-1].flatten(0, 1), TEXT["labels"][:, 1:].flatten()
     expected = F.cross_entropy(logits, labels, label_smoothing=0.1).item()
     options = {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": accumulated}

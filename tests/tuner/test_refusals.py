@@ -21,12 +21,18 @@ def model(gpt2) -> PeftModel:
 # --- Calls
 
 
-def test_without_an_image_the_error_names_disable_adapter(model):
-    message = r"encoder_hidden_states is None: pass .* or .*model\.disable_adapter\(\)"
+@pytest.mark.parametrize("inputs", [{}, {"encoder_hidden_states": IMAGES}])
+def test_without_an_image_the_error_names_disable_adapter(model, inputs):
+    message = r"visual_features is None: pass .* or .*model\.disable_adapter\(\)"
     with pytest.raises(ValueError, match=message):
-        model(input_ids=ROWS)
+        model(input_ids=ROWS, **inputs)
     with pytest.raises(ValueError, match=message):
-        model.generate(input_ids=ROWS, attention_mask=torch.ones_like(ROWS), max_new_tokens=2)
+        model.generate(input_ids=ROWS, attention_mask=torch.ones_like(ROWS), max_new_tokens=2, **inputs)
+
+
+def test_a_misspelt_argument_is_refused(model):
+    with pytest.raises(ValueError, match=r"not used by the model: \['visual_feature'\]"):
+        model.generate(ROWS, visual_features=IMAGES, visual_feature=IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -34,34 +40,34 @@ def test_without_an_image_the_error_names_disable_adapter(model):
     [(IMAGES[..., :9], r"\(2, 10, 9\)"), (IMAGES[0], r"\(10, 15\)")],
 )
 def test_an_image_of_another_shape_is_refused(model, image, shape: str):
-    message = rf"encoder_hidden_states has shape {shape}, expected \(num_images, tokens, 15\)"
+    message = rf"visual_features has shape {shape}, expected \(num_images, tokens, 15\)"
     with pytest.raises(ValueError, match=message):
-        model(input_ids=ROWS, encoder_hidden_states=image)
+        model(input_ids=ROWS, visual_features=image)
 
 
 @pytest.mark.parametrize("image", [BaseModelOutput(last_hidden_state=IMAGES), IMAGES.numpy()])
 def test_an_image_that_is_not_a_tensor_is_refused(model, image):
-    message = rf"encoder_hidden_states is a {type(image).__name__}, expected a tensor .*last_hidden_state"
+    message = rf"visual_features is a {type(image).__name__}, expected a tensor .*last_hidden_state"
     for call in (model, model.generate):
         with pytest.raises(TypeError, match=message):
-            call(input_ids=ROWS, encoder_hidden_states=image)
+            call(input_ids=ROWS, visual_features=image)
 
 
 def test_rows_must_be_divisible_by_images(model):
     images = IMAGES[[0, 1, 0]]
     message = "input_ids has 4 rows for 3 images"
     with pytest.raises(ValueError, match=message):
-        model(input_ids=ROWS, encoder_hidden_states=images)
+        model(input_ids=ROWS, visual_features=images)
     with pytest.raises(ValueError, match=message):
-        model(inputs_embeds=torch.zeros(4, 2, 22), encoder_hidden_states=images)
+        model(inputs_embeds=torch.zeros(4, 2, 22), visual_features=images)
     with pytest.raises(ValueError, match=message):  # although twelve beams could be divided
-        model.generate(ROWS, encoder_hidden_states=images, num_beams=3, max_new_tokens=2)
+        model.generate(ROWS, visual_features=images, num_beams=3, max_new_tokens=2)
 
 
 @pytest.mark.filterwarnings("ignore:The following generation flags are not valid")
 def test_classifier_free_guidance_is_refused(model):
-    with pytest.raises(ValueError, match="encoder_hidden_states is None"):
-        model.generate(ROWS, encoder_hidden_states=IMAGES, max_new_tokens=2, guidance_scale=1.5)
+    with pytest.raises(ValueError, match="visual_features is None"):
+        model.generate(ROWS, visual_features=IMAGES, max_new_tokens=2, guidance_scale=1.5)
 
 
 # --- Models
@@ -86,7 +92,7 @@ def test_other_language_models_are_refused(backbones):
 
 def test_a_gpt2_needs_no_output_layer(gpt2):
     model = get_peft_model(gpt2.transformer, ituning_config(task_type="FEATURE_EXTRACTION"))
-    hidden = model(input_ids=ROWS, encoder_hidden_states=IMAGES).last_hidden_state
+    hidden = model(input_ids=ROWS, visual_features=IMAGES).last_hidden_state
     assert hidden.shape == (4, 6, 22)
 
 

@@ -49,7 +49,7 @@ found["config"] = type(PeftConfig.from_pretrained(ituning)).__name__
 warnings.simplefilter("ignore")
 model = AutoPeftModelForCausalLM.from_pretrained(ituning)
 with torch.no_grad():
-    logits = model(input_ids=torch.tensor(rows), encoder_hidden_states=torch.tensor(image)).logits
+    logits = model(input_ids=torch.tensor(rows), visual_features=torch.tensor(image)).logits
 found["logits"] = logits.tolist()
 """
 

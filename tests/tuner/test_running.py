@@ -19,7 +19,7 @@ from ituning_hf.captioner.adapter_ituning import ITuningAdapter
 def test_embeddings_count_as_rows(gpt2):
     model = ITUNING.wrap(gpt2)
     embedded = gpt2.transformer.wte(ROWS)
-    found = model(inputs_embeds=embedded, encoder_hidden_states=IMAGES).logits
+    found = model(inputs_embeds=embedded, visual_features=IMAGES).logits
     assert torch.allclose(found, ITUNING.logits(model), atol=1e-5)
 
 
@@ -168,9 +168,7 @@ def test_dropout_is_active_only_in_training(gpt2):
 def captured(model: nn.Module, image: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
     wanted = {"output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
-        output = model(
-            input_ids=ROWS, **wanted, **({} if image is None else {"encoder_hidden_states": image})
-        )
+        output = model(input_ids=ROWS, **wanted, **({} if image is None else {"visual_features": image}))
     return (*output.hidden_states, *output.attentions)
 
 

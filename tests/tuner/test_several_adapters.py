@@ -132,7 +132,7 @@ def test_adapters_for_different_encoders_cannot_be_active_together(gpt2):
     model.add_adapter("y", ITUNING.config(vision_hidden_size=9))
     model.set_adapter("y")
     wide = IMAGES[..., :9]
-    assert ITUNING.logits(model, encoder_hidden_states=wide).shape == (4, 6, 300)
+    assert ITUNING.logits(model, visual_features=wide).shape == (4, 6, 300)
     model.base_model.set_adapter(["x", "y"])
-    with pytest.raises(ValueError, match=r"encoder_hidden_states has shape \(2, 10, 9\), expected .*15\)"):
-        ITUNING.logits(model, encoder_hidden_states=wide)
+    with pytest.raises(ValueError, match=r"visual_features has shape \(2, 10, 9\), expected .*15\)"):
+        ITUNING.logits(model, visual_features=wide)
