@@ -33,8 +33,8 @@ class ScriptArguments:
 
     dataset: str = field(default="scenes", metadata={"help": "a data set in any format of docs/data.md"})
     image_root: str | None = field(default=None, metadata={"help": "the folder of the images"})
-    vision_model: str = field(default=str(SCENE_BACKBONES / "vision"), metadata={"help": "a CLIP"})
-    text_model: str = field(default=str(SCENE_BACKBONES / "text"), metadata={"help": "a GPT-2"})
+    vision_model: str = field(default=str(SCENE_BACKBONES / "vision"), metadata={"help": "a vision encoder"})
+    text_model: str = field(default=str(SCENE_BACKBONES / "text"), metadata={"help": "a language model"})
     captions_per_image: int = field(default=5, metadata={"help": "captions of each image in a batch"})
     eval_images: int = field(default=200, metadata={"help": "images of the validation split to caption"})
     push_to: str | None = field(default=None, metadata={"help": "push the captioner to this repository"})

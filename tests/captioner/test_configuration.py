@@ -1,5 +1,6 @@
 """The configuration: defaults, round trips and invalid values."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from small_models import edit_json
 from transformers import AutoConfig, CLIPVisionConfig, GPT2Config
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
+from ituning_hf.captioner.adapter_ituning import ITuningAdapter
 from ituning_hf.captioner.configuration_ituning import CaptionerError, absolute_if_local
 
 VISION = {"hidden_size": 15, "num_attention_heads": 3, "num_hidden_layers": 2}
@@ -207,3 +209,19 @@ def test_trainable_parameters_at_the_papers_sizes(text: dict[str, int], stated: 
     of_one_layer = (d * r + r) + 2 * (d_v * r + r) + (r * d + d)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trainable == text["n_layer"] * of_one_layer == stated
+
+
+def test_the_adapters_of_real_decoders_are_as_documented():
+    page = Path(__file__).resolve().parents[2] / "docs" / "families.md"
+    rows = re.findall(r"^(\| `[^|]*\|(?: [\d,]+ \|){6})$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 12
+    for row in rows:
+        d, depth, decoder_heads, r, heads, parameters = (
+            int(cell.replace(",", "")) for cell in row.split("|")[2:-1]
+        )
+        config = make_config(text={"n_embd": d, "n_layer": depth, "n_head": decoder_heads})
+        assert (config.adapter_hidden_size, config.adapter_num_heads) == (r, heads), row
+        with torch.device("meta"):
+            adapter = ITuningAdapter(d, 768, r, heads)
+        of_one_layer = sum(p.numel() for p in adapter.parameters())
+        assert len(config.adapter_layers) * of_one_layer == parameters, row
