@@ -77,8 +77,8 @@ class ITuningConfig(PreTrainedConfig):
         adapter_layers: The decoder layers that have an adapter, counted from 0 at the bottom; negative
             indices count from the top. `None` means all layers.
         adapter_dropout: Dropout probability on the adapter's output during training.
-        vision_feature_layer: The index of the encoder's hidden state used as visual memory: -1 is the output
-            of the last layer, 0 the output of the embeddings.
+        vision_feature_layer: The index of the encoder's hidden state used as visual memory: -1 is its output,
+            after the final norm if it has one; 0 is the output of the embeddings, n that of the n-th layer.
         format_version: The version of the checkpoint format.
 
     Raises:

@@ -22,7 +22,7 @@ class BuildArguments(DatasetArguments, Settings):
     seed: int = option(0, "seed of synthetic scenes, and of the splits if the dataset has none", rules.SEED)
     vision_model: str = option(REQUIRED, "frozen vision encoder: a folder or Hub id", rules.MODEL)
     vision_revision: str | None = option(None, "the encoder's revision on the Hub", rules.NAME, "the newest")
-    vision_feature_layer: int = option(-1, "hidden state to store: -1 of the last layer, 0 of the embeddings")
+    vision_feature_layer: int = option(-1, "hidden state to store: -1 for the output, 0 for the embeddings")
     mixed_precision: str = option(
         "no", "precision of the computation; no for that of the weights", rules.one_of(rules.MIXED_PRECISIONS)
     )

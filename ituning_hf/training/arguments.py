@@ -89,8 +89,8 @@ class ModelArguments:
     )
     vision_feature_layer: int | None = option(
         None,
-        "index of the encoder's hidden state that the adapters attend to; -1 is the last layer",
-        unset="the last layer, or that of --features",
+        "index of the encoder's hidden state that the adapters attend to; -1 is its output",
+        unset="-1, or that of --features",
     )
 
 
