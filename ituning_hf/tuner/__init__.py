@@ -4,7 +4,7 @@
 from peft import get_peft_model
 from ituning_hf.tuner import ITuningTunerConfig
 
-model = get_peft_model(gpt2, ITuningTunerConfig(vision_hidden_size=768))
+model = get_peft_model(language_model, ITuningTunerConfig(vision_hidden_size=768))
 model(input_ids, visual_features=features)
 ```
 

@@ -20,8 +20,8 @@ class ITuningTunerConfig(PeftConfig):
     set from the language model in the model's copy of the configuration, `model.peft_config`.
 
     Args:
-        vision_hidden_size: The hidden size d_v of the visual memory, which is passed as
-            `visual_features`: 768 for CLIP ViT-B, 1024 for ViT-L.
+        vision_hidden_size: The hidden size d_v of the visual memory, which is passed as `visual_features`:
+            the `hidden_size` of the vision encoder.
         adapter_hidden_size: The bottleneck width r; by default half the decoder's hidden size.
         adapter_num_heads: The number of attention heads h; by default the decoder's.
         adapter_scale: The constant factor lambda on the adapter's output.

@@ -97,7 +97,7 @@ class ITuningLayer(nn.Module, BaseTunerLayer):
         return output
 
 
-# Set as module attributes, such as `TunedGPT2Block`, so that pickle finds the classes.
+# Set as module attributes, so that pickle finds the classes.
 LAYER_CLASSES: dict[type[nn.Module], type[ITuningLayer]] = {}
 for _family in DECODER_FAMILIES.values():
     _name = f"Tuned{_family.layer_class.__name__}"
@@ -105,12 +105,15 @@ for _family in DECODER_FAMILIES.values():
         _name, (ITuningLayer, _family.layer_class), {"family": _family, "__module__": __name__}
     )
 
-_DECODER_CLASSES = tuple(family.decoder_class for family in DECODER_FAMILIES.values())
+
+def _is_decoder(module: nn.Module) -> bool:
+    lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
+    return any(isinstance(layer, tuple(LAYER_CLASSES)) for layers in lists for layer in layers)
 
 
 def find_decoders(model: nn.Module) -> list[Any]:
-    """Return the decoders in a model, or the model itself if it is one."""
-    return [module for module in model.modules() if isinstance(module, _DECODER_CLASSES)]
+    """Return the modules with a list of decoder layers in a model, or the model itself if it is one."""
+    return [module for module in model.modules() if _is_decoder(module)]
 
 
 def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
@@ -147,7 +150,7 @@ def given_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | 
 def take_image(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Forward pre-hook of a decoder: replace `visual_features` with keys and values, which layers take."""
     image, key_values = (kwargs.pop(name, None) for name in IMAGE_ARGUMENTS)
-    if key_values is None:  # `generate` has projected the images
+    if key_values is None:  # `generate` passes them
         key_values = project_image(decoder, image)
         if key_values:
             text: Any = given_text(args, kwargs)
@@ -173,7 +176,7 @@ class PaddedLMHead(nn.Linear):
 
 def change_lm_head(model: Any, old: type[nn.Linear], new: type[nn.Linear]) -> None:
     """Change the class of a language model's output layer from `old` to `new`; keep any other class."""
-    # PEFT accepts any module that contains a GPT-2, even without an output layer.
+    # PEFT accepts any module that contains a language model, even without an output layer.
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(layer) is old:
         # A new module would lose the hooks, the tied weight and references to this one.

@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 from torch import nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, PreTrainedModel
 
 from ..captioner.adapter_ituning import check_rows
 from ..captioner.backbones_ituning import Backbone
@@ -50,8 +50,8 @@ class ITuningTuner(BaseTuner):
     i // k, and all rows of an image share its keys and values.
 
     To combine it with LoRA on the same language model, add LoRA first, under another adapter name:
-    `gpt2.add_adapter(lora_config, "style")` or `inject_adapter_in_model(lora_config, gpt2, "style")`, then
-    `get_peft_model(gpt2, ...)`. Both are active, trained and disabled together; `unload()` keeps LoRA, which
+    `model.add_adapter(lora_config, "style")` or `inject_adapter_in_model(lora_config, model, "style")`, then
+    `get_peft_model(model, ...)`. Both are active, trained and disabled together; `unload()` keeps LoRA, which
     can then be saved. In the other order, PEFT does not find LoRA's target modules in adapted layers.
 
     Args:
@@ -128,7 +128,7 @@ class ITuningTuner(BaseTuner):
     ) -> None:
         if isinstance(target, ITuningLayer):
             target.update_layer(adapter_name, peft_config)
-        else:
+        elif type(target) in LAYER_CLASSES:  # not a layer of a vision encoder in the same model
             setattr(parent, target_name, LAYER_CLASSES[type(target)](target, adapter_name, peft_config))
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
@@ -238,6 +238,10 @@ class ITuningTuner(BaseTuner):
             if prompt is None:  # the number of BOS tokens is that of the mask's rows
                 mask = torch.ones(len(visual_features), 1, dtype=torch.long, device=visual_features.device)
                 kwargs["attention_mask"] = mask
+                if (kwargs.get("generation_config") or self.model.generation_config).bos_token_id is None:
+                    config = self.model.config
+                    begin = decoder_family(config).special_tokens(config)["bos_token_id"]
+                    kwargs.setdefault("bos_token_id", begin)
             else:
                 check_rows(len(prompt), len(visual_features))  # before rows are repeated for each beam
         # Not a tensor, so generation does not repeat it for each beam.
@@ -247,10 +251,12 @@ class ITuningTuner(BaseTuner):
 def resolve_config(config: Any, model: Any) -> Any:
     """Check the model; return a copy of the configuration in which `None` is replaced."""
     decoders = find_decoders(model)
+    if not decoders and isinstance(model, PreTrainedModel):
+        decoder_family(model.config)  # the error lists the supported language models
     if len(decoders) != 1:
         raise UserError(
             f"{type(model).__name__} contains {len(decoders)} supported decoders, expected one: pass a plain "
-            f"language model of type {' or '.join(DECODER_FAMILIES)}."
+            "language model."
         )
     decoder = decoders[0].config
     decoder_family(decoder).check_config(decoder)

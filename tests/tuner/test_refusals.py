@@ -1,13 +1,15 @@
 """Invalid calls, models and options are refused, and the model does not change."""
 
+import copy
+
 import pytest
 import torch
-from methods import IMAGES, ITUNING, ROWS, ituning_config
+from methods import DEPTH, IMAGES, ITUNING, ROWS, ituning_config
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from small_models import make_captioner
+from small_models import VISION, make_captioner
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from ituning_hf.tuner.config import ITuningTunerConfig
@@ -76,13 +78,16 @@ def test_classifier_free_guidance_is_refused(model):
 def test_other_language_models_are_refused(backbones):
     size = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     bert = BertModel(BertConfig(**size, num_hidden_layers=1, vocab_size=9))
-    with pytest.raises(ValueError, match=r"BertModel contains 0 supported decoders.*gpt2"):
+    with pytest.raises(ValueError, match=r"model_type is 'bert', expected one of .*'gpt2'"):
         get_peft_model(bert, ituning_config())
     crossed = GPT2LMHeadModel(
         GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9, add_cross_attention=True)
     )
     with pytest.raises(ValueError, match="add_cross_attention is True"):
         get_peft_model(crossed, ituning_config())
+    two = nn.ModuleList([crossed, copy.deepcopy(crossed)])
+    with pytest.raises(ValueError, match="ModuleList contains 2 supported decoders, expected one"):
+        get_peft_model(two, ituning_config(task_type=None))
     text = make_captioner(backbones).text_model
     with pytest.raises(ValueError, match=r"layers of class ITuningGPT2Block.*to_peft\(captioner\)"):
         get_peft_model(text, ituning_config())
@@ -96,10 +101,14 @@ def test_a_gpt2_needs_no_output_layer(gpt2):
     assert hidden.shape == (4, 6, 22)
 
 
-def test_a_gpt2_may_be_inside_another_module(gpt2):
+def test_a_language_model_may_be_beside_an_encoder(gpt2):
+    encoder = CLIPVisionModel(CLIPVisionConfig(**VISION))
     config = ituning_config(task_type=None, text_model_fingerprint="0" * 32)  # with no checkpoint to compare
-    model = get_peft_model(nn.ModuleDict({"text": gpt2}), config)
-    assert isinstance(model.get_base_model()["text"].transformer.h[0], BaseTunerLayer)
+    model = get_peft_model(nn.ModuleDict({"vision": encoder, "text": gpt2}), config)
+    tuned = [
+        name for name, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)
+    ]
+    assert tuned == [f"text.transformer.h.{i}" for i in range(DEPTH)]
 
 
 # --- Options
