@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import ExifTags, Image, ImageOps
+from transformers.image_processing_backends import PilBackend
+
+from .configuration_ituning import CaptionerError
 
 MAX_ASPECT_RATIO = 32
 _TILE = 1024  # the side, in pixels, of the part that is converted at a time
+
+
+def pil_image_processor(settings: Mapping[str, Any], default: Any = None) -> Any:
+    """Build an image processor that resizes with PIL.
+
+    torchvision resizes slightly differently, and a captioner must not depend on which packages are installed.
+
+    Args:
+        settings: As in `preprocessor_config.json`, of any version. `image_processor_type` is the name of an
+            image processor of Transformers; its PIL variant is used. Unknown settings are ignored.
+        default: The class for settings that do not name one.
+
+    Raises:
+        CaptionerError: if Transformers has no PIL variant of this image processor.
+    """
+    name = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    cls: Any = default
+    if name is not None:
+        base = str(name).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+        cls = getattr(transformers, f"{base.removesuffix('Pil')}Pil", None)
+    if cls is None or not issubclass(cls, PilBackend):
+        raise CaptionerError(
+            f"The image processor is a {name}, expected one of Transformers that has a variant for PIL."
+        )
+    return cls(**{key: settings[key] for key in settings.keys() & cls.valid_kwargs.__annotations__.keys()})
 
 
 def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> Any:
@@ -33,7 +62,7 @@ def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> Any:
     """
     is_changed = kwargs.keys() & {"do_resize", "size", "do_center_crop"}
     keeps_square = image_processor.do_resize and image_processor.do_center_crop and not is_changed
-    is_cropped = keeps_square and bool(dict(image_processor.size).get("shortest_edge"))
+    is_cropped = keeps_square and dict(image_processor.size).keys() == {"shortest_edge"}
     # Without rescaling, or with another factor, the caller has chosen the range of the values.
     do_rescale = kwargs.get("do_rescale", image_processor.do_rescale)
     factor = kwargs.get("rescale_factor", image_processor.rescale_factor)
@@ -99,10 +128,9 @@ def _white_level(dtype: np.dtype, low: float, high: float) -> int | None:
 def crop_extreme_aspect(image: Image.Image) -> Image.Image:
     """Crop both ends of an image whose aspect ratio is more than 32.
 
-    An image processor resizes the short side to the encoder's size before it crops to the central square:
-    30,000 x 1 pixels would take 4.5 GB. Both ends are cropped by the same integer multiple of the short side,
-    so the central square is resized from the same pixels: exactly if the resized length is an integer, else
-    within 3 grey levels.
+    The image processor resizes the short side, and then crops to the central square: 30,000 x 1 pixels would
+    take 4.5 GB. Both ends are cropped by the same integer multiple of the short side, so the central square
+    is resized from the same pixels: exactly if the resized length is an integer, else within 3 grey levels.
     """
     width, height = image.size
     short, long = min(image.size), max(image.size)
@@ -171,4 +199,4 @@ def _to_8_bits(values: np.ndarray, black: float, white: float) -> np.ndarray:
     return np.rint(np.clip((values - black) * scale, 0, 255)).astype(np.uint8)
 
 
-__all__ = ["crop_extreme_aspect", "prepare_images", "to_rgb", "upright"]
+__all__ = ["crop_extreme_aspect", "pil_image_processor", "prepare_images", "to_rgb", "upright"]

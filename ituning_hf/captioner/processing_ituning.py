@@ -12,12 +12,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.tokenization_utils_base import LARGE_INTEGER, PaddingStrategy, TruncationStrategy
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file, logging
 
 from .configuration_ituning import HUB_OPTIONS, CaptionerError, reading
-from .encoders_ituning import encoder_family, pil_image_processor
-from .images_ituning import prepare_images
+from .decoders_ituning import decoder_family
+from .encoders_ituning import encoder_family
+from .images_ituning import pil_image_processor, prepare_images
 from .loss_ituning import IGNORE_INDEX
 
 logger = logging.get_logger(__name__)
@@ -36,12 +39,16 @@ _TOKENIZER_COPIES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 class ITuningProcessor(ProcessorMixin):
     r"""Prepare images, prompts and target captions for an [`ITuningForCaptioning`] model.
 
-    Images are always resized by PIL, because torchvision gives slightly different pixels.
-
     Args:
-        image_processor (`CLIPImageProcessorPil`): Prepares images.
-        tokenizer (`GPT2Tokenizer`): Prepares text. A missing padding token is set to the EOS token. The
-            processor keeps a shallow copy, which pads on the left.
+        image_processor: An image processor of Transformers. One that uses torchvision is replaced by its
+            variant for PIL; see [`pil_image_processor`].
+        tokenizer: A fast tokenizer of Transformers, with the BOS and EOS tokens of the language model's
+            configuration. A missing padding token is set to the EOS token. The processor keeps a shallow
+            copy, which pads on the left and has no chat template: captions and prompts are plain text.
+
+    Raises:
+        CaptionerError: if the tokenizer is empty or lacks the BOS or EOS token, or if the image processor has
+            no variant for PIL.
 
     Example:
     ```python
@@ -58,13 +65,22 @@ class ITuningProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
         if tokenizer is not None:
-            if tokenizer.vocab_size == 0:  # Transformers does not report missing files
+            # Transformers does not report missing files; some classes have a vocabulary of special tokens.
+            if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
                 raise CaptionerError("The tokenizer is empty: its files are missing (tokenizer.json).")
+            if missing := [name for name in ("bos_token", "eos_token") if getattr(tokenizer, name) is None]:
+                raise CaptionerError(
+                    f"The tokenizer has no {missing[0]}, which captions need: set it as in the language "
+                    "model's configuration, or use ITuningProcessor.from_vision_text_pretrained."
+                )
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             tokenizer = copy.copy(tokenizer)
             tokenizer.padding_side = "left"  # pipelines pad the prompts of a batch themselves
-        super().__init__(pil_image_processor(image_processor), tokenizer, **kwargs)
+            tokenizer.chat_template = None  # pipelines would advise to use it
+        if image_processor is not None and not isinstance(image_processor, PilBackend):
+            image_processor = pil_image_processor(image_processor.to_dict())
+        super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -227,8 +243,8 @@ class ITuningProcessor(ProcessorMixin):
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         # Token ids depend on these settings, which users may change after loading.
-        backend = self.tokenizer.backend_tokenizer
-        key = f"{backend.normalizer!r} {backend.pre_tokenizer!r} {backend.get_added_tokens_decoder()!r}"
+        backend, special = self.tokenizer.backend_tokenizer, self.tokenizer.all_special_tokens
+        key = f"{backend.normalizer!r} {backend.pre_tokenizer!r} {len(self.tokenizer)} {special}"
         copied_key, tokenizer = _TOKENIZER_COPIES.get(self.tokenizer, (None, None))
         if copied_key != key:
             tokenizer = copy.deepcopy(self.tokenizer)
@@ -277,11 +293,16 @@ class ITuningProcessor(ProcessorMixin):
         """Combine the image processor of a vision encoder with the tokenizer of a language model.
 
         Args:
-            vision: The folder or Hub id of a CLIP. If it has no image processor, a default is used.
-            text: The folder or Hub id of a GPT-2.
-            vision_revision: The revision of the CLIP on the Hub.
-            text_revision: The revision of the GPT-2 on the Hub.
+            vision: The folder or Hub id of a vision encoder. If it has no image processor, a default is used.
+            text: The folder or Hub id of a language model.
+            vision_revision: The revision of the vision encoder on the Hub.
+            text_revision: The revision of the language model on the Hub.
             **hub_kwargs: `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            OSError: if one of them is not found.
+            CaptionerError: if a file is damaged, or the image processor or the tokenizer does not fit its
+                model.
         """
         image_processor = load_image_processor(vision, vision_revision, **hub_kwargs)
         return cls(image_processor, load_tokenizer(text, text_revision, **hub_kwargs))
@@ -293,7 +314,7 @@ def load_image_processor(
     """Load the image processor of a vision encoder; if it has none, warn and use its family's default."""
     hub_kwargs["revision"] = revision or "main"
     config = AutoConfig.from_pretrained(vision, trust_remote_code=False, **hub_kwargs)
-    config = getattr(config, "vision_config", config)  # of a full CLIP
+    config = getattr(config, "vision_config", config)  # of a model with a text encoder
     family = encoder_family(config)
     optional = {"_raise_exceptions_for_missing_entries": False, **hub_kwargs}
     if not any(cached_file(vision, name, **optional) for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
@@ -301,13 +322,40 @@ def load_image_processor(
         logger.warning(f"{vision} has no image processor; using the default for {size} pixels.")
         return family.image_processor(size)
     with reading(f"The image processor of {vision}"):
-        return family.image_processor_class.from_pretrained(vision, **hub_kwargs)
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(vision, **hub_kwargs)
+        return pil_image_processor(settings, family.image_processor_class)
 
 
 def load_tokenizer(text: str | os.PathLike[str], revision: str | None = None, **hub_kwargs: Any) -> Any:
-    """Load the tokenizer of a language model."""
+    """Load the tokenizer of a language model.
+
+    Its special tokens become those of the model's configuration, with which `generate` begins, ends and pads.
+    Some tokenizers have no BOS token, and a chat-tuned model's may have another EOS token.
+
+    Raises `CaptionerError` if the tokenizer cannot be read, or has other tokens than the model.
+    """
+    hub_kwargs["revision"] = revision or "main"
+    config = AutoConfig.from_pretrained(text, trust_remote_code=False, **hub_kwargs)
+    family = decoder_family(config)
+    family.check_config(config)
     with reading(f"The tokenizer of {text}"):
-        return AutoTokenizer.from_pretrained(text, revision=revision or "main", **hub_kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=False, **hub_kwargs)
+    if len(tokenizer) > config.vocab_size:
+        raise CaptionerError(
+            f"The tokenizer of {text} has {len(tokenizer)} tokens, its language model only "
+            f"{config.vocab_size}: give a folder in which they belong together."
+        )
+    for name, wanted in family.special_tokens(config).items():
+        ids = wanted if isinstance(wanted, list) else [wanted]
+        if not 0 <= ids[0] < len(tokenizer):
+            raise CaptionerError(
+                f"The configuration of {text} has {name}={ids[0]}, its tokenizer only {len(tokenizer)} "
+                "tokens: give a folder in which they belong together."
+            )
+        if getattr(tokenizer, name) not in ids:
+            token = tokenizer.convert_ids_to_tokens(ids[0])
+            tokenizer.add_special_tokens({name.removesuffix("_id"): token})
+    return tokenizer
 
 
 def caption_rows(

@@ -20,6 +20,7 @@ import torch
 
 from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.encoders_ituning import encoder_family
+from ..captioner.images_ituning import pil_image_processor
 from ..data.columns import CaptionedImage, CaptionedImages, restore_name, store_name
 from ..data.images import UnreadableImageError
 from ..data.records import first_names
@@ -89,8 +90,7 @@ class FeatureSpec:
 
     def make_image_processor(self) -> Any:
         """Return the encoder's image processor."""
-        vision = ITuningConfig(**self.vision_model).vision_config
-        return encoder_family(vision).image_processor_class.from_dict(self.image_processor)
+        return pil_image_processor(self.image_processor)
 
     @property
     def num_bytes(self) -> int:

@@ -102,11 +102,6 @@ def _load_over_backbones(
     if features is not None:
         features.require_fits(model.config, image_processor.to_dict())
     tokenizer = load_tokenizer(text, model.config.text_model_revision)
-    if len(tokenizer) > (vocabulary := model.config.text_config.vocab_size):
-        raise UserError(
-            f"The tokenizer of {text} has {len(tokenizer)} tokens, its language model only {vocabulary}: "
-            "give a folder in which they belong together."
-        )
     return model, ITuningProcessor(image_processor, tokenizer)
 
 

@@ -473,7 +473,9 @@ def test_unknown_and_misplaced_options_are_refused(processor, inputs: dict[str, 
 def test_a_loaded_processor_gives_equal_pixels_and_ids(processor, captioner, tmp_path: Path):
     processor.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
+        "adapter_ituning.py",
         "configuration_ituning.py",
+        "decoders_ituning.py",
         "encoders_ituning.py",
         "images_ituning.py",
         "loss_ituning.py",
@@ -497,7 +499,7 @@ def test_a_loaded_processor_gives_equal_pixels_and_ids(processor, captioner, tmp
 def test_image_processor_and_tokenizer_come_from_the_given_revisions(backbones, tmp_path: Path):
     for kind, file, change in (
         ("vision", "preprocessor_config.json", {"image_mean": [0.25, 0.25, 0.25]}),
-        ("text", "tokenizer_config.json", {"pad_token": "dog"}),
+        ("text", "tokenizer_config.json", {"model_max_length": 7}),
     ):
         put_in_hub_cache(tmp_path, f"org/{kind}", "a" * 40, backbones[kind])
         edited = put_in_hub_cache(tmp_path, f"org/{kind}", "b" * 40, backbones[kind], "next")
@@ -506,7 +508,7 @@ def test_image_processor_and_tokenizer_come_from_the_given_revisions(backbones, 
         ITuningProcessor.from_vision_text_pretrained, "org/vision", "org/text", cache_dir=tmp_path
     )
     found = [
-        (built.image_processor.image_mean[0] == 0.25, built.tokenizer.pad_token == "dog")
+        (built.image_processor.image_mean[0] == 0.25, built.tokenizer.model_max_length == 7)
         for built in (build(), build(vision_revision="next"), build(text_revision="next"))
     ]
     assert found == [(False, False), (True, False), (False, True)]
