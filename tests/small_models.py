@@ -60,7 +60,7 @@ def save_backbones(root: Path) -> dict[str, Path]:
     make_clip(512, vocab_size=50).save_pretrained(root / "clip")
     CLIPVisionModel.from_pretrained(root / "clip").save_pretrained(root / "vision")
     for folder in ("clip", "vision"):
-        CLIPFamily().image_processor(IMAGE_SIZE).save_pretrained(root / folder)
+        CLIPFamily().image_processor(CLIPVisionConfig(**VISION)).save_pretrained(root / folder)
     tokenizer = save_tokenizer_of("gpt2", root / "text")
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     GPT2LMHeadModel(GPT2Config(**TEXT, **tokens, vocab_size=len(tokenizer))).save_pretrained(root / "text")
@@ -75,7 +75,7 @@ def save_full_clip(folder: Path) -> Path:
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     torch.manual_seed(13)
     model = make_clip(11, vocab_size=len(pieces), **{name: getattr(tokenizer, name) for name in names})
-    for part in (model, CLIPFamily().image_processor(IMAGE_SIZE), tokenizer):
+    for part in (model, CLIPFamily().image_processor(CLIPVisionConfig(**VISION)), tokenizer):
         part.save_pretrained(folder)
     return folder
 

@@ -25,7 +25,8 @@ from transformers.utils import (
 from transformers.utils.hub import resolve_revision
 
 from .configuration_ituning import CaptionerError, ITuningConfig, absolute_if_local, reading
-from .decoders_ituning import DecoderFamily, decoder_family
+from .decoder_layers_ituning import DecoderFamily
+from .decoders_ituning import decoder_family
 from .encoders_ituning import EncoderFamily, encoder_family
 
 # While Transformers initializes a model, it changes torch's default dtype and initializers for all threads.
@@ -157,14 +158,17 @@ class Backbone:
             expected = self.family.model_class.__name__
             raise TypeError(f"{self.part}_model is a {type(model).__name__}, expected a {expected}.")
         problem = f"The {self.part} model in memory is not the one at {self.name_or_path!r}"
-        state = model.state_dict() if state_dict is None else state_dict
         # torch.compile and PEFT add parts to names.
-        names = {name: name.replace("_orig_mod.", "").replace(".base_layer.", ".") for name in state}
-        in_memory = {
-            own.removeprefix(self.family.weight_prefix): state[name]
-            for name, own in names.items()
-            if ".adapter." not in own and self._is_weight(own)
+        state = {
+            name.replace("_orig_mod.", "").replace(".base_layer.", "."): tensor
+            for name, tensor in (model.state_dict() if state_dict is None else state_dict).items()
+            if ".adapter." not in name
         }
+        in_memory = {
+            name.removeprefix(self.family.weight_prefix): tensor
+            for name, tensor in self.family.as_stored(getattr(model, "_orig_mod", model), state).items()
+        }
+        in_memory = {key: tensor for key, tensor in in_memory.items() if self._is_weight(key)}
         added = [key for key in in_memory if key not in self._weights and not QUANTIZED.search(key)]
         if added and getattr(model, "hf_quantizer", None) is None:
             raise CaptionerError(

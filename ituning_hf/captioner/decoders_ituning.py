@@ -1,147 +1,34 @@
-"""Decoder families: all code that is specific to a language model architecture, with its adapted layer.
+"""Decoder families: all code that is specific to a language model architecture.
 
 To support another architecture, add a subclass of [`DecoderFamily`], its adapted layer class and an entry in
-`DECODER_FAMILIES`. No other file depends on the architecture.
+`_ADAPTED_LAYER_CLASSES`. No other file depends on the architecture; see docs/families.md.
 """
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    Gemma3ForCausalLM,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    OPTForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 from transformers.activations import NewGELUActivation
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3TextModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2Model
-from transformers.utils import is_accelerate_available
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
+from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Model
 
-from .adapter_ituning import ITuningAdapter, compute_device
 from .configuration_ituning import CaptionerError
-
-VisualKeyValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
-
-
-class DecoderFamily:
-    """What the captioner needs to know about a decoder architecture."""
-
-    model_type: str  # as in Transformers' configurations
-    model_class: type[PreTrainedModel]  # the language model with its output layer
-    decoder_class: type[PreTrainedModel]  # the language model without its output layer
-    layer_class: type[GradientCheckpointingLayer]
-    adapted_layer_class: type[AdaptedLayer]  # the subclass of `layer_class` that has an adapter
-    layers_path: str  # the path of the layer list inside the language model
-    attention_name: str  # the attribute of a layer's self-attention, which has `config` and `layer_idx`
-    ffn_norm_name: str  # the attribute of the norm before the feed-forward network
-    architecture: tuple[str, ...]  # configuration fields that change the output of given weights
-    weight_prefix: str  # prefix of the decoder's weight names in some checkpoints
-    first_weight: str  # a weight that every checkpoint has, without the prefix
-    not_weights: re.Pattern[str]  # buffers, which only some checkpoints contain
-
-    def load(self, name: str, **kwargs: Any) -> Any:
-        """Load a language model."""
-        return self.model_class.from_pretrained(name, **kwargs)
-
-    def run_layer(self, layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Compute a frozen layer's output for an input of shape (rows, T, d).
-
-        Returns X, the layer-normed input of the feed-forward network, and the output; both (rows, T, d).
-        """
-        raise NotImplementedError
-
-    def check_config(self, config: Any) -> None:
-        """Raise `CaptionerError` if the language model cannot be used."""
-        if config.bos_token_id is None or config.eos_token_id is None:
-            tokens = f"bos_token_id={config.bos_token_id} and eos_token_id={config.eos_token_id}"
-            raise CaptionerError(f"text_config has {tokens}: set both, captions need them.")
-
-    def special_tokens(self, config: Any) -> dict[str, Any]:
-        """Return the BOS, EOS and padding token ids; the padding token defaults to the EOS token."""
-        end, pad = config.eos_token_id, config.pad_token_id
-        if pad is None:
-            pad = end[0] if isinstance(end, list) else end
-        return {"bos_token_id": config.bos_token_id, "eos_token_id": end, "pad_token_id": pad}
-
-    def layers(self, text_model: nn.Module) -> nn.ModuleList:
-        """Return the layers of a language model, bottom first."""
-        return text_model.get_submodule(self.layers_path)  # type: ignore[return-value]
-
-    def layer_index(self, layer: nn.Module) -> int:
-        """Return a layer's index, counted from 0 at the bottom."""
-        return getattr(layer, self.attention_name).layer_idx
-
-    def uses_eager_attention(self, layer: nn.Module) -> bool:
-        """Return whether attention is computed without a fused kernel."""
-        return getattr(layer, self.attention_name).config._attn_implementation == "eager"
-
-    def ffn_norm(self, layer: nn.Module) -> Any:
-        """Return the norm before the feed-forward network. No quantization changes it."""
-        return getattr(layer, self.ffn_norm_name)
-
-    def compute_device(self, layer: nn.Module) -> Any:
-        """Return the device on which a layer computes, which differs from that of offloaded weights."""
-        return compute_device(self.ffn_norm(layer))
-
-    def without_adapters(self, text_model: Any) -> Any:
-        """Return a copy of a language model without adapters that shares all its parameters."""
-        copied = copy_sharing_weights(getattr(text_model, "_orig_mod", text_model))  # of torch.compile
-        layers: Any = self.layers(copied)
-        for i, layer in enumerate(layers):
-            if hasattr(layer, "adapter"):  # of any class, as remote code has its own
-                layers[i] = plain = object.__new__(self.layer_class)
-                _take_modules(layer, plain)
-                copy_block_state(layer, plain)
-        return copied
-
-
-class AdaptedLayer(nn.Module):
-    """A frozen decoder layer with an adapter in parallel to its feed-forward network.
-
-    A family's adapted layer class also inherits from the family's own layer class: Transformers recognizes
-    layers by class to record hidden states, and wraps `forward` for gradient checkpointing when a subclass is
-    defined. The layer takes over the modules of a loaded layer, so weight names do not change.
-
-    The images' keys and values are arguments of each call, not module state, so threads can share a model.
-    """
-
-    family: DecoderFamily
-    adapter: ITuningAdapter
-
-    def __init__(self, layer: nn.Module, adapter: ITuningAdapter) -> None:
-        _take_modules(layer, self)
-        device = self.family.compute_device(layer)
-        # An adapter on the meta device is filled from a checkpoint later.
-        adapter = adapter.to_empty(device=device) if adapter.q_proj.weight.is_meta else adapter.to(device)
-        self.adapter = adapter.train(layer.training)
-        copy_block_state(layer, self)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        *args: Any,
-        visual_key_values: VisualKeyValues | None = None,
-        store_attention: Callable[[int, torch.Tensor], None] | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Compute the layer's output for an input of shape (rows, T, d), with image-major rows.
-
-        `visual_key_values` has the keys and values of each adapted layer, both (num_images, h, N, r / h);
-        without it, only the frozen layer is computed. `store_attention` is called with the layer's index and
-        its attention weights over the image, (rows, h, T, N). (Hooks of Accelerate would copy a dictionary.)
-        Other arguments and the output are those of the frozen layer.
-        """
-        x, output = self.family.run_layer(self, hidden_states, *args, **kwargs)
-        if visual_key_values is None:
-            return output
-        index = self.family.layer_index(self)
-        key, value = visual_key_values[index]
-        if store_attention is not None:
-            store_attention(index, self.adapter.attention_weights(x, key))
-        return output + self.adapter(x, key, value, eager=self.family.uses_eager_attention(self))
+from .decoder_layers_ituning import AdaptedLayer, DecoderFamily
 
 
 class GPT2Family(DecoderFamily):
@@ -203,53 +90,196 @@ class GPT2Family(DecoderFamily):
         return mlp.dropout(mlp.c_proj(F.gelu(mlp.c_fc(x), approximate="tanh")))
 
 
-class ITuningGPT2Block(AdaptedLayer, GPT2Block):
+class AdaptedGPT2Block(AdaptedLayer, GPT2Block):
     """A GPT-2 block with an adapter."""
 
     family = GPT2Family()
 
 
-GPT2Family.adapted_layer_class = ITuningGPT2Block
+class OPTFamily(DecoderFamily):
+    """OPT (`OPTForCausalLM`) with layer norms before attention and feed-forward network: all but OPT-350m."""
 
-DECODER_FAMILIES = {family.model_type: family for family in (GPT2Family(),)}
+    model_type = "opt"
+    model_class = OPTForCausalLM
+    decoder_class = OPTModel
+    layer_class = OPTDecoderLayer
+    layers_path = "model.decoder.layers"
+    attention_name = "self_attn"
+    ffn_norm_name = "final_layer_norm"
+    separates_packed_rows = False  # the decoder does not pass position ids to the attention mask
+    architecture = (
+        *("num_hidden_layers", "num_attention_heads", "activation_function"),
+        *("do_layer_norm_before", "_remove_final_layer_norm", "word_embed_proj_dim"),
+    )
+    weight_prefix = "model."
+    first_weight = "decoder.embed_tokens.weight"
+    not_weights = re.compile(r"$^")
+
+    def check_config(self, config: Any) -> None:
+        """Raise `CaptionerError` if the language model cannot be used."""
+        super().check_config(config)
+        if not config.do_layer_norm_before:
+            raise CaptionerError(
+                "text_config.do_layer_norm_before is False, expected True: the layer norms follow the "
+                "residual connections (as in OPT-350m), so the feed-forward network has no normed input."
+            )
+        if not config.layer_norm_elementwise_affine:
+            raise CaptionerError("text_config.layer_norm_elementwise_affine is False, expected True.")
+
+    def disable_dropout(self, layer: Any) -> None:
+        """Turn off the dropout after attention and after the feed-forward network."""
+        layer.dropout = 0.0
+
+    def run_layer(
+        self, layer: Any, hidden_states: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute an OPT layer; see [`DecoderFamily.run_layer`]."""
+        attn_output, _ = layer.self_attn(hidden_states=layer.self_attn_layer_norm(hidden_states), **kwargs)
+        residual = hidden_states + F.dropout(attn_output, layer.dropout, layer.training)
+        x = layer.final_layer_norm(residual)
+        output = layer.fc2(layer.activation_fn(layer.fc1(x)))
+        return x, residual + F.dropout(output, layer.dropout, layer.training)
+
+
+class AdaptedOPTDecoderLayer(AdaptedLayer, OPTDecoderLayer):
+    """An OPT layer with an adapter."""
+
+    family = OPTFamily()
+
+
+class LlamaFamily(DecoderFamily):
+    """Llama and models of its class (`LlamaForCausalLM`), such as SmolLM2 and TinyLlama."""
+
+    model_type = "llama"
+    model_class = LlamaForCausalLM
+    decoder_class = LlamaModel
+    layer_class = LlamaDecoderLayer
+    layers_path = "model.layers"
+    attention_name = "self_attn"
+    ffn_norm_name = "post_attention_layernorm"
+    architecture: tuple[str, ...] = (
+        *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("hidden_act", "rms_norm_eps", "rope_parameters"),
+    )
+    weight_prefix = "model."
+    first_weight = "embed_tokens.weight"
+    not_weights = re.compile(r"rotary_emb\.inv_freq$")
+
+    def run_layer(
+        self, layer: Any, hidden_states: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute a Llama layer; see [`DecoderFamily.run_layer`]."""
+        attn_output, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+        residual = hidden_states + attn_output
+        x = layer.post_attention_layernorm(residual)
+        return x, residual + layer.mlp(x)
+
+
+class AdaptedLlamaDecoderLayer(AdaptedLayer, LlamaDecoderLayer):
+    """A Llama layer with an adapter."""
+
+    family = LlamaFamily()
+
+
+class Qwen2Family(LlamaFamily):
+    """Qwen2 and Qwen2.5 (`Qwen2ForCausalLM`); their layers are computed as Llama's."""
+
+    model_type = "qwen2"
+    model_class = Qwen2ForCausalLM
+    decoder_class = Qwen2Model
+    layer_class = Qwen2DecoderLayer
+    architecture: tuple[str, ...] = (
+        *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act"),
+        *("rms_norm_eps", "rope_parameters", "layer_types", "sliding_window"),
+    )
+
+
+class AdaptedQwen2DecoderLayer(AdaptedLayer, Qwen2DecoderLayer):
+    """A Qwen2 layer with an adapter."""
+
+    family = Qwen2Family()
+
+
+class Qwen3Family(Qwen2Family):
+    """Qwen3 (`Qwen3ForCausalLM`)."""
+
+    model_type = "qwen3"
+    model_class = Qwen3ForCausalLM
+    decoder_class = Qwen3Model
+    layer_class = Qwen3DecoderLayer
+    architecture = (*Qwen2Family.architecture, "head_dim")
+
+
+class AdaptedQwen3DecoderLayer(AdaptedLayer, Qwen3DecoderLayer):
+    """A Qwen3 layer with an adapter."""
+
+    family = Qwen3Family()
+
+
+class Gemma3Family(LlamaFamily):
+    """The text models of Gemma 3 (`Gemma3ForCausalLM`): 270M and 1B.
+
+    Gemma normalizes the output of the feed-forward network, too. The adapter's dX is added after that norm,
+    before the residual connection, so the norm does not rescale it.
+    """
+
+    model_type = "gemma3_text"
+    model_class = Gemma3ForCausalLM
+    decoder_class = Gemma3TextModel
+    layer_class = Gemma3DecoderLayer
+    ffn_norm_name = "pre_feedforward_layernorm"
+    architecture = (
+        *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("hidden_activation", "rms_norm_eps", "rope_parameters", "layer_types", "sliding_window"),
+        *("query_pre_attn_scalar", "attn_logit_softcapping"),
+    )
+
+    def check_config(self, config: Any) -> None:
+        """Raise `CaptionerError` if the language model cannot be used."""
+        super().check_config(config)
+        if config.final_logit_softcapping is not None:
+            raise CaptionerError(
+                f"text_config.final_logit_softcapping is {config.final_logit_softcapping}, expected None: "
+                "the loss is computed from the output layer's logits, which this model caps."
+            )
+        if config.use_bidirectional_attention:
+            raise CaptionerError("text_config.use_bidirectional_attention is True, expected False.")
+
+    def run_layer(
+        self, layer: Any, hidden_states: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute a Gemma 3 layer; see [`DecoderFamily.run_layer`]."""
+        attn_output, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+        residual = hidden_states + layer.post_attention_layernorm(attn_output)
+        x = layer.pre_feedforward_layernorm(residual)
+        return x, residual + layer.post_feedforward_layernorm(layer.mlp(x))
+
+
+class AdaptedGemma3DecoderLayer(AdaptedLayer, Gemma3DecoderLayer):
+    """A Gemma 3 layer with an adapter."""
+
+    family = Gemma3Family()
+
+
+_ADAPTED_LAYER_CLASSES: tuple[type[AdaptedLayer], ...] = (
+    AdaptedGPT2Block,
+    AdaptedOPTDecoderLayer,
+    AdaptedLlamaDecoderLayer,
+    AdaptedQwen2DecoderLayer,
+    AdaptedQwen3DecoderLayer,
+    AdaptedGemma3DecoderLayer,
+)
+DECODER_FAMILIES: dict[str, DecoderFamily] = {}
+for _layer_class in _ADAPTED_LAYER_CLASSES:
+    _layer_class.family.adapted_layer_class = _layer_class
+    DECODER_FAMILIES[_layer_class.family.model_type] = _layer_class.family
 
 
 def decoder_family(config: Any) -> DecoderFamily:
     """Return the family of a language model's configuration, or raise `CaptionerError`."""
     if (family := DECODER_FAMILIES.get(config.model_type)) is None:
-        expected = sorted(DECODER_FAMILIES)
         raise CaptionerError(
-            f"The language model's model_type is {config.model_type!r}, expected one of {expected}."
+            f"The language model's model_type is {config.model_type!r}, expected one of "
+            f"{sorted(DECODER_FAMILIES)}. See docs/families.md to add another."
         )
     return family
-
-
-def copy_sharing_weights(model: nn.Module) -> Any:
-    """Copy a model, sharing its parameters and buffers."""
-    shared = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-
-
-def copy_block_state(source: Any, target: Any) -> None:
-    """Copy training mode, gradient checkpointing and hooks from a layer to the layer that replaces it.
-
-    The hooks record hidden states or, with a device map, move inputs between devices.
-    """
-    target.training = source.training
-    if source.gradient_checkpointing:
-        target.gradient_checkpointing = True
-        target._gradient_checkpointing_func = source._gradient_checkpointing_func
-    target._forward_hooks.update(source._forward_hooks)
-    hook = getattr(source, "_hf_hook", None)
-    if hook is not None and is_accelerate_available():
-        from accelerate.hooks import add_hook_to_module
-
-        add_hook_to_module(target, hook)
-
-
-def _take_modules(source: Any, target: Any) -> None:
-    """Initialize a layer with the frozen modules of another layer instead of building new ones."""
-    nn.Module.__init__(target)
-    for name, module in source.named_children():
-        if name != "adapter":
-            target.add_module(name, module)

@@ -1,9 +1,10 @@
 """The captioner: a frozen vision encoder, a frozen language model, and I-Tuning adapters between them.
 
 This file combines the parts into one Transformers model. The formula is in `adapter_ituning.py`, the decoder
-layer with an adapter in `decoders_ituning.py`, the loss in `loss_ituning.py`, generation in
-`generation_ituning.py`, saving and loading in `pretrained_ituning.py`, and loading the frozen models in
-`backbones_ituning.py`.
+layer with an adapter in `decoder_layers_ituning.py`, the loss in `loss_ituning.py`, generation in
+`generation_ituning.py`, saving and loading in `pretrained_ituning.py`, loading the frozen models in
+`backbones_ituning.py`, and what depends on their architectures in `decoders_ituning.py` and
+`encoders_ituning.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from transformers.utils import can_return_tuple
 from .adapter_ituning import ITuningAdapter, check_rows, check_visual_features, compute_device
 from .backbones_ituning import MODEL_INIT_LOCK
 from .configuration_ituning import CaptionerError, ITuningConfig
-from .decoders_ituning import VisualKeyValues, decoder_family
+from .decoder_layers_ituning import VisualKeyValues
+from .decoders_ituning import decoder_family
 from .encoders_ituning import UnloadedVisionModel, encoder_family
 from .generation_ituning import ITuningGenerationMixin, default_generation_config
 from .loss_ituning import caption_loss, compute_logits, next_tokens, pack_rows, positions_from_mask
@@ -81,13 +83,13 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             config.text_config = text_model.config
             config._attn_implementation_internal = text_model.config._attn_implementation
         decoder_family(config.text_config).check_config(config.text_config)
-        encoder_family(config.vision_config)
+        encoder = encoder_family(config.vision_config)
         with MODEL_INIT_LOCK:
             super().__init__(config)
             # With this type, Transformers' Trainer ignores the first position when it counts label tokens.
             self.loss_type = "ForCausalLM"
             if vision_model is None:
-                vision_model = AutoModel.from_config(config.vision_config)
+                vision_model = AutoModel.from_config(config.vision_config, **encoder.model_options)
             if text_model is None:
                 text_model = AutoModelForCausalLM.from_config(config.text_config)
             self.vision_model, self.text_model = vision_model, text_model
@@ -124,7 +126,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         config = self.config
         family = decoder_family(config.text_config)
         self._no_split_modules = [family.adapted_layer_class.__name__]
-        layers = family.layers(self.text_model)
+        layers: Any = family.layers(self.text_model)
+        for layer in layers:
+            family.disable_dropout(layer)
         for i in config.adapter_layers:
             adapter = ITuningAdapter(
                 hidden_size=config.text_config.hidden_size,
@@ -212,7 +216,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode images of shape (num_images, 3, image_size, image_size), without recording gradients.
 
-        Returns the visual memory, of shape (num_images, N, d_v), class token first.
+        Returns the visual memory, of shape (num_images, N, d_v): any class token first, the patches last.
         """
         family = encoder_family(self.config.vision_config)
         return family.encode(self.vision_model, pixel_values, self.config.vision_feature_layer)
@@ -308,7 +312,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         if packed is not None:
             input_ids, position_ids, targets = packed
             attention_mask = None
-        elif position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+        elif position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
         # Given ids instead, Transformers may warn about padding tokens without a mask.
         inputs_embeds = self.get_input_embeddings()(input_ids)  # (rows, T, d)
@@ -336,9 +340,10 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         )
 
     def _needs_rows(self) -> bool:
-        """Return whether an output or a hook expects the rows as they were given, not packed."""
+        """Return whether the decoder, an output or a hook expects the rows as they were given, not packed."""
         decoder, hooks = self.config.text_config, self.get_input_embeddings()._forward_hooks  # NEFTune's hook
-        return decoder.output_hidden_states or decoder.output_attentions or bool(hooks)
+        can_pack = decoder_family(decoder).separates_packed_rows
+        return not can_pack or decoder.output_hidden_states or decoder.output_attentions or bool(hooks)
 
     def _check_text(
         self,
@@ -360,7 +365,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, expected (rows, tokens).")
         rows, length = input_ids.shape
-        if attention_mask is not None and attention_mask.shape[0] != rows:
+        # `generate` passes a dictionary of masks if the layers need several.
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.shape[0] != rows:
             raise ValueError(f"attention_mask has {attention_mask.shape[0]} rows, expected {rows}.")
         if length > (positions := self.config.text_config.max_position_embeddings):
             raise ValueError(f"input_ids has rows of {length} tokens, expected at most {positions}.")
@@ -410,7 +416,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             attention_mask: 1 at tokens, 0 at padding, of the shape of `input_ids`.
 
         Returns:
-            Shape (num_images * k, adapted layers, h, T, N); the lowest layer and the class token are first.
+            Shape (num_images * k, adapted layers, h, T, N): the lowest layer first, the patches last.
         """
         attentions: dict[int, torch.Tensor] = {}
         self(

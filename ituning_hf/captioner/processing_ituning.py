@@ -320,7 +320,7 @@ def load_image_processor(
     if not any(cached_file(vision, name, **optional) for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         size = config.image_size
         logger.warning(f"{vision} has no image processor; using the default for {size} pixels.")
-        return family.image_processor(size)
+        return family.image_processor(config)
     with reading(f"The image processor of {vision}"):
         settings, _ = ImageProcessingMixin.get_image_processor_dict(vision, **hub_kwargs)
         return pil_image_processor(settings, family.image_processor_class)

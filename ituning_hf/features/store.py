@@ -70,21 +70,24 @@ class FeatureSpec:
         encoder = {name: value for name, value in config.to_dict().items() if name.startswith(prefixes)}
         # Without tuples and enums, as they are read back.
         encoder, processor = json.loads(json.dumps([encoder, processor]))
-        layer, num_tokens = config.vision_feature_layer, encoder_family(vision).num_tokens(vision)
+        layer, size = config.vision_feature_layer, vision.image_size
+        num_tokens = encoder_family(vision).num_tokens(vision, size, size)
         return cls(encoder, processor, layer, storage, precision, num_tokens, vision.hidden_size)
 
     @property
     def computation(self) -> dict[str, Any]:
         """All settings that determine the stored values. They do not include the path of the encoder."""
         vision = ITuningConfig(**self.vision_model).vision_config
-        architecture, processor = encoder_family(vision).architecture, self.image_processor
-        layers = vision.num_hidden_layers + 1  # -1 is the last one
+        family, processor = encoder_family(vision), self.image_processor
+        layer = self.vision_feature_layer
+        if not (layer == -1 and family.has_final_norm):
+            layer %= vision.num_hidden_layers + 1
         return {
             "storage": self.storage,
             "mixed_precision": self.mixed_precision,
             "vision_model_fingerprint": self.vision_model["vision_model_fingerprint"],
-            "vision_feature_layer": self.vision_feature_layer % layers,
-            **{f"vision_config.{name}": getattr(vision, name) for name in architecture},
+            "vision_feature_layer": layer,
+            **{f"vision_config.{name}": getattr(vision, name) for name in family.architecture},
             **{f"image_processor.{name}": processor.get(name) for name in _IMAGE_PROCESSOR_FIELDS},
         }
 

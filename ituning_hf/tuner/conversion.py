@@ -15,7 +15,8 @@ from transformers.utils import cached_file
 
 from ..captioner.backbones_ituning import Backbone
 from ..captioner.configuration_ituning import ITuningConfig, absolute_if_local, reading
-from ..captioner.decoders_ituning import copy_sharing_weights, decoder_family
+from ..captioner.decoder_layers_ituning import copy_sharing_weights
+from ..captioner.decoders_ituning import decoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.pretrained_ituning import read_adapter_file
 from ..captioner.processing_ituning import ITuningProcessor

@@ -9,7 +9,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..captioner.adapter_ituning import ITuningAdapter, check_rows, check_visual_features
-from ..captioner.decoders_ituning import DECODER_FAMILIES, DecoderFamily, copy_block_state
+from ..captioner.decoder_layers_ituning import DecoderFamily, copy_block_state
+from ..captioner.decoders_ituning import DECODER_FAMILIES
 from ..captioner.loss_ituning import pad_lm_head_rows
 from ..utils.errors import UserError
 

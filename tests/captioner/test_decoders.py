@@ -3,12 +3,12 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner.configuration_ituning import CaptionerError
-from ituning_hf.captioner.decoders_ituning import GPT2Family, ITuningGPT2Block, decoder_family
+from ituning_hf.captioner.decoders_ituning import AdaptedGPT2Block, GPT2Family, decoder_family
 
 FAMILY = GPT2Family()
 ROWS, LENGTH, WIDTH = 3, 7, 22
@@ -26,13 +26,15 @@ def run(captioner: ITuningForCaptioning) -> tuple[torch.Tensor, torch.Tensor, in
 
 def test_the_family_is_found_by_model_type():
     assert isinstance(decoder_family(GPT2Config()), GPT2Family)
-    with pytest.raises(CaptionerError, match=r"model_type is 'llama', expected one of \['gpt2'\]"):
-        decoder_family(LlamaConfig())
+    with pytest.raises(
+        CaptionerError, match=r"model_type is 'mistral', expected one of \['gemma3_text', 'gpt2'"
+    ):
+        decoder_family(MistralConfig())
 
 
 UNUSABLE = [
     ("add_cross_attention", True, "add_cross_attention is True, expected False"),
-    ("eos_token_id", None, "eos_token_id=None: set both"),
+    ("eos_token_id", None, "eos_token_id=None: set it"),
 ]
 
 
@@ -55,9 +57,9 @@ def test_the_padding_token_defaults_to_the_eos_token(tokens: dict, pad: int):
 def test_the_adapted_layers_are_layers_of_gpt2(captioner):
     layers = FAMILY.layers(captioner.text_model)
     assert all(isinstance(layer, GPT2Block) for layer in layers)
-    assert {type(layer) for layer in layers} == {ITuningGPT2Block}
+    assert {type(layer) for layer in layers} == {AdaptedGPT2Block}
     assert [FAMILY.layer_index(layer) for layer in layers] == [0, 1, 2, 3]
-    assert captioner._no_split_modules >= {"ITuningGPT2Block"}
+    assert captioner._no_split_modules >= {"AdaptedGPT2Block"}
 
 
 def test_a_copy_without_adapters_is_the_frozen_model_and_shares_its_weights(captioner, backbones):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import VISION
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, Siglip2VisionConfig
 
 from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.captioner.encoders_ituning import CLIPFamily, UnloadedVisionModel, encoder_family
@@ -20,9 +20,10 @@ def encoder(backbones: dict[str, Path]) -> CLIPVisionModel:
 
 def test_the_family_is_found_by_model_type():
     assert isinstance(encoder_family(CLIPVisionConfig()), CLIPFamily)
-    message = r"model_type is 'siglip_vision_model', expected one of \['clip_vision_model'\]"
-    with pytest.raises(CaptionerError, match=message):
-        encoder_family(SiglipVisionConfig())
+    with pytest.raises(
+        CaptionerError, match=r"model_type is 'siglip2_vision_model', expected one of \['clip"
+    ):
+        encoder_family(Siglip2VisionConfig())
 
 
 @pytest.mark.parametrize("layer", [-3, -2, -1, 0, 1, 2])
@@ -30,7 +31,7 @@ def test_encode_returns_the_hidden_state_without_gradients(encoder, pixel_values
     expected = encoder(pixel_values, output_hidden_states=True).hidden_states[layer]
     found = FAMILY.encode(encoder, pixel_values, layer)
     assert torch.equal(found, expected)
-    assert found.shape == (3, FAMILY.num_tokens(encoder.config), VISION["hidden_size"])
+    assert found.shape == (3, FAMILY.num_tokens(encoder.config, 30, 30), VISION["hidden_size"])
     assert not found.requires_grad
 
 
@@ -51,7 +52,7 @@ def test_loading_reports_nothing_unexpected(backbones, encoder, caplog, folder: 
 
 def test_the_default_image_processor_fits_the_encoder():
     own = CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
-    assert FAMILY.image_processor(30).to_dict() == own.to_dict()
+    assert FAMILY.image_processor(CLIPVisionConfig(image_size=30)).to_dict() == own.to_dict()
 
 
 def test_an_unloaded_encoder_refuses_images(encoder, pixel_values):

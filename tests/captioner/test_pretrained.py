@@ -52,6 +52,7 @@ def test_the_folder_holds_adapter_settings_and_code(captioner, saved: Path):
         "adapter_ituning.py",
         "backbones_ituning.py",
         "configuration_ituning.py",
+        "decoder_layers_ituning.py",
         "decoders_ituning.py",
         "encoders_ituning.py",
         "generation_ituning.py",

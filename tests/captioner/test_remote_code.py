@@ -193,7 +193,7 @@ def test_the_copies_are_identical_and_contain_all_code(found, folder: Path):
     package = Path(ituning_hf.__file__).parent / "captioner"
     code = {path.name: path.read_bytes() for path in package.glob("*_ituning.py")}
     assert {name: text for name, text in original.items() if name.endswith(".py")} == code
-    assert len(code) == 11
+    assert len(code) == 12
 
 
 @pytest.mark.parametrize("options", [{}, {"trust_remote_code": True}])

@@ -10,7 +10,7 @@ from small_models import logits_of, make_batch, make_captioner, randomize_adapte
 from transformers import AutoModel, CLIPVisionModel, GPT2LMHeadModel, GPT2Model
 
 from ituning_hf import ITuningForCaptioning, quantize_frozen_weights
-from ituning_hf.captioner.decoders_ituning import ITuningGPT2Block
+from ituning_hf.captioner.decoders_ituning import AdaptedGPT2Block
 
 
 @pytest.fixture
@@ -136,6 +136,6 @@ def test_quantized_backbones_are_shared(saved: Path):
 def test_adapted_layers_of_remote_code_are_replaced(remote_class, backbones, saved: Path, tmp_path: Path):
     make_captioner(backbones, adapter_layers=[0, 1]).save_pretrained(tmp_path / "two")
     foreign = remote_class.from_pretrained(saved)
-    assert not any(isinstance(block, ITuningGPT2Block) for block in foreign.text_model.transformer.h)
+    assert not any(isinstance(block, AdaptedGPT2Block) for block in foreign.text_model.transformer.h)
     model = ITuningForCaptioning.from_pretrained(tmp_path / "two", text_model=foreign.text_model)
     assert torch.equal(logits_of(model), logits_of(ITuningForCaptioning.from_pretrained(tmp_path / "two")))

@@ -89,7 +89,7 @@ def test_other_language_models_are_refused(backbones):
     with pytest.raises(ValueError, match="ModuleList contains 2 supported decoders, expected one"):
         get_peft_model(two, ituning_config(task_type=None))
     text = make_captioner(backbones).text_model
-    with pytest.raises(ValueError, match=r"layers of class ITuningGPT2Block.*to_peft\(captioner\)"):
+    with pytest.raises(ValueError, match=r"layers of class AdaptedGPT2Block.*to_peft\(captioner\)"):
         get_peft_model(text, ituning_config())
     for model in (bert, crossed, text):
         assert not any(isinstance(module, BaseTunerLayer) for module in model.modules())
