@@ -19,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import ituning_hf
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, cli, save_captioner
+from ituning_hf.captioner import decoders_ituning, encoders_ituning
 from ituning_hf.cli.evaluate import parse_arguments as parse_evaluate
 from ituning_hf.cli.features import parse_arguments as parse_features
 from ituning_hf.cli.train import parse_arguments as parse_train
@@ -64,6 +65,13 @@ def test_linked_and_named_files_exist(page: str):
     named = re.findall(r"`((?:tests|examples|docs|ituning_hf)/[\w/.]*)`", text)
     missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+def test_the_page_of_supported_models_lists_the_families():
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| [^|]+ \| `(\w+)` \|", page, re.MULTILINE)
+    families = [*encoders_ituning._FAMILIES.values(), *decoders_ituning.DECODER_FAMILIES.values()]
+    assert listed == [family.model_class.__name__ for family in families]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""The package's layout: imports run in one direction, and the Hub files stand alone."""
+"""The package's layout: directions of imports, Hub files that stand alone, and names of model families."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +59,30 @@ def test_the_hub_files_import_only_libraries_and_one_another():
     allowed = sys.stdlib_module_names | HUB_FILE_PACKAGES | {"ituning_hf"}
     wrong = [(module, name) for module in files for name in imported_names(module) if name[0] not in allowed]
     assert wrong == []
+
+
+FAMILY = re.compile(
+    r"(?i:gpt|llama|smollm|qwen|gemma|siglip|deit|dino)|(?<![A-Z])OPT(?![A-Z]{2})|(?<![a-z])opt(?![a-z])"
+    r"|ViT(?![a-z])|(?<![a-z])vit(?![a-z])|CLIP|Clip(?![a-z])|(?<![a-z])clip(?![a-z])"
+)
+# Files about families. The demo is a story of two models.
+NAME_FAMILIES = r"captioner/(encoders|decoders)_ituning\.py|demo/.*|evaluation/(modules/)?clip_score\.py"
+EXCEPT = re.compile(
+    r"(full CLIP for )?(Ref)?CLIPScore|clip_(scores?|model)\b"  # the metric and its option
+    r"|np\.clip\(|clip_grad_norm_"
+    r"|^(DEFAULT_(VISION|TEXT)_MODEL|SIZES) = .*"  # the default backbones
+    r'|SubConfigSpec\(AutoConfig, model_type="\w+"\)'
+    r"|^ *(>>>|\.\.\.) .*",  # examples in docstrings, which run
+    re.MULTILINE,
+)
+
+
+def test_only_the_files_of_the_families_name_them():
+    files = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".jinja")]
+    found = []
+    for path in files:
+        name = path.relative_to(PACKAGE).as_posix()
+        if not re.fullmatch(NAME_FAMILIES, name):
+            text = EXCEPT.sub("", path.read_text(encoding="utf-8"))
+            found += [f"{name}: {line}" for line in text.splitlines() if FAMILY.search(line)]
+    assert found == []

@@ -47,14 +47,15 @@ class Backbone:
 
     Args:
         part: "vision" or "text".
-        name_or_path: A local folder or a Hub id. Of a full CLIP, only the vision part is used.
+        name_or_path: A local folder or a Hub id. Of a full vision-language model, only the vision part
+            is used.
         revision: The revision on the Hub.
         **hub: `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Attributes:
         name_or_path: The Hub id, or the absolute path of the folder.
         revision: The commit hash, if it is known.
-        config: The configuration; of a full CLIP, that of the vision part.
+        config: The configuration; of a full vision-language model, that of the vision part.
         family: Its [`EncoderFamily`] or [`DecoderFamily`].
 
     Raises:
@@ -119,7 +120,7 @@ class Backbone:
     def fingerprint(self) -> str:
         """Hash the first rows of each weight, as stored on disk, to 32 hexadecimal digits.
 
-        The result does not depend on the dtype in which the model is loaded, and is the same for a full CLIP
+        The result does not depend on the dtype in which the model is loaded, and is the same for a full model
         and its vision part.
         """
         digest = hashlib.sha256()
@@ -185,7 +186,7 @@ class Backbone:
 
     @cached_property
     def _weights(self) -> dict[str, _Rows]:
-        """Read the first rows of all weights, by name without prefix; of a full CLIP, the vision part."""
+        """Read the first rows of all weights, by name without prefix; of a full model, the vision part."""
         weights = _read_checkpoint(self.name_or_path, self._hub)
         prefix = self.family.weight_prefix
         if any(key.startswith(prefix) for key in weights):
