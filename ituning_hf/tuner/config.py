@@ -22,8 +22,10 @@ class ITuningTunerConfig(PeftConfig):
     Args:
         vision_hidden_size: The hidden size d_v of the visual memory, which is passed as `visual_features`:
             the `hidden_size` of the vision encoder.
-        adapter_hidden_size: The bottleneck width r; by default half the decoder's hidden size.
-        adapter_num_heads: The number of attention heads h; by default the decoder's.
+        adapter_hidden_size: The bottleneck width r; by default the largest multiple of h up to half the
+            decoder's hidden size.
+        adapter_num_heads: The number of attention heads h; by default the decoder's or, if that does not
+            divide a given r, the largest smaller number that does.
         adapter_scale: The constant factor lambda on the adapter's output.
         adapter_layers: The decoder layers that have an adapter; by default all.
         adapter_dropout: Dropout probability on the adapter's output.

@@ -1,16 +1,49 @@
-"""The PEFT method "ituning", and LoRA, on one small GPT-2."""
+"""The PEFT method "ituning", and LoRA, on small language models of each family."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from small_models import TEXT, VISION
 from torch import nn
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
+from ituning_hf.captioner.decoders_ituning import decoder_family
 from ituning_hf.tuner.config import ITuningTunerConfig
 
+SIZE: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 33,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 48,
+    "vocab_size": 97,
+}
+OPT_SIZE = {"hidden_size": 26, "num_hidden_layers": 4, "num_attention_heads": 2, "word_embed_proj_dim": 26}
+WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+OTHER_FAMILIES = {
+    "opt": lambda: OPTForCausalLM(OPTConfig(**OPT_SIZE, ffn_dim=33, vocab_size=97, dropout=0.0)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZE, eos_token_id=2, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZE, head_dim=10, eos_token_id=[2, 1])),
+    "gemma3_text": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZE, **WINDOWS, head_dim=8)),
+}
+all_families = pytest.mark.parametrize("loaded", ["gpt2", *OTHER_FAMILIES], indirect=True)
 WIDTH, DEPTH = TEXT["n_embd"], TEXT["n_layer"]
 VISION_WIDTH = VISION["hidden_size"]
 ROWS = torch.randint(3, 90, (4, 6), generator=torch.Generator().manual_seed(2))  # two for each image
@@ -31,6 +64,11 @@ def lora_config(size: int = 3, layers: list[int] | None = None, **options: Any) 
         task_type="CAUSAL_LM",
         **options,
     )
+
+
+def layers_of(model: nn.Module) -> Any:
+    """Return the decoder layers of a language model."""
+    return decoder_family(model.config).layers(model)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import DEPTH, ITUNING, ROWS
+from methods import DEPTH, ITUNING, ROWS, all_families
 from peft import (
     AutoPeftModelForCausalLM,
     PeftModel,
@@ -18,6 +18,8 @@ from peft import (
 from safetensors.torch import load_file
 from small_models import contents
 from torch import nn
+
+from ituning_hf.captioner.decoders_ituning import decoder_family
 
 SECOND_TIME = "You are trying to modify a model with PEFT for a second time|Already found a `peft_config`"
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
@@ -32,8 +34,9 @@ def hooks(model: nn.Module) -> list[str]:
 # --- The forward pass
 
 
-def test_new_and_disabled_adapters_change_nothing(gpt2, stock):
-    model, expected = get_peft_model(gpt2, ITUNING.config()).eval(), stock(ROWS).logits
+@all_families
+def test_new_and_disabled_adapters_change_nothing(text_model, stock):
+    model, expected = get_peft_model(text_model, ITUNING.config()).eval(), stock(ROWS).logits
     assert torch.equal(ITUNING.logits(model), expected)
     adapted = ITUNING.logits(ITUNING.perturb(model))
     assert ((adapted - expected).abs().amax(-1) > 1e-3).all()  # at every position
@@ -49,9 +52,10 @@ def test_new_and_disabled_adapters_change_nothing(gpt2, stock):
 # --- On disk
 
 
+@all_families
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_a_saved_adapter_loads_unchanged(gpt2, stock, tmp_path: Path, low_cpu_mem_usage: bool):
-    model = ITUNING.wrap(gpt2, 2, [1, 3])
+def test_a_saved_adapter_loads_unchanged(text_model, stock, tmp_path: Path, low_cpu_mem_usage: bool):
+    model = ITUNING.wrap(text_model, 2, [1, 3])
     model.save_pretrained(tmp_path / "first")
     assert set(contents(tmp_path / "first")) == FILES
     on_stock = PeftModel.from_pretrained(stock, tmp_path / "first", low_cpu_mem_usage=low_cpu_mem_usage)
@@ -64,8 +68,8 @@ def test_a_saved_adapter_loads_unchanged(gpt2, stock, tmp_path: Path, low_cpu_me
     assert contents(tmp_path / "again") == contents(tmp_path / "first")
 
 
-def test_the_file_has_exactly_these_keys(gpt2, tmp_path: Path):
-    ITUNING.wrap(gpt2, layers=[-1]).save_pretrained(tmp_path)
+def test_the_file_has_exactly_these_keys(text_model, tmp_path: Path):
+    ITUNING.wrap(text_model, layers=[-1]).save_pretrained(tmp_path)
     prefix = "base_model.model.transformer.h.3.ituning_adapter."
     keys = [key.removeprefix(prefix) for key in sorted(load_file(tmp_path / "adapter_model.safetensors"))]
     assert keys == [
@@ -77,21 +81,23 @@ def test_the_file_has_exactly_these_keys(gpt2, tmp_path: Path):
     assert (config["adapter_layers"], config["adapter_hidden_size"]) == ([3], 21)
 
 
-def test_adapters_are_injected_without_a_wrapper(gpt2, stock):
-    injected = inject_adapter_in_model(ITUNING.config(), gpt2, "mine")
-    assert injected is gpt2
+@all_families
+def test_adapters_are_injected_without_a_wrapper(text_model, stock):
+    injected = inject_adapter_in_model(ITUNING.config(), text_model, "mine")
+    assert injected is text_model
     assert torch.equal(ITUNING.logits(injected), stock(ROWS).logits)
     ITUNING.perturb(injected, "mine")
     weights = get_peft_model_state_dict(injected, adapter_name="mine")
-    assert set(weights) == {f"transformer.h.{i}.{key}" for i in range(DEPTH) for key in ITUNING.keys}
+    path = decoder_family(stock.config).layers_path
+    assert set(weights) == {f"{path}.{i}.{key}" for i in range(DEPTH) for key in ITUNING.keys}
     other = inject_adapter_in_model(ITUNING.config(), stock, "other")
     assert not set_peft_model_state_dict(other, weights, "other").unexpected_keys
     assert torch.equal(ITUNING.logits(other), ITUNING.logits(injected))
 
 
 @pytest.mark.parametrize("name", ["ituning_b", "adapter-1"])
-def test_adapters_are_saved_under_their_names(gpt2, stock, tmp_path: Path, name: str):
-    model = ITUNING.wrap(gpt2, adapter=name)
+def test_adapters_are_saved_under_their_names(text_model, stock, tmp_path: Path, name: str):
+    model = ITUNING.wrap(text_model, adapter=name)
     model.add_adapter("default", ITUNING.config(2))
     ITUNING.perturb(model, "default", seed=1)
     model.save_pretrained(tmp_path)
@@ -103,8 +109,8 @@ def test_adapters_are_saved_under_their_names(gpt2, stock, tmp_path: Path, name:
         assert torch.equal(ITUNING.logits(loaded), ITUNING.logits(model))
 
 
-def test_models_can_be_pickled_and_state_dicts_loaded(gpt2, stock, tmp_path: Path):
-    model = ITUNING.wrap(gpt2)
+def test_models_can_be_pickled_and_state_dicts_loaded(text_model, stock, tmp_path: Path):
+    model = ITUNING.wrap(text_model)
     pickled, prompt = (
         pickle.loads(pickle.dumps(model)),
         {"inputs": ROWS, "pad_token_id": 0, "max_new_tokens": 3},
@@ -121,9 +127,10 @@ def test_models_can_be_pickled_and_state_dicts_loaded(gpt2, stock, tmp_path: Pat
 # --- Training
 
 
-def test_training_changes_the_adapter_and_nothing_else(gpt2):
+@all_families
+def test_training_changes_the_adapter_and_nothing_else(text_model):
     torch.manual_seed(0)
-    model = get_peft_model(gpt2, ITUNING.config(layers=[1, 2]))
+    model = get_peft_model(text_model, ITUNING.config(layers=[1, 2]))
     own = ITUNING.parameters(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -141,8 +148,8 @@ def test_training_changes_the_adapter_and_nothing_else(gpt2):
 
 
 @pytest.mark.parametrize(("size", "layers"), [(3, None), (2, [0, 3])])
-def test_the_number_of_trainable_parameters_is_the_formula(gpt2, stock, capsys, size, layers):
-    model = get_peft_model(gpt2, ITUNING.config(size, layers))
+def test_the_number_of_trainable_parameters_is_the_formula(text_model, stock, capsys, size, layers):
+    model = get_peft_model(text_model, ITUNING.config(size, layers))
     trainable = ITUNING.per_layer(size) * len(layers or range(DEPTH))
     frozen = sum(p.numel() for p in stock.parameters())
     assert model.get_nb_trainable_parameters() == (trainable, frozen + trainable)
@@ -153,10 +160,10 @@ def test_the_number_of_trainable_parameters_is_the_formula(gpt2, stock, capsys, 
 # --- Repetition and removal
 
 
-def test_a_second_injection_replaces_the_first(gpt2, stock):
-    ITUNING.wrap(gpt2)
+def test_a_second_injection_replaces_the_first(text_model, stock):
+    ITUNING.wrap(text_model)
     with pytest.warns(UserWarning, match=SECOND_TIME):
-        second = get_peft_model(gpt2, ITUNING.config(2, layers=[3])).eval()
+        second = get_peft_model(text_model, ITUNING.config(2, layers=[3])).eval()
     assert torch.equal(ITUNING.logits(second), stock(ROWS).logits)
     assert second.get_nb_trainable_parameters()[0] == ITUNING.per_layer(2)
     assert set(get_peft_model_state_dict(second)) == {
@@ -164,13 +171,14 @@ def test_a_second_injection_replaces_the_first(gpt2, stock):
     }
 
 
-def test_unloading_restores_the_stock_model(gpt2, stock):
-    model = ITUNING.wrap(gpt2, layers=[0, 1, 3])
+@all_families
+def test_unloading_restores_the_stock_model(text_model, stock):
+    model = ITUNING.wrap(text_model, layers=[0, 1, 3])
     model.add_adapter("other", ITUNING.config(2, [1, 2]))
     ITUNING.logits(model, output_hidden_states=True)  # hooks of Transformers' own
     stock(ROWS, output_hidden_states=True)
     bare = model.unload()
-    assert bare is gpt2
+    assert bare is text_model
     modules = [[(type(m), set(vars(m))) for m in model.modules()] for model in (bare, stock)]
     assert modules[0] == modules[1]
     assert list(bare.state_dict()) == list(stock.state_dict())
@@ -181,8 +189,8 @@ def test_unloading_restores_the_stock_model(gpt2, stock):
     assert torch.equal(ITUNING.logits(again), stock(ROWS).logits)
 
 
-def test_merging_is_refused(gpt2):
-    model = ITUNING.wrap(gpt2)
+def test_merging_is_refused(text_model):
+    model = ITUNING.wrap(text_model)
     expected = ITUNING.logits(model)
     for merge in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(NotImplementedError, match="cannot be merged: cross-attention"):

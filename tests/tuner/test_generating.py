@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from methods import DEPTH, IMAGES, ITUNING, ROWS
+from methods import DEPTH, IMAGES, ITUNING, ROWS, all_families
 from torch import nn
 
 from ituning_hf.captioner.adapter_ituning import ITuningAdapter
+from ituning_hf.captioner.decoders_ituning import decoder_family
 
 GREEDY = {"max_new_tokens": 7, "min_new_tokens": 7, "do_sample": False}
 BEAMS = GREEDY | {"num_beams": 4}
@@ -13,8 +14,8 @@ SAMPLING = GREEDY | {"do_sample": True, "num_return_sequences": 3, "top_k": 20}
 
 
 @pytest.fixture(autouse=True)
-def _padding_token(gpt2):
-    gpt2.generation_config.pad_token_id = gpt2.config.eos_token_id
+def _padding_token(text_model):
+    text_model.generation_config.pad_token_id = 0
 
 
 def greedy_loop(model: nn.Module, rows: torch.Tensor, steps: int) -> torch.Tensor:
@@ -25,8 +26,15 @@ def greedy_loop(model: nn.Module, rows: torch.Tensor, steps: int) -> torch.Tenso
     return rows
 
 
-def test_generation_equals_forward_step_by_step(gpt2):
-    model = ITUNING.wrap(gpt2)
+def begin_of(text_model: nn.Module) -> torch.Tensor:
+    """The BOS token, for each of two images."""
+    config = text_model.config
+    return torch.full((2, 1), decoder_family(config).special_tokens(config)["bos_token_id"])
+
+
+@all_families
+def test_generation_equals_forward_step_by_step(text_model):
+    model = ITUNING.wrap(text_model)
     expected = greedy_loop(model, ROWS, 7)
     inputs = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS)} | ITUNING.inputs
     assert torch.equal(model.generate(**inputs, **GREEDY), expected)
@@ -35,9 +43,10 @@ def test_generation_equals_forward_step_by_step(gpt2):
         assert not torch.equal(model.generate(**inputs, **GREEDY), expected)
 
 
+@all_families
 @pytest.mark.parametrize("how", [GREEDY, BEAMS, SAMPLING], ids=["greedy", "beams", "sampling"])
-def test_projecting_once_equals_projecting_at_each_step(gpt2, monkeypatch, how: dict):
-    model = ITUNING.wrap(gpt2)
+def test_projecting_once_equals_projecting_at_each_step(text_model, monkeypatch, how: dict):
+    model = ITUNING.wrap(text_model)
     projections = []
     project = ITuningAdapter.project_visual
 
@@ -46,7 +55,7 @@ def test_projecting_once_equals_projecting_at_each_step(gpt2, monkeypatch, how: 
         return project(self, image)
 
     monkeypatch.setattr(ITuningAdapter, "project_visual", counted)
-    begin = torch.full((2, 1), gpt2.config.bos_token_id)
+    begin = begin_of(text_model)
     results = []
     for generate in (model.generate, model.get_base_model().generate):
         torch.manual_seed(5)
@@ -67,9 +76,10 @@ def test_projecting_once_equals_projecting_at_each_step(gpt2, monkeypatch, how: 
     assert len(projections) == DEPTH * (1 + 7)
 
 
-def test_without_a_prompt_each_image_gets_a_text(gpt2):
-    model = ITUNING.wrap(gpt2)
-    begin = torch.full((2, 1), gpt2.config.bos_token_id)
+@all_families
+def test_without_a_prompt_each_image_gets_a_text(text_model):
+    model = ITUNING.wrap(text_model)
+    begin = begin_of(text_model)
     expected = model.generate(begin, attention_mask=begin * 0 + 1, visual_features=IMAGES, **BEAMS)
     assert expected.shape == (2, 8)
     assert torch.equal(model.generate(visual_features=IMAGES, **BEAMS), expected)
@@ -81,8 +91,8 @@ def test_without_a_prompt_each_image_gets_a_text(gpt2):
 
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
 @pytest.mark.parametrize("rows", [2, 4])
-def test_the_targets_of_a_batch_are_not_prompts(gpt2, task_type: str | None, rows: int):
-    model = ITUNING.wrap(gpt2, task_type=task_type)
+def test_the_targets_of_a_batch_are_not_prompts(text_model, task_type: str | None, rows: int):
+    model = ITUNING.wrap(text_model, task_type=task_type)
     expected = model.generate(visual_features=IMAGES, **BEAMS)
     texts = ROWS[:rows]
     mask = torch.ones_like(texts).index_fill(1, torch.tensor([5]), 0)

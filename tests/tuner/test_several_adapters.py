@@ -24,10 +24,10 @@ def trainable(model: nn.Module) -> set[str]:
 
 
 @pytest.fixture
-def alone(loaded_gpt2):
+def alone(loaded):
     """The output of each adapter alone on a model."""
-    x = ITUNING.wrap(copy.deepcopy(loaded_gpt2), adapter="x")
-    y = get_peft_model(copy.deepcopy(loaded_gpt2), ITUNING.config(2), "y").eval()
+    x = ITUNING.wrap(copy.deepcopy(loaded), adapter="x")
+    y = get_peft_model(copy.deepcopy(loaded), ITUNING.config(2), "y").eval()
     return {"x": ITUNING.logits(x), "y": ITUNING.logits(ITUNING.perturb(y, "y", seed=1))}
 
 
