@@ -27,7 +27,6 @@ class DecoderFamily:
 
     model_type: str  # as in Transformers' configurations
     model_class: type[PreTrainedModel]  # the language model with its output layer
-    decoder_class: type[PreTrainedModel]  # the language model without its output layer
     layer_class: type[GradientCheckpointingLayer]
     adapted_layer_class: type[AdaptedLayer]  # the subclass of `layer_class` that has an adapter
     layers_path: str  # the path of the layer list inside the language model

@@ -20,12 +20,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 from transformers.activations import NewGELUActivation
-from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3TextModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2Model
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
-from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTModel
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Model
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.opt.modeling_opt import OPTDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from .configuration_ituning import CaptionerError
 from .decoder_layers_ituning import AdaptedLayer, DecoderFamily
@@ -36,7 +36,6 @@ class GPT2Family(DecoderFamily):
 
     model_type = "gpt2"
     model_class = GPT2LMHeadModel
-    decoder_class = GPT2Model
     layer_class = GPT2Block
     layers_path = "transformer.h"
     attention_name = "attn"
@@ -101,7 +100,6 @@ class OPTFamily(DecoderFamily):
 
     model_type = "opt"
     model_class = OPTForCausalLM
-    decoder_class = OPTModel
     layer_class = OPTDecoderLayer
     layers_path = "model.decoder.layers"
     attention_name = "self_attn"
@@ -152,7 +150,6 @@ class LlamaFamily(DecoderFamily):
 
     model_type = "llama"
     model_class = LlamaForCausalLM
-    decoder_class = LlamaModel
     layer_class = LlamaDecoderLayer
     layers_path = "model.layers"
     attention_name = "self_attn"
@@ -186,7 +183,6 @@ class Qwen2Family(LlamaFamily):
 
     model_type = "qwen2"
     model_class = Qwen2ForCausalLM
-    decoder_class = Qwen2Model
     layer_class = Qwen2DecoderLayer
     architecture: tuple[str, ...] = (
         *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act"),
@@ -205,7 +201,6 @@ class Qwen3Family(Qwen2Family):
 
     model_type = "qwen3"
     model_class = Qwen3ForCausalLM
-    decoder_class = Qwen3Model
     layer_class = Qwen3DecoderLayer
     architecture = (*Qwen2Family.architecture, "head_dim")
 
@@ -225,7 +220,6 @@ class Gemma3Family(LlamaFamily):
 
     model_type = "gemma3_text"
     model_class = Gemma3ForCausalLM
-    decoder_class = Gemma3TextModel
     layer_class = Gemma3DecoderLayer
     ffn_norm_name = "pre_feedforward_layernorm"
     architecture = (

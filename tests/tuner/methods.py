@@ -58,7 +58,7 @@ def ituning_config(size: int = 3, layers: list[int] | None = None, **options: An
 def lora_config(size: int = 3, layers: list[int] | None = None, **options: Any) -> LoraConfig:
     return LoraConfig(
         r=size,
-        target_modules=["c_attn", "c_proj"],
+        target_modules=["c_attn", "c_proj", "q_proj", "v_proj"],
         layers_to_transform=layers,
         fan_in_fan_out=True,
         task_type="CAUSAL_LM",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import IMAGES, ITUNING, LORA, ROWS
+from methods import IMAGES, ITUNING, LORA, ROWS, all_families
 from peft import (
     PeftModel,
     get_peft_model,
@@ -14,32 +14,33 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 BEAMS = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": 3}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time"),
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute in the model"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target module is"),
 ]
 
 
-def by_injection(gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    return inject_adapter_in_model(LORA.config(), gpt2, "style")
+def by_injection(text_model: PreTrainedModel) -> PreTrainedModel:
+    return inject_adapter_in_model(LORA.config(), text_model, "style")
 
 
-def by_transformers(gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    gpt2.add_adapter(LORA.config(), "style")
-    return gpt2
+def by_transformers(text_model: PreTrainedModel) -> PreTrainedModel:
+    text_model.add_adapter(LORA.config(), "style")
+    return text_model
 
 
-def by_unwrapping(gpt2: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    return get_peft_model(gpt2, LORA.config(), "style").get_base_model()
+def by_unwrapping(text_model: PreTrainedModel) -> PreTrainedModel:
+    return get_peft_model(text_model, LORA.config(), "style").get_base_model()
 
 
 @pytest.fixture(params=[by_injection, by_transformers, by_unwrapping])
-def with_lora(request, gpt2) -> GPT2LMHeadModel:
+def with_lora(request, text_model) -> PreTrainedModel:
     """The language model with a LoRA named "style", of random weights."""
-    return LORA.perturb(request.param(gpt2).eval(), "style", seed=1)
+    return LORA.perturb(request.param(text_model).eval(), "style", seed=1)
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ def both(with_lora) -> PeftModel:
     return ITUNING.wrap(with_lora, layers=[2, 3])
 
 
+@all_families
 def test_both_contribute(both, stock):
     everything = ITUNING.logits(both)
     without = {}
@@ -74,6 +76,7 @@ def test_both_get_gradients_and_inactive_adapters_do_not(with_lora):
     assert {name for name, p in model.named_parameters() if p.grad is not None} == expected
 
 
+@all_families
 def test_generating_with_beams_uses_both(both):
     prompt = {"input_ids": ROWS, "attention_mask": torch.ones_like(ROWS), "visual_features": IMAGES}
     texts = both.generate(**prompt, **BEAMS, pad_token_id=0)
@@ -121,6 +124,6 @@ def test_a_lora_cannot_be_activated_or_deleted(both):
         both.merge_adapter()
 
 
-def test_a_peft_model_is_refused(gpt2):
+def test_a_peft_model_is_refused(text_model):
     with pytest.raises(ValueError, match=r"get_peft_model\(model\.get_base_model\(\), \.\.\.\)"):
-        get_peft_model(LORA.wrap(gpt2), ITUNING.config(), "image")
+        get_peft_model(LORA.wrap(text_model), ITUNING.config(), "image")

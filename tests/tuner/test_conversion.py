@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from methods import ITUNING, LORA
+from methods import ITUNING, LORA, all_families
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file
 from small_models import ADAPTER, TEXT, VISION, contents, make_captioner
@@ -44,9 +44,10 @@ def peft_logits_of(model: PeftModel, features: torch.Tensor) -> torch.Tensor:
 # --- Equal results
 
 
+@all_families
 @pytest.mark.parametrize("options", OPTIONS)
-def test_both_give_equal_logits_and_captions(backbones, pixel_values, options: dict):
-    captioner = make_captioner(backbones, **options)
+def test_both_give_equal_logits_and_captions(loaded, backbones, pixel_values, options: dict):
+    captioner = make_captioner(backbones | {"text": loaded.name_or_path}, **options)
     features = captioner.get_image_features(pixel_values)
     expected = logits_of(captioner, pixel_values)
     captions = captioner.generate(pixel_values=pixel_values, **BEAMS)
@@ -74,11 +75,14 @@ def test_a_captioner_without_its_encoder_is_converted(backbones, pixel_values, t
         ITuningForCaptioning.from_peft(model, without.vision_model)
 
 
+@all_families
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_conversion_to_an_adapter_and_back_gives_the_same_bytes(
-    backbones, pixel_values, tmp_path: Path, dtype: torch.dtype
+    stock, backbones, pixel_values, tmp_path: Path, dtype: torch.dtype
 ):
-    captioner = make_captioner(backbones, adapter_layers=[1, 3], adapter_scale=0.25)
+    captioner = make_captioner(
+        backbones | {"text": stock.name_or_path}, adapter_layers=[1, 3], adapter_scale=0.25
+    )
     for adapter in captioner.adapters().values():
         adapter.to(dtype)
     captioner.save_pretrained(tmp_path / "captioner")
@@ -89,7 +93,7 @@ def test_conversion_to_an_adapter_and_back_gives_the_same_bytes(
     assert torch.equal(peft_logits_of(model, features), logits_of(captioner, pixel_values))
     model.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(
-        GPT2LMHeadModel.from_pretrained(backbones["text"]),
+        stock,
         tmp_path / "adapter",
         autocast_adapter_dtype=False,
         low_cpu_mem_usage=True,
