@@ -15,7 +15,9 @@ from loopback_hub import running_hub, use_hub
 from PIL import Image
 from small_benchmarks import write_photos
 from small_models import TEXT, randomize_adapters
-from transformers import GPT2Config, GPT2LMHeadModel
+from small_tokenizers import save_tokenizer_of
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, SiglipConfig, SiglipModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import ituning_hf
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, cli, save_captioner
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(ituning_hf.__file__).parent
 PAGES = ["README.md", "SECURITY.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 CLIP, GPT2 = "openai/clip-vit-base-patch16", "gpt2"
+SIGLIP2, SMOLLM2 = "google/siglip2-base-patch16-224", "HuggingFaceTB/SmolLM2-135M"
 # Their data cannot be shipped: tests/test_recipes.py runs the recipes.
 PARSED_ONLY = "docs/benchmarks.md"
 MODULES = [
@@ -82,6 +85,7 @@ def template(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     # Longer than the default --max_caption_tokens; half its width must be divisible by its heads.
     config = GPT2Config.from_pretrained(root / "gpt2", **TEXT | {"n_embd": 24, "n_positions": 72})
     GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
+    save_siglip2_and_smollm2(root)
     folder = root / "work"
     write_photos(folder / "photos", 20)
     for name in ("dog.jpg", "bike.jpg", "new/0.jpg", "more/0.png"):
@@ -89,20 +93,33 @@ def template(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         shutil.copy(folder / "photos" / "0.png", folder / name)
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "run.yaml").write_text("seed: 1\n")
-    with hub_of_pages(backbones["clip"], root):
+    with hub_of_pages(backbones["clip"], root, root / "home"):
         model = ITuningForCaptioning.from_vision_text_pretrained(CLIP, GPT2, adapter_hidden_size=12)
         processor = ITuningProcessor.from_vision_text_pretrained(CLIP, GPT2)
         save_captioner(randomize_adapters(model), processor, folder / "outputs" / "captioner" / "best")
     return root
 
 
+def save_siglip2_and_smollm2(root: Path) -> None:
+    """Save small models of these types, as they are on the Hub: a full SigLIP, and a Llama."""
+    size = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    parts = {"vision_config": size | {"image_size": 30, "patch_size": 10}, "text_config": size}
+    SiglipModel(SiglipConfig(**parts)).save_pretrained(root / SIGLIP2)
+    SiglipImageProcessorPil(size={"height": 30, "width": 30}).save_pretrained(root / SIGLIP2)
+    tokenizer = save_tokenizer_of("gpt2", root / SMOLLM2)
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(**size, num_key_value_heads=1, vocab_size=len(tokenizer), **tokens)
+    LlamaForCausalLM(config).save_pretrained(root / SMOLLM2)
+
+
 @contextmanager
-def hub_of_pages(clip: Path, root: Path) -> Iterator[None]:
+def hub_of_pages(clip: Path, models: Path, home: Path) -> Iterator[None]:
     """Use a Hub that has small models under the names in the pages."""
+    others = {name: models / name for name in (GPT2, SIGLIP2, SMOLLM2)}
     with (
         pytest.MonkeyPatch.context() as patch,
-        running_hub({CLIP: clip, GPT2: root / "gpt2"}) as hub,
-        use_hub(hub.endpoint, root / "home", "writer"),
+        running_hub({CLIP: clip, **others}) as hub,
+        use_hub(hub.endpoint, home, "writer"),
     ):
         patch.delenv("HF_HUB_OFFLINE")
         yield
@@ -117,7 +134,7 @@ def workplace(
         shutil.copytree(template / part, tmp_path / part, symlinks=True)
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("PATH", str(tmp_path))  # without Java, whose programs are slow to start
-    with hub_of_pages(backbones["clip"], tmp_path):
+    with hub_of_pages(backbones["clip"], template, tmp_path / "home"):
         images = [Image.new("RGB", (40, 34), colour) for colour in ("red", "blue")]
         yield {"images": images, "captions": [["a red square", "a square"], ["a blue one"]]}
 
