@@ -33,7 +33,7 @@ def test_default_backbones(given: dict, vision: str | None, text: str):
 def test_default_backbones_that_cannot_be_reached_are_one_clear_error(photos: Path, tmp_path: Path):
     """Tests are offline, and the cache has no such models."""
     args = TrainArguments(dataset=str(photos), output_dir=str(tmp_path / "run"))
-    advice = r"openai/clip-vit-base-patch16.*give --vision_model FOLDER .* and --text_model FOLDER"
+    advice = r"openai/clip-vit-base-patch16.*give --vision_model FOLDER and --text_model FOLDER"
     with pytest.raises(OSError, match=advice):
         train(args)
 
