@@ -40,9 +40,7 @@ class EncoderFamily:
     model_type: str  # as in Transformers' configurations
     model_class: type[PreTrainedModel]
     model_options: dict[str, Any] = {}  # arguments of the class, which leave out unused parts
-    # Always the PIL class: torchvision resizes slightly differently, and a captioner must not depend on which
-    # packages are installed.
-    image_processor_class: Any
+    image_processor_class: Any  # of a checkpoint that names none; the PIL class: see `pil_image_processor`
     # Whether `last_hidden_state` is normalized after the last layer, whose own output is `hidden_states[-1]`.
     has_final_norm = True
     architecture: tuple[str, ...]  # configuration fields that change the output of given weights
@@ -243,14 +241,6 @@ def encoder_family(config: Any) -> EncoderFamily:
             "See docs/families.md to add another."
         )
     return family
-
-
-def pil_image_processor(image_processor: Any) -> Any:
-    """Return the PIL variant of an image processor that Transformers loaded for torchvision."""
-    for family in _FAMILIES.values():
-        if f"{type(image_processor).__name__}Pil" == family.image_processor_class.__name__:
-            return family.image_processor_class.from_dict(image_processor.to_dict())
-    return image_processor
 
 
 class UnloadedVisionModel(nn.Module):

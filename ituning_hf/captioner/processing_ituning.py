@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from PIL import Image
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import ImageProcessingMixin
@@ -311,19 +312,32 @@ class ITuningProcessor(ProcessorMixin):
 def load_image_processor(
     vision: str | os.PathLike[str], revision: str | None = None, **hub_kwargs: Any
 ) -> Any:
-    """Load the image processor of a vision encoder; if it has none, warn and use its family's default."""
+    """Load the image processor of a vision encoder; if it has none, warn and use its family's default.
+
+    Raises `CaptionerError` if it cannot be used, or prepares images that the encoder does not accept.
+    """
     hub_kwargs["revision"] = revision or "main"
     config = AutoConfig.from_pretrained(vision, trust_remote_code=False, **hub_kwargs)
     config = getattr(config, "vision_config", config)  # of a model with a text encoder
     family = encoder_family(config)
     optional = {"_raise_exceptions_for_missing_entries": False, **hub_kwargs}
     if not any(cached_file(vision, name, **optional) for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
-        size = config.image_size
-        logger.warning(f"{vision} has no image processor; using the default for {size} pixels.")
+        logger.warning(f"{vision} has no image processor; using the default of its architecture.")
         return family.image_processor(config)
     with reading(f"The image processor of {vision}"):
         settings, _ = ImageProcessingMixin.get_image_processor_dict(vision, **hub_kwargs)
-        return pil_image_processor(settings, family.image_processor_class)
+        image_processor = pil_image_processor(settings, family.image_processor_class)
+        # Not a square: the size of prepared images must not depend on the aspect ratio.
+        image = Image.new("RGB", (97, 64))
+        pixel_values = prepare_images(image_processor, image, return_tensors="pt")["pixel_values"]
+    try:
+        family.check_pixels(config, pixel_values)
+    except ValueError as error:
+        raise CaptionerError(
+            f"The image processor of {vision} prepares images of shape {tuple(pixel_values.shape[1:])}, "
+            f"which its encoder does not accept: correct its {IMAGE_PROCESSOR_NAME}."
+        ) from error
+    return image_processor
 
 
 def load_tokenizer(text: str | os.PathLike[str], revision: str | None = None, **hub_kwargs: Any) -> Any:

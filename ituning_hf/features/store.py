@@ -23,6 +23,7 @@ from ..captioner.encoders_ituning import encoder_family
 from ..captioner.images_ituning import pil_image_processor
 from ..data.columns import CaptionedImage, CaptionedImages, restore_name, store_name
 from ..data.images import UnreadableImageError
+from ..data.inputs import PixelInputs
 from ..data.records import first_names
 from ..utils.errors import UserError
 from ..utils.files import read_json
@@ -70,8 +71,9 @@ class FeatureSpec:
         encoder = {name: value for name, value in config.to_dict().items() if name.startswith(prefixes)}
         # Without tuples and enums, as they are read back.
         encoder, processor = json.loads(json.dumps([encoder, processor]))
-        layer, size = config.vision_feature_layer, vision.image_size
-        num_tokens = encoder_family(vision).num_tokens(vision, size, size)
+        _, height, width = PixelInputs(pil_image_processor(processor)).blank().shape
+        num_tokens = encoder_family(vision).num_tokens(vision, height, width)
+        layer = config.vision_feature_layer
         return cls(encoder, processor, layer, storage, precision, num_tokens, vision.hidden_size)
 
     @property

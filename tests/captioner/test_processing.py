@@ -12,13 +12,34 @@ import pytest
 import torch
 from PIL import Image
 from small_models import IMAGE_SIZE, SHARED_DATA, edit_json, put_in_hub_cache
+from small_tokenizers import STYLES, save_tokenizer_of
 from torch.utils.data import DataLoader
-from transformers import AutoProcessor, CLIPImageProcessorPil, GPT2Tokenizer, pipeline
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    DeiTImageProcessorPil,
+    Dinov2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2Tokenizer,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+    pipeline,
+)
 
 from ituning_hf import ITuningProcessor
 from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.captioner.images_ituning import crop_extreme_aspect, prepare_images
-from ituning_hf.captioner.processing_ituning import caption_rows
+from ituning_hf.captioner.processing_ituning import caption_rows, load_image_processor, load_tokenizer
 from ituning_hf.data import load_image
 
 GPT2_TOKENIZER = SHARED_DATA / "gpt2-tokenizer"
@@ -66,6 +87,58 @@ def test_the_torchvision_image_processor_is_replaced_by_the_pil_one(processor):
     assert type(other.image_processor) is CLIPImageProcessorPil
     found, expected = (p(images=images())["pixel_values"] for p in (other, processor))
     assert torch.equal(found, expected)
+
+
+SIZE = {"image_size": 28, "patch_size": 14}
+CROP = {"height": 28, "width": 28}
+MEAN = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+# An encoder, what its `preprocessor_config.json` contains in an old or a new format, and the expected class.
+PREPROCESSORS = [
+    (CLIPVisionConfig(**SIZE), "CLIPFeatureExtractor", {"size": 28, "crop_size": 28}, CLIPImageProcessorPil),
+    (SiglipVisionConfig(**SIZE), "SiglipImageProcessorFast", {"size": CROP}, SiglipImageProcessorPil),
+    (ViTConfig(**SIZE), None, {"size": 28}, ViTImageProcessorPil),
+    (ViTConfig(**SIZE), "DeiTFeatureExtractor", {"size": 32, "crop_size": 28} | MEAN, DeiTImageProcessorPil),
+    (
+        Dinov2Config(image_size=70, patch_size=14),  # trained on larger images
+        "BitImageProcessor",
+        {"size": {"shortest_edge": 32}, "crop_size": CROP} | MEAN,
+        BitImageProcessorPil,
+    ),
+]
+
+
+def save_preprocessor(folder: Path, config: PreTrainedConfig, name: str | None, settings: dict) -> Path:
+    """Save an encoder without weights, whose repository has code for its image processor."""
+    config.save_pretrained(folder)
+    key = "feature_extractor_type" if "Feature" in str(name) else "image_processor_type"
+    code = {"auto_map": {"AutoImageProcessor": "other/repo--custom.Custom"}}
+    (folder / "preprocessor_config.json").write_text(json.dumps({key: name} | settings | code))
+    return folder
+
+
+@pytest.mark.parametrize(("config", "name", "settings", "expected"), PREPROCESSORS)
+def test_an_encoder_names_the_class_of_its_image_processor(tmp_path: Path, config, name, settings, expected):
+    loaded = load_image_processor(save_preprocessor(tmp_path, config, name, settings))
+    assert type(loaded) is expected
+    assert "auto_map" not in loaded.to_dict()
+    found = prepare_images(loaded, images(), return_tensors="pt")["pixel_values"]
+    assert found.shape == (2, 3, 28, 28)
+    assert torch.equal(found, expected(**settings)(images(), return_tensors="pt")["pixel_values"])
+
+
+UNUSABLE_PREPROCESSORS = [
+    ("AutoModel", {}, "The image processor is a AutoModel, expected one of Transformers"),
+    ("custom.Custom", {}, "The image processor is a custom.Custom, expected"),
+    (None, {"size": 42}, r"prepares images of shape \(3, 42, 42\), which its encoder does not accept"),
+    (None, {"size": {"shortest_edge": 28}}, r"prepares images of shape \(3, 28, 42\)"),
+    (None, {"size": "wide"}, "The image processor of .* cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), UNUSABLE_PREPROCESSORS)
+def test_an_image_processor_that_does_not_fit_its_encoder_is_refused(tmp_path: Path, name, settings, message):
+    with pytest.raises(CaptionerError, match=message):
+        load_image_processor(save_preprocessor(tmp_path, ViTConfig(**SIZE), name, settings))
 
 
 RGB = np.random.default_rng(1).integers(0, 256, (41, 53, 3), dtype=np.uint8)
@@ -276,6 +349,81 @@ def test_a_string_is_one_prompt_for_all_images_and_an_empty_one_is_bos(processor
     assert processor(images=images(), text="a man")["input_ids"].tolist() == [[0, *MAN]] * 2
 
 
+# --- Tokenizers of other language models
+
+TEXT = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 300}
+# A style of tokenizer, a configuration with its special tokens, the expected BOS, EOS and padding tokens, and
+# the tokens of "a dog runs".
+LANGUAGE_MODELS = {
+    "gpt2": (GPT2Config(bos_token_id=0, eos_token_id=0, **TEXT), [0, 0, 0], DOG),
+    "opt": (OPTConfig(bos_token_id=2, eos_token_id=2, pad_token_id=1, **TEXT), [2, 2, 1], [67, 286, 73, 295]),
+    "llama": (
+        LlamaConfig(bos_token_id=1, eos_token_id=2, **TEXT),
+        [1, 2, 2],
+        [277, 276, 285, 263, 279, 274, 297],
+    ),
+    "qwen2": (Qwen2Config(bos_token_id=0, eos_token_id=2, **TEXT), [0, 2, 2], [67, 286, 73, 295]),
+    # Of several EOS tokens, captions end with the tokenizer's own.
+    "gemma": (
+        Gemma3TextConfig(bos_token_id=2, eos_token_id=[7, 1], pad_token_id=0, **TEXT),
+        [2, 1, 0],
+        [261, 278, 287, 265, 281, 276, 299],
+    ),
+    # Without chat tuning, captions end with the text's token.
+    "qwen2, base": (Qwen2Config(bos_token_id=None, eos_token_id=0, **TEXT), [0, 0, 0], [67, 286, 73, 295]),
+}
+
+
+def save_language_model(folder: Path, style: str, **changes: Any) -> Path:
+    """Save a language model without weights."""
+    save_tokenizer_of(style.partition(",")[0], folder)
+    LANGUAGE_MODELS[style][0].save_pretrained(folder)
+    edit_json(folder / "config.json", **changes)
+    return folder
+
+
+@pytest.mark.parametrize("style", LANGUAGE_MODELS)
+def test_captions_and_prompts_have_the_special_tokens_of_the_language_model(
+    processor, tmp_path: Path, style: str
+):
+    _, (begin, end, pad), dog = LANGUAGE_MODELS[style]
+    built = ITuningProcessor(
+        processor.image_processor, load_tokenizer(save_language_model(tmp_path / "text", style))
+    )
+    built.save_pretrained(tmp_path)
+    assert not (tmp_path / "chat_template.jinja").exists()
+    text = "two  b\u00fcrds <s>a</s> <|im_end|>"  # other spaces, letters and special tokens
+    for own in (built, ITuningProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert own.chat_template is own.tokenizer.chat_template is None
+        batch = own(captions=["a dog runs"])
+        assert batch["input_ids"].tolist() == [[begin, *dog, end]]
+        (ids,) = own.encode_captions([text])
+        decoded = own.batch_decode([*batch["input_ids"].tolist(), ids], skip_special_tokens=True)
+        assert decoded == ["a dog runs", text]
+        prompts = own(text=["a dog", ""])["input_ids"].tolist()  # captions continue with the same tokens
+        length = len(prompts[0])
+        assert prompts == [[begin, *dog[: length - 1]], [pad] * (length - 1) + [begin]]
+
+
+UNUSABLE_TOKENIZERS = [
+    ({"vocab_size": 299}, "tokenizer of .* has 300 tokens, its language model only 299: give a folder"),
+    ({"bos_token_id": 300}, "configuration of .* has bos_token_id=300, its tokenizer only 300 tokens"),
+    ({"pad_token_id": -1}, "configuration of .* has pad_token_id=-1, its tokenizer only 300 tokens"),
+    ({"eos_token_id": None}, "eos_token_id=None"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), UNUSABLE_TOKENIZERS)
+def test_a_tokenizer_that_does_not_fit_the_language_model_is_refused(tmp_path: Path, changes, message: str):
+    with pytest.raises(CaptionerError, match=message):
+        load_tokenizer(save_language_model(tmp_path, "llama", **changes))
+
+
+def test_a_tokenizer_without_a_begin_token_is_refused(processor, tmp_path: Path):
+    with pytest.raises(CaptionerError, match="has no bos_token, which captions need: set it as in"):
+        ITuningProcessor(processor.image_processor, save_tokenizer_of("qwen2", tmp_path))
+
+
 # --- Padding, truncation
 
 
@@ -475,6 +623,7 @@ def test_a_loaded_processor_gives_equal_pixels_and_ids(processor, captioner, tmp
     assert {path.name for path in tmp_path.iterdir()} == {
         "adapter_ituning.py",
         "configuration_ituning.py",
+        "decoder_layers_ituning.py",
         "decoders_ituning.py",
         "encoders_ituning.py",
         "images_ituning.py",
@@ -526,11 +675,12 @@ def test_an_encoder_without_an_image_processor_gets_the_default_at_its_size(
     assert torch.equal(found, expected)
 
 
-def test_missing_tokenizer_files_are_reported(processor, tmp_path: Path):
-    processor.save_pretrained(tmp_path)
+@pytest.mark.parametrize("style", STYLES)
+def test_missing_tokenizer_files_are_reported(processor, tmp_path: Path, style: str):
+    save_tokenizer_of(style, tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(CaptionerError, match=r"tokenizer is empty: its files are missing"):
-        ITuningProcessor.from_pretrained(tmp_path)
+    with pytest.raises(CaptionerError, match="tokenizer is empty: its files are missing"):
+        ITuningProcessor(processor.image_processor, AutoTokenizer.from_pretrained(tmp_path))
 
 
 def test_edited_settings_take_effect(processor, tmp_path: Path):
@@ -547,12 +697,14 @@ def test_edited_settings_take_effect(processor, tmp_path: Path):
 # --- Extremely long images
 
 
+@pytest.mark.parametrize("shortest_edge", [224, 256])
 @pytest.mark.parametrize("size", [(400, 3), (1001, 13), (7, 1000), (33, 1), (1, 34), (5011, 107)])
-def test_cropping_an_extremely_long_image_keeps_its_pixels(size: tuple[int, int]) -> None:
-    """Up to rounding, because CLIP's resizing truncates the length to an integer."""
+def test_cropping_an_extremely_long_image_keeps_its_pixels(size: tuple[int, int], shortest_edge: int) -> None:
+    """Up to rounding, because resizing truncates the length to an integer."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    prepare = CLIPImageProcessorPil(do_normalize=False, do_rescale=False)
+    resize = {"shortest_edge": shortest_edge}
+    prepare = CLIPImageProcessorPil(size=resize, do_normalize=False, do_rescale=False)
     cropped = crop_extreme_aspect(image)
     assert max(cropped.size) <= 32 * min(size) < max(size)
     found, expected = (prepare(i, return_tensors="np")["pixel_values"] for i in (cropped, image))
@@ -565,6 +717,7 @@ def test_cropping_an_extremely_long_image_keeps_its_pixels(size: tuple[int, int]
     [
         {"size": {"height": 24, "width": 24}, "do_center_crop": False},
         {"size": {"height": 24, "width": 24}},
+        {"size": {"shortest_edge": 24, "longest_edge": 900}},
         {"do_resize": False, "crop_size": {"height": 24, "width": 1000}},
     ],
 )

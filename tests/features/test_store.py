@@ -13,9 +13,15 @@ import torch
 from PIL import Image
 from small_models import VISION, make_captioner
 from torch.utils.data import DataLoader
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+)
 
-from ituning_hf import ITuningForCaptioning, ITuningProcessor
+from ituning_hf import ITuningConfig, ITuningForCaptioning, ITuningProcessor
 from ituning_hf.data.columns import CaptionedImage, CaptionedImages
 from ituning_hf.data.scenes import read_scenes
 from ituning_hf.features.arguments import STORAGES, BuildArguments
@@ -48,6 +54,14 @@ def test_a_spec_describes_its_encoder(spec: FeatureSpec, backbones: dict[str, Pa
     assert stored.to_dict() == CLIPImageProcessorPil.from_pretrained(backbones["vision"]).to_dict()
     write_json(tmp_path / "store.json", asdict(spec))
     assert FeatureStore(tmp_path).spec == spec
+
+
+def test_the_number_of_tokens_is_that_of_prepared_images():
+    config = ITuningConfig(vision_config=Dinov2Config(image_size=70, patch_size=14))
+    crop = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 42})
+    spec = FeatureSpec.of(config, crop.to_dict(), "bfloat16", "no")
+    assert spec.num_tokens == 1 + 2 * 3
+    assert spec.make_image_processor().to_dict() == crop.to_dict()
 
 
 def test_bytes_of_an_image(spec: FeatureSpec):
