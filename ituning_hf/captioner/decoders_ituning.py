@@ -1,13 +1,13 @@
 """Decoder families: all code that is specific to a language model architecture.
 
-To support another architecture, add a subclass of [`DecoderFamily`], its adapted layer class and an entry in
-`_ADAPTED_LAYER_CLASSES`. No other file depends on the architecture; see docs/families.md.
+To support another architecture, add a subclass of [`DecoderFamily`] with the decorator `@supported`. No other
+file depends on the architecture; see docs/families.md.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -30,7 +30,21 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from .configuration_ituning import CaptionerError
 from .decoder_layers_ituning import AdaptedLayer, DecoderFamily
 
+DECODER_FAMILIES: dict[str, DecoderFamily] = {}
+_FamilyClass = TypeVar("_FamilyClass", bound=type[DecoderFamily])
 
+
+def supported(family_class: _FamilyClass) -> _FamilyClass:
+    """Class decorator: add a family, and build the class of its layers with an adapter."""
+    family = family_class()
+    name, bases = f"Adapted{family.layer_class.__name__}", (AdaptedLayer, family.layer_class)
+    family.adapted_layer_class = type(name, bases, {"family": family, "__module__": __name__})
+    globals()[name] = family.adapted_layer_class  # where pickle looks for it
+    DECODER_FAMILIES[family.model_type] = family
+    return family_class
+
+
+@supported
 class GPT2Family(DecoderFamily):
     """GPT-2 (`GPT2LMHeadModel`), of any size."""
 
@@ -89,12 +103,7 @@ class GPT2Family(DecoderFamily):
         return mlp.dropout(mlp.c_proj(F.gelu(mlp.c_fc(x), approximate="tanh")))
 
 
-class AdaptedGPT2Block(AdaptedLayer, GPT2Block):
-    """A GPT-2 block with an adapter."""
-
-    family = GPT2Family()
-
-
+@supported
 class OPTFamily(DecoderFamily):
     """OPT (`OPTForCausalLM`) with layer norms before attention and feed-forward network: all but OPT-350m."""
 
@@ -139,12 +148,7 @@ class OPTFamily(DecoderFamily):
         return x, residual + F.dropout(output, layer.dropout, layer.training)
 
 
-class AdaptedOPTDecoderLayer(AdaptedLayer, OPTDecoderLayer):
-    """An OPT layer with an adapter."""
-
-    family = OPTFamily()
-
-
+@supported
 class LlamaFamily(DecoderFamily):
     """Llama and models of its class (`LlamaForCausalLM`), such as SmolLM2 and TinyLlama."""
 
@@ -172,12 +176,7 @@ class LlamaFamily(DecoderFamily):
         return x, residual + layer.mlp(x)
 
 
-class AdaptedLlamaDecoderLayer(AdaptedLayer, LlamaDecoderLayer):
-    """A Llama layer with an adapter."""
-
-    family = LlamaFamily()
-
-
+@supported
 class Qwen2Family(LlamaFamily):
     """Qwen2 and Qwen2.5 (`Qwen2ForCausalLM`); their layers are computed as Llama's."""
 
@@ -190,12 +189,7 @@ class Qwen2Family(LlamaFamily):
     )
 
 
-class AdaptedQwen2DecoderLayer(AdaptedLayer, Qwen2DecoderLayer):
-    """A Qwen2 layer with an adapter."""
-
-    family = Qwen2Family()
-
-
+@supported
 class Qwen3Family(Qwen2Family):
     """Qwen3 (`Qwen3ForCausalLM`)."""
 
@@ -205,12 +199,7 @@ class Qwen3Family(Qwen2Family):
     architecture = (*Qwen2Family.architecture, "head_dim")
 
 
-class AdaptedQwen3DecoderLayer(AdaptedLayer, Qwen3DecoderLayer):
-    """A Qwen3 layer with an adapter."""
-
-    family = Qwen3Family()
-
-
+@supported
 class Gemma3Family(LlamaFamily):
     """The text models of Gemma 3 (`Gemma3ForCausalLM`): 270M and 1B.
 
@@ -247,26 +236,6 @@ class Gemma3Family(LlamaFamily):
         residual = hidden_states + layer.post_attention_layernorm(attn_output)
         x = layer.pre_feedforward_layernorm(residual)
         return x, residual + layer.post_feedforward_layernorm(layer.mlp(x))
-
-
-class AdaptedGemma3DecoderLayer(AdaptedLayer, Gemma3DecoderLayer):
-    """A Gemma 3 layer with an adapter."""
-
-    family = Gemma3Family()
-
-
-_ADAPTED_LAYER_CLASSES: tuple[type[AdaptedLayer], ...] = (
-    AdaptedGPT2Block,
-    AdaptedOPTDecoderLayer,
-    AdaptedLlamaDecoderLayer,
-    AdaptedQwen2DecoderLayer,
-    AdaptedQwen3DecoderLayer,
-    AdaptedGemma3DecoderLayer,
-)
-DECODER_FAMILIES: dict[str, DecoderFamily] = {}
-for _layer_class in _ADAPTED_LAYER_CLASSES:
-    _layer_class.family.adapted_layer_class = _layer_class
-    DECODER_FAMILIES[_layer_class.family.model_type] = _layer_class.family
 
 
 def decoder_family(config: Any) -> DecoderFamily:

@@ -1,13 +1,13 @@
 """Encoder families: all code that is specific to a vision encoder architecture.
 
-To support another architecture, add a subclass of [`EncoderFamily`] and an entry in `_FAMILIES`. No other
+To support another architecture, add a subclass of [`EncoderFamily`] with the decorator `@supported`. No other
 file depends on the architecture; see docs/families.md.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -109,6 +109,17 @@ class EncoderFamily:
         return model(pixel_values, output_hidden_states=True).hidden_states[layer]
 
 
+_FAMILIES: dict[str, EncoderFamily] = {}
+_FamilyClass = TypeVar("_FamilyClass", bound=type[EncoderFamily])
+
+
+def supported(family_class: _FamilyClass) -> _FamilyClass:
+    """Class decorator: add a family."""
+    _FAMILIES[family_class.model_type] = family_class()
+    return family_class
+
+
+@supported
 class CLIPFamily(EncoderFamily):
     """The vision transformer of CLIP, saved alone or as part of a full CLIP."""
 
@@ -129,6 +140,7 @@ class CLIPFamily(EncoderFamily):
         )
 
 
+@supported
 class SiglipFamily(EncoderFamily):
     """The vision transformer of SigLIP, and of SigLIP 2 at a fixed resolution, alone or as part of a pair."""
 
@@ -145,6 +157,7 @@ class SiglipFamily(EncoderFamily):
         return 0
 
 
+@supported
 class ViTFamily(EncoderFamily):
     """The Vision Transformer (`ViTModel`), also as part of an image classifier."""
 
@@ -158,6 +171,7 @@ class ViTFamily(EncoderFamily):
     not_weights = re.compile(r"^pooler\.|^embeddings\.mask_token$")
 
 
+@supported
 class DeiTFamily(ViTFamily):
     """The distilled DeiT (`DeiTModel`), also as part of an image classifier. Other DeiTs are ViTs."""
 
@@ -178,6 +192,7 @@ class DeiTFamily(ViTFamily):
         )
 
 
+@supported
 class Dinov2Family(EncoderFamily):
     """DINOv2 (`Dinov2Model`). It interpolates its position embeddings to images of any size."""
 
@@ -208,6 +223,7 @@ class Dinov2Family(EncoderFamily):
         self._check_shape(pixel_values, is_valid, expected)
 
 
+@supported
 class Dinov2WithRegistersFamily(Dinov2Family):
     """DINOv2 with register tokens (`Dinov2WithRegistersModel`)."""
 
@@ -218,19 +234,6 @@ class Dinov2WithRegistersFamily(Dinov2Family):
     def num_prefix_tokens(self, config: Any) -> int:
         """Return the number of registers and the class token."""
         return 1 + config.num_register_tokens
-
-
-_FAMILIES: dict[str, EncoderFamily] = {
-    family.model_type: family
-    for family in (
-        CLIPFamily(),
-        SiglipFamily(),
-        ViTFamily(),
-        DeiTFamily(),
-        Dinov2Family(),
-        Dinov2WithRegistersFamily(),
-    )
-}
 
 
 def encoder_family(config: Any) -> EncoderFamily:
