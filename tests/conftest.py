@@ -19,6 +19,7 @@ import properties
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from small_families import SmallFamilies
 from small_models import ADAPTER, IMAGE_SIZE, make_captioner, randomize_adapters, save_backbones
 from transformers import dynamic_module_utils
 from transformers.utils import logging as transformers_logging
@@ -71,6 +72,12 @@ def _isolated() -> Iterator[None]:
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of small frozen models: "vision", "clip" (with the same vision part) and "text"."""
     return save_backbones(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> SmallFamilies:
+    """Folders of small models of every family, by the names in `small_families`."""
+    return SmallFamilies(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="session")
