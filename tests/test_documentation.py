@@ -82,8 +82,8 @@ def template(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     """The folder "work" with photographs and a captioner, and beside it the captioner's language model."""
     root = tmp_path_factory.mktemp("documentation")
     shutil.copytree(backbones["text"], root / "gpt2")
-    # Longer than the default --max_caption_tokens; half its width must be divisible by its heads.
-    config = GPT2Config.from_pretrained(root / "gpt2", **TEXT | {"n_embd": 24, "n_positions": 72})
+    # Longer than the default --max_caption_tokens.
+    config = GPT2Config.from_pretrained(root / "gpt2", **TEXT | {"n_positions": 72})
     GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
     save_siglip2_and_smollm2(root)
     folder = root / "work"
