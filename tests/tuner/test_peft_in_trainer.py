@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from methods import ITUNING, LORA, VISION_WIDTH
+from methods import DEPTH, ITUNING, LORA, VISION_WIDTH
 from peft import LoraConfig, PeftModel, get_peft_model
-from small_models import logits_of, make_batch
+from small_models import logits_of, make_batch, make_captioner
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, GPT2LMHeadModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -188,6 +188,16 @@ def test_a_seq2seq_trainer_generates_without_the_targets(
     assert output.metrics["test_loss"] == pytest.approx(loss, rel=1e-5)
     expected = model.generate(**inputs_of(model), **BEAMS)
     assert torch.equal(torch.tensor(output.predictions)[:, : expected.shape[1]], expected)
+
+
+@pytest.mark.parametrize("loaded", ["llama"], indirect=True)
+def test_a_pattern_limits_a_lora_to_the_language_model(loaded, backbones):
+    captioner = make_captioner(backbones | {"text": loaded.name_or_path})
+    config = LoraConfig(target_modules=r"text_model\..*self_attn\.(q|v)_proj")
+    parameters = get_peft_model(captioner, config).named_parameters()
+    trained = {name.split(".lora_")[0] for name, p in parameters if p.requires_grad}
+    layers = [f"base_model.model.text_model.model.layers.{i}.self_attn" for i in range(DEPTH)]
+    assert trained == {f"{layer}.{name}_proj" for layer in layers for name in "qv"}
 
 
 def test_recomputed_activations_give_a_lora_the_same_gradients(base):

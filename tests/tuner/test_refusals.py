@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from methods import DEPTH, IMAGES, ITUNING, ROWS, ituning_config
+from methods import DEPTH, IMAGES, ITUNING, ROWS, all_families, ituning_config
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from small_models import VISION, make_captioner
@@ -95,10 +95,11 @@ def test_other_language_models_are_refused(backbones):
         assert not any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
-def test_a_gpt2_needs_no_output_layer(gpt2):
-    model = get_peft_model(gpt2.transformer, ituning_config(task_type="FEATURE_EXTRACTION"))
+@all_families
+def test_a_language_model_needs_no_output_layer(text_model):
+    model = get_peft_model(text_model.base_model, ituning_config(task_type="FEATURE_EXTRACTION"))
     hidden = model(input_ids=ROWS, visual_features=IMAGES).last_hidden_state
-    assert hidden.shape == (4, 6, 22)
+    assert hidden.shape == (4, 6, text_model.config.hidden_size)
 
 
 def test_a_language_model_may_be_beside_an_encoder(gpt2):
