@@ -354,10 +354,12 @@ def load_tokenizer(text: str | os.PathLike[str], revision: str | None = None, **
     family.check_config(config)
     with reading(f"The tokenizer of {text}"):
         tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=False, **hub_kwargs)
-    if len(tokenizer) > config.vocab_size:
+    # Special tokens may exceed the embeddings, such as one for images: captions never contain them.
+    added = [i for i, token in tokenizer.added_tokens_decoder.items() if not token.special]
+    if (size := max([tokenizer.vocab_size, *(i + 1 for i in added)])) > config.vocab_size:
         raise CaptionerError(
-            f"The tokenizer of {text} has {len(tokenizer)} tokens, its language model only "
-            f"{config.vocab_size}: give a folder in which they belong together."
+            f"The tokenizer of {text} has {size} tokens, its language model only {config.vocab_size}: give a "
+            "folder in which they belong together."
         )
     for name, wanted in family.special_tokens(config).items():
         ids = wanted if isinstance(wanted, list) else [wanted]

@@ -419,6 +419,20 @@ def test_a_tokenizer_that_does_not_fit_the_language_model_is_refused(tmp_path: P
         load_tokenizer(save_language_model(tmp_path, "llama", **changes))
 
 
+def test_only_special_tokens_may_exceed_the_embeddings(processor, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(save_language_model(tmp_path, "gemma"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(tmp_path)
+    (ids,) = ITuningProcessor(processor.image_processor, load_tokenizer(tmp_path)).encode_captions(
+        ["<image>"]
+    )
+    assert max(ids) < 300
+    tokenizer.add_tokens(["word"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CaptionerError, match="has 302 tokens, its language model only 300"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_without_a_begin_token_is_refused(processor, tmp_path: Path):
     with pytest.raises(CaptionerError, match="has no bos_token, which captions need: set it as in"):
         ITuningProcessor(processor.image_processor, save_tokenizer_of("qwen2", tmp_path))
