@@ -1,5 +1,8 @@
 """A saved captioner in a process that has neither this package nor its optional dependencies."""
 
+import inspect
+import os
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,7 +12,8 @@ import numpy as np
 import pytest
 from fresh_process import run_fresh
 from PIL import Image
-from small_models import make_captioner
+from small_families import SmallFamilies
+from small_models import make_captioner, randomize_adapters
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -24,26 +28,12 @@ from transformers import (
 import ituning_hf
 from ituning_hf import ITuningConfig, ITuningForCaptioning, ITuningProcessor
 
-# Loads a captioner, saves it, loads what it saved, and saves that without its encoder.
-SCRIPT = """
-import json
-import os
-
-import torch
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText
-from transformers import AutoProcessor, AutoTokenizer, pipeline
-
-folder, picture, encoder, again, once_more = sys.argv[1:]
-image = Image.open(picture)
-images = [image, image.rotate(90)]
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = {"llama_tied": "siglip", "qwen2": "dinov2_with_registers", "gemma3": "vit"}
 
 
-def load(auto_class, folder, **options):
-    return auto_class.from_pretrained(folder, trust_remote_code=True, **options)
-
-
-def caption(model, processor):
+def caption(model: Any, processor: Any, images: list[Image.Image]) -> dict[str, Any]:
+    """Caption two images; the scripts have the same function."""
     batch = processor(images=images)
     return {
         "greedy": model.generate(**batch, max_new_tokens=9).tolist(),
@@ -51,6 +41,36 @@ def caption(model, processor):
         "prompted": model.generate(**batch, **processor(text=["a dog", "a"]), max_new_tokens=5).tolist(),
         "text": processor.batch_decode(model.generate(**batch), skip_special_tokens=True),
     }
+
+
+CAPTION = f"""
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+
+{inspect.getsource(caption)}
+"""
+
+# Loads a captioner, saves it, loads what it saved, and saves that without its encoder.
+SCRIPT = (
+    CAPTION
+    + """
+import json
+import os
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText
+from transformers import AutoProcessor, AutoTokenizer, pipeline
+
+folder, picture, encoder, again, once_more, families = sys.argv[1:]
+image = Image.open(picture)
+images = [image, image.rotate(90)]
+
+
+def load(auto_class, folder, **options):
+    return auto_class.from_pretrained(folder, trust_remote_code=True, **options)
 
 
 loaded = {
@@ -65,7 +85,7 @@ model, processor = loaded["model"], loaded["processor"]
 found = {
     "training": model.training,
     "layers": loaded["config"].adapter_layers,
-    "captions": [caption(model, processor), caption(loaded["image text"], processor)],
+    "captions": [caption(model, processor, images), caption(loaded["image text"], processor, images)],
 }
 
 captioner = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
@@ -82,7 +102,7 @@ found["pipeline"] = {name: [x["generated_text"] for x in texts] for name, texts 
 model.save_pretrained(again)
 processor.save_pretrained(again)
 loaded["copy"], processor = load(AutoModel, again), load(AutoProcessor, again)
-found["captions"].append(caption(loaded["copy"], processor))
+found["captions"].append(caption(loaded["copy"], processor, images))
 features = loaded["copy"].get_image_features(processor(images=images)["pixel_values"])
 
 os.rename(encoder, encoder + " moved")
@@ -102,7 +122,54 @@ for trust in (None, False):
         AutoModel.from_pretrained(folder, trust_remote_code=trust)
     except ValueError as error:
         found[f"trust {trust}"] = str(error)
+
+found["families"] = {
+    path.name: caption(load(AutoModel, path), load(AutoProcessor, path), images)
+    for path in Path(families).iterdir()
+}
 """
+)
+
+# With the families that docs/families.md adds: builds a captioner, takes a training step, and saves it.
+ADDED_SCRIPT = (
+    CAPTION
+    + """
+import json
+
+import torch
+from small_families import SmallFamilies
+from small_models import randomize_adapters
+from transformers import AutoModelForCausalLM
+
+from ituning_hf import ITuningForCaptioning, ITuningProcessor
+
+root, folder, picture = sys.argv[1:]
+image = Image.open(picture)
+images = [image, image.rotate(90)]
+families = SmallFamilies(Path(root))
+pair = families["ijepa"], families["stablelm"]
+model = ITuningForCaptioning.from_vision_text_pretrained(*pair)
+processor = ITuningProcessor.from_vision_text_pretrained(*pair)
+batch = processor(images=images, captions=[["a dog runs", "a man rides"], ["two red birds sit in a tree"]])
+pixels, ids = batch["pixel_values"], batch["input_ids"]
+frozen = AutoModelForCausalLM.from_pretrained(pair[1])
+found = {
+    "equal": torch.equal(model(pixels, ids).logits, frozen(ids).logits),
+    "tokens": model.get_image_features(pixels).shape[1],
+}
+
+randomize_adapters(model)
+optimizer = torch.optim.SGD(model.adapters()[0].parameters(), lr=0.1)
+found["losses"] = [model.eval()(**batch, use_cache=True).loss.item()]
+loss = model.train()(**batch).loss
+loss.backward()
+optimizer.step()
+found["losses"] += [loss.item(), model.eval()(**batch).loss.item()]
+found["captions"] = caption(model, processor, images)
+model.save_pretrained(folder)
+processor.save_pretrained(folder)
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +190,48 @@ def expected(folder: Path, processor) -> dict[str, Any]:
     """The captions of the package itself."""
     model = ITuningForCaptioning.from_pretrained(folder / "captioner")
     image = Image.open(folder / "picture.png")
-    batch = processor(images=[image, image.rotate(90)])
-    return {
-        "greedy": model.generate(**batch, max_new_tokens=9).tolist(),
-        "beams": model.generate(**batch, max_new_tokens=9, num_beams=4).tolist(),
-        "prompted": model.generate(**batch, **processor(text=["a dog", "a"]), max_new_tokens=5).tolist(),
-        "text": processor.batch_decode(model.generate(**batch), skip_special_tokens=True),
-    }
+    return caption(model, processor, [image, image.rotate(90)])
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path, expected) -> dict[str, Any]:
+def added(folder: Path) -> dict[str, Any]:
+    """The results of the script in a copy of the package with the code of docs/families.md."""
+    root = folder / "copy"
+    ignored = shutil.ignore_patterns("scene_backbones")
+    shutil.copytree(Path(ituning_hf.__file__).parent, root / "ituning_hf", ignore=ignored)
+    (root / "tests").mkdir()
+    for name in ("small_families.py", "small_models.py", "small_tokenizers.py"):
+        shutil.copy(ROOT / "tests" / name, root / "tests")
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    for name, code in blocks:
+        with (root / name).open("a", encoding="utf-8") as file:
+            file.write(code)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    arguments = (folder / "models", folder / "families" / "stablelm", folder / "picture.png")
+    return run_fresh(ADDED_SCRIPT, root, *arguments, hide=False, environment=environment)
+
+
+@pytest.fixture(scope="module")
+def of_families(folder: Path, added) -> dict[str, Any]:
+    """The captions of the package itself, of captioners that it saves in "families"."""
+    image, families = Image.open(folder / "picture.png"), SmallFamilies(folder / "models")
+    captions = {"stablelm": added["captions"]}
+    for text, vision in FAMILIES.items():
+        pair = families[vision], families[text]
+        model = randomize_adapters(ITuningForCaptioning.from_vision_text_pretrained(*pair))
+        processor = ITuningProcessor.from_vision_text_pretrained(*pair)
+        captions[text] = caption(model, processor, [image, image.rotate(90)])
+        model.save_pretrained(folder / "families" / text)
+        processor.save_pretrained(folder / "families" / text)
+    return captions
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path, expected, of_families) -> dict[str, Any]:
     """The results of the script."""
-    names = ("captioner", "picture.png", "vision", "again", "once more")
+    names = ("captioner", "picture.png", "vision", "again", "once more", "families")
     found = run_fresh(SCRIPT, folder, *(folder / name for name in names))
     (folder / "vision moved").rename(folder / "vision")
     return found
@@ -145,6 +241,19 @@ def test_captions_are_equal_without_the_package(found, expected):
     assert found["captions"] == [expected] * 3
     assert expected["greedy"][0] != expected["greedy"][1]
     assert found["training"] is False
+
+
+def test_captions_of_other_families_are_equal_without_the_package(found, of_families):
+    assert found["families"] == of_families
+    assert all(captions["beams"][0] != captions["beams"][1] for captions in of_families.values())
+
+
+def test_a_family_is_added_as_the_page_says(added):
+    assert added["equal"] is True
+    assert added["tokens"] == 9  # 3 x 3 patches
+    padded, packed, later = added["losses"]
+    assert packed == pytest.approx(padded, abs=1e-5)
+    assert later < packed - 1e-3
 
 
 def test_every_auto_class_works_without_the_package(found):
