@@ -55,6 +55,7 @@ _ROTARY = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 48,
+    "attention_dropout": 0.3,  # captioners never use it
 }
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # The class of the language model, the style of its tokenizer, its configuration's class and fields.
@@ -76,6 +77,7 @@ DECODERS: dict[str, tuple[type[PreTrainedModel], str, type, dict[str, Any]]] = {
             "num_hidden_layers": 3,
             "num_attention_heads": 2,
             "max_position_embeddings": 48,
+            "attention_dropout": 0.3,
         },
     ),
     "llama": (LlamaForCausalLM, "llama", LlamaConfig, _ROTARY | {"tie_word_embeddings": False}),

@@ -1,0 +1,424 @@
+"""Every decoder family, compared with the frozen model of Transformers and the formula of the adapter."""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload, dispatch_model
+from safetensors.torch import load_file
+from small_families import DECODERS, SmallFamilies, save_family
+from small_models import VISION, make_batch, make_captioner, rewrite
+from torch.nn import functional as F
+from transformers import (
+    CLIPVisionConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from ituning_hf import ITuningConfig, ITuningForCaptioning
+from ituning_hf.captioner.adapter_ituning import ITuningAdapter
+from ituning_hf.captioner.backbones_ituning import Backbone
+from ituning_hf.captioner.configuration_ituning import CaptionerError
+from ituning_hf.captioner.decoders_ituning import decoder_family
+from ituning_hf.inference.int8 import quantize_frozen_weights
+
+LAYERS = {"gpt2": "transformer.h", "opt": "model.decoder.layers"}
+FFN_NORMS = {"gpt2": "ln_2", "opt": "final_layer_norm", "gemma3": "pre_feedforward_layernorm"}
+# Transformers' OPT does not separate the captions of a packed row.
+NOT_PACKED = {"opt"}
+# Longer than Gemma's sliding window.
+LENGTHS = [11, 7, 9, 10, 4, 8]
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def frozen(families: SmallFamilies, name: str) -> PreTrainedModel:
+    """The language model. Tests may add hooks to a copy."""
+    return DECODERS[name][0].from_pretrained(families[name]).eval()
+
+
+@pytest.fixture(scope="module")
+def _captioner(families: SmallFamilies, name: str) -> ITuningForCaptioning:
+    return make_captioner({"vision": families["clip"], "text": families[name]})
+
+
+@pytest.fixture
+def captioner(_captioner: ITuningForCaptioning) -> ITuningForCaptioning:
+    """A captioner in evaluation mode whose captions depend on the image."""
+    return copy.deepcopy(_captioner)
+
+
+def reset_adapters(model: ITuningForCaptioning) -> None:
+    for adapter in model.adapters().values():
+        adapter.reset_parameters()
+
+
+def layers_of(model: PreTrainedModel, name: str) -> Any:
+    return model.get_submodule(LAYERS.get(name, "model.layers"))
+
+
+def attend(
+    adapter: ITuningAdapter, x: torch.Tensor, memory: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula of the adapter, for rows that each have their own image: dX and the attention weights."""
+    split = (adapter.num_heads, adapter.head_dim)
+    query = adapter.q_proj(x).unflatten(-1, split)
+    key, value = (project(memory).unflatten(-1, split) for project in (adapter.k_proj, adapter.v_proj))
+    weights = torch.einsum("bthc,bnhc->bhtn", query, key).div(math.sqrt(split[1])).softmax(-1)
+    return adapter.out_proj(torch.einsum("bhtn,bnhc->bthc", weights, value).flatten(2)), weights
+
+
+class Reference:
+    """A model with hooks that add dX to its layers' outputs. X is the output of the norm before the MLP.
+
+    Attributes:
+        model: The language model.
+        attentions: The adapters' attention weights in the last call, bottom first.
+    """
+
+    def __init__(
+        self, frozen: PreTrainedModel, name: str, captioner: ITuningForCaptioning, pixels: Any
+    ) -> None:
+        self.model, self.attentions = copy.deepcopy(frozen), []
+        self.memory, self.x = captioner.get_image_features(pixels), None
+        for layer, adapter in zip(layers_of(self.model, name), captioner.adapters().values(), strict=True):
+            norm = layer.get_submodule(FFN_NORMS.get(name, "post_attention_layernorm"))
+            norm.register_forward_hook(lambda module, inputs, output: setattr(self, "x", output))
+            layer.register_forward_hook(
+                lambda module, inputs, output, adapter=adapter: self._add_update(adapter, output)
+            )
+
+    def _add_update(self, adapter: ITuningAdapter, output: torch.Tensor) -> torch.Tensor:
+        memory = self.memory.repeat_interleave(len(output) // len(self.memory), dim=0)
+        update, weights = attend(adapter, self.x.view(output.shape), memory)
+        self.attentions.append(weights)
+        return output + update
+
+
+# --- The forward pass
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_new_captioner_computes_the_language_model(captioner, frozen, name: str, side: str):
+    reset_adapters(captioner)
+    batch = make_batch(3, 2, side, lengths=LENGTHS)
+    pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
+    wanted = {"output_hidden_states": True}
+    found, expected = captioner(pixels, ids, **wanted), frozen(ids, **wanted)
+    assert torch.equal(found.logits, expected.logits)
+    assert len(found.hidden_states) == len(layers_of(frozen, name)) + 1
+    assert all(map(torch.equal, found.hidden_states, expected.hidden_states))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    expected = frozen(ids, attention_mask=mask, position_ids=positions).logits
+    assert torch.equal(captioner(pixels, ids, mask).logits, expected)  # counts positions itself
+    assert torch.equal(captioner(pixels, ids, mask, position_ids=positions).logits, expected)
+
+
+def test_adapted_layers_are_layers_of_the_family(captioner, frozen, name: str):
+    family, plain = decoder_family(frozen.config), layers_of(frozen, name)
+    layers = layers_of(captioner.text_model, name)
+    assert {type(layer) for layer in plain} == {family.layer_class}
+    assert {type(layer) for layer in layers} == {family.adapted_layer_class}
+    assert all(isinstance(layer, family.layer_class) for layer in layers)
+    assert [family.layer_index(layer) for layer in layers] == [0, 1, 2]
+    assert captioner._no_split_modules >= {family.adapted_layer_class.__name__}
+    simple = {key: x for key, x in vars(plain[0]).items() if isinstance(x, bool | int | float | str)}
+    del simple["training"]
+    assert {key: getattr(layers[0], key) for key in simple} == simple | dict.fromkeys(
+        {"dropout"} & simple.keys(), 0
+    )
+
+
+def test_a_copy_without_adapters_is_the_language_model_and_shares_its_weights(captioner, frozen, name: str):
+    family = decoder_family(frozen.config)
+    copied = family.without_adapters(captioner.text_model)
+    assert {type(layer) for layer in layers_of(copied, name)} == {family.layer_class}
+    assert copied.state_dict().keys() == frozen.state_dict().keys()
+    ids = make_batch(3, 2)["input_ids"]
+    assert torch.equal(copied(ids).logits, frozen(ids).logits)
+    own = dict(captioner.text_model.named_parameters())
+    assert all(parameter is own[name] for name, parameter in copied.named_parameters())
+    assert len(captioner.adapters()) == 3
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_adapters_add_their_formula_to_the_layers_outputs(captioner, frozen, name: str, implementation: str):
+    batch = make_batch(3, 2, "left", lengths=LENGTHS)
+    pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
+    reference = Reference(frozen, name, captioner, pixels)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        expected = reference.model(ids, attention_mask=mask, position_ids=positions).logits
+        attentions = captioner.visual_attention(ids, pixels, attention_mask=mask)
+        captioner.set_attn_implementation(implementation)
+        found = captioner(pixels, ids, mask).logits
+    is_token = mask.bool()  # padding at the start attends to nothing, which implementations treat differently
+    torch.testing.assert_close(found[is_token], expected[is_token], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attentions, torch.stack(reference.attentions, dim=1), rtol=1e-4, atol=1e-5)
+
+
+# --- The loss
+
+
+def gradients_of(model: ITuningForCaptioning, loss: torch.Tensor) -> list[torch.Tensor]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return list(torch.autograd.grad(loss, parameters))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_training_loss_is_that_of_each_caption_alone(captioner, name: str, side: str):
+    batch = make_batch(3, 2, side, lengths=LENGTHS)
+    losses = []
+    for i, length in enumerate(LENGTHS):
+        part = slice(-length, None) if side == "left" else slice(length)
+        ids, labels = batch["input_ids"][[i], part], batch["labels"][[i], part]
+        logits = captioner(batch["pixel_values"][[i // 2]], ids).logits
+        losses.append(F.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum"))
+    expected = sum(losses) / (batch["labels"][:, 1:] != -100).sum()
+    expected_gradients = gradients_of(captioner, expected)
+
+    rows = []
+    layers_of(captioner.text_model, name)[0].register_forward_hook(lambda *_: rows.append(len(_[-1])))
+    loss = captioner.train()(**batch).loss  # with the dropout of adapters only, which is 0
+    assert rows == [6 if name in NOT_PACKED else 3]
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradients_of(captioner, loss), expected_gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_recomputed_layers_give_the_same_gradients(captioner, frozen, name: str):
+    """Only the layers from the lowest adapter up are recomputed."""
+    family, batch = decoder_family(frozen.config), make_batch(3, 2)
+    model = ITuningForCaptioning(
+        ITuningConfig.from_dict(captioner.config.to_dict() | {"adapter_layers": [1, 2]}),
+        captioner.vision_model,
+        family.without_adapters(captioner.text_model),
+    )
+    model.load_state_dict(captioner.adapter_state_dict(), strict=False)
+    calls, needs_gradient = Counter(), []
+    for i, layer in enumerate(layers_of(model.text_model, name)):
+        layer.register_forward_pre_hook(lambda _, args: needs_gradient.append(args[0].requires_grad))
+        attention = getattr(layer, family.attention_name)
+        attention.register_forward_hook(lambda *_, i=i: calls.update([i]))
+    expected = gradients_of(model, model.train()(**batch).loss)
+    assert calls == {0: 1, 1: 1, 2: 1}
+    assert needs_gradient == [False, False, True]
+    calls.clear()
+    model.activation_checkpointing_enable()
+    found = gradients_of(model, model(**batch).loss)
+    assert calls == {0: 1, 1: 2, 2: 2}
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+# --- Caches and generation
+
+
+def test_a_cached_step_is_a_step_of_the_whole_row(captioner):
+    batch = make_batch(3, 2, "left", lengths=LENGTHS)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    memory = captioner.project_visual(captioner.get_image_features(batch["pixel_values"]))
+    with torch.no_grad():
+        expected = captioner(input_ids=ids, attention_mask=mask, visual_key_values=memory).logits
+        past, found = None, []
+        for start, stop in [(0, 4), *((t, t + 1) for t in range(4, 11))]:
+            step = captioner(
+                input_ids=ids[:, start:stop],
+                attention_mask=mask[:, :stop],
+                visual_key_values=memory,
+                past_key_values=past,
+                use_cache=True,
+            )
+            past = step.past_key_values
+            found.append(step.logits)
+    is_token = mask.bool()
+    torch.testing.assert_close(torch.cat(found, dim=1)[is_token], expected[is_token], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"num_beams": 3},
+        {"num_beams": 3, "cache_implementation": "static"},
+    ],
+)
+def test_generation_matches_a_model_with_an_image_for_each_row(
+    captioner, frozen, name: str, pixel_values, options: dict[str, Any]
+):
+    settings = {"max_new_tokens": 9, "min_new_tokens": 9, "eos_token_id": 299, "pad_token_id": 0} | options
+    config = frozen.config
+    begin = config.eos_token_id if config.bos_token_id is None else config.bos_token_id
+    ids = torch.full((3, 1), begin)
+    reference = Reference(frozen, name, captioner, pixel_values)
+    expected = reference.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    found = captioner.generate(pixel_values=pixel_values, **settings)
+    assert torch.equal(found, expected)
+    assert len({tuple(row) for row in found.tolist()}) > 1  # captions depend on the image
+
+
+# --- Precision, quantization, offloading
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close(captioner, dtype: torch.dtype):
+    batch = make_batch(3, 2)
+    expected = captioner(**batch)
+    captioner.to(dtype)
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    found = captioner(**batch)
+    assert found.logits.dtype is dtype
+    torch.testing.assert_close(found.loss, expected.loss, rtol=0.05, atol=0.05)
+    assert F.cosine_similarity(found.logits.float(), expected.logits, dim=-1).mean() > 0.99
+    assert captioner.generate(pixel_values=batch["pixel_values"], max_new_tokens=3).shape[0] == 3
+
+
+def test_int8_weights_stay_close(captioner):
+    batch = make_batch(3, 2)
+    expected = captioner(**batch).logits
+    quantize_frozen_weights(captioner)
+    found = captioner(**batch).logits
+    assert not torch.equal(found, expected)
+    assert F.cosine_similarity(found, expected, dim=-1).mean() > 0.99
+    assert all(
+        gradient.isfinite().all() for gradient in gradients_of(captioner, captioner.train()(**batch).loss)
+    )
+
+
+def results(model: ITuningForCaptioning) -> list[torch.Tensor]:
+    batch = make_batch(3, 2)
+    pixels, ids = batch["pixel_values"], batch["input_ids"]
+    with torch.no_grad():
+        loss, logits = model(**batch).to_tuple()
+        generated = [
+            model.generate(pixel_values=pixels, num_beams=beams, max_new_tokens=4) for beams in (1, 3)
+        ]
+        return [
+            *generated,
+            loss,
+            logits,
+            model(**batch, skip_logits=True).loss,
+            model.visual_attention(ids, pixels),
+        ]
+
+
+def offload_layers(model: ITuningForCaptioning, folder: Path) -> ITuningForCaptioning:
+    """Put one layer on the disk, and the rest on the CPU."""
+    layers = f"text_model.{decoder_family(model.config.text_config).layers_path}"
+    modules = [
+        name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))
+    ]
+    on_disk = f"{layers}.1."
+    device_map = {name: "disk" if name.startswith(on_disk) else "cpu" for name in modules}
+    return dispatch_model(model, device_map, main_device="cpu", offload_dir=str(folder))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"], indirect=True)
+@pytest.mark.parametrize(
+    "offload", [offload_layers, lambda model, _: cpu_offload(model, torch.device("cpu"))]
+)
+def test_offloaded_captioners_compute_the_same(captioner, tmp_path: Path, offload: Callable):
+    expected = results(captioner)
+    torch.testing.assert_close(results(offload(captioner, tmp_path)), expected, rtol=0, atol=0)
+
+
+# --- Saving and loading
+
+
+def test_a_loaded_captioner_equals_the_saved_one(captioner, frozen, name: str, tmp_path: Path):
+    batch = make_batch(3, 2)
+    pixels, ids = batch["pixel_values"], batch["input_ids"]
+    expected, plain = captioner(pixels, ids).logits, frozen(ids).logits
+    captioner.save_pretrained(tmp_path / "captioner")
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+    assert torch.equal(loaded(pixels, ids).logits, expected)
+    shared = ITuningForCaptioning.from_pretrained(tmp_path / "captioner", text_model=frozen)
+    assert torch.equal(shared(pixels, ids).logits, expected)
+    assert torch.equal(frozen(ids).logits, plain)
+    own = {p.data_ptr() for p in shared.text_model.parameters()}
+    assert {p.data_ptr() for p in frozen.parameters()} <= own
+    captioner.save_backbone("text", tmp_path / "text")
+    stored = load_file(tmp_path / "text/model.safetensors")
+    torch.testing.assert_close(stored, load_file(Path(frozen.name_or_path, "model.safetensors")))
+    again = DECODERS[name][0].from_pretrained(tmp_path / "text")
+    assert torch.equal(again(ids).logits, plain)
+
+
+def test_every_weight_is_compared_with_its_file(captioner, families: SmallFamilies, name: str):
+    backbone, model = Backbone("text", families[name]), captioner.text_model
+    for key, parameter in model.named_parameters():
+        if ".adapter." not in key:
+            backbone.check_unchanged(model)
+            parameter.data += 1e-3
+            with pytest.raises(CaptionerError, match=r"text model in memory is not the one at .* differs"):
+                backbone.check_unchanged(model)
+            parameter.data -= 1e-3
+
+
+def test_an_output_layer_is_part_of_the_fingerprint_unless_tied(families, frozen, name: str, tmp_path: Path):
+    save_family(name, tmp_path)
+    expected = Backbone("text", tmp_path).fingerprint()
+    assert Backbone("text", families[name]).fingerprint() == expected
+
+    def replace(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = torch.ones_like(frozen.lm_head.weight)
+
+    rewrite(tmp_path / "model.safetensors", replace)
+    found = Backbone("text", tmp_path)
+    assert (found.fingerprint() == expected) == frozen.config.tie_word_embeddings
+    assert frozen.config.tie_word_embeddings == (name != "llama")
+
+
+# --- Language models that are refused
+
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
+REFUSED = [
+    (
+        MistralConfig(),
+        r"model_type is 'mistral', expected one of \['gemma3_text', 'gpt2', .* docs/families\.md",
+    ),
+    (GPT2Config(eos_token_id=None), "eos_token_id=None: set it"),
+    (Qwen2Config(eos_token_id=None), "eos_token_id=None: set it"),
+    (GPT2Config(add_cross_attention=True), "add_cross_attention is True, expected False"),
+    (OPTConfig(do_layer_norm_before=False), "do_layer_norm_before is False, expected True: .*OPT-350m"),
+    (OPTConfig(layer_norm_elementwise_affine=False), "layer_norm_elementwise_affine is False, expected True"),
+    (Gemma3TextConfig(final_logit_softcapping=30.0), "final_logit_softcapping is 30.0, expected None"),
+    (
+        Gemma3TextConfig(use_bidirectional_attention=True),
+        "use_bidirectional_attention is True, expected False",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), REFUSED)
+def test_an_unusable_language_model_is_refused(config: Any, message: str):
+    with pytest.raises(CaptionerError, match=message):
+        ITuningForCaptioning(ITuningConfig(vision_config=CLIPVisionConfig(**VISION), text_config=config))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ({"bos_token_id": 5, "eos_token_id": 7}, (5, 7, 7)),
+        ({"bos_token_id": 5, "eos_token_id": 7, "pad_token_id": 3}, (5, 7, 3)),
+        ({"bos_token_id": 5, "eos_token_id": [8, 9]}, (5, [8, 9], 8)),
+        ({"bos_token_id": None, "eos_token_id": [8, 9]}, (8, [8, 9], 8)),
+    ],
+)
+def test_missing_special_tokens_are_the_first_eos_token(tokens: dict[str, Any], expected: tuple):
+    config = Qwen2Config(**tokens)
+    found = decoder_family(config).special_tokens(config)
+    assert found == dict(zip(("bos_token_id", "eos_token_id", "pad_token_id"), expected, strict=True))
