@@ -119,6 +119,16 @@ def test_a_tokenizer_with_files_elsewhere_is_refused(folder, load: Callable, set
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["AutoModel", "custom.Custom"])
+@pytest.mark.parametrize("load", [ITuningProcessor.from_pretrained, AutoProcessor.from_pretrained])
+def test_the_settings_of_the_image_processor_cannot_name_another_class(folder, load: Callable, name: str):
+    edit_json(folder / "processor_config.json", image_processor={"image_processor_type": name})
+    with pytest.raises(
+        CaptionerError, match=f"image_processor_type is '{name}', expected an image processor"
+    ):
+        load(folder)
+
+
 @pytest.mark.parametrize("field", ["vocab_file", "merges_file", "tokenizer_file", "name_or_path"])
 def test_other_paths_in_tokenizer_settings_are_ignored(folder, processor, field: str, tmp_path: Path):
     (tmp_path / "outside.json").write_text("{")

@@ -106,6 +106,8 @@ class ITuningProcessor(ProcessorMixin):
                     raise CaptionerError(
                         f"{path} has {sorted(found)}, which refer to other files: remove them."
                     )
+            # Transformers would load a class of any kind.
+            pil_image_processor(ImageProcessingMixin.get_image_processor_dict(name, **hub)[0])
             return super().from_pretrained(name, **kwargs)
 
     def __call__(
