@@ -39,7 +39,7 @@ def pil_image_processor(settings: Mapping[str, Any], default: Any = None) -> Any
         cls = getattr(transformers, f"{base.removesuffix('Pil')}Pil", None)
     if cls is None or not issubclass(cls, PilBackend):
         raise CaptionerError(
-            f"image_processor_type is {name!r}, expected an image processor of Transformers with PIL."
+            f"image_processor_type is {name!r}, but Transformers has no such image processor for PIL."
         )
     return cls(**{key: settings[key] for key in settings.keys() & cls.valid_kwargs.__annotations__.keys()})
 

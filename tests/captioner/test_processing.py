@@ -127,7 +127,7 @@ def test_an_encoder_names_the_class_of_its_image_processor(tmp_path: Path, confi
 
 
 UNUSABLE_PREPROCESSORS = [
-    ("AutoModel", {}, "image_processor_type is 'AutoModel', expected an image processor of Transformers"),
+    ("AutoModel", {}, "image_processor_type is 'AutoModel', but Transformers has no such"),
     ("custom.Custom", {}, "image_processor_type is 'custom.Custom'"),
     (None, {"size": 42}, r"prepares images of shape \(3, 42, 42\), which its encoder does not accept"),
     (None, {"size": {"shortest_edge": 28}}, r"prepares images of shape \(3, 28, 42\)"),
