@@ -61,6 +61,7 @@ def parse_arguments(argv: Sequence[str]) -> BuildArguments:
 
 
 def _build(args: BuildArguments) -> int:
+    from ..captioner.backbones_ituning import Backbone
     from ..features.build import build_features, plan_build
     from ..features.store import FeatureStore
     from ..training.errors import RunStopped
@@ -73,6 +74,9 @@ def _build(args: BuildArguments) -> int:
     share = f" (process {rank.index + 1} of {rank.count})" if rank.count > 1 else ""
     try:
         with stop_on_signals(), command_process():
+            Backbone(
+                "vision", args.vision_model, args.vision_revision
+            )  # its errors, before the data are read
             images = _load_images(args)
             plan = spec, shards = plan_build(images, args)
             count = sum(map(len, shards))

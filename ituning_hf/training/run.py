@@ -24,7 +24,7 @@ from .identity import GIVEN_DATA
 from .loop import CaptionTrainer
 from .reporting import require_trackers
 from .run_folder import BEST, LAST, check_output_dir, claim_output_dir, list_checkpoints
-from .setup import load_model, with_backbones
+from .setup import check_backbones, load_model, with_backbones
 from .signals import StopRequest, stop_on_signals
 from .validation import require_scorers
 
@@ -70,6 +70,7 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
         )
         _check_output_dir(args, accelerator)
         with sync_errors(accelerator):
+            check_backbones(args)  # before the data are read, which may take minutes
             data = limit_evaluation(data or load_data(args), args)
             data = with_features(data, args.features)
         state = _run(args, data, accelerator, stop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 
 from ..captioner.backbones_ituning import Backbone
 from ..captioner.configuration_ituning import ADAPTER_OPTIONS, ITuningConfig
+from ..captioner.decoders_ituning import decoder_family
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor, load_image_processor, load_tokenizer
 from ..features.store import FeatureStore
@@ -39,6 +42,32 @@ def with_backbones(args: TrainArguments) -> TrainArguments:
     return replace(args, vision_model=vision_model, text_model=args.text_model or text, size=None)
 
 
+def check_backbones(args: TrainArguments) -> None:
+    """Raise `load_model`'s error for backbones that are not found or not supported, without loading them."""
+    with _naming_the_options(args):
+        if args.vision_model is not None:
+            Backbone("vision", args.vision_model)
+        if args.text_model is not None:
+            config = Backbone("text", args.text_model).config
+            decoder_family(config).check_config(config)
+
+
+@contextmanager
+def _naming_the_options(args: TrainArguments) -> Iterator[None]:
+    """Add the options for local folders to the error if a default backbone cannot be found."""
+    try:
+        yield
+    except OSError as error:
+        is_default = {DEFAULT_VISION_MODEL, *SIZES.values()} & {args.vision_model, args.text_model}
+        if args.model is not None or not is_default:
+            raise
+        problem = " ".join(str(error).split())
+        raise OSError(
+            f"{args.vision_model} and {args.text_model} cannot be loaded ({problem}). To use models on this "
+            "machine, give --vision_model FOLDER and --text_model FOLDER."
+        ) from error
+
+
 def load_model(
     args: TrainArguments, features: FeatureStore | None, device: torch.device
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
@@ -56,22 +85,13 @@ def load_model(
         require_cpu(device)
     elif args.frozen_precision is not None or device.type == "cpu":  # where fp16 is ten times slower
         options["dtype"] = args.frozen_precision or "float32"
-    try:
+    with _naming_the_options(args):
         if args.model is not None:
             model, processor = _load_saved(args, features, options)
         else:
             model, processor = _load_over_backbones(
                 args.vision_model, str(args.text_model), features, options
             )
-    except OSError as error:
-        is_default = {DEFAULT_VISION_MODEL, *SIZES.values()} & {args.vision_model, args.text_model}
-        if args.model is not None or not is_default:
-            raise
-        problem = " ".join(str(error).split())
-        raise OSError(
-            f"{args.vision_model} and {args.text_model} cannot be loaded ({problem}). To use models on this "
-            "machine, give --vision_model FOLDER and --text_model FOLDER."
-        ) from error
     positions = model.config.text_config.max_position_embeddings
     if args.max_caption_tokens > positions:
         raise UserError(
