@@ -130,16 +130,20 @@ found["families"] = {
 """
 )
 
-# With the families that docs/families.md adds: builds a captioner, takes a training step, and saves it.
+# With the families that docs/families.md adds: runs their tests, trains a captioner for a step, and saves it.
 ADDED_SCRIPT = (
     CAPTION
     + """
 import json
 
+import pytest
+
+tests = ["tests/captioner", "-k", "stablelm or ijepa", "-p", "no:cacheprovider"]
+found = {"failed": pytest.main(tests)}
+
 import torch
 from small_families import SmallFamilies
 from small_models import randomize_adapters
-from transformers import AutoModelForCausalLM
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor
 
@@ -148,24 +152,15 @@ image = Image.open(picture)
 images = [image, image.rotate(90)]
 families = SmallFamilies(Path(root))
 pair = families["ijepa"], families["stablelm"]
-model = ITuningForCaptioning.from_vision_text_pretrained(*pair)
+model = randomize_adapters(ITuningForCaptioning.from_vision_text_pretrained(*pair))
 processor = ITuningProcessor.from_vision_text_pretrained(*pair)
 batch = processor(images=images, captions=[["a dog runs", "a man rides"], ["two red birds sit in a tree"]])
-pixels, ids = batch["pixel_values"], batch["input_ids"]
-frozen = AutoModelForCausalLM.from_pretrained(pair[1])
-found = {
-    "equal": torch.equal(model(pixels, ids).logits, frozen(ids).logits),
-    "tokens": model.get_image_features(pixels).shape[1],
-}
-
-randomize_adapters(model)
 optimizer = torch.optim.SGD(model.adapters()[0].parameters(), lr=0.1)
-found["losses"] = [model.eval()(**batch, use_cache=True).loss.item()]
 loss = model.train()(**batch).loss
 loss.backward()
 optimizer.step()
-found["losses"] += [loss.item(), model.eval()(**batch).loss.item()]
-found["captions"] = caption(model, processor, images)
+found["losses"] = [loss.item(), model(**batch).loss.item()]
+found["captions"] = caption(model.eval(), processor, images)
 model.save_pretrained(folder)
 processor.save_pretrained(folder)
 """
@@ -199,12 +194,15 @@ def added(folder: Path) -> dict[str, Any]:
     root = folder / "copy"
     ignored = shutil.ignore_patterns("scene_backbones")
     shutil.copytree(Path(ituning_hf.__file__).parent, root / "ituning_hf", ignore=ignored)
-    (root / "tests").mkdir()
-    for name in ("small_families.py", "small_models.py", "small_tokenizers.py"):
-        shutil.copy(ROOT / "tests" / name, root / "tests")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    for name in ("*.py", "captioner/conftest.py", "captioner/test_families.py", "captioner/test_encoders.py"):
+        for path in (ROOT / "tests").glob(name):
+            copied = root / path.relative_to(ROOT)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copied)
     page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     for name, code in blocks:
         with (root / name).open("a", encoding="utf-8") as file:
             file.write(code)
@@ -249,11 +247,9 @@ def test_captions_of_other_families_are_equal_without_the_package(found, of_fami
 
 
 def test_a_family_is_added_as_the_page_says(added):
-    assert added["equal"] is True
-    assert added["tokens"] == 9  # 3 x 3 patches
-    padded, packed, later = added["losses"]
-    assert packed == pytest.approx(padded, abs=1e-5)
-    assert later < packed - 1e-3
+    assert added["failed"] == 0
+    before, after = added["losses"]
+    assert after < before - 1e-3
 
 
 def test_every_auto_class_works_without_the_package(found):
