@@ -11,7 +11,7 @@ from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file
 from small_models import logits_of, make_batch, make_captioner, put_in_hub_cache, reinitialise, rewrite
-from transformers import CLIPVisionModel, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import CLIPVisionModel, GPT2LMHeadModel, GPT2Model
 
 from ituning_hf import ITuningForCaptioning
 from ituning_hf.captioner.backbones_ituning import Backbone
@@ -42,12 +42,6 @@ def test_backbones_that_moved_are_named_and_can_be_given_by_path(
         assert loaded.config.vision_model_name_or_path == str(tmp_path / "moved")
     loaded.save_pretrained("again")
     assert torch.equal(logits_of(ITuningForCaptioning.from_pretrained("again")), logits_of(model))
-
-
-def test_a_full_clip_may_be_given_for_its_vision_part(captioner, saved: Path, backbones: dict[str, Path]):
-    assert len({Backbone("vision", backbones[name]).fingerprint() for name in ("clip", "vision")}) == 1
-    loaded = ITuningForCaptioning.from_pretrained(saved, vision_model_name_or_path=backbones["clip"])
-    assert torch.equal(logits_of(loaded), logits_of(captioner))
 
 
 def nudge_one_norm(model: torch.nn.Module) -> None:
@@ -256,16 +250,6 @@ def test_gathered_weights_are_compared_instead_of_the_models(captioner, tmp_path
     gathered["text_model.transformer.h.0.ln_1.bias"] += 1e-3
     with pytest.raises(CaptionerError, match=r"h\.0\.ln_1\.bias differs"):
         captioner.save_pretrained(tmp_path / "refused", state_dict=gathered)
-
-
-def test_an_output_layer_of_its_own_is_compared(own_backbones: dict[str, Path], tmp_path: Path):
-    config = GPT2Config.from_pretrained(own_backbones["text"], tie_word_embeddings=False)
-    GPT2LMHeadModel(config).save_pretrained(own_backbones["text"])
-    model = make_captioner(own_backbones)
-    model.save_pretrained(tmp_path / "captioner")
-    rewrite(own_backbones["text"] / "model.safetensors", lambda tensors: tensors["lm_head.weight"].mul_(2))
-    with pytest.raises(CaptionerError, match="not the one this adapter was trained on"):
-        ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
 
 
 def test_backbones_in_another_cache_are_compared(captioner, saved: Path, backbones, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Every decoder family, compared with the frozen model of Transformers and the formula of the adapter."""
+"""Every decoder and encoder family, compared with the models of Transformers and the adapter's formula."""
 
 import copy
 import math
@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
+from PIL import Image
 from safetensors.torch import load_file
-from small_families import DECODERS, SmallFamilies, save_family
-from small_models import VISION, make_batch, make_captioner, rewrite
+from small_families import DECODERS, ENCODERS, LARGER, SmallFamilies, save_family
+from small_models import VISION, logits_of, make_batch, make_captioner, rewrite
 from torch.nn import functional as F
 from transformers import (
     CLIPVisionConfig,
@@ -22,6 +24,7 @@ from transformers import (
     OPTConfig,
     PreTrainedModel,
     Qwen2Config,
+    Siglip2VisionConfig,
 )
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
@@ -29,12 +32,9 @@ from ituning_hf.captioner.adapter_ituning import ITuningAdapter
 from ituning_hf.captioner.backbones_ituning import Backbone
 from ituning_hf.captioner.configuration_ituning import CaptionerError
 from ituning_hf.captioner.decoders_ituning import decoder_family
+from ituning_hf.captioner.encoders_ituning import EncoderFamily, UnloadedVisionModel, encoder_family
 from ituning_hf.inference.int8 import quantize_frozen_weights
 
-LAYERS = {"gpt2": "transformer.h", "opt": "model.decoder.layers"}
-FFN_NORMS = {"gpt2": "ln_2", "opt": "final_layer_norm", "gemma3": "pre_feedforward_layernorm"}
-# Transformers' OPT does not separate the captions of a packed row.
-NOT_PACKED = {"opt"}
 # Longer than Gemma's sliding window.
 LENGTHS = [11, 7, 9, 10, 4, 8]
 
@@ -66,8 +66,8 @@ def reset_adapters(model: ITuningForCaptioning) -> None:
         adapter.reset_parameters()
 
 
-def layers_of(model: PreTrainedModel, name: str) -> Any:
-    return model.get_submodule(LAYERS.get(name, "model.layers"))
+def layers_of(model: PreTrainedModel) -> Any:
+    return decoder_family(model.config).layers(model)
 
 
 def attend(
@@ -89,13 +89,11 @@ class Reference:
         attentions: The adapters' attention weights in the last call, bottom first.
     """
 
-    def __init__(
-        self, frozen: PreTrainedModel, name: str, captioner: ITuningForCaptioning, pixels: Any
-    ) -> None:
+    def __init__(self, frozen: PreTrainedModel, captioner: ITuningForCaptioning, pixels: Any) -> None:
         self.model, self.attentions = copy.deepcopy(frozen), []
         self.memory, self.x = captioner.get_image_features(pixels), None
-        for layer, adapter in zip(layers_of(self.model, name), captioner.adapters().values(), strict=True):
-            norm = layer.get_submodule(FFN_NORMS.get(name, "post_attention_layernorm"))
+        for layer, adapter in zip(layers_of(self.model), captioner.adapters().values(), strict=True):
+            norm = decoder_family(frozen.config).ffn_norm(layer)
             norm.register_forward_hook(lambda module, inputs, output: setattr(self, "x", output))
             layer.register_forward_hook(
                 lambda module, inputs, output, adapter=adapter: self._add_update(adapter, output)
@@ -119,7 +117,7 @@ def test_a_new_captioner_computes_the_language_model(captioner, frozen, name: st
     wanted = {"output_hidden_states": True}
     found, expected = captioner(pixels, ids, **wanted), frozen(ids, **wanted)
     assert torch.equal(found.logits, expected.logits)
-    assert len(found.hidden_states) == len(layers_of(frozen, name)) + 1
+    assert len(found.hidden_states) == len(layers_of(frozen)) + 1
     assert all(map(torch.equal, found.hidden_states, expected.hidden_states))
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     expected = frozen(ids, attention_mask=mask, position_ids=positions).logits
@@ -128,8 +126,8 @@ def test_a_new_captioner_computes_the_language_model(captioner, frozen, name: st
 
 
 def test_adapted_layers_are_layers_of_the_family(captioner, frozen, name: str):
-    family, plain = decoder_family(frozen.config), layers_of(frozen, name)
-    layers = layers_of(captioner.text_model, name)
+    family, plain = decoder_family(frozen.config), layers_of(frozen)
+    layers = layers_of(captioner.text_model)
     assert {type(layer) for layer in plain} == {family.layer_class}
     assert {type(layer) for layer in layers} == {family.adapted_layer_class}
     assert all(isinstance(layer, family.layer_class) for layer in layers)
@@ -145,7 +143,7 @@ def test_adapted_layers_are_layers_of_the_family(captioner, frozen, name: str):
 def test_a_copy_without_adapters_is_the_language_model_and_shares_its_weights(captioner, frozen, name: str):
     family = decoder_family(frozen.config)
     copied = family.without_adapters(captioner.text_model)
-    assert {type(layer) for layer in layers_of(copied, name)} == {family.layer_class}
+    assert {type(layer) for layer in layers_of(copied)} == {family.layer_class}
     assert copied.state_dict().keys() == frozen.state_dict().keys()
     ids = make_batch(3, 2)["input_ids"]
     assert torch.equal(copied(ids).logits, frozen(ids).logits)
@@ -158,7 +156,7 @@ def test_a_copy_without_adapters_is_the_language_model_and_shares_its_weights(ca
 def test_adapters_add_their_formula_to_the_layers_outputs(captioner, frozen, name: str, implementation: str):
     batch = make_batch(3, 2, "left", lengths=LENGTHS)
     pixels, ids, mask = batch["pixel_values"], batch["input_ids"], batch["attention_mask"]
-    reference = Reference(frozen, name, captioner, pixels)
+    reference = Reference(frozen, captioner, pixels)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         expected = reference.model(ids, attention_mask=mask, position_ids=positions).logits
@@ -191,9 +189,9 @@ def test_the_training_loss_is_that_of_each_caption_alone(captioner, name: str, s
     expected_gradients = gradients_of(captioner, expected)
 
     rows = []
-    layers_of(captioner.text_model, name)[0].register_forward_hook(lambda *_: rows.append(len(_[-1])))
+    layers_of(captioner.text_model)[0].register_forward_hook(lambda *_: rows.append(len(_[-1])))
     loss = captioner.train()(**batch).loss  # with the dropout of adapters only, which is 0
-    assert rows == [6 if name in NOT_PACKED else 3]
+    assert rows == [3 if decoder_family(captioner.config.text_config).separates_packed_rows else 6]
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(gradients_of(captioner, loss), expected_gradients, rtol=1e-3, atol=1e-5)
 
@@ -208,7 +206,7 @@ def test_recomputed_layers_give_the_same_gradients(captioner, frozen, name: str)
     )
     model.load_state_dict(captioner.adapter_state_dict(), strict=False)
     calls, needs_gradient = Counter(), []
-    for i, layer in enumerate(layers_of(model.text_model, name)):
+    for i, layer in enumerate(layers_of(model.text_model)):
         layer.register_forward_pre_hook(lambda _, args: needs_gradient.append(args[0].requires_grad))
         attention = getattr(layer, family.attention_name)
         attention.register_forward_hook(lambda *_, i=i: calls.update([i]))
@@ -220,6 +218,11 @@ def test_recomputed_layers_give_the_same_gradients(captioner, frozen, name: str)
     found = gradients_of(model, model(**batch).loss)
     assert calls == {0: 1, 1: 2, 2: 2}
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for change, times in ((model.eval, 1), (model.train, 2), (model.activation_checkpointing_disable, 1)):
+        calls.clear()
+        change()
+        gradients_of(model, model(**batch).loss)
+        assert calls == {0: 1, 1: times, 2: times}
 
 
 # --- Caches and generation
@@ -263,7 +266,7 @@ def test_generation_matches_a_model_with_an_image_for_each_row(
     config = frozen.config
     begin = config.eos_token_id if config.bos_token_id is None else config.bos_token_id
     ids = torch.full((3, 1), begin)
-    reference = Reference(frozen, name, captioner, pixel_values)
+    reference = Reference(frozen, captioner, pixel_values)
     expected = reference.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
     found = captioner.generate(pixel_values=pixel_values, **settings)
     assert torch.equal(found, expected)
@@ -359,9 +362,9 @@ def test_a_loaded_captioner_equals_the_saved_one(captioner, frozen, name: str, t
 
 def test_every_weight_is_compared_with_its_file(captioner, families: SmallFamilies, name: str):
     backbone, model = Backbone("text", families[name]), captioner.text_model
+    backbone.check_unchanged(model)
     for key, parameter in model.named_parameters():
         if ".adapter." not in key:
-            backbone.check_unchanged(model)
             parameter.data += 1e-3
             with pytest.raises(CaptionerError, match=r"text model in memory is not the one at .* differs"):
                 backbone.check_unchanged(model)
@@ -422,3 +425,126 @@ def test_missing_special_tokens_are_the_first_eos_token(tokens: dict[str, Any], 
     config = Qwen2Config(**tokens)
     found = decoder_family(config).special_tokens(config)
     assert found == dict(zip(("bos_token_id", "eos_token_id", "pad_token_id"), expected, strict=True))
+
+
+# --- Encoders
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def encoder_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def encoder(families: SmallFamilies, encoder_name: str) -> PreTrainedModel:
+    """The encoder, loaded by Transformers."""
+    model_class, config = ENCODERS[encoder_name]
+    return model_class.from_pretrained(families[encoder_name], **encoder_family(config).model_options).eval()
+
+
+@pytest.fixture
+def family(encoder: PreTrainedModel) -> EncoderFamily:
+    return encoder_family(encoder.config)
+
+
+@pytest.mark.parametrize("layer", [-3, -2, -1, 0, 1, 2])
+def test_encode_returns_the_hidden_state_without_gradients(encoder, family, pixel_values, layer: int):
+    with torch.no_grad():
+        output = encoder(pixel_values, output_hidden_states=True)
+    last, states = output.last_hidden_state, output.hidden_states
+    found = family.encode(encoder, pixel_values, layer)
+    assert torch.equal(found, last if layer == -1 else states[layer])
+    assert found.shape == (3, family.num_tokens(encoder.config, 30, 30), VISION["hidden_size"])
+    assert not found.requires_grad
+    assert torch.equal(states[2], last) != family.has_final_norm
+
+
+def test_the_patches_follow_the_prefix_tokens_row_by_row(encoder, family, pixel_values):
+    changed = pixel_values.clone()
+    changed[:, :, 10:20, 20:] += 1  # the sixth patch
+    before, after = (family.encode(encoder, pixels, 0) for pixels in (pixel_values, changed))
+    differs = (before != after).any(-1).any(0)
+    assert differs.nonzero().tolist() == [[family.num_prefix_tokens(encoder.config) + 5]]
+
+
+SHAPES = [(3, 3, 32, 32), (3, 3, 30, 0), (3, 30, 30), (0, 3, 30, 30), (2, 1, 30, 30)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pixels_of_another_shape_are_refused(encoder, family, shape: tuple[int, ...]):
+    message = r"pixel_values has shape \(.*expected \(num_images, 3, (30, 30|.*10 pixels)\): prepare images"
+    with pytest.raises(ValueError, match=message):
+        family.encode(encoder, torch.ones(shape), -1)
+
+
+@pytest.mark.parametrize("size", [(20, 40), (10, 10)])
+def test_only_some_encoders_accept_other_sizes(encoder, family, encoder_name: str, size: tuple[int, int]):
+    pixels = torch.ones(2, 3, *size)
+    if encoder_name.startswith("dinov2"):
+        found = family.encode(encoder, pixels, -1)
+        assert found.shape[1] == family.num_tokens(encoder.config, *size)
+    else:
+        with pytest.raises(ValueError, match="expected"):
+            family.encode(encoder, pixels, -1)
+
+
+def test_the_default_image_processor_fits_the_encoder(encoder, family):
+    image = Image.fromarray(np.arange(37 * 53 * 3, dtype=np.uint8).reshape(37, 53, 3))
+    pixels = family.image_processor(encoder.config)(image, return_tensors="pt")["pixel_values"]
+    assert family.encode(encoder, pixels, -1).isfinite().all()
+
+
+@pytest.mark.parametrize("source", [*ENCODERS, *LARGER])
+def test_only_the_encoder_is_loaded_and_nothing_is_reported(families, source: str, caplog, recwarn):
+    name = LARGER.get(source, (source,))[0]
+    folder, model_class = families[source], ENCODERS[name][0]
+    caplog.clear()
+    loaded = encoder_family(ENCODERS[name][1]).load(str(folder))
+    assert not caplog.records
+    assert not recwarn
+    assert type(loaded) is model_class
+    expected = model_class.from_pretrained(families[name]).state_dict()
+    expected = {key: x for key, x in expected.items() if not key.startswith("pooler.")}
+    torch.testing.assert_close(dict(loaded.state_dict()), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("source", [*ENCODERS, *LARGER])
+def test_every_weight_of_an_encoder_is_compared_with_its_file(families, source: str):
+    name = LARGER.get(source, (source,))[0]
+    backbone = Backbone("vision", families[source])
+    assert backbone.fingerprint() == Backbone("vision", families[name]).fingerprint()
+    model = backbone.load()
+    backbone.check_unchanged(model)
+    for key, parameter in model.named_parameters():
+        if key != "embeddings.mask_token":  # used in the encoder's own training only
+            parameter.data += 1e-3
+            with pytest.raises(CaptionerError, match=r"vision model in memory is not the one at .* differs"):
+                backbone.check_unchanged(model)
+            parameter.data -= 1e-3
+
+
+@pytest.mark.parametrize("source", [*ENCODERS, *LARGER])
+def test_a_captioner_is_loaded_with_its_encoder(families, source: str, tmp_path: Path):
+    model = make_captioner({"vision": families[source], "text": families["llama_tied"]})
+    expected = logits_of(model)
+    model.save_pretrained(tmp_path / "captioner")
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+    assert torch.equal(logits_of(loaded), expected)
+    alone = families[LARGER.get(source, (source,))[0]]
+    moved = ITuningForCaptioning.from_pretrained(
+        tmp_path / "captioner", vision_model_name_or_path=alone, vision_model=None
+    )
+    assert torch.equal(logits_of(moved), expected)
+    model.save_backbone("vision", tmp_path / "vision")
+    assert model.config.vision_model_fingerprint == loaded.config.vision_model_fingerprint
+
+
+def test_an_unsupported_encoder_is_refused():
+    message = r"model_type is 'siglip2_vision_model', expected one of \['clip.*docs/families\.md"
+    with pytest.raises(CaptionerError, match=message):
+        encoder_family(Siglip2VisionConfig())
+
+
+def test_an_unloaded_encoder_refuses_images(encoder, pixel_values):
+    with pytest.raises(ValueError, match="not loaded: pass visual_features"):
+        UnloadedVisionModel(encoder.config)(pixel_values)

@@ -89,14 +89,11 @@ class Favor(LogitsProcessor):
 
 MODES = {
     "greedy": {},
-    "greedy without a cache": {"use_cache": False},
-    "greedy with a static cache": {"cache_implementation": "static"},
     "sampling": {"do_sample": True, "temperature": 1.5, "top_k": 40},
     "several samples": {"do_sample": True, "num_return_sequences": 4},
     "beams": {"num_beams": 5},
     "all beams": {"num_beams": 5, "num_return_sequences": 5, "length_penalty": 0.3},
     "beams without a cache": {"num_beams": 3, "use_cache": False},
-    "beams with a static cache": {"num_beams": 3, "cache_implementation": "static"},
     "beams stopped early": {"num_beams": 4, "early_stopping": True, "no_repeat_ngram_size": 2},
     "sampled beams": {"do_sample": True, "num_beams": 3, "num_return_sequences": 2},
     "penalties": {"repetition_penalty": 1.3, "min_new_tokens": 4, "bad_words_ids": [[207], [13, 14]]},
