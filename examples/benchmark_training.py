@@ -1,14 +1,15 @@
-"""Time and memory of a training step, compared with a frozen GPT-2 alone and with Transformers' captioners.
+"""Time and memory of a training step, compared with a frozen decoder alone and with other captioners.
 
     python examples/benchmark_training.py                        # Base size: CLIP ViT-B/16, GPT-2
     python examples/benchmark_training.py --batch_size 4 --report training.json
+    python examples/benchmark_training.py --size smollm2-135m    # the captioner and the decoder alone
     python examples/benchmark_training.py --device cuda --dtype bfloat16 --batch_size 64
 
 A step is zero_grad, forward, backward, and AdamW over the trained parameters. All methods take the same rows
 of text, new ones in each round. "floor" is what any adapter in the lowest layer must pay: a forward pass of
-the frozen GPT-2 and the gradient with respect to its inputs, without an optimizer. Peak memory is measured in
-a new process for each method. With bfloat16, frozen weights are in bf16 and trained ones in fp32 under
-autocast.
+the frozen decoder and the gradient with respect to its inputs, without an optimizer. Peak memory is
+measured in a new process for each method. With bfloat16, frozen weights are in bf16 and trained ones in fp32
+under autocast.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Loss = Callable[[bench.Batch], torch.Tensor]
 
 
 def build_floor(size: str) -> tuple[Any, Loss]:
-    """Build a frozen GPT-2; its loss computes logits only where there is a label, as the captioner's does."""
+    """Build a frozen decoder; its loss computes logits only where there is a label, as the captioner's."""
     model = bench.frozen_text_model(bench.captioner_config(size))
 
     def loss(batch: bench.Batch) -> torch.Tensor:
@@ -152,6 +153,7 @@ METHODS: dict[str, Callable[[str], tuple[Any, Loss]]] = {
     "GIT, all trained": build_git,
     "BLIP, all trained": build_blip,
 }
+OVER_ANY_DECODER = [FLOOR, STORED, NO_OPTIMIZER, UPPER_HALF, PICTURES]
 
 
 class Step:
@@ -196,7 +198,7 @@ def make_batch(options: argparse.Namespace, seed: int) -> bench.Batch:
 
 def make_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = bench.make_parser(__doc__, rounds=7, methods=METHODS)
+    parser = bench.make_parser(__doc__, rounds=7, methods=METHODS, sizes=bench.SIZES)
     parser.add_argument("--captions_per_image", type=bench.positive, default=5, help="(default: %(default)s)")
     return parser.parse_args(arguments)
 
@@ -204,7 +206,9 @@ def make_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the table, and return the report."""
     options = make_options(arguments)
-    names = options.methods or [*METHODS]
+    # The other captioners contain GPT-2, or have its proportions.
+    comparable = [*METHODS] if options.size in bench.GPT2_SIZES else OVER_ANY_DECODER
+    names = options.methods or comparable
     report = bench.make_report(__file__, arguments, options.device)
     measured = [] if options.no_memory else names
     memory = {name: bench.peak_memory(Step, name, options, device=options.device) for name in measured}

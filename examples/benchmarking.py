@@ -1,4 +1,4 @@
-"""Shared by the three benchmarks: models of the paper's sizes, random batches, timing, memory and reports.
+"""Shared by the three benchmarks: models of known sizes, random batches, timing, memory and reports.
 
 All weights, pictures and tokens are random, so nothing is downloaded. The compared methods of one run share
 the weights of their frozen backbones.
@@ -32,10 +32,10 @@ import torch
 import transformers
 from torch.utils.benchmark import Measurement, Timer
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     CLIPVisionConfig,
     CLIPVisionModel,
-    GPT2Config,
-    GPT2LMHeadModel,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
 )
@@ -57,11 +57,37 @@ _SMALL_VIT = {
     "patch_size": 8,
 }
 _SMALL_GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 1000}
-SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+_SMOLLM2_135M = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49_152,
+    "tie_word_embeddings": True,
+}
+_QWEN2_5_05B = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": True,
+    "bos_token_id": 151_643,
+    "eos_token_id": 151_643,
+}
+GPT2_SIZES: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "small": (_SMALL_VIT, _SMALL_GPT2 | {"bos_token_id": 0, "eos_token_id": 0}),  # only for tests
     "base": (_VIT_B_16, {}),
     "medium": (_VIT_B_16, {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
     "large": (_VIT_B_16, {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
+}
+SIZES = GPT2_SIZES | {
+    "smollm2-135m": (_VIT_B_16, _SMOLLM2_135M),
+    "qwen2.5-0.5b": (_VIT_B_16, _QWEN2_5_05B),
 }
 
 # Lengths of the 4,375 human captions of 875 Flickr8k pictures (Hodosh et al. 2013): how many have 3 tokens,
@@ -77,7 +103,8 @@ LENGTHS = dict(enumerate(_COUNTS, start=3))
 
 def captioner_config(size: str, **adapter_options: Any) -> ITuningConfig:
     """Return the captioner's configuration at one of `SIZES`."""
-    vision, text = CLIPVisionConfig(**SIZES[size][0]), GPT2Config(**SIZES[size][1])
+    vision = CLIPVisionConfig(**SIZES[size][0])
+    text = AutoConfig.for_model(**{"model_type": "gpt2"} | SIZES[size][1])
     return ITuningConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), **adapter_options)
 
 
@@ -87,7 +114,7 @@ def frozen_vision_model(config: ITuningConfig) -> Any:
 
 
 def frozen_text_model(config: ITuningConfig) -> Any:
-    """Return the frozen GPT-2: a module of its own over weights shared by the whole run."""
+    """Return the frozen language model: a module of its own over weights shared by the whole run."""
     return share_weights(_frozen_text(config.text_config.to_json_string()))
 
 
@@ -98,13 +125,13 @@ def _frozen_vision(config: str) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _frozen_text(config: str) -> Any:
-    return _frozen(GPT2LMHeadModel, GPT2Config(**json.loads(config)))
+    return _frozen(AutoModelForCausalLM.from_config, AutoConfig.for_model(**json.loads(config)))
 
 
-def _frozen(model_class: Any, config: Any) -> Any:
+def _frozen(build: Callable[[Any], Any], config: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return model_class(config).eval().requires_grad_(False)
+        return build(config).eval().requires_grad_(False)
 
 
 def share_weights(module: Any) -> Any:
@@ -277,7 +304,11 @@ def saved_bytes(model: Any, folder: Path | None = None) -> int:
 
 
 def make_parser(
-    description: str | None, rounds: int, methods: Iterable[str] = (), batch_size: int = 1
+    description: str | None,
+    rounds: int,
+    methods: Iterable[str] = (),
+    batch_size: int = 1,
+    sizes: Iterable[str] = GPT2_SIZES,
 ) -> argparse.ArgumentParser:
     """Return a parser with the common options; with `methods`, the user can choose among these."""
     parser = argparse.ArgumentParser(
@@ -285,7 +316,7 @@ def make_parser(
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add = parser.add_argument
-    add("--size", choices=SIZES, default="base", help="size of the models (default: %(default)s)")
+    add("--size", choices=sizes, default="base", help="size of the models (default: %(default)s)")
     add("--device", default=device, help="cpu or cuda (default: cuda if available)")
     add("--dtype", choices=DTYPES, default="float32", help="precision (default: %(default)s)")
     add("--rounds", type=positive, default=rounds, help="measurements of each method (default: %(default)s)")
