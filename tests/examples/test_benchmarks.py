@@ -45,9 +45,13 @@ def training_options(dtype: str = "float32") -> argparse.Namespace:
 
 
 @pytest.mark.parametrize(
-    ("size", "trainable"), [("base", 14_178_816), ("medium", 44_101_632), ("large", 94_487_040)]
+    ("size", "trainable"),
+    [
+        *[("base", 14_178_816), ("medium", 44_101_632), ("large", 94_487_040)],  # the paper's
+        *[("smollm2-135m", 23_267_520), ("qwen2.5-0.5b", 35_836_416)],
+    ],
 )
-def test_sizes_are_the_papers(size: str, trainable: int):
+def test_trained_parameters_of_the_sizes(size: str, trainable: int):
     with torch.device("meta"):
         captioner = ITuningForCaptioning(captioner_config(size))
     assert sum(p.numel() for p in captioner.parameters() if p.requires_grad) == trainable
