@@ -150,7 +150,11 @@ class SiglipFamily(EncoderFamily):
     architecture = CLIPFamily.architecture
     weight_prefix = "vision_model."
     first_weight = "embeddings.patch_embedding.weight"
-    not_weights = re.compile(r"(^|\.)position_ids$")
+    not_weights = re.compile(r"(^|\.)position_ids$|^head\.")
+
+    def load(self, name: str, **kwargs: Any) -> Any:
+        """Load the encoder without its pooling head, whose output is not used."""
+        return super().load(name, vision_use_head=False, **kwargs)
 
     def num_prefix_tokens(self, config: Any) -> int:
         """Return 0: there is no class token."""
