@@ -321,7 +321,7 @@ def results(model: ITuningForCaptioning) -> list[torch.Tensor]:
 def offload_layers(model: ITuningForCaptioning, folder: Path) -> ITuningForCaptioning:
     """Put the encoder and a layer on the disk, and the rest on the CPU."""
     layers = f"text_model.{decoder_family(model.config.text_config).layers_path}"
-    modules = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    modules = {name.rpartition(".")[0] for name, _ in model.named_parameters(remove_duplicate=False)}
     on_disk = ("vision_model.", f"{layers}.1.")
     device_map = {name: "disk" if name.startswith(on_disk) else "cpu" for name in modules}
     return dispatch_model(model, device_map, main_device="cpu", offload_dir=str(folder))
