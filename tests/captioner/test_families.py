@@ -17,6 +17,7 @@ from small_families import DECODERS, ENCODERS, LARGER, SmallFamilies, save_famil
 from small_models import VISION, logits_of, make_batch, make_captioner, rewrite
 from torch.nn import functional as F
 from transformers import (
+    BitsAndBytesConfig,
     CLIPVisionConfig,
     Gemma3TextConfig,
     GPT2Config,
@@ -301,6 +302,19 @@ def test_int8_weights_stay_close(captioner):
     )
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"], indirect=True)
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_bitsandbytes_weights_stay_close(captioner, name: str, tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    expected = logits_of(captioner)
+    captioner.save_pretrained(tmp_path / "captioner")
+    settings = BitsAndBytesConfig(load_in_8bit=True)
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path / "captioner", quantization_config=settings)
+    assert F.cosine_similarity(logits_of(loaded), expected, dim=-1).mean() > 0.99
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits_of(ITuningForCaptioning.from_pretrained(tmp_path / "again")), expected)
+
+
 def results(model: ITuningForCaptioning) -> list[torch.Tensor]:
     batch = make_batch(3, 2)
     pixels, ids = batch["pixel_values"], batch["input_ids"]
@@ -483,6 +497,14 @@ def test_only_some_encoders_accept_other_sizes(encoder, family, encoder_name: st
     else:
         with pytest.raises(ValueError, match="expected"):
             family.encode(encoder, pixels, -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_encoders_compute_in_half_precision(encoder, family, pixel_values, dtype: torch.dtype):
+    expected = family.encode(encoder, pixel_values, -1)
+    found = family.encode(copy.deepcopy(encoder).to(dtype), pixel_values.to(dtype), -1)
+    assert found.dtype is dtype
+    assert F.cosine_similarity(found.float(), expected, dim=-1).mean() > 0.99
 
 
 def test_the_default_image_processor_fits_the_encoder(encoder, family):
