@@ -38,7 +38,7 @@ _FINGERPRINT_ROWS = 8
 QUANTIZED = re.compile(
     r"\.(integers|scale|SCB|weight_format|weight\.(absmax|quant_map|quant_state\..+|nested_\w+))$"
 )
-_OUTPUT_WEIGHT = "lm_head.weight"  # tied to the first weight unless the configuration says otherwise
+_OUTPUT_WEIGHT = "lm_head.weight"  # the name of the output layer in every supported language model
 _Rows = tuple[list[int], torch.Tensor]  # the shape and the first rows of a weight
 
 
@@ -169,8 +169,12 @@ class Backbone:
             name.removeprefix(self.family.weight_prefix): tensor
             for name, tensor in self.family.as_stored(getattr(model, "_orig_mod", model), state).items()
         }
-        in_memory = {key: tensor for key, tensor in in_memory.items() if self._is_weight(key)}
-        added = [key for key in in_memory if key not in self._weights and not QUANTIZED.search(key)]
+        known = {*self._weights, _OUTPUT_WEIGHT}  # the output layer may be tied
+        added = [
+            key
+            for key in in_memory
+            if not (key in known or QUANTIZED.search(key) or self.family.not_weights.search(key))
+        ]
         if added and getattr(model, "hf_quantizer", None) is None:
             raise CaptionerError(
                 f"{problem}: it has {len(added)} additional weights (first: {added[:3]}). If they are a LoRA "
@@ -195,12 +199,12 @@ class Backbone:
         if (expected := self.family.first_weight) not in weights:
             name = self.family.model_class.__name__
             raise CaptionerError(f"{self.name_or_path!r} is not a {name}: it has no weight {expected!r}.")
-        return {key: rows for key, rows in weights.items() if self._is_weight(key)}
-
-    def _is_weight(self, key: str) -> bool:
-        """Return whether a tensor is a weight of its own: not a buffer, and not tied to another weight."""
-        is_tied = key == _OUTPUT_WEIGHT and getattr(self.config, "tie_word_embeddings", True)
-        return not is_tied and not self.family.not_weights.search(key)
+        if getattr(self.config, "tie_word_embeddings", True) and _OUTPUT_WEIGHT in weights:
+            # Some checkpoints contain the tied weight twice. Transformers does not tie different weights.
+            (_, output), (_, embedding) = weights[_OUTPUT_WEIGHT], weights[expected]
+            if torch.equal(output, embedding):
+                del weights[_OUTPUT_WEIGHT]
+        return {key: rows for key, rows in weights.items() if not self.family.not_weights.search(key)}
 
 
 def load_backbone(

@@ -37,7 +37,7 @@ class DecoderFamily:
     architecture: tuple[str, ...]  # configuration fields that change the output of given weights
     weight_prefix: str  # prefix of the decoder's weight names in some checkpoints
     first_weight: str  # a weight that every checkpoint has, without the prefix
-    not_weights: re.Pattern[str]  # buffers, which only some checkpoints contain
+    not_weights = re.compile(r"(?!)")  # buffers, which only some checkpoints contain; by default none
 
     def load(self, name: str, **kwargs: Any) -> Any:
         """Load a language model."""
@@ -59,20 +59,31 @@ class DecoderFamily:
 
     def check_config(self, config: Any) -> None:
         """Raise `CaptionerError` if the language model cannot be used."""
-        if config.eos_token_id is None:
-            raise CaptionerError("text_config has eos_token_id=None: set it, captions end with this token.")
+        if config.eos_token_id in (None, []):
+            raise CaptionerError(
+                f"The language model's configuration has eos_token_id={config.eos_token_id}: set it, because "
+                "captions end with this token."
+            )
+        for name, token in self.special_tokens(config).items():
+            for i in token if isinstance(token, list) else [token]:
+                if not 0 <= i < config.vocab_size:
+                    raise CaptionerError(
+                        f"The language model's configuration has {name}={i}, expected a token of the "
+                        f"{config.vocab_size} in its vocabulary."
+                    )
 
     def special_tokens(self, config: Any) -> dict[str, Any]:
         """Return the BOS, EOS and padding token ids; a missing BOS or padding token is the (first) EOS."""
-        end = config.eos_token_id
-        tokens = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
-        default = end[0] if isinstance(end, list) else end
-        return {name: default if token is None else token for name, token in tokens.items()} | {
-            "eos_token_id": end
+        begin, end, pad = config.bos_token_id, config.eos_token_id, config.pad_token_id
+        first = end[0] if isinstance(end, list) else end
+        return {
+            "bos_token_id": first if begin is None else begin,
+            "eos_token_id": end,
+            "pad_token_id": first if pad in (None, -1) else pad,  # -1 in early conversions
         }
 
-    def disable_dropout(self, layer: Any) -> None:
-        """Turn off dropout that depends on the `training` flag of the layer, which adapters need."""
+    def set_dropout(self, layer: Any, is_enabled: bool) -> None:
+        """Turn off dropout that depends on the `training` flag of the layer, which adapters need; or on."""
 
     def layers(self, text_model: nn.Module) -> nn.ModuleList:
         """Return the layers of a language model, bottom first."""
@@ -103,6 +114,7 @@ class DecoderFamily:
                 layers[i] = plain = object.__new__(self.layer_class)
                 _take_modules(layer, plain)
                 copy_block_state(layer, plain)
+            self.set_dropout(layers[i], True)
         return copied
 
 

@@ -114,13 +114,9 @@ class OPTFamily(DecoderFamily):
     attention_name = "self_attn"
     ffn_norm_name = "final_layer_norm"
     separates_packed_rows = False  # the decoder does not pass position ids to the attention mask
-    architecture = (
-        *("num_hidden_layers", "num_attention_heads", "activation_function"),
-        *("do_layer_norm_before", "_remove_final_layer_norm", "word_embed_proj_dim"),
-    )
+    architecture = (*("num_hidden_layers", "num_attention_heads", "activation_function"),)
     weight_prefix = "model."
     first_weight = "decoder.embed_tokens.weight"
-    not_weights = re.compile(r"$^")
 
     def check_config(self, config: Any) -> None:
         """Raise `CaptionerError` if the language model cannot be used."""
@@ -133,9 +129,9 @@ class OPTFamily(DecoderFamily):
         if not config.layer_norm_elementwise_affine:
             raise CaptionerError("text_config.layer_norm_elementwise_affine is False, expected True.")
 
-    def disable_dropout(self, layer: Any) -> None:
-        """Turn off the dropout after attention and after the feed-forward network."""
-        layer.dropout = 0.0
+    def set_dropout(self, layer: Any, is_enabled: bool) -> None:
+        """Turn the dropout after attention and after the feed-forward network off or on."""
+        layer.dropout = layer.self_attn.config.dropout if is_enabled else 0.0
 
     def run_layer(
         self, layer: Any, hidden_states: torch.Tensor, **kwargs: Any

@@ -97,6 +97,9 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             self.generation_config = default_generation_config(config)
             config.pad_token_id = self.generation_config.pad_token_id  # Seq2SeqTrainer reads it
             self.post_init()
+            # Accelerate looks for classes by these names, and not all are in the model.
+            classes = {type(module).__name__ for module in self.modules()}
+            self._no_split_modules = classes.intersection(self._no_split_modules)  # type: ignore[has-type]
         # With this set, Transformers' Trainer does not report them as missing from a checkpoint.
         self._keys_to_ignore_on_save = self.state_dict().keys() - self.adapter_state_dict().keys()
         self.freeze_backbones()
@@ -125,10 +128,10 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
     def _insert_adapters(self) -> None:
         config = self.config
         family = decoder_family(config.text_config)
-        self._no_split_modules = [family.adapted_layer_class.__name__]
+        self._no_split_modules = {family.adapted_layer_class.__name__}
         layers: Any = family.layers(self.text_model)
         for layer in layers:
-            family.disable_dropout(layer)
+            family.set_dropout(layer, False)
         for i in config.adapter_layers:
             adapter = ITuningAdapter(
                 hidden_size=config.text_config.hidden_size,

@@ -365,14 +365,20 @@ def load_tokenizer(text: str | os.PathLike[str], revision: str | None = None, **
         )
     for name, wanted in family.special_tokens(config).items():
         ids = wanted if isinstance(wanted, list) else [wanted]
-        if not 0 <= ids[0] < len(tokenizer):
+        if ids[0] >= len(tokenizer):
             raise CaptionerError(
                 f"The configuration of {text} has {name}={ids[0]}, its tokenizer only {len(tokenizer)} "
                 "tokens: give a folder in which they belong together."
             )
-        if getattr(tokenizer, name) not in ids:
-            token = tokenizer.convert_ids_to_tokens(ids[0])
-            tokenizer.add_special_tokens({name.removesuffix("_id"): token})
+        if getattr(tokenizer, name) in ids:
+            continue
+        token = tokenizer.convert_ids_to_tokens(ids[0])
+        if name == "pad_token_id" and ids[0] not in tokenizer.all_special_ids:
+            raise CaptionerError(
+                f"The configuration of {text} has pad_token_id={ids[0]}, which is the word {token!r}, and "
+                "captions would lack it. In a copy of the model, set it to the EOS token's id."
+            )
+        tokenizer.add_special_tokens({name.removesuffix("_id"): token})
     return tokenizer
 
 

@@ -82,7 +82,7 @@ class FeatureSpec:
         vision = ITuningConfig(**self.vision_model).vision_config
         family, processor = encoder_family(vision), self.image_processor
         layer = self.vision_feature_layer
-        if not (layer == -1 and family.has_final_norm):
+        if layer != -1 or not family.has_final_norm:  # else no other index selects the normed output
             layer %= vision.num_hidden_layers + 1
         return {
             "storage": self.storage,

@@ -17,8 +17,9 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from ..captioner.adapter_ituning import check_rows
 from ..captioner.backbones_ituning import Backbone
-from ..captioner.configuration_ituning import resolve_adapter
+from ..captioner.configuration_ituning import CaptionerError, resolve_adapter
 from ..captioner.decoders_ituning import DECODER_FAMILIES, decoder_family
+from ..captioner.generation_ituning import check_guidance
 from ..utils.errors import UserError
 from .config import PEFT_TYPE, ITuningTunerConfig
 from .layer import (
@@ -232,16 +233,17 @@ class ITuningTuner(BaseTuner):
             inputs = None
             for name in ("input_ids", "inputs_embeds", "attention_mask", "label_smoothing"):
                 kwargs.pop(name, None)
+        config = kwargs.get("generation_config") or self.model.generation_config
+        check_guidance(kwargs.get("guidance_scale", config.guidance_scale))
         key_values = project_image(self.model, visual_features)
         if visual_features is not None:
             prompt = given_text((inputs,), kwargs)
             if prompt is None:  # the number of BOS tokens is that of the mask's rows
                 mask = torch.ones(len(visual_features), 1, dtype=torch.long, device=visual_features.device)
                 kwargs["attention_mask"] = mask
-                if (kwargs.get("generation_config") or self.model.generation_config).bos_token_id is None:
-                    config = self.model.config
-                    begin = decoder_family(config).special_tokens(config)["bos_token_id"]
-                    kwargs.setdefault("bos_token_id", begin)
+                if config.bos_token_id is None:
+                    tokens = decoder_family(self.model.config).special_tokens(self.model.config)
+                    kwargs.setdefault("bos_token_id", tokens["bos_token_id"])
             else:
                 check_rows(len(prompt), len(visual_features))  # before rows are repeated for each beam
         # Not a tensor, so generation does not repeat it for each beam.
@@ -266,14 +268,15 @@ def resolve_config(config: Any, model: Any) -> Any:
                 f"The language model has layers of class {type(layer).__name__}, whose output would change: "
                 "pass a plain language model. For a captioner, use ituning_hf.tuner.to_peft(captioner)."
             )
-    name = getattr(model, "name_or_path", None)  # a module that wraps a language model has none
-    if config.text_model_fingerprint is not None and name:
-        commit = getattr(model.config, "_commit_hash", None)
-        with suppress(OSError):  # the checkpoint has moved since it was loaded
-            source = Backbone("text", name, commit, local_files_only=True)
-            source.check_fingerprint(config.text_model_fingerprint)
     config = copy.copy(config)
     resolve_adapter(config, decoder)
+    if name := getattr(model, "name_or_path", None):  # a module that wraps a language model has none
+        commit, expected = getattr(model.config, "_commit_hash", None), config.text_model_fingerprint
+        # The checkpoint has moved since it was loaded, or it is of a larger model.
+        with suppress(OSError, *([] if expected else [CaptionerError])):
+            source = Backbone("text", name, commit, local_files_only=True)
+            source.check_fingerprint(expected)
+            config.text_model_fingerprint = source.fingerprint()
     return config
 
 

@@ -21,6 +21,7 @@ from transformers import (
     CLIPVisionConfig,
     Gemma3TextConfig,
     GPT2Config,
+    LlamaConfig,
     MistralConfig,
     OPTConfig,
     PreTrainedModel,
@@ -385,17 +386,36 @@ def test_every_weight_is_compared_with_its_file(captioner, families: SmallFamili
             parameter.data -= 1e-3
 
 
-def test_an_output_layer_is_part_of_the_fingerprint_unless_tied(families, frozen, name: str, tmp_path: Path):
+def test_the_fingerprint_includes_the_output_layer_but_not_a_tied_copy(families, name: str, tmp_path: Path):
     save_family(name, tmp_path)
-    expected = Backbone("text", tmp_path).fingerprint()
+    backbone = Backbone("text", tmp_path)
+    expected = backbone.fingerprint()
     assert Backbone("text", families[name]).fingerprint() == expected
+    head = backbone.load().lm_head.weight.detach().clone()
 
-    def replace(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["lm_head.weight"] = torch.ones_like(frozen.lm_head.weight)
+    def store(output: torch.Tensor) -> Backbone:
+        """Store an output layer, which Transformers loads even if the configuration says that it is tied."""
+        rewrite(tmp_path / "model.safetensors", lambda tensors: tensors.update({"lm_head.weight": output}))
+        return Backbone("text", tmp_path)
 
-    rewrite(tmp_path / "model.safetensors", replace)
-    found = Backbone("text", tmp_path)
-    assert (found.fingerprint() == expected) == frozen.config.tie_word_embeddings
+    assert store(head).fingerprint() == expected
+    other = store(head + 1)
+    assert other.fingerprint() != expected
+    loaded = other.load()
+    assert torch.equal(loaded.lm_head.weight, head + 1)
+    other.check_unchanged(loaded)
+    with torch.no_grad():
+        loaded.lm_head.weight[0] = 7.0
+    with pytest.raises(CaptionerError, match=r"lm_head\.weight differs"):
+        other.check_unchanged(loaded)
+
+
+def test_an_opt_without_a_final_norm_is_loaded(families, tmp_path: Path):
+    save_family("opt", tmp_path / "text", _remove_final_layer_norm=True)
+    model = make_captioner({"vision": families["siglip"], "text": tmp_path / "text"})
+    model.save_pretrained(tmp_path / "captioner")
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+    assert torch.equal(logits_of(loaded), logits_of(model))
 
 
 # --- Language models that are refused
@@ -408,6 +428,9 @@ REFUSED = [
     ),
     (GPT2Config(eos_token_id=None), "eos_token_id=None: set it"),
     (Qwen2Config(eos_token_id=None), "eos_token_id=None: set it"),
+    (LlamaConfig(eos_token_id=[]), r"eos_token_id=\[\]: set it"),
+    (LlamaConfig(eos_token_id=[2, 500], vocab_size=97), "eos_token_id=500, expected a token of the 97"),
+    (LlamaConfig(bos_token_id=-1), "bos_token_id=-1, expected a token"),
     (GPT2Config(add_cross_attention=True), "add_cross_attention is True, expected False"),
     (OPTConfig(do_layer_norm_before=False), "do_layer_norm_before is False, expected True: .*OPT-350m"),
     (OPTConfig(layer_norm_elementwise_affine=False), "layer_norm_elementwise_affine is False, expected True"),
@@ -432,6 +455,7 @@ def test_an_unusable_language_model_is_refused(config: Any, message: str):
         ({"bos_token_id": 5, "eos_token_id": 7, "pad_token_id": 3}, (5, 7, 3)),
         ({"bos_token_id": 5, "eos_token_id": [8, 9]}, (5, [8, 9], 8)),
         ({"bos_token_id": None, "eos_token_id": [8, 9]}, (8, [8, 9], 8)),
+        ({"bos_token_id": 5, "eos_token_id": 7, "pad_token_id": -1}, (5, 7, 7)),
     ],
 )
 def test_missing_special_tokens_are_the_first_eos_token(tokens: dict[str, Any], expected: tuple):

@@ -407,8 +407,8 @@ def test_captions_and_prompts_have_the_special_tokens_of_the_language_model(
 
 UNUSABLE_TOKENIZERS = [
     ({"vocab_size": 299}, "tokenizer of .* has 300 tokens, its language model only 299: give a folder"),
-    ({"bos_token_id": 300}, "configuration of .* has bos_token_id=300, its tokenizer only 300 tokens"),
-    ({"pad_token_id": -1}, "configuration of .* has pad_token_id=-1, its tokenizer only 300 tokens"),
+    ({"bos_token_id": 300, "vocab_size": 310}, "has bos_token_id=300, its tokenizer only 300 tokens"),
+    ({"pad_token_id": 40}, "has pad_token_id=40, which is the word '.*'"),
     ({"eos_token_id": None}, "eos_token_id=None"),
 ]
 

@@ -178,8 +178,10 @@ def test_another_encoder_is_refused(captioner, backbones, gpt2, tmp_path: Path):
         ITuningForCaptioning.from_peft(ITUNING.wrap(gpt2, vision_feature_layer=-5), backbones["vision"])
 
 
-def test_another_language_model_is_refused(captioner, backbones, gpt2, tmp_path: Path):
-    to_peft(captioner).save_pretrained(tmp_path / "adapter")
+@pytest.mark.parametrize("source", ["captioner", "language model"])
+def test_another_language_model_is_refused(captioner, backbones, gpt2, source: str, tmp_path: Path):
+    adapted = to_peft(captioner) if source == "captioner" else ITUNING.wrap(copy.deepcopy(gpt2))
+    adapted.save_pretrained(tmp_path / "adapter")
     gpt2.transformer.h[2].ln_1.bias.data += 1e-3
     gpt2.save_pretrained(tmp_path / "other")
     other = GPT2LMHeadModel.from_pretrained(tmp_path / "other")
