@@ -111,7 +111,7 @@ ENCODERS = r"expected one of \['clip_vision_model', .*'vit'\]. See docs/families
         (Siglip2VisionConfig(), Qwen2Config(), f"model_type is 'siglip2_vision_model', {ENCODERS}"),
         (SwinConfig(), Qwen2Config(), f"vision encoder's model_type is 'swin', {ENCODERS}"),
         (Qwen2Config(), SiglipVisionConfig(), f"vision encoder's model_type is 'qwen2', {ENCODERS}"),
-        (SiglipVisionConfig(), Qwen2Config(), "text_config has eos_token_id=None: set it"),
+        (SiglipVisionConfig(), Qwen2Config(), "eos_token_id=None: set it"),
     ],
 )
 def test_a_model_that_is_not_supported_is_refused_before_the_data_are_read(
