@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel, modeling_utils
 from transformers.utils import (
+    CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_NAME,
@@ -79,11 +80,15 @@ class Backbone:
         try:
             if is_local(name) and not os.path.isdir(name):
                 raise FileNotFoundError("there is no such folder")
+            if os.path.isdir(name) and not os.path.exists(os.path.join(name, CONFIG_NAME)):
+                raise FileNotFoundError(f"it has no {CONFIG_NAME} (to convert GGUF, see docs/families.md)")
             with reading(f"The configuration of {name!r}"):
                 config = AutoConfig.from_pretrained(name, trust_remote_code=False, **self._hub)
         except OSError as error:  # Transformers' message does not always contain the model's name
             raise OSError(
-                f"The frozen {self.part} model was not found at {name!r}: {str(error).rstrip('.')}. If it "
+                f"The frozen {self.part} model was not found at {name!r}: "
+                f"{'' if is_local(name) else 'there is no such folder, and as a Hub id: '}"
+                f"{str(error).rstrip('.')}. If it "
                 f"has moved, pass {self.part}_model_name_or_path=... to from_pretrained."
             ) from error
         return getattr(config, "vision_config", config) if self.part == "vision" else config

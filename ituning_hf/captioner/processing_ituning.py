@@ -27,6 +27,7 @@ from .loss_ituning import IGNORE_INDEX
 logger = logging.get_logger(__name__)
 
 _TEXT_OPTIONS = ("padding", "truncation", "max_length", "pad_to_multiple_of")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 # Settings that would make Transformers read tokenizer files from any path, or load another model.
 _FILES_ELSEWHERE = {
     PROCESSOR_NAME: {"audio_tokenizer"},
@@ -354,6 +355,8 @@ def load_tokenizer(text: str | os.PathLike[str], revision: str | None = None, **
     config = AutoConfig.from_pretrained(text, trust_remote_code=False, **hub_kwargs)
     family = decoder_family(config)
     family.check_config(config)
+    if os.path.isdir(text) and not any(Path(text, name).exists() for name in _TOKENIZER_FILES):
+        raise CaptionerError(f"{text} has no tokenizer (such as tokenizer.json): copy it to the folder.")
     with reading(f"The tokenizer of {text}"):
         tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=False, **hub_kwargs)
     # Special tokens may exceed the embeddings, such as one for images: captions never contain them.

@@ -35,6 +35,9 @@ def test_backbones_that_moved_are_named_and_can_be_given_by_path(
     shutil.move(own_backbones["vision"], tmp_path / "moved")
     with pytest.raises(OSError, match=r"not found at '.*vision': there is no such folder. If it has moved"):
         ITuningForCaptioning.from_pretrained(tmp_path / "captioner")
+    (tmp_path / "gguf").mkdir()
+    with pytest.raises(OSError, match=r"not found at '.*gguf': it has no config\.json \(to convert GGUF"):
+        ITuningForCaptioning.from_vision_text_pretrained(tmp_path / "moved", tmp_path / "gguf")
     monkeypatch.chdir(tmp_path)
     for place in (tmp_path / "moved", str(tmp_path / "moved"), "moved"):
         loaded = ITuningForCaptioning.from_pretrained("captioner", vision_model_name_or_path=place)

@@ -419,6 +419,14 @@ def test_a_tokenizer_that_does_not_fit_the_language_model_is_refused(tmp_path: P
         load_tokenizer(save_language_model(tmp_path, "llama", **changes))
 
 
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
+    folder = save_language_model(tmp_path, "llama")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(CaptionerError, match=r"has no tokenizer \(such as tokenizer\.json\)"):
+        load_tokenizer(folder)
+
+
 def test_only_special_tokens_may_exceed_the_embeddings(processor, tmp_path: Path):
     tokenizer = AutoTokenizer.from_pretrained(save_language_model(tmp_path, "gemma"))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
