@@ -24,7 +24,9 @@ class BuildArguments(DatasetArguments, Settings):
     vision_revision: str | None = option(None, "the encoder's revision on the Hub", rules.NAME, "the newest")
     vision_feature_layer: int = option(-1, "hidden state to store: -1 for the output, 0 for the embeddings")
     mixed_precision: str = option(
-        "no", "precision of the computation; no for that of the weights", rules.one_of(rules.MIXED_PRECISIONS)
+        "no",
+        "precision of the computation; no for that of the weights, float32 on a CPU",
+        rules.one_of(rules.MIXED_PRECISIONS),
     )
     storage: str = option(
         "bfloat16", "data type of the stored features; int8 has one scale per token", rules.one_of(STORAGES)

@@ -28,7 +28,7 @@ from ..data.columns import CaptionedImage, CaptionedImages, restore_name, store_
 from ..data.images import UnreadableImageError
 from ..data.inputs import PixelInputs
 from ..data.workers import initialize_worker, usable_workers
-from ..utils.devices import usable_device
+from ..utils.devices import default_dtype, usable_device
 from ..utils.errors import UserError, WorkError
 from ..utils.files import existing_part, sync, write_json, writing_to
 from ..utils.ranks import Rank
@@ -138,7 +138,8 @@ def _read_batch(inputs: PixelInputs, images: list[CaptionedImage]) -> tuple[torc
 
 def _encode(loader: DataLoader[Any], spec: FeatureSpec, device: torch.device) -> Iterator[Row]:
     """Load the encoder, and yield the row of each image."""
-    model = load_backbone("vision", ITuningConfig(**spec.vision_model), None, {}).to(device)
+    config = ITuningConfig(**spec.vision_model)
+    model = load_backbone("vision", config, None, {}, dtype=default_dtype(device)).to(device)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.mixed_precision)
     for pixel_values, rows in loader:
         with torch.autocast(device.type, dtype, enabled=dtype is not None):

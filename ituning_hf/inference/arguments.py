@@ -25,7 +25,9 @@ class CaptionerArguments:
     revision: str | None = option(None, "the captioner's revision on the Hub", NAME, "the newest")
     vision_model: str | None = option(None, "the frozen vision encoder, if it has moved", MODEL, "as stored")
     text_model: str | None = option(None, "the frozen language model, if it has moved", MODEL, "as stored")
-    dtype: str | None = option(None, "precision of all weights", one_of(_DTYPES), "as in the files")
+    dtype: str | None = option(
+        None, "precision of all weights", one_of(_DTYPES), "float32 on a CPU, else as in the files"
+    )
     quantization: str | None = option(
         None,
         "quantize the frozen language model's weights: faster and smaller, on a CPU",

@@ -13,7 +13,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
-from ..utils.devices import usable_device
+from ..utils.devices import default_dtype, usable_device
 from ..utils.errors import UserError
 from ..utils.files import read_json
 from ..utils.hub import explain_hub_error
@@ -36,7 +36,8 @@ def load_captioner(
     Args:
         model_name_or_path: The captioner's folder or Hub id.
         device: By default CUDA if there is a GPU, then Apple's MPS, then the CPU.
-        dtype: The precision of all weights, such as "bfloat16". By default each part keeps that of its file.
+        dtype: The precision of all weights, such as "bfloat16". By default float32 on a CPU, as in training,
+            and elsewhere that of each file.
         quantization: "int8" quantises the frozen language model's weights, on a CPU; see
             [`quantize_frozen_weights`].
         revision: The captioner's revision on the Hub. Its configuration has the revisions of the backbones.
@@ -58,7 +59,7 @@ def load_captioner(
         quantization=quantization,
         vision_model=vision_model,
         text_model=text_model,
-        dtype=dtype,
+        dtype=dtype or default_dtype(usable_device(device)),
         revision=revision,
         load_vision_model=load_vision_model,
     )

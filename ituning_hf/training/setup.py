@@ -18,6 +18,7 @@ from ..captioner.processing_ituning import ITuningProcessor, load_image_processo
 from ..features.store import FeatureStore
 from ..inference import loading
 from ..inference.int8 import quantize_frozen_weights, require_cpu
+from ..utils.devices import default_dtype
 from ..utils.errors import UserError
 from .arguments import DEFAULT_TEXT_MODEL, DEFAULT_VISION_MODEL, SIZES, TrainArguments
 
@@ -83,8 +84,8 @@ def load_model(
     options = {name: value for name in ADAPTER_OPTIONS if (value := getattr(args, name)) is not None}
     if args.frozen_precision == "int8":
         require_cpu(device)
-    elif args.frozen_precision is not None or device.type == "cpu":  # where fp16 is ten times slower
-        options["dtype"] = args.frozen_precision or "float32"
+    elif (dtype := args.frozen_precision or default_dtype(device)) is not None:
+        options["dtype"] = dtype
     with _naming_the_options(args):
         if args.model is not None:
             model, processor = _load_saved(args, features, options)

@@ -33,6 +33,11 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         ) from error
 
 
+def default_dtype(device: torch.device) -> str | None:
+    """Return the precision of weights for which none is given; None means that of each file."""
+    return "float32" if device.type == "cpu" else None  # on a CPU, fp16 is up to ten times slower
+
+
 def device_name(device: torch.device) -> str:
     """Return the model name of a GPU, or the kind of another device."""
     if device.type == "cuda":

@@ -15,6 +15,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from ituning_hf.data.columns import CaptionedImages
 from ituning_hf.data.images import UnreadableImageError
+from ituning_hf.data.inputs import PixelInputs
 from ituning_hf.data.scenes import read_scenes
 from ituning_hf.features.arguments import BuildArguments
 from ituning_hf.features.build import build_features, plan_build
@@ -208,6 +209,16 @@ def test_a_build_resumes_after_the_disk_was_full(build: Build, train: Records, f
     assert not list(folder.glob(".*.partial"))
     assert build(train) == 6
     assert contents(folder) == whole
+
+
+def test_a_cpu_computes_in_fp32(build: Build, train: Records, tmp_path: Path):
+    half = save_encoder(tmp_path / "half")
+    CLIPVisionModel.from_pretrained(half).half().save_pretrained(half)
+    build(train, tmp_path / "features", vision_model=half, storage="float32")
+    features = FeatureStore(tmp_path / "features").read(train[0].name)
+    image = PixelInputs(CLIPImageProcessorPil.from_pretrained(half)).read(train[0], epoch=0, index=0)
+    encoder = CLIPVisionModel.from_pretrained(half, dtype=torch.float32)
+    torch.testing.assert_close(features, encoder(image[None]).last_hidden_state[0], rtol=1e-5, atol=1e-5)
 
 
 def test_non_finite_features_are_not_stored(build: Build, train: Records, folder: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ from PIL import Image
 from small_models import make_captioner, put_in_hub_cache
 from transformers import GenerationConfig
 
-from ituning_hf import ITuningForCaptioning, ITuningProcessor
+from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
 from ituning_hf.data.images import UnreadableImageError, load_image
 from ituning_hf.inference import captioning
 from ituning_hf.inference.captioning import CaptionResult, caption, iter_captions
@@ -224,6 +224,18 @@ def test_load_captioner(saved_captioner, processor):
     assert (model.device.type, model.training) == ("cpu", False)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert loaded_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
+def test_a_cpu_computes_in_fp32_unless_another_precision_is_given(backbones, processor, tmp_path: Path):
+    model = make_captioner(backbones, dtype="float16")
+    assert {weight.dtype for weight in model.text_model.parameters() if not weight.requires_grad} == {
+        torch.float16
+    }
+    for part in ("vision", "text"):
+        model.save_backbone(part, tmp_path / part)
+    save_captioner(model, processor, tmp_path / "captioner")
+    loaded, _ = load_captioner(tmp_path / "captioner", device="cpu")
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
 
 
 def test_the_best_device_is_taken_unless_one_is_given(saved_captioner, monkeypatch):
