@@ -174,18 +174,20 @@ class Backbone:
             name.removeprefix(self.family.weight_prefix): tensor
             for name, tensor in self.family.as_stored(getattr(model, "_orig_mod", model), state).items()
         }
-        known = {*self._weights, _OUTPUT_WEIGHT}  # the output layer may be tied
+        stored = self._weights
+        if _OUTPUT_WEIGHT in in_memory and _OUTPUT_WEIGHT not in stored:  # tied
+            stored = stored | {_OUTPUT_WEIGHT: stored[self.family.first_weight]}
         added = [
             key
             for key in in_memory
-            if not (key in known or QUANTIZED.search(key) or self.family.not_weights.search(key))
+            if not (key in stored or QUANTIZED.search(key) or self.family.not_weights.search(key))
         ]
         if added and getattr(model, "hf_quantizer", None) is None:
             raise CaptionerError(
                 f"{problem}: it has {len(added)} additional weights (first: {added[:3]}). If they are a LoRA "
                 "or another PEFT adapter, save it with PEFT and call unload(), or call merge_and_unload()."
             )
-        for key, (shape, rows) in self._weights.items():
+        for key, (shape, rows) in stored.items():
             tensor = in_memory.get(key)
             if tensor is None or not _is_readable(tensor):
                 continue

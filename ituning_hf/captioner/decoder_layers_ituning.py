@@ -69,7 +69,7 @@ class DecoderFamily:
                 if not 0 <= i < config.vocab_size:
                     raise CaptionerError(
                         f"The language model's configuration has {name}={i}, expected a token of the "
-                        f"{config.vocab_size} in its vocabulary."
+                        f"{config.vocab_size} in its vocabulary: correct its config.json."
                     )
 
     def special_tokens(self, config: Any) -> dict[str, Any]:

@@ -62,11 +62,11 @@ def prepare_images(image_processor: Any, images: Any, **kwargs: Any) -> Any:
     """
     is_changed = kwargs.keys() & {"do_resize", "size", "do_center_crop"}
     keeps_square = image_processor.do_resize and image_processor.do_center_crop and not is_changed
-    is_cropped = keeps_square and dict(image_processor.size or {}).keys() == {"shortest_edge"}
+    is_cropped = keeps_square and dict(image_processor.size).keys() == {"shortest_edge"}
     # Without rescaling, or with another factor, the caller has chosen the range of the values.
     do_rescale = kwargs.get("do_rescale", image_processor.do_rescale)
     factor = kwargs.get("rescale_factor", image_processor.rescale_factor)
-    converts_arrays = do_rescale and math.isclose(factor or 0, 1 / 255, rel_tol=1e-3)
+    converts_arrays = do_rescale and math.isclose(factor, 1 / 255, rel_tol=1e-3)
 
     def convert(image: Any) -> Any:
         if isinstance(image, (list, tuple)):

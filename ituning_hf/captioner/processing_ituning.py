@@ -376,10 +376,11 @@ def load_tokenizer(text: str | os.PathLike[str], revision: str | None = None, **
         if getattr(tokenizer, name) in ids:
             continue
         token = tokenizer.convert_ids_to_tokens(ids[0])
-        if name == "pad_token_id" and ids[0] not in tokenizer.all_special_ids:
+        added_token = tokenizer.added_tokens_decoder.get(ids[0])
+        if added_token is None or not added_token.special:
             raise CaptionerError(
-                f"The configuration of {text} has pad_token_id={ids[0]}, which is the word {token!r}, and "
-                "captions would lack it. In a copy of the model, set it to the EOS token's id."
+                f"The configuration of {text} has {name}={ids[0]}, which is the word {token!r}, and captions "
+                "would lack it. In a copy of the model, set it to the id of a special token."
             )
         tokenizer.add_special_tokens({name.removesuffix("_id"): token})
     return tokenizer

@@ -60,7 +60,7 @@ class FeatureSpec:
     image_processor: dict[str, Any]  # the settings of the image processor
     vision_feature_layer: int  # the stored hidden state; see `ITuningConfig`
     storage: str  # the stored data type, one of `STORAGES`
-    mixed_precision: str  # of the computation, one of `MIXED_PRECISIONS`; "no" means that of the weights
+    mixed_precision: str  # one of `MIXED_PRECISIONS`; "no" means that of the weights, fp32 on a CPU
     num_tokens: int  # N, including the class token
     hidden_size: int  # d_v, the hidden size of the encoder
 

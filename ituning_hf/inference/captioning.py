@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..data.columns import CaptionedImage
 from ..data.images import UnreadableImageError, load_image
+from ..utils.devices import default_dtype, usable_device
 from ..utils.errors import UserError
 from .loading import load_model, load_processor
 
@@ -93,7 +94,7 @@ def caption(
     if not single and not isinstance(images, Sequence):
         raise _wrong_type(images)
     if isinstance(model, (str, os.PathLike)):
-        model = load_model(model)
+        model = load_model(model, dtype=default_dtype(usable_device(None)))
     commit = getattr(model.config, "_commit_hash", None)  # of a captioner from the Hub
     results = iter_captions(
         model,

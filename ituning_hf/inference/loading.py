@@ -155,7 +155,8 @@ def captioner_digest(model: ITuningForCaptioning) -> str:
     digest = hashlib.sha256(model.generation_config.to_json_string().encode())
     digest.update(f"{model.config.vision_model_fingerprint} {model.config.text_model_fingerprint}".encode())
     for name, tensor in sorted(model.adapter_state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        # In fp32, because the default precision depends on the device.
+        digest.update(name.encode() + tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -272,11 +272,14 @@ def resolve_config(config: Any, model: Any) -> Any:
     resolve_adapter(config, decoder)
     if name := getattr(model, "name_or_path", None):  # a module that wraps a language model has none
         commit, expected = getattr(model.config, "_commit_hash", None), config.text_model_fingerprint
-        # The checkpoint has moved since it was loaded, or it is of a larger model.
-        with suppress(OSError, *([] if expected else [CaptionerError])):
+        # The checkpoint has moved since it was loaded, or the model was changed, or is part of a larger one.
+        with suppress(OSError, *([] if expected else [CaptionerError, TypeError])):
             source = Backbone("text", name, commit, local_files_only=True)
             source.check_fingerprint(expected)
-            config.text_model_fingerprint = source.fingerprint()
+            if expected is None:
+                weights = model.state_dict().items()
+                source.check_unchanged(model, {key: x for key, x in weights if f".{ADAPTERS}." not in key})
+                config.text_model_fingerprint = source.fingerprint()
     return config
 
 

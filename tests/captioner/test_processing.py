@@ -15,6 +15,7 @@ from small_models import IMAGE_SIZE, SHARED_DATA, edit_json, put_in_hub_cache
 from small_tokenizers import STYLES, save_tokenizer_of
 from torch.utils.data import DataLoader
 from transformers import (
+    AddedToken,
     AutoProcessor,
     AutoTokenizer,
     BitImageProcessorPil,
@@ -409,6 +410,7 @@ UNUSABLE_TOKENIZERS = [
     ({"vocab_size": 299}, "tokenizer of .* has 300 tokens, its language model only 299: give a folder"),
     ({"bos_token_id": 300, "vocab_size": 310}, "has bos_token_id=300, its tokenizer only 300 tokens"),
     ({"pad_token_id": 40}, "has pad_token_id=40, which is the word '.*'"),
+    ({"bos_token_id": 40}, "has bos_token_id=40, which is the word '.*'"),
     ({"eos_token_id": None}, "eos_token_id=None"),
 ]
 
@@ -417,6 +419,14 @@ UNUSABLE_TOKENIZERS = [
 def test_a_tokenizer_that_does_not_fit_the_language_model_is_refused(tmp_path: Path, changes, message: str):
     with pytest.raises(CaptionerError, match=message):
         load_tokenizer(save_language_model(tmp_path, "llama", **changes))
+
+
+def test_a_special_token_without_a_role_may_be_the_padding_token(tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(save_language_model(tmp_path, "llama"))
+    tokenizer.add_tokens(AddedToken("<|pad|>", special=True))
+    tokenizer.save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", pad_token_id=300, vocab_size=301)
+    assert load_tokenizer(tmp_path).pad_token == "<|pad|>"
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from small_families import SmallFamilies
 from small_models import VISION, make_captioner
 from torch.utils.data import DataLoader
 from transformers import (
@@ -86,6 +87,15 @@ def test_the_path_of_the_encoder_does_not_matter(spec: FeatureSpec, backbones: d
     assert other.vision_model != spec.vision_model
     preparation = spec.image_processor | {"image_processor_type": "CLIPImageProcessorOfTomorrow"}
     assert spec.computation == replace(other, image_processor=preparation).computation
+
+
+@pytest.mark.parametrize(("encoder", "layers"), [("clip", [2, 1, 2]), ("vit", [-1, 1, 2])])
+def test_a_normed_output_differs_from_the_last_layer(
+    families: SmallFamilies, encoder: str, layers: list[int]
+):
+    for given, found in zip([-1, -2, 2], layers, strict=True):
+        spec = describe_encoder(families[encoder], vision_feature_layer=given)
+        assert spec.computation["vision_feature_layer"] == found
 
 
 # Listed literally: omitting a field would accept features of another computation.

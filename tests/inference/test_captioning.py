@@ -226,7 +226,9 @@ def test_load_captioner(saved_captioner, processor):
     assert loaded_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
 
 
-def test_a_cpu_computes_in_fp32_unless_another_precision_is_given(backbones, processor, tmp_path: Path):
+def test_a_cpu_computes_in_fp32_unless_another_precision_is_given(
+    backbones, processor, photographs, tmp_path: Path, monkeypatch
+):
     model = make_captioner(backbones, dtype="float16")
     assert {weight.dtype for weight in model.text_model.parameters() if not weight.requires_grad} == {
         torch.float16
@@ -236,6 +238,12 @@ def test_a_cpu_computes_in_fp32_unless_another_precision_is_given(backbones, pro
     save_captioner(model, processor, tmp_path / "captioner")
     loaded, _ = load_captioner(tmp_path / "captioner", device="cpu")
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+    options: list[dict] = []
+    load_model = captioning.load_model
+    monkeypatch.setattr(captioning, "load_model", lambda *a, **o: options.append(o) or load_model(*a, **o))
+    monkeypatch.setattr(captioning, "usable_device", lambda device: torch.device("cpu"))
+    caption(tmp_path / "captioner", photographs[:1], max_new_tokens=2)
+    assert options == [{"dtype": "float32"}]
 
 
 def test_the_best_device_is_taken_unless_one_is_given(saved_captioner, monkeypatch):

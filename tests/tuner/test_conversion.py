@@ -178,6 +178,16 @@ def test_another_encoder_is_refused(captioner, backbones, gpt2, tmp_path: Path):
         ITuningForCaptioning.from_peft(ITUNING.wrap(gpt2, vision_feature_layer=-5), backbones["vision"])
 
 
+def test_the_fingerprint_is_recorded_unless_the_language_model_was_changed(captioner, gpt2):
+    expected = captioner.config.text_model_fingerprint
+    model = ITUNING.wrap(gpt2)
+    model.add_adapter("second", ITUNING.config())
+    assert [config.text_model_fingerprint for config in model.peft_config.values()] == [expected] * 2
+    gpt2 = model.unload()
+    gpt2.transformer.h[2].ln_1.bias.data += 1e-3
+    assert ITUNING.wrap(gpt2).peft_config["default"].text_model_fingerprint is None
+
+
 @pytest.mark.parametrize("source", ["captioner", "language model"])
 def test_another_language_model_is_refused(captioner, backbones, gpt2, source: str, tmp_path: Path):
     adapted = to_peft(captioner) if source == "captioner" else ITUNING.wrap(copy.deepcopy(gpt2))
