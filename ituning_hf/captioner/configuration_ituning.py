@@ -55,14 +55,14 @@ def reading(what: str) -> Iterator[None]:
 class ITuningConfig(PreTrainedConfig):
     r"""Configuration of an [`ITuningForCaptioning`] model.
 
-    The paper's three sizes differ only in the decoder: each has all layers adapted, with an
-    `adapter_hidden_size` of half the decoder's hidden size.
+    The paper's three sizes differ only in the decoder. In each, all layers have an adapter, and
+    `adapter_hidden_size` is half the decoder's hidden size.
 
     Args:
-        vision_config: The configuration of the frozen vision encoder, or a dictionary; by default
-            Transformers' default for the paper's type of encoder.
-        text_config: The configuration of the frozen language model of hidden size d; the default is chosen
-            in the same way.
+        vision_config: The configuration of the frozen vision encoder, or a dictionary. By default, that of
+            Transformers for the paper's type of encoder.
+        text_config: The configuration of the frozen language model of hidden size d, or a dictionary. By
+            default, that of Transformers for the paper's type of language model.
         vision_model_name_or_path: The Hub id or absolute path of the encoder's weights.
         vision_model_revision: The encoder's revision on the Hub; a commit hash if it is known.
         vision_model_fingerprint: The fingerprint of its weights; see [`Backbone.fingerprint`].

@@ -83,7 +83,10 @@ class DecoderFamily:
         }
 
     def set_dropout(self, layer: Any, is_enabled: bool) -> None:
-        """Turn off dropout that depends on the `training` flag of the layer, which adapters need; or on."""
+        """Turn dropout that a layer applies by its own `training` flag on or off.
+
+        The captioner sets this flag in training, when frozen layers must not drop anything.
+        """
 
     def layers(self, text_model: nn.Module) -> nn.ModuleList:
         """Return the layers of a language model, bottom first."""

@@ -114,7 +114,7 @@ class OPTFamily(DecoderFamily):
     attention_name = "self_attn"
     ffn_norm_name = "final_layer_norm"
     separates_packed_rows = False  # the decoder does not pass position ids to the attention mask
-    architecture = (*("num_hidden_layers", "num_attention_heads", "activation_function"),)
+    architecture = ("num_hidden_layers", "num_attention_heads", "activation_function")
     weight_prefix = "model."
     first_weight = "decoder.embed_tokens.weight"
 

@@ -74,9 +74,8 @@ def _build(args: BuildArguments) -> int:
     share = f" (process {rank.index + 1} of {rank.count})" if rank.count > 1 else ""
     try:
         with stop_on_signals(), command_process():
-            Backbone(
-                "vision", args.vision_model, args.vision_revision
-            )  # its errors, before the data are read
+            # An unusable encoder is an error before the data are read.
+            Backbone("vision", args.vision_model, args.vision_revision)
             images = _load_images(args)
             plan = spec, shards = plan_build(images, args)
             count = sum(map(len, shards))
