@@ -12,12 +12,12 @@ PACKAGE = Path(ituning_hf.__file__).parent
 # A folder may import from itself and from the groups before its own.
 ORDER = (
     {"captioner", "utils"},
-    {"data"},
+    {"data", "pages"},
     {"features"},
     {"inference"},
     {"evaluation"},
     {"hub"},
-    {"training", "tuner"},
+    {"training", "tuner", "serving"},
     {"demo"},
     {"cli"},
 )
