@@ -12,7 +12,7 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, ClassVar
 
-from ..inference.arguments import CaptionerArguments
+from ..inference.arguments import BatchArguments, CaptionerArguments
 from ..utils.errors import UserError
 from ..utils.files import existing_part
 from ..utils.ranks import Rank, process_rank
@@ -55,7 +55,7 @@ _NOTHING_TO_DO = "nothing to do: all images have captions (--overwrite replaces 
 
 
 @dataclass(kw_only=True)  # allows required fields after fields with defaults
-class CaptionArguments(CaptionerArguments, Settings):
+class CaptionArguments(BatchArguments, CaptionerArguments, Settings):
     """The settings of `ituning caption`."""
 
     title: ClassVar[str] = Settings.title

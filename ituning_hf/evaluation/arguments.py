@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..data.arguments import SPLITS, DatasetArguments
-from ..inference.arguments import CaptionerArguments
+from ..inference.arguments import BatchArguments, CaptionerArguments
 from ..utils.errors import UserError
 from ..utils.rules import AT_LEAST_ONE, FILE, FOLDER, MODEL, NAME, NOT_NEGATIVE, SEED, SHARE, one_of
 from ..utils.settings import Settings, option
@@ -85,7 +85,7 @@ class ReportArguments:
 
 @dataclass
 class EvaluateArguments(
-    ReportArguments, ScoringArguments, ImagesArguments, CaptionerArguments, Settings
+    ReportArguments, ScoringArguments, ImagesArguments, BatchArguments, CaptionerArguments, Settings
 ):  # dataclass fields are collected from the last base class first
     """The settings of an evaluation; `ituning evaluate --help` describes them.
 

@@ -16,8 +16,8 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
-class CaptionerArguments:
-    """A saved captioner, its precision and its generation settings."""
+class _SourceArguments:
+    """Where a saved captioner and its frozen models are."""
 
     title: ClassVar[str] = "captioner"
 
@@ -25,6 +25,14 @@ class CaptionerArguments:
     revision: str | None = option(None, "the captioner's revision on the Hub", NAME, "the newest")
     vision_model: str | None = option(None, "the frozen vision encoder, if it has moved", MODEL, "as stored")
     text_model: str | None = option(None, "the frozen language model, if it has moved", MODEL, "as stored")
+
+
+@dataclass
+class PrecisionArguments:
+    """The precision of a saved captioner."""
+
+    title: ClassVar[str] = "captioner"
+
     dtype: str | None = option(
         None, "precision of all weights", one_of(_DTYPES), "float32 on a CPU, else as in the files"
     )
@@ -34,13 +42,29 @@ class CaptionerArguments:
         one_of(("int8",)),
         "none",
     )
+
+
+@dataclass
+class BatchArguments:
+    """The size of batches."""
+
+    title: ClassVar[str] = "captioner"
+
+    batch_size: int = option(16, "images in a batch", AT_LEAST_ONE)
+
+
+@dataclass
+class CaptionerArguments(PrecisionArguments, _SourceArguments):  # the help begins with the last base class
+    """A saved captioner, its precision and its generation settings."""
+
+    title: ClassVar[str] = "captioner"
+
     num_beams: int | None = option(
         None, "beams for beam search; 1 is greedy search", AT_LEAST_ONE, "the captioner's own, or 5"
     )
     max_new_tokens: int | None = option(
         None, "maximum length of a caption, in tokens", AT_LEAST_ONE, "the captioner's own"
     )
-    batch_size: int = option(16, "images in a batch", AT_LEAST_ONE)
 
     def load_captioner(
         self, device: Any, load_vision_model: bool = True
