@@ -1,0 +1,1 @@
+"""Captioners behind an HTTP server and a web app."""
