@@ -26,6 +26,8 @@ from transformers.utils import logging as transformers_logging
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
 
+pytest_plugins = ["browser"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the number of examples of property tests before they are imported."""
