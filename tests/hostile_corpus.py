@@ -92,7 +92,7 @@ def valid_files() -> dict[str, bytes]:
 def odd_files() -> dict[str, bytes]:
     """Return files that can be read and have unusual properties."""
     exif = Image.Exif()
-    exif[0x10E] = "x" * 60_000  # the maximum of a JPEG
+    exif[0x10E] = "x" * 60_000  # almost the maximum, and Pillow 12 writes all metadata as one block of 64 KiB
     texts = PngImagePlugin.PngInfo()
     for number in range(40):
         texts.add_text(f"note {number}", "long " * 20_000)
