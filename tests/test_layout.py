@@ -42,7 +42,7 @@ def imported_names(module: str) -> Iterator[list[str]]:
 
 
 def test_every_module_is_in_a_known_folder():
-    assert {module.split("/")[0] for module in MODULES} == RANK.keys() | {"__init__.py", "_version.py"}
+    assert {module.split("/")[0] for module in MODULES} <= RANK.keys() | {"__init__.py", "_version.py"}
 
 
 def test_imports_run_in_one_direction():
