@@ -130,7 +130,8 @@ class ITuningPreTrainedModel(PreTrainedModel):
                 adapters. Its weights are shared and frozen. (An Auto class copies it first.)
             load_vision_model: False skips the vision encoder, which need not exist. The captioner then takes
                 only `visual_features`, and keeps the encoder's name when it is saved.
-            dtype: The dtype of all parts, such as `torch.bfloat16` or "bfloat16"; by default each file's.
+            dtype: The dtype of all parts, such as `torch.bfloat16` or "bfloat16"; by default each file's. A
+                model that is already in memory must have it.
             device_map: A device, "auto", or a dictionary from module names to devices.
             attn_implementation: "sdpa" or "eager".
             quantization_config: For the language model only; the adapter is never quantized.
@@ -157,7 +158,11 @@ class ITuningPreTrainedModel(PreTrainedModel):
         load = {"attn_implementation": attn_implementation, "dtype": dtype, "device_map": device_map}
         for_text = load | {"quantization_config": quantization_config}
         for backbone, model, options in (("vision", vision_model, load), ("text", text_model, for_text)):
-            if model is not None and (given := [key for key, value in options.items() if value is not None]):
+            if model is None:
+                continue
+            if str(options["dtype"]).removeprefix("torch.") == str(model.dtype).removeprefix("torch."):
+                options = options | {"dtype": None}  # it agrees, and is for the other parts
+            if given := [key for key, value in options.items() if value is not None]:
                 raise ValueError(f"Got both {backbone}_model and {given[0]}: pass one of them.")
         if config is None or isinstance(config, (str, os.PathLike)):
             config, kwargs = ITuningConfig.from_pretrained(

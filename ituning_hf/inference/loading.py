@@ -27,8 +27,8 @@ def load_captioner(
     dtype: str | torch.dtype | None = None,
     quantization: str | None = None,
     revision: str | None = None,
-    vision_model: str | os.PathLike[str] | None = None,
-    text_model: str | os.PathLike[str] | None = None,
+    vision_model: str | os.PathLike[str] | torch.nn.Module | None = None,
+    text_model: str | os.PathLike[str] | torch.nn.Module | None = None,
     load_vision_model: bool = True,
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
     """Load a saved captioner in evaluation mode, and its processor.
@@ -41,8 +41,10 @@ def load_captioner(
         quantization: "int8" quantises the frozen language model's weights, on a CPU; see
             [`quantize_frozen_weights`].
         revision: The captioner's revision on the Hub. Its configuration has the revisions of the backbones.
-        vision_model: The folder or Hub id of the frozen vision encoder, if it has moved.
-        text_model: The folder or Hub id of the frozen language model, if it has moved.
+        vision_model: The folder or Hub id of the frozen vision encoder, if it has moved; or the encoder of a
+            loaded captioner, to share it.
+        text_model: The folder or Hub id of the frozen language model, if it has moved; or that of a loaded
+            captioner, to share its weights.
         load_vision_model: False skips the vision encoder: the captioner then takes only `visual_features`.
 
     Returns:
@@ -71,8 +73,8 @@ def load_model(
     device: Any = None,
     *,
     quantization: str | None = None,
-    vision_model: str | os.PathLike[str] | None = None,
-    text_model: str | os.PathLike[str] | None = None,
+    vision_model: str | os.PathLike[str] | torch.nn.Module | None = None,
+    text_model: str | os.PathLike[str] | torch.nn.Module | None = None,
     **options: Any,
 ) -> ITuningForCaptioning:
     """Load a captioner without its processor; `options` are for `from_pretrained`."""
@@ -82,9 +84,11 @@ def load_model(
     if quantization is not None:
         require_cpu(target)
     read_config(name, options.get("revision"))  # its errors name what is there instead of a captioner
-    for backbone, moved in (("vision", vision_model), ("text", text_model)):
-        if moved is not None:
-            options[f"{backbone}_model_name_or_path"] = os.fspath(moved)
+    for backbone, given in (("vision", vision_model), ("text", text_model)):
+        if isinstance(given, torch.nn.Module):
+            options[f"{backbone}_model"] = given
+        elif given is not None:
+            options[f"{backbone}_model_name_or_path"] = os.fspath(given)
     model: Any = ITuningForCaptioning.from_pretrained(name, **options)
     if quantization is not None:
         quantize_frozen_weights(model)
