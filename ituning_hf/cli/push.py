@@ -19,7 +19,7 @@ uploaded."""
 _EXAMPLES = f"""\
 examples:
   ituning push my-captioner/best org/my-captioner --dry_run
-  ituning push my-captioner/best org/my-captioner --private
+  ituning push my-captioner/best org/my-captioner --private --endpoint
   ituning push my-captioner/best org/my-captioner \\
       --vision_model {DEFAULT_VISION_MODEL} --text_model {DEFAULT_TEXT_MODEL}
 
@@ -47,6 +47,7 @@ class PushArguments(Settings):
         None, "the branch, created if it does not exist", NAME, "main", metavar="BRANCH"
     )
     message: str = option("Upload captioner", "the commit's message", NAME, metavar="TEXT")
+    endpoint: bool = option(False, "add handler.py, with which Inference Endpoints serve the captioner")
     dry_run: bool = option(False, "check the captioner and list the files to upload, without network access")
     vision_model: str | None = option(
         None, "the frozen vision encoder's id on the Hub", NAME, "as stored", metavar="ID"
@@ -64,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
 
     folder, backbones = Path(args.folder), {"vision_model": args.vision_model, "text_model": args.text_model}
     if args.dry_run:
-        sizes = list_files(folder, args.repo, **backbones)
+        sizes = list_files(folder, args.repo, **backbones, endpoint=args.endpoint)
         for name, size in sizes.items():
             print(f"{size:>13,} bytes  {name}")
         print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
@@ -80,6 +81,7 @@ def run(argv: Sequence[str]) -> int:
             revision=args.revision,
             commit_message=args.message,
             **backbones,
+            endpoint=args.endpoint,
         )
         revision = f', revision="{args.revision}"' if args.revision else ""
         print(f"{commit.repo_url} at commit {commit.oid}")

@@ -22,6 +22,7 @@ from ..utils.errors import UserError
 from ..utils.files import read_json, write_json
 from ..utils.hub import explain_hub_error
 from .card import PLACEHOLDER, is_rendered, read_front_matter, write_card
+from .endpoint import ENDPOINT_FILES, write_endpoint_files
 from .inspection import describe
 from .records import EVALUATION_FILE, TRAINING_FILE
 
@@ -56,6 +57,7 @@ def push_captioner(
     token: str | None = None,
     vision_model: str | None = None,
     text_model: str | None = None,
+    endpoint: bool = False,
 ) -> CommitInfo:
     """Push a saved captioner to the Hub. The folder does not change.
 
@@ -73,6 +75,8 @@ def push_captioner(
         vision_model: The Hub id of the frozen vision encoder, if the captioner was trained over a local copy.
             Its weights must have the recorded fingerprint.
         text_model: The Hub id of the frozen language model, in the same case.
+        endpoint: Push `handler.py` and `requirements.txt` too, with which Hugging Face Inference Endpoints
+            serve the captioner.
 
     Returns:
         The commit; the last one if the repository had the same files.
@@ -94,8 +98,8 @@ def push_captioner(
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        _stage(folder, Path(staged), repo_id, backbones)
-        files = list(FILES)
+        _stage(folder, Path(staged), repo_id, backbones, endpoint)
+        files = [*FILES, *(ENDPOINT_FILES if endpoint else ())]
         if _card_was_edited_on_hub(api, repo_id, revision, Path(staged)):
             files.remove(REPOCARD_NAME)
         return api.upload_folder(
@@ -114,6 +118,7 @@ def list_files(
     *,
     vision_model: str | None = None,
     text_model: str | None = None,
+    endpoint: bool = False,
 ) -> dict[str, int]:
     """Return the size in bytes of each file that `push_captioner` uploads; the Hub is not asked.
 
@@ -122,7 +127,7 @@ def list_files(
     unpinned = _check_captioner(folder, repo_id, vision_model, text_model)
     backbones = {kind: (name, "0" * 40) for kind, name in unpinned.items()}
     with TemporaryDirectory() as staged:
-        _stage(folder, Path(staged), repo_id, backbones)
+        _stage(folder, Path(staged), repo_id, backbones, endpoint)
         return {path.name: path.stat().st_size for path in sorted(Path(staged).iterdir())}
 
 
@@ -177,7 +182,11 @@ def _pin(api: HfApi, folder: str | os.PathLike[str], kind: str, name: str) -> tu
 
 
 def _stage(
-    folder: str | os.PathLike[str], staged: Path, repo_id: str, backbones: Mapping[str, tuple[str, str]]
+    folder: str | os.PathLike[str],
+    staged: Path,
+    repo_id: str,
+    backbones: Mapping[str, tuple[str, str]],
+    endpoint: bool,
 ) -> None:
     """Copy a captioner's files to a folder, with the backbones and the repository's id filled in.
 
@@ -196,6 +205,8 @@ def _stage(
     if not write_card(staged, repo_id=repo_id):  # a person's card
         card = staged / REPOCARD_NAME
         card.write_bytes(card.read_bytes().replace(PLACEHOLDER.encode(), repo_id.encode()))
+    if endpoint:
+        write_endpoint_files(staged)
 
 
 def _card_was_edited_on_hub(api: HfApi, repo_id: str, revision: str | None, staged: Path) -> bool:

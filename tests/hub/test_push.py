@@ -12,6 +12,7 @@ from small_models import edit_json
 
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, load_captioner
 from ituning_hf.cli import main
+from ituning_hf.hub import handler
 from ituning_hf.hub.card import PLACEHOLDER
 from ituning_hf.hub.push import list_files, push_captioner
 from ituning_hf.utils.errors import UserError
@@ -141,6 +142,20 @@ def test_the_dry_run_lists_the_sizes_without_network(saved: Path, capsys):
     (saved / "README.md").write_text(text.replace("---\n", "---\nlicense: mit\nlanguage: en\n", 1))
     assert main(["push", str(saved), "org/new", "--dry_run", *FLAGS]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("writer")
+def test_an_endpoint_has_a_handler_and_its_requirements(hub, saved: Path, capsys):
+    without = list_files(saved, "org/captioner", **HUB)
+    assert main(["push", str(saved), "org/captioner", *FLAGS, "--endpoint", "--dry_run"]) == 0
+    assert "bytes  handler.py\n" in capsys.readouterr().out
+    push_captioner(saved, "org/captioner", **HUB, endpoint=True)
+    files = files_of(hub)
+    assert files.keys() - without.keys() == {"handler.py", "requirements.txt"}
+    assert files["handler.py"] == Path(handler.__file__).read_bytes()
+    assert files["requirements.txt"] == b"transformers<6,>=5.23\n"
+    push_captioner(saved, "org/captioner", **HUB)
+    assert files_of(hub) == files
 
 
 # --- What is refused
