@@ -27,6 +27,7 @@ _COMMANDS = {
     "train": "train a captioner",
     "evaluate": "caption a dataset and score the captions",
     "caption": "caption images",
+    "explain": "show which parts of an image each word of a caption attends to",
     "info": "describe a saved captioner",
     "push": "upload a saved captioner to the Hub",
     "convert": "convert a captioner to a PEFT adapter, or a PEFT adapter to a captioner",

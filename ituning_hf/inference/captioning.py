@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,18 +200,30 @@ def generate_captions(
     Returns:
         The captions of each image, the most likely first.
     """
-    if model.device.type != "meta":  # offloaded: Accelerate moves the inputs
-        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    training = model.training
-    model.eval()
-    try:
-        ids = model.generate(**inputs, **options)
-    finally:
-        model.train(training)
+    with evaluation_mode(model):
+        ids = model.generate(**to_device(inputs, model), **options)
     # Transformers' clean-up would remove the space before a full stop.
     texts = processor.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     texts, n = [text.strip() for text in texts], options["num_return_sequences"]
     return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+
+@contextmanager
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Turn off training mode, such as dropout."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def to_device(inputs: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """Move inputs to the model's device."""
+    if model.device.type == "meta":  # offloaded: Accelerate moves the inputs
+        return inputs
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
 def _require_positive(**numbers: Any) -> None:

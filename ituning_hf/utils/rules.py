@@ -29,6 +29,7 @@ TEXT = Rule("text", lambda value: True, "TEXT")  # taken literally: neither "non
 MODEL, FOLDER, FILE, NAME = map(_text, ("MODEL", "FOLDER", "FILE", "NAME"))
 AT_LEAST_ONE = Rule("at least 1", lambda number: number >= 1)
 NOT_NEGATIVE = Rule("at least 0", lambda number: number >= 0)
+NOT_NEGATIVE_EACH = Rule("numbers, each at least 0", lambda numbers: all(number >= 0 for number in numbers))
 POSITIVE = Rule("more than 0", lambda number: number > 0)
 SHARE = Rule("0 to 1", lambda number: 0 <= number <= 1)
 BELOW_ONE = Rule("0 to 1, 1 excluded", lambda number: 0 <= number < 1)
