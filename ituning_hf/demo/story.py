@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
@@ -13,25 +12,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
 
-from jinja2 import Environment, FileSystemLoader
-
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
-from ..data.columns import CaptionedImages
+from ..data.columns import CaptionedImage, CaptionedImages
 from ..inference.captioning import iter_captions
 from ..inference.loading import load_captioner
+from ..pages import image_url, render_page
 from ..training.arguments import TrainArguments
 from ..training.data import TrainingData
 from ..training.run import train
 from ..training.run_folder import RUN_FILE
 from ..training.setup import SCENE_BACKBONES
 from ..utils.devices import peak_resident_memory
-from ..utils.files import write_json
+from ..utils.files import write_json, write_text
 from ..utils.terminal import format_bytes
 from .scenes import UNSEEN_PAIRS, CaptionedScene, Scores, compose_scenes, score
 
-FILES = Path(__file__).parent
-SCRIPT, TEMPLATE = "use_it.py", "page.html.jinja"
+SCRIPT = "use_it.py"
 RESULT_FILE, PAGE, PICTURES = "demo.json", "index.html", "scenes"
 NUM_VALIDATION = 100
 NUM_SHOWN = 6  # captions of each kind in the table
@@ -114,9 +111,9 @@ def run_demo(
 
     report("\n4. Loading the saved captioner in a new process, with transformers alone\n")
     (folder / PICTURES).mkdir(exist_ok=True)
-    for scene in itertools.chain(scenes.held_out[:NUM_PICTURES], scenes.unseen[:NUM_PICTURES]):
+    for scene in scenes.held_out[:NUM_RELOADED]:
         scene.load().save(folder / PICTURES / f"{scene.name}.png")
-    shutil.copy(FILES / SCRIPT, folder)
+    shutil.copy(Path(__file__).with_name(SCRIPT), folder)
     same = _captions_in_new_process(folder, held_out[:NUM_RELOADED])
     report(f"{NUM_RELOADED} captions by AutoModel.from_pretrained: {'the same' if same else 'NOT the same'}")
 
@@ -131,10 +128,11 @@ def run_demo(
         peak_memory_bytes=peak_resident_memory(),
     )
     write_json(folder / RESULT_FILE, asdict(result))
-    pages = Environment(loader=FileSystemLoader(FILES), autoescape=True)
-    shortened = {title: captioned[:NUM_PICTURES] for title, captioned in parts.items()}
-    html = pages.get_template(TEMPLATE).render(result=result, parts=shortened)
-    (folder / PAGE).write_text(html, encoding="utf-8")
+    first = [*scenes.held_out[:NUM_PICTURES], *scenes.unseen[:NUM_PICTURES]]
+    pictures = {scene.name: _image_url(scene) for scene in first}
+    first_parts = {title: captioned[:NUM_PICTURES] for title, captioned in parts.items()}
+    html = render_page("demo.html.jinja", result=result, parts=first_parts, pictures=pictures)
+    write_text(folder / PAGE, html)
     report(_summary(result, folder))
     return result
 
@@ -184,6 +182,10 @@ def _caption(
         CaptionedScene(scene.name, scene.captions[0], result.captions[0])
         for scene, result in zip(scenes, results, strict=True)
     ]
+
+
+def _image_url(scene: CaptionedImage) -> str:
+    return image_url(scene.load().convert("RGBA"))  # so PNG, which is smaller than JPEG for flat colours
 
 
 def _captions_in_new_process(folder: Path, scenes: Sequence[CaptionedScene]) -> bool:
