@@ -222,12 +222,10 @@ def explain(
     del inputs["labels"]
     limit = model.config.text_config.max_position_embeddings
     if (length := inputs["input_ids"].shape[1]) > limit:
-        raise UserError(
-            f"The text has {length} tokens, and the language model {limit} positions: shorten it."
-        )
+        raise UserError(f"The text has {length} tokens, expected at most {limit}: shorten it.")
     attention = _patch_attention(model, inputs, [model.config.adapter_layers.index(i) for i in chosen])
     spans = [found.span() for found in _WORD.finditer(text)]
-    tokens = _tokens_of_words(processor, text, spans)
+    tokens = tokens_of_words(processor, text, spans)
     return Explanation(
         image=loaded,
         caption=text,
@@ -261,7 +259,7 @@ def _patch_attention(model: Any, inputs: dict[str, torch.Tensor], indices: Seque
     return patches.reshape(-1, *grid).cpu().numpy()
 
 
-def _tokens_of_words(processor: Any, text: str, spans: Sequence[tuple[int, int]]) -> list[list[int]]:
+def tokens_of_words(processor: Any, text: str, spans: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Return, for each word, the indices of the text's tokens that have a character of it."""
     offsets = processor.tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
