@@ -62,7 +62,7 @@ def test_the_hub_files_import_only_libraries_and_one_another():
 
 
 FAMILY = re.compile(
-    r"(?i:gpt|llama|smollm|qwen|gemma|siglip|deit|dino)|(?<![A-Z])OPT(?![A-Z]{2})|(?<![a-z])opt(?![a-z])"
+    r"(?i:gpt|(?<!o)llama|smollm|qwen|gemma|siglip|deit|dino)|(?<![A-Z])OPT(?![A-Z]{2})|(?<![a-z])opt(?![a-z])"
     r"|ViT(?![a-z])|(?<![a-z])vit(?![a-z])|CLIP|Clip(?![a-z])|(?<![a-z])clip(?![a-z])"
 )
 # Files about families. The demo is a story of two models.

@@ -28,6 +28,7 @@ _COMMANDS = {
     "evaluate": "caption a dataset and score the captions",
     "caption": "caption images",
     "explain": "show which parts of an image each word of a caption attends to",
+    "serve": "caption images over HTTP",
     "info": "describe a saved captioner",
     "push": "upload a saved captioner to the Hub",
     "convert": "convert a captioner to a PEFT adapter, or a PEFT adapter to a captioner",
@@ -41,6 +42,7 @@ examples:
   ituning train --dataset photos/ --output_dir my-captioner
   ituning evaluate --model my-captioner/best --dataset photos/ --split val
   ituning caption photos/ --model my-captioner/best --output captions.jsonl
+  ituning serve my-captioner/best
   ituning info my-captioner/best
   ituning push my-captioner/best org/my-captioner --dry_run
 

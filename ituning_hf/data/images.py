@@ -34,13 +34,17 @@ class UnreadableImageError(ValueError):
     """An image cannot be read. The one-line message has its name, the reason and what to do."""
 
 
+class TooManyPixelsError(UnreadableImageError):
+    """An image has more pixels than are decoded."""
+
+
 def allowed_unreadable(share: float, num_images: int) -> int:
     """Return how many images of a split `--max_unreadable_share` lets be unreadable: never all of them."""
     allowed = math.floor(round(share * num_images, 6))  # 0.29 of 100 is 28.999999999999996
     return min(allowed, num_images - 1)
 
 
-def load_image(source: _Source, name: str | None = None) -> Image.Image:
+def load_image(source: _Source, name: str | None = None, max_pixels: int | None = None) -> Image.Image:
     """Decode an image into upright 8-bit RGB.
 
     The format is detected from the content, not from the file name: AVIF, BMP, GIF, JPEG, PNG, PPM, TIFF or
@@ -54,13 +58,16 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
     Args:
         source: The path or the bytes of a file, or an open image (which stays open).
         name: The image's name in messages; by default its path.
+        max_pixels: The most pixels of a file, by default `PIL.Image.MAX_IMAGE_PIXELS`; checked before the
+            file is decoded.
 
     Returns:
         A new, fully decoded image of mode "RGB", of the size that the source has after rotation.
 
     Raises:
+        TooManyPixelsError: The file has more than `max_pixels` pixels.
         UnreadableImageError: The file is missing, empty, truncated, not an image, a folder, a pipe or a
-            device, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+            device.
     """
     try:
         if isinstance(source, Image.Image):
@@ -69,14 +76,15 @@ def load_image(source: _Source, name: str | None = None) -> Image.Image:
         # rotated TIFFs.
         opened = io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
         with opened as file, Image.open(file, formats=_registered_formats()) as image:
-            # Between one and two times this limit, Pillow only warns.
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            # Between one and two times its own limit, Pillow only warns.
+            if image.width * image.height > (max_pixels or Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError
             return to_rgb(upright(image))
     # Decoders raise OSError, SyntaxError, struct.error and others on malformed input.
     except Exception as error:
-        problem = f"cannot read {name or _name(source)}: {_explain(error, source)}"
-        raise UnreadableImageError(printable(problem)) from error
+        problem = f"cannot read {name or _name(source)}: {_explain(error, source, max_pixels)}"
+        is_bomb = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
+        raise (TooManyPixelsError if is_bomb else UnreadableImageError)(printable(problem)) from error
 
 
 def iter_images(
@@ -154,7 +162,7 @@ def _name(source: _Source) -> str:
     return os.fspath(source)
 
 
-def _explain(error: Exception, source: _Source) -> str:
+def _explain(error: Exception, source: _Source, max_pixels: int | None) -> str:
     """Return a one-line description of the problem and what to do."""
     match error:
         case FileNotFoundError():
@@ -163,6 +171,8 @@ def _explain(error: Exception, source: _Source) -> str:
             return "it is a folder; give one image file"
         case _NotAFileError():
             return "it is a pipe or a device; give one image file"
+        case Image.DecompressionBombError() | Image.DecompressionBombWarning() if max_pixels:
+            return f"it has more than {max_pixels} pixels; shrink it"
         case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             return (
                 f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a decompression bomb; "

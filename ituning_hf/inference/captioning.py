@@ -200,12 +200,26 @@ def generate_captions(
     Returns:
         The captions of each image, the most likely first.
     """
+    texts = decode_captions(processor, generate_ids(model, inputs, options))
+    n = options["num_return_sequences"]
+    return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+
+def generate_ids(model: Any, inputs: dict[str, torch.Tensor], options: dict[str, Any]) -> torch.Tensor:
+    """Generate the token ids of captions; the arguments are those of `generate_captions`.
+
+    Returns:
+        Ids of shape (num_images * num_return_sequences, length), which begin with the prompts.
+    """
     with evaluation_mode(model):
-        ids = model.generate(**to_device(inputs, model), **options)
+        return model.generate(**to_device(inputs, model), **options)
+
+
+def decode_captions(processor: Any, ids: torch.Tensor) -> list[str]:
+    """Decode captions without special tokens and without whitespace at either end."""
     # Transformers' clean-up would remove the space before a full stop.
     texts = processor.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    texts, n = [text.strip() for text in texts], options["num_return_sequences"]
-    return [texts[i : i + n] for i in range(0, len(texts), n)]
+    return [text.strip() for text in texts]
 
 
 @contextmanager

@@ -38,7 +38,7 @@ print(json.dumps([codes, sorted(heavy & set(sys.modules))]))
 
 def test_help_and_usage_errors_import_nothing_heavy():
     commands = ("demo", "features build", "features info", "train", "evaluate")
-    commands += ("caption", "info", "push", "convert")
+    commands += ("caption", "serve", "info", "push", "convert")
     helps = ["--help", "--version", "features --help", *(f"{command} --help" for command in commands)]
     errors = ["", "trian", *(f"{command} --sede 3" for command in commands), "train --num_scenes many"]
     errors += ["train --eval_split none --eval_caption_images 3", "train --config nowhere.yaml"]

@@ -1,0 +1,94 @@
+"""`ituning serve`: caption images over HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from ..serving.arguments import ServedCaptionersArguments, ServerArguments
+from ..utils.errors import UserError
+from ..utils.settings import Settings, read_settings
+from ..utils.terminal import quiet_transformers
+
+_DESCRIPTION = """\
+Serve captioners over HTTP: POST /caption with an image file, and the interfaces
+of OpenAI (/v1/chat/completions) and Ollama (/api/generate, /api/chat). Requests
+that wait are captioned in batches. Captioners with the same frozen models share
+them in memory."""
+_EXAMPLES = """\
+examples:
+  ituning serve my-captioner/best
+  ituning serve day=my-captioner/best night=org/night-captioner --port 9000
+  curl -F file=@dog.jpg http://127.0.0.1:8000/caption
+
+Exit code: 2 for an error in the command; 130 after Ctrl-C, 143 after SIGTERM,
+both after the accepted requests are answered.
+"""
+
+
+@dataclass(kw_only=True)
+class ServeArguments(ServerArguments, ServedCaptionersArguments, Settings):
+    """The settings of `ituning serve`."""
+
+    def __post_init__(self) -> None:
+        """Check the settings, and read the key."""
+        super().__post_init__()
+        if self.num_beams is not None and self.num_beams > self.max_beams:
+            raise UserError(
+                f"--num_beams is {self.num_beams}, expected at most --max_beams, {self.max_beams}"
+            )
+        self.api_key = self.api_key or os.environ.get("ITUNING_API_KEY") or None
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve until a signal, and return the exit code."""
+    args = read_settings(ServeArguments, argv, "ituning serve", _DESCRIPTION, _EXAMPLES)
+    try:
+        import uvicorn
+
+        from ..serving.server import create_app
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"ituning serve needs {error.name}, which is not installed: run pip install 'ituning_hf[serve]'"
+        ) from error
+    quiet_transformers()
+    with _bind(args.host, args.port) as listener:  # before the captioners are loaded
+        host, port = listener.getsockname()[:2]
+        if args.api_key is None and not ip_address(host).is_loopback:
+            print(
+                f"ituning: anyone who can reach {host} can use this server: set ITUNING_API_KEY",
+                file=sys.stderr,
+            )
+        captioners = args.load_captioners()
+        app = create_app(captioners, args)
+        config = uvicorn.Config(app, log_level="warning", server_header=False)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        print(f"Serving {', '.join(captioners)} at {address} (API: {address}/docs)", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address and does not listen yet.
+
+    Raises:
+        UserError: The address cannot be used.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on --host {host} --port {port}: {error.strerror}; choose another address or port"
+        ) from error
+    return listener

@@ -1,0 +1,76 @@
+"""The HTTP server's application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from .._version import __version__
+from . import caption_api
+from .arguments import ServerArguments
+from .captioners import Captioner
+from .errors import RequestError, error_response
+from .limits import KeyCheck, RequestLimits
+from .metrics import RequestMetrics
+from .service import CaptionService
+
+BODY_SECONDS = 30.0
+
+
+def create_app(captioners: Mapping[str, Captioner], settings: ServerArguments) -> FastAPI:
+    """Create the application of a server.
+
+    Args:
+        captioners: The captioners by name; the first is the default.
+        settings: The key and the limits.
+    """
+    service = CaptionService(captioners, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(title="ituning serve", version=__version__, lifespan=lifespan)
+    app.include_router(caption_api.make_router(service))
+    _add_operations(app, service)
+    for kind in (RequestError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer_error)
+    # The last is the first to see a request.
+    app.add_middleware(
+        RequestLimits,
+        max_requests=settings.max_queue,
+        max_body_bytes=int(settings.max_body_mb * 1e6),
+        body_seconds=BODY_SECONDS,
+    )
+    if settings.api_key is not None:
+        app.add_middleware(KeyCheck, api_key=settings.api_key)
+    app.add_middleware(RequestMetrics, metrics=service.metrics, paths=app.openapi()["paths"])
+    return app
+
+
+def _add_operations(app: FastAPI, service: CaptionService) -> None:
+    @app.get("/healthz", summary="Whether the server runs")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", summary="Metrics in the format of Prometheus")
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _answer_error(request: Request, error: Any) -> Response:
+    if isinstance(error, RequestValidationError):
+        # Without the input, which may be an image.
+        reasons = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
+        error = RequestError(422, "; ".join(reasons))
+    elif isinstance(error, HTTPException):
+        error = RequestError(error.status_code, str(error.detail), dict(error.headers or {}))
+    return error_response(request.url.path, error)
