@@ -20,10 +20,11 @@ examples:
   ituning evaluate --model outputs/mine/best --dataset photos/ --split val
   ituning evaluate --config coco.yaml --model outputs/coco/best --dry_run
   ituning evaluate --predictions results.json --dataset coco/dataset_coco.json
+  ituning evaluate --model outputs/mine/best --dataset photos/ --report report.html
   accelerate launch -m ituning_hf.cli evaluate --config coco.yaml  # on GPUs
 
 It writes results.json (the COCO result format), metrics.json (every score and
-the settings) and per_image.jsonl.
+the settings) and per_image.jsonl. --report writes a page as well.
 
 pip install 'ituning_hf[eval]' installs the scorers. METEOR requires Java; SPICE
 needs Java 8 to 11 and its models, which python -m
@@ -59,6 +60,8 @@ def run(argv: Sequence[str]) -> int:
         print("Dry run: no scores; nothing is written.")
         return 0
     print(f"Report in {args.output_dir}")
+    if args.report is not None:
+        print(f"Page in {args.report}")
     if evaluation.parts and on_card:
         print(_add_to_card(args, evaluation))
     return 0

@@ -15,7 +15,7 @@ from ..utils.settings import Settings, option
 
 _WITHOUT_EFFECT_ON_SCORES = {
     *("vision_model", "text_model", "features", "expected_images", "max_unreadable_share", "batch_size"),
-    *("dataloader_num_workers", "output_dir", "overwrite", "no_card", "dry_run"),
+    *("dataloader_num_workers", "output_dir", "overwrite", "report", "no_card", "dry_run"),
 }
 
 
@@ -79,6 +79,12 @@ class ReportArguments:
 
     output_dir: str = option("outputs/evaluation", "folder of the report, new or empty", FOLDER)
     overwrite: bool = option(False, "write into a non-empty folder, replacing the report in it")
+    report: str | None = option(
+        None,
+        "page with scores, pictures and a table of all images to write, such as report.html",
+        FILE,
+        "none",
+    )
     no_card: bool = option(False, "do not add the scores to the model card in the captioner's folder")
     dry_run: bool = option(False, "check everything, caption one batch, and write nothing")
 

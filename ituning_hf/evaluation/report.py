@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -156,9 +156,7 @@ def _score_table(parts: Mapping[str, CaptionScores]) -> list[str]:
 def _ranked_captions(evaluation: Evaluation, scores: CaptionScores) -> Iterator[str]:
     """Show the captions with the highest and the lowest CIDEr, each once, with human captions."""
     cider = scores.per_image["cider"]
-    ranked = sorted(range(len(cider)), key=lambda i: -cider[i])
-    best = ranked[: min(NUM_SAMPLES, (len(ranked) + 1) // 2)]
-    worst = ranked[max(len(best), len(ranked) - NUM_SAMPLES) :][::-1]
+    best, worst = extremes(cider, NUM_SAMPLES)
     for title, chosen in (("highest", best), ("lowest", worst)):
         if chosen:
             yield f"Captions with the {title} CIDEr, and human captions:"
@@ -166,6 +164,13 @@ def _ranked_captions(evaluation: Evaluation, scores: CaptionScores) -> Iterator[
             image = evaluation.images[i]
             yield f"{100 * cider[i]:8.1f}" + _caption_line(image, evaluation.captions[i])
             yield from (f"{'':10}- {_shorten(text)}" for text in image.captions[:MAX_REFERENCES])
+
+
+def extremes(values: Sequence[float], number: int) -> tuple[list[int], list[int]]:
+    """Return the indices of the highest values and of the lowest: `number` of each at most, each once."""
+    ranked = sorted(range(len(values)), key=lambda i: -values[i])
+    highest = ranked[: min(number, (len(ranked) + 1) // 2)]
+    return highest, ranked[max(len(highest), len(ranked) - number) :][::-1]
 
 
 def _caption_line(image: CaptionedImage, caption: str) -> str:

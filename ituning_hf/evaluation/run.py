@@ -19,6 +19,7 @@ from .arguments import EvaluateArguments
 from .captioning import Captioner, Captions, caption_images
 from .clip_score import clip_scores
 from .metrics import require_scorers, score_captions
+from .page import check_page_path, write_page
 from .predictions import image_ids, read_predictions
 from .report import ENTIRE, RESULTS_FILE, Evaluation, write_results, write_scores
 from .scores import CaptionScores
@@ -107,6 +108,8 @@ def _check_scoring(args: EvaluateArguments, images: CaptionedImages) -> None:
 def _check_output_dir(args: EvaluateArguments) -> None:
     folder = Path(args.output_dir)
     require_writable(folder)
+    if args.report is not None:
+        check_page_path(Path(args.report), folder)
     if folder.is_dir() and any(folder.iterdir()) and not args.overwrite and not args.dry_run:
         raise UserError(f"--output_dir {folder} is not empty: give another folder, or --overwrite.")
 
@@ -139,6 +142,8 @@ def _report(
             ) from error
         evaluation = replace(evaluation, parts=parts)
     write_scores(folder, evaluation, args)
+    if args.report is not None:
+        write_page(Path(args.report), evaluation, args)
     return evaluation
 
 

@@ -44,6 +44,7 @@ _SETTINGS_OF_A_HOST = frozenset(
         "text_model",
         "features",
         "predictions",
+        "report",
     }
 )
 

@@ -84,10 +84,11 @@ def make_flags(**settings: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Finished:
-    """An evaluation with default settings."""
+    """An evaluation with default settings, and its page."""
 
     captioner: Path
     report: Path
+    page: Path
     printed: str
 
 
@@ -99,10 +100,11 @@ def finished(
     folder = tmp_path_factory.mktemp("finished")
     captioner = Path(shutil.copytree(saved, folder / "my-captioner"))
     photos = Path(shutil.copytree(captioned[0], folder / "photos"))
-    flags = make_flags(model=captioner, dataset=photos, output_dir=folder / "report")
+    page = folder / "page.html"
+    flags = make_flags(model=captioner, dataset=photos, output_dir=folder / "report", report=page)
     with redirect_stdout(io.StringIO()) as output:
         assert main(["evaluate", *flags]) == 0
-    return Finished(captioner, folder / "report", output.getvalue())
+    return Finished(captioner, folder / "report", page, output.getvalue())
 
 
 @pytest.fixture

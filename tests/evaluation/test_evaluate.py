@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def test_report(finished: Finished, captioned: Captioned):
     shown = re.findall(r"^ +([\d.]+)  test/(\d).png: ", finished.printed, flags=re.MULTILINE)
     assert shown == [(f"{100 * cider[i]:.1f}", str(i)) for i in (*ranked[:3], *ranked[:-4:-1])]
     assert re.search(r"^[\d.e+]+ captions/s on CPU", finished.printed, flags=re.MULTILINE)
+
+
+def test_page(finished: Finished, captioned: Captioned):
+    assert f"Page in {finished.page}" in finished.printed
+    html = finished.page.read_text()
+    cider = read_json(finished.report / "metrics.json")["metrics"]["cider"]["value"]
+    assert re.search(rf"<th>CIDEr</th><td>\s*{100 * cider:.1f}", html)
+    assert f"{NUM_IMAGES} images. " in html
+    assert all(f'<div class="caption">{escape(caption)}</div>' in html for caption in captioned[1])
+    assert "no picture" not in html
 
 
 def test_model_card(finished: Finished):
@@ -308,6 +319,8 @@ def test_clip_score(evaluate: Evaluate, captioned: Captioned, report: Path, capt
         ({"model": None}, "give either --model.* or --predictions"),
         ({"max_unreadable_share": 1.5}, "--max_unreadable_share is 1.5, expected 0 to 1"),
         ({"quantization": "int4"}, "--quantization is 'int4', expected one of int8"),
+        ({"report": "report.txt"}, "--report report.txt: give the name of a file that ends in .html"),
+        ({"report": "nowhere/report.html"}, "nowhere is not a folder that can be written to; create it"),
     ],
 )
 def test_errors_before_captioning(
@@ -400,8 +413,8 @@ def test_without_references_the_captions_alone_are_written(
     dataset = write_nocaps(captioned, tmp_path, "test")
     assert evaluate(dataset=dataset, java=True) == 2
     assert "--java: split 'test' of" in capsys.readouterr().err
-    assert evaluate(dataset=dataset, java=None) == 0
-    assert sorted(contents(report)) == ["metrics.json", "results.json"]
+    assert evaluate(dataset=dataset, java=None, report=report / "page.html") == 0
+    assert sorted(contents(report)) == ["metrics.json", "page.html", "results.json"]
     metrics = read_json(report / "metrics.json")
     assert (metrics["metrics"], metrics["domains"], metrics["tokenizer"]) == ({}, {}, None)
     assert read_captions(report) == captioned[1]
