@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,15 @@ class Caption(NamedTuple):
     text: str
     num_tokens: int
     is_complete: bool
+
+    def words(self) -> list[str]:
+        """Return the words with the whitespace before them: the parts of a streamed answer."""
+        return re.findall(r"\s*\S+", self.text)
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the caption ends, as OpenAI and Ollama name it."""
+        return "stop" if self.is_complete else "length"
 
 
 @dataclass(frozen=True, eq=False)

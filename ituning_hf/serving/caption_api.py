@@ -16,11 +16,11 @@ from .service import CaptionRequest, CaptionService
 class CaptionFields(BaseModel, extra="forbid"):
     """The settings of a request, in the query or in the form."""
 
-    model: str | None = Field(None, description="The captioner's name; by default the first one.")
-    prompt: str | None = Field(None, description="The beginning of the captions.")
-    num_captions: int = Field(1, description="The number of captions, at most num_beams.")
-    num_beams: int | None = Field(None, description="The number of beams; 1 is greedy search.")
-    max_new_tokens: int | None = Field(None, description="The most tokens after the prompt.")
+    model: str | None = Field(default=None, description="The captioner's name; by default the first one.")
+    prompt: str | None = Field(default=None, description="The beginning of the captions.")
+    num_captions: int = Field(default=1, description="The number of captions, at most num_beams.")
+    num_beams: int | None = Field(default=None, description="The number of beams; 1 is greedy search.")
+    max_new_tokens: int | None = Field(default=None, description="The most tokens after the prompt.")
 
 
 class CaptionsOfImage(BaseModel):

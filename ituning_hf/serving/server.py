@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from .._version import __version__
-from . import caption_api
+from . import caption_api, ollama_api, openai_api
 from .arguments import ServerArguments
 from .captioners import Captioner
 from .errors import RequestError, error_response
@@ -39,7 +39,8 @@ def create_app(captioners: Mapping[str, Captioner], settings: ServerArguments) -
         service.close()
 
     app = FastAPI(title="ituning serve", version=__version__, lifespan=lifespan)
-    app.include_router(caption_api.make_router(service))
+    for interface in (caption_api, openai_api, ollama_api):
+        app.include_router(interface.make_router(service))
     _add_operations(app, service)
     for kind in (RequestError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)

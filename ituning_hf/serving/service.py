@@ -104,6 +104,10 @@ class CaptionService:
                 422,
                 f"the prompt has {len(prompt or '')} characters, expected at most {MAX_PROMPT_CHARACTERS}",
             )
+        if isinstance(request.image, str) and request.image[:8].lower().startswith(("http://", "https://")):
+            raise RequestError(
+                422, "this server fetches no addresses: send the image as a data URL, in base64"
+            )
         loop = asyncio.get_running_loop()
         pixel_values, num_prompt_tokens = await loop.run_in_executor(
             self._loaders, self._prepare, captioner, request.image, prompt, search

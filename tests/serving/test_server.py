@@ -86,7 +86,7 @@ def test_the_key(server: Server):
     client = server(api_key="schlüssel")
     right, wrong = ({"Authorization": f"Bearer {key}".encode()} for key in ("schlüssel", "schlussel"))
     assert client.get("/healthz").json() == {"status": "ok"}
-    for path in ("/metrics", "/docs", "/openapi.json", "/nowhere"):
+    for path in ("/metrics", "/docs", "/openapi.json", "/v1/models", "/api/tags", "/nowhere"):
         for headers in ({}, wrong, {"Authorization": "schlüssel".encode()}):
             refused = client.get(path, headers=headers)
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
