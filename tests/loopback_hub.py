@@ -1,7 +1,7 @@
 """A Hub on the loopback address: the real `huggingface_hub` client talks to it over HTTP.
 
-It serves models, and of the API what loading and pushing need. Every file is an ordinary one, without LFS or
-Xet.
+It serves models, Spaces (with names such as "spaces/org/app"), and of the API what loading and pushing need.
+Every file is an ordinary one, without LFS or Xet.
 """
 
 import base64
@@ -155,7 +155,7 @@ class LoopbackHub:
         return self.repositories[name]
 
 
-REPO = r"(?P<repo>[^/]+(?:/[^/]+)??)"
+REPO = r"(?P<repo>(?:spaces/)?[^/]+(?:/[^/]+)??)"
 ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = []
 
 
@@ -184,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_any(self) -> None:
         self.hub: LoopbackHub = self.server.hub  # type: ignore[attr-defined]
         # Parts are unquoted one by one: the revision "refs%2Fpr%2F1" is one part.
-        path = urlsplit(self.path).path
+        path = urlsplit(self.path).path.replace("/api/spaces/", "/api/models/spaces/")
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             with self.hub.lock:
@@ -231,7 +231,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def readable(self, name: str) -> Repository:
         user, repository = self.user, self.hub.repositories.get(name)
-        member = user is not None and name.split("/")[0] in user[1]
+        member = user is not None and namespace_of(name) in user[1]
         if repository is None or (repository.private and not member):
             # The client finds the meaning of a 401 by the address, and only if that is https://.
             raise RefusedError(401 if user is None else 404, "Repository not found", "RepoNotFound")
@@ -239,7 +239,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def writable(self, name: str) -> Repository:
         repository = self.readable(name)
-        self.check_write(name.split("/")[0])
+        self.check_write(namespace_of(name))
         return repository
 
     def check_write(self, namespace: str) -> None:
@@ -247,6 +247,10 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(401, "Invalid username or password.")
         if namespace not in self.user[1]:
             raise RefusedError(403, f'You don\'t have the rights to write under the namespace "{namespace}"')
+
+
+def namespace_of(name: str) -> str:
+    return name.removeprefix("spaces/").split("/")[0]
 
 
 def content_id(data: bytes) -> str:
@@ -296,7 +300,8 @@ def create(handler: Handler) -> None:
     wanted = json.loads(handler.body)
     namespace = wanted.get("organization") or (handler.user[0] if handler.user else "")
     handler.check_write(namespace)
-    name = f"{namespace}/{wanted['name']}"
+    is_space = wanted.get("type") == "space" and wanted["sdk"] == "gradio"
+    name = f"{'spaces/' if is_space else ''}{namespace}/{wanted['name']}"
     url = f"{handler.hub.endpoint}/{name}"
     try:
         handler.hub.create(name, private=wanted.get("visibility") == "private")

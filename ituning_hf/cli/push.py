@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..training.arguments import DEFAULT_TEXT_MODEL, DEFAULT_VISION_MODEL
+from ..utils.errors import UserError
 from ..utils.rules import FOLDER, NAME
 from ..utils.settings import REQUIRED, Settings, option, read_settings
 from ..utils.terminal import printable, quiet_transformers
@@ -20,6 +21,7 @@ _EXAMPLES = f"""\
 examples:
   ituning push my-captioner/best org/my-captioner --dry_run
   ituning push my-captioner/best org/my-captioner --private --endpoint
+  ituning push my-captioner/best org/my-captioner --space
   ituning push my-captioner/best org/my-captioner \\
       --vision_model {DEFAULT_VISION_MODEL} --text_model {DEFAULT_TEXT_MODEL}
 
@@ -48,6 +50,7 @@ class PushArguments(Settings):
     )
     message: str = option("Upload captioner", "the commit's message", NAME, metavar="TEXT")
     endpoint: bool = option(False, "add handler.py, with which Inference Endpoints serve the captioner")
+    space: bool = option(False, "also create the Space REPO, which runs `ituning app` for the captioner")
     dry_run: bool = option(False, "check the captioner and list the files to upload, without network access")
     vision_model: str | None = option(
         None, "the frozen vision encoder's id on the Hub", NAME, "as stored", metavar="ID"
@@ -56,36 +59,72 @@ class PushArguments(Settings):
         None, "the frozen language model's id on the Hub", NAME, "as stored", metavar="ID"
     )
 
+    def __post_init__(self) -> None:
+        """Check the settings, also against each other."""
+        super().__post_init__()
+        if self.space and self.revision is not None:
+            raise UserError("--space runs the captioner of the branch main: remove --revision")
+
+    def backbones(self) -> dict[str, str | None]:
+        """Return the given ids of the frozen models."""
+        return {"vision_model": self.vision_model, "text_model": self.text_model}
+
 
 def run(argv: Sequence[str]) -> int:
     """Push the captioner or list its files, and return the exit code."""
     args = read_settings(PushArguments, argv, "ituning push", _DESCRIPTION, _EXAMPLES)
     quiet_transformers()
-    from ..hub.push import list_files, missing_metadata, push_captioner
+    from ..hub.push import missing_metadata
 
-    folder, backbones = Path(args.folder), {"vision_model": args.vision_model, "text_model": args.text_model}
     if args.dry_run:
-        sizes = list_files(folder, args.repo, **backbones, endpoint=args.endpoint)
-        for name, size in sizes.items():
-            print(f"{size:>13,} bytes  {name}")
-        print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
-        if others := sorted(path.name for path in folder.iterdir() if path.name not in sizes):
-            print(f"Not uploaded: {', '.join(map(printable, others))}")
-        if given := [name for name in backbones.values() if name]:
-            print(f"Weights not compared in a dry run: {', '.join(map(printable, given))}")
+        _list(args)
     else:
-        commit = push_captioner(
-            folder,
-            args.repo,
-            private=args.private,
-            revision=args.revision,
-            commit_message=args.message,
-            **backbones,
-            endpoint=args.endpoint,
-        )
-        revision = f', revision="{args.revision}"' if args.revision else ""
-        print(f"{commit.repo_url} at commit {commit.oid}")
-        print(f'AutoModel.from_pretrained("{commit.repo_url.repo_id}", trust_remote_code=True{revision})')
-    if missing := missing_metadata(folder):
+        _push(args)
+    if missing := missing_metadata(args.folder):
         print(f"The model card has no {' and no '.join(missing)}: add it to README.md.", file=sys.stderr)
     return 0
+
+
+def _list(args: PushArguments) -> None:
+    from ..hub.push import list_files
+    from ..hub.space import list_space_files
+
+    sizes = list_files(args.folder, args.repo, **args.backbones(), endpoint=args.endpoint)
+    _print_sizes(sizes)
+    if others := sorted(path.name for path in Path(args.folder).iterdir() if path.name not in sizes):
+        print(f"Not uploaded: {', '.join(map(printable, others))}")
+    if given := [name for name in args.backbones().values() if name]:
+        print(f"Weights not compared in a dry run: {', '.join(map(printable, given))}")
+    if args.space:
+        print(f"The Space {args.repo}:")
+        _print_sizes(list_space_files(args.repo))
+
+
+def _print_sizes(sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        print(f"{size:>13,} bytes  {name}")
+    print(f"{sum(sizes.values()):>13,} bytes  in {len(sizes)} files")
+
+
+def _push(args: PushArguments) -> None:
+    from ..hub.push import push_captioner
+    from ..hub.space import push_space, require_gradio
+
+    if args.space:
+        require_gradio()  # before the captioner is uploaded
+    commit = push_captioner(
+        args.folder,
+        args.repo,
+        private=args.private,
+        revision=args.revision,
+        commit_message=args.message,
+        **args.backbones(),
+        endpoint=args.endpoint,
+    )
+    repo_id = commit.repo_url.repo_id
+    revision = f', revision="{args.revision}"' if args.revision else ""
+    print(f"{commit.repo_url} at commit {commit.oid}")
+    print(f'AutoModel.from_pretrained("{repo_id}", trust_remote_code=True{revision})')
+    if args.space:
+        commit = push_space(repo_id, private=args.private)
+        print(f"{commit.repo_url} at commit {commit.oid}")

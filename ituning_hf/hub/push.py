@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,11 +19,11 @@ from ..captioner.backbones_ituning import Backbone, is_local
 from ..inference.loading import load_processor, read_config
 from ..utils.errors import UserError
 from ..utils.files import read_json, write_json
-from ..utils.hub import explain_hub_error
 from .card import PLACEHOLDER, is_rendered, read_front_matter, write_card
 from .endpoint import ENDPOINT_FILES, write_endpoint_files
 from .inspection import describe
 from .records import EVALUATION_FILE, TRAINING_FILE
+from .repository import create_repository, hub_errors
 
 _CODE = sorted(Path(modeling_ituning.__file__).parent.glob("*_ituning.py"))
 # The files of a captioner; nothing else is pushed.
@@ -89,13 +88,8 @@ def push_captioner(
     unpinned = _check_captioner(folder, repo_id, vision_model, text_model)
     api = HfApi(token=token)
     backbones = {kind: _pin(api, folder, kind, name) for kind, name in unpinned.items()}
-    with _hub_errors(f"{os.fspath(folder)!r} was not pushed to {repo_id!r}"), TemporaryDirectory() as staged:
-        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
-        if private and not api.model_info(repo_id).private:
-            raise UserError(
-                f"{repo_id!r} exists and is public: make it private in its settings on the Hub, or push "
-                "without --private."
-            )
+    with hub_errors(f"{os.fspath(folder)!r} was not pushed to {repo_id!r}"), TemporaryDirectory() as staged:
+        repo_id = create_repository(api, repo_id, private)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         _stage(folder, Path(staged), repo_id, backbones, endpoint)
@@ -169,7 +163,7 @@ def _check_captioner(
 
 def _pin(api: HfApi, folder: str | os.PathLike[str], kind: str, name: str) -> tuple[str, str]:
     """Return a backbone's Hub id and newest commit, after a comparison with the recorded fingerprint."""
-    with _hub_errors(f"The frozen {kind} model {name!r} cannot be read"):
+    with hub_errors(f"The frozen {kind} model {name!r} cannot be read"):
         commit = str(api.model_info(name).sha)
         found = Backbone(kind, name, commit, token=api.token).fingerprint()
     expected = read_config(folder)[1].get(f"{kind}_model_fingerprint")
@@ -216,17 +210,6 @@ def _card_was_edited_on_hub(api: HfApi, repo_id: str, revision: str | None, stag
     if not api.file_exists(repo_id, REPOCARD_NAME, revision=revision):
         return False
     return not is_rendered(Path(api.hf_hub_download(repo_id, REPOCARD_NAME, revision=revision)))
-
-
-@contextmanager
-def _hub_errors(failed: str) -> Iterator[None]:
-    """Explain errors of the Hub and of the connection in one line."""
-    try:
-        yield
-    except Exception as error:
-        if (explanation := explain_hub_error(error)) is None:
-            raise
-        raise OSError(f"{failed}: {explanation}.") from error
 
 
 __all__ = ["list_files", "missing_metadata", "push_captioner"]

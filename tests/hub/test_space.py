@@ -1,0 +1,93 @@
+"""`ituning push --space`: the Space's files on the loopback Hub, and the app that they start."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import yaml
+
+import ituning_hf
+from ituning_hf.cli import main
+from ituning_hf.hub import space
+from ituning_hf.hub.push import push_captioner
+from ituning_hf.hub.space import list_space_files, push_space
+from ituning_hf.utils.errors import UserError
+
+HUB = {"vision_model": "org/clip", "text_model": "org/text"}
+FLAGS = ["--vision_model", "org/clip", "--text_model", "org/text"]
+PACKAGE = Path(ituning_hf.__file__).parent
+
+
+def front_matter(card: bytes) -> dict:
+    return yaml.safe_load(card.decode().split("---\n")[1])
+
+
+@pytest.mark.usefixtures("writer")
+def test_the_space_has_the_package_and_runs_the_pushed_captioner(hub, saved: Path, capsys):
+    assert main(["push", str(saved), "captioner", *FLAGS, "--space", "--private"]) == 0
+    repository = hub.repositories["spaces/ann/captioner"]
+    assert repository.private
+    commit = repository.at("main")
+    assert f"{hub.endpoint}/spaces/ann/captioner at commit {commit.sha}\n" in capsys.readouterr().out
+    code = {name: data for name, data in commit.files.items() if name.startswith("ituning_hf/")}
+    others = commit.files.keys() - code.keys()
+    assert others == {".gitattributes", "README.md", "app.py", "requirements.txt"}
+    assert code.keys() == {
+        f"ituning_hf/{path.relative_to(PACKAGE).as_posix()}"
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and not {"__pycache__", "scene_backbones"} & {*path.parts}
+    }
+    assert all((PACKAGE.parent / name).read_bytes() == data for name, data in code.items())
+    requirements = commit.files["requirements.txt"].decode().splitlines()
+    assert "transformers<6,>=5.23" in requirements
+    assert not [line for line in requirements if "ituning" in line or ";" in line]
+    settings = front_matter(commit.files["README.md"])
+    assert settings.pop("python_version").startswith("3.")
+    assert settings == {
+        "title": "captioner",
+        "sdk": "gradio",
+        "sdk_version": version("gradio"),
+        "app_file": "app.py",
+        "models": ["ann/captioner"],
+    }
+    assert b'load_captioners(["ann/captioner"])' in commit.files["app.py"]
+
+
+@pytest.mark.usefixtures("writer")
+def test_an_existing_space_keeps_what_a_person_wrote(hub, saved: Path):
+    push_captioner(saved, "org/captioner", **HUB)
+    first = push_space("org/captioner")
+    assert push_space("org/captioner").oid == first.oid
+    card = b"---\ntitle: My dogs\nemoji: x\nsdk: gradio\nsdk_version: 6.0.0\n---\nMy words.\n"
+    repository = hub.repositories["spaces/org/captioner"]
+    repository.commit({"README.md": card, "ituning_hf/old.py": b"", "notes.md": b""})
+    push_space("org/captioner")
+    files = repository.at("main").files
+    assert "ituning_hf/old.py" not in files
+    assert "notes.md" in files
+    settings = front_matter(files["README.md"])
+    assert (settings["title"], settings["emoji"]) == ("My dogs", "x")
+    assert settings["sdk_version"] == version("gradio")
+    assert b"My words.\n" in files["README.md"]
+    with pytest.raises(UserError, match="space 'org/captioner' exists and is public"):
+        push_space("org/captioner", private=True)
+
+
+def test_the_dry_run_lists_the_files_of_the_space(saved: Path, capsys):
+    assert main(["push", str(saved), "org/new", *FLAGS, "--space", "--dry_run"]) == 0
+    sizes = list_space_files("org/new")
+    assert [*sizes] == ["README.md", "app.py", "requirements.txt", "ituning_hf/"]
+    assert sizes["ituning_hf/"] > 500_000
+    lines = [f"{size:>13,} bytes  {name}" for name, size in sizes.items()]
+    total = f"{sum(sizes.values()):>13,} bytes  in 4 files"
+    assert capsys.readouterr().out.splitlines()[-6:] == ["The Space org/new:", *lines, total]
+
+
+def test_a_space_needs_gradio_and_the_branch_main(saved: Path, monkeypatch, capsys):
+    push = ["push", str(saved), "org/new", *FLAGS, "--space"]
+    assert main([*push, "--revision", "draft"]) == 2
+    assert "remove --revision" in capsys.readouterr().err
+    monkeypatch.setattr(space, "version", Mock(side_effect=PackageNotFoundError))
+    assert main(push) == 2
+    assert "pip install 'ituning_hf[app]'" in capsys.readouterr().err
