@@ -28,6 +28,7 @@ _COMMANDS = {
     "evaluate": "caption a dataset and score the captions",
     "caption": "caption images",
     "explain": "show which parts of an image each word of a caption attends to",
+    "app": "caption images in the browser",
     "serve": "caption images over HTTP",
     "info": "describe a saved captioner",
     "push": "upload a saved captioner to the Hub",

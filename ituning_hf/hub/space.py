@@ -22,7 +22,7 @@ _APP = '''\
 from ituning_hf.serving.app import launch_app
 from ituning_hf.serving.captioners import load_captioners
 
-launch_app(load_captioners(["{repo_id}"]))
+launch_app(load_captioners(["{repo_id}"])).block_thread()
 '''
 _CARD = """\
 ---

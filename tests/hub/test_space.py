@@ -6,8 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
+from fresh_process import run_fresh
+from huggingface_hub import snapshot_download
+from loopback_hub import client_environment, use_hub
 
 import ituning_hf
+from ituning_hf import caption
 from ituning_hf.cli import main
 from ituning_hf.hub import space
 from ituning_hf.hub.push import push_captioner
@@ -17,6 +21,36 @@ from ituning_hf.utils.errors import UserError
 HUB = {"vision_model": "org/clip", "text_model": "org/text"}
 FLAGS = ["--vision_model", "org/clip", "--text_model", "org/text"]
 PACKAGE = Path(ituning_hf.__file__).parent
+
+
+RUN = """
+import json
+import runpy
+import warnings
+from pathlib import Path
+
+warnings.simplefilter("ignore")  # gradio's own
+
+import gradio
+from gradio_client import Client, handle_file
+
+running = []
+gradio.Blocks.block_thread = lambda app: running.append(app)  # the script ends, and the app runs
+sys.path.insert(0, str(Path.cwd()))  # as for `python app.py`
+runpy.run_path("app.py")
+[app] = running
+client = Client(app.local_url, verbose=False)
+answer = client.predict("org/captioner", handle_file(sys.argv[1]), 4, 2, "a dog", 6, api_name="/caption")
+app.close()
+
+import ituning_hf
+
+found = {
+    "package": ituning_hf.__file__,
+    "title": client.config["title"],
+    "captions": [caption for caption, _ in answer["choices"]],
+}
+"""
 
 
 def front_matter(card: bytes) -> dict:
@@ -52,6 +86,22 @@ def test_the_space_has_the_package_and_runs_the_pushed_captioner(hub, saved: Pat
         "models": ["ann/captioner"],
     }
     assert b'load_captioners(["ann/captioner"])' in commit.files["app.py"]
+
+
+def test_the_space_captions_with_its_own_copy_of_the_package(hub, captioners, tmp_path: Path):
+    with use_hub(hub.endpoint, tmp_path / "writer", "writer"):
+        push_captioner(captioners["a"], "org/captioner", **HUB)
+        push_space("org/captioner")
+        folder = Path(snapshot_download("org/captioner", repo_type="space", local_dir=tmp_path / "space"))
+    environment = client_environment(hub.endpoint, tmp_path / "home")
+    environment.pop("PYTHONPATH", None)
+    found = run_fresh(RUN, folder, captioners["picture"], hide=False, environment=environment)
+    search = {"num_beams": 4, "num_captions": 2, "prompt": "a dog", "max_new_tokens": 6}
+    assert found == {
+        "package": str(folder / "ituning_hf" / "__init__.py"),
+        "title": "Captions by org/captioner",
+        "captions": caption(captioners["a"], captioners["picture"], **search),
+    }
 
 
 @pytest.mark.usefixtures("writer")

@@ -1,0 +1,52 @@
+"""`ituning app`: caption images in the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..serving.arguments import ServedCaptionersArguments
+from ..utils.errors import UserError
+from ..utils.rules import NAME, Rule
+from ..utils.settings import Settings, option, read_settings
+from ..utils.terminal import quiet_transformers
+
+_DESCRIPTION = """\
+Caption images in the browser: one image, with the parts of it that each word of
+a caption attends to, or many images, with a file of their captions. Nothing is
+sent to other hosts."""
+_EXAMPLES = """\
+examples:
+  ituning app my-captioner/best
+  ituning app dogs=outputs/dogs/best birds=outputs/birds/best --quantization int8
+  ituning app my-captioner/best --host 0.0.0.0 --port 8000
+
+With --host 0.0.0.0, everybody who can reach this computer can use the app.
+Ctrl-C stops it. `ituning push --space` publishes the app on the Hub.
+"""
+
+
+@dataclass(kw_only=True)
+class AppArguments(ServedCaptionersArguments, Settings):
+    """The settings of `ituning app`."""
+
+    host: str = option("127.0.0.1", "the address to listen on; the default accepts only this computer", NAME)
+    port: int = option(7860, "the port", Rule("1 to 65535", lambda port: 1 <= port <= 65535))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the app until Ctrl-C and return the exit code."""
+    args = read_settings(AppArguments, argv, "ituning app", _DESCRIPTION, _EXAMPLES)
+    try:
+        import gradio  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "ituning app requires gradio, which is not installed: run pip install 'ituning_hf[app]'."
+        ) from error
+    quiet_transformers()
+    from ..serving.app import launch_app
+
+    app = launch_app(args.load_captioners(), host=args.host, port=args.port)
+    print(f"The app runs at {app.local_url}. Ctrl-C stops it.", flush=True)
+    app.block_thread()
+    return 0

@@ -1,0 +1,135 @@
+"""The app of `ituning app` in chromium."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Command
+from small_models import make_captioner, randomize_adapters
+
+import ituning_hf
+from ituning_hf import ITuningProcessor, save_captioner
+from ituning_hf.data.scenes import make_scene
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def folders(
+    backbones: dict[str, Path], processor: ITuningProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The captioners "day" and "night"."""
+    root = tmp_path_factory.mktemp("captioners")
+    for seed, name in enumerate(("day", "night")):
+        model = randomize_adapters(make_captioner(backbones), seed=seed)
+        model.generation_config.max_new_tokens = 6  # untrained, it would not end its captions
+        save_captioner(model, processor, root / name)
+    return {name: root / name for name in ("day", "night")}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"scene {index}.png" for index in range(3)]
+    for index, path in enumerate(paths):
+        make_scene(3, index).load().save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def url(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the running app."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    models = [f"{name}={folder}" for name, folder in folders.items()]
+    output = tmp_path_factory.mktemp("app") / "output"
+    command = Command(["app", *models, "--port", str(port), "--device", "cpu"], output)
+    while "The app runs at" not in command.printed:
+        assert command.process.is_alive(), command.printed
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}/"
+    command.process.terminate()
+    command.end()
+
+
+@pytest.fixture
+def app(page: Any, url: str) -> Any:
+    """The open app; it may load nothing from elsewhere."""
+
+    def check(route: Any) -> None:
+        if route.request.url.startswith((url, "data:", "blob:")):
+            route.continue_()
+        else:
+            route.abort()  # the console reports it, which fails the test
+
+    page.route("**/*", check)
+    page.goto(url)
+    return page
+
+
+def upload(app: Any, tab: int, *paths: Path) -> None:
+    """Give files to a tab, and wait until the server has them."""
+    with app.expect_response("**/upload*"):
+        app.locator("input[type=file]").nth(tab).set_input_files(paths)
+
+
+def test_an_image_is_captioned_and_its_words_explained(app: Any, folders, pictures):
+    upload(app, 0, pictures[0])
+    app.locator("img").first.wait_for()
+    app.get_by_role("button", name="Caption", exact=True).click()
+    caption = app.frame_locator("iframe").locator("#caption")
+    assert caption.inner_text() == ituning_hf.caption(folders["day"], pictures[0])
+    assert app.get_by_role("radio").count() == 1
+    view = app.frame_locator("iframe").locator("#view > div")
+    maps = []
+    for word in (0, 1):
+        caption.locator("button").nth(word).click()
+        maps.append(view.evaluate("map => getComputedStyle(map).backgroundImage"))
+    assert maps[0] != maps[1]
+    assert all(url.startswith('url("data:image/png') for url in maps)
+
+
+def test_the_options_and_another_captioner_are_used(app: Any, folders, pictures):
+    app.get_by_label("Captioner").click()
+    app.get_by_role("option", name="night").click()
+    app.get_by_role("button", name="Options").click()
+    app.get_by_label("number input for Captions").fill("3")
+    app.get_by_label("Prompt").fill("a red")
+    upload(app, 0, pictures[1])
+    app.locator("img").first.wait_for()
+    app.get_by_role("button", name="Caption", exact=True).click()
+    expected = ituning_hf.caption(folders["night"], pictures[1], num_captions=3, prompt="a red")
+    explained = app.frame_locator("iframe").locator("#caption")
+    assert explained.inner_text() == expected[0]
+    choices = app.get_by_role("radio")
+    assert choices.evaluate_all("all => all.map(choice => choice.value)") == expected
+    choices.nth(2).click()
+    app.frame_locator("iframe").get_by_role("img", name=expected[2]).wait_for()
+
+
+def test_many_images_fill_a_gallery_and_a_file(app: Any, folders, pictures):
+    app.get_by_role("tab", name="Many images").click()
+    upload(app, 1, *pictures)
+    app.get_by_role("button", name="Caption all").click()
+    app.get_by_text("Download JSON lines").wait_for()
+    expected = ituning_hf.caption(folders["day"], pictures)
+    assert app.locator(".caption-label").all_inner_texts() == expected
+    with app.expect_download() as download:
+        app.get_by_text("Download JSON lines").click()
+    rows = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert rows == [
+        {"image": path.name, "captions": [caption]} for path, caption in zip(pictures, expected, strict=True)
+    ]
+
+
+def test_an_unreadable_image_gives_a_message(app: Any, tmp_path: Path):
+    path = tmp_path / "note.png"
+    path.write_text("text")
+    upload(app, 0, path)
+    app.get_by_role("button", name="Caption", exact=True).click()
+    app.get_by_text("cannot read note.png: it is not an image").wait_for()
