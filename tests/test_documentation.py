@@ -22,6 +22,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 import ituning_hf
 from ituning_hf import ITuningForCaptioning, ITuningProcessor, cli, save_captioner
 from ituning_hf.captioner import decoders_ituning, encoders_ituning
+from ituning_hf.cli.app import parse_arguments as parse_app
 from ituning_hf.cli.evaluate import parse_arguments as parse_evaluate
 from ituning_hf.cli.features import parse_arguments as parse_features
 from ituning_hf.cli.train import parse_arguments as parse_train
@@ -169,7 +170,9 @@ def run_command(words: list[str], page: str) -> None:
         words += ["--num_train_epochs", "1"]
     if words[1:2] in (["train"], ["evaluate"]) or words[1:3] == ["features", "build"]:
         words += ["--dataloader_num_workers", "0"]
-    if words[0] == "ituning" and page != PARSED_ONLY:
+    if words[:2] == ["ituning", "app"]:  # runs until Ctrl-C
+        parse_app(words[2:])
+    elif words[0] == "ituning" and page != PARSED_ONLY:
         assert cli.main(words[1:]) == 0, line
     elif words[:2] == ["ituning", "train"] or "examples/train.py" in words:
         start = words.index("examples/train.py") if "examples/train.py" in words else 1

@@ -43,6 +43,7 @@ examples:
   ituning train --dataset photos/ --output_dir my-captioner
   ituning evaluate --model my-captioner/best --dataset photos/ --split val
   ituning caption photos/ --model my-captioner/best --output captions.jsonl
+  ituning app my-captioner/best
   ituning serve my-captioner/best
   ituning info my-captioner/best
   ituning push my-captioner/best org/my-captioner --dry_run

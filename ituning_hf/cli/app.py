@@ -34,9 +34,14 @@ class AppArguments(ServedCaptionersArguments, Settings):
     port: int = option(7860, "the port", Rule("1 to 65535", lambda port: 1 <= port <= 65535))
 
 
+def parse_arguments(argv: Sequence[str]) -> AppArguments:
+    """Read and check the settings."""
+    return read_settings(AppArguments, argv, "ituning app", _DESCRIPTION, _EXAMPLES)
+
+
 def run(argv: Sequence[str]) -> int:
     """Run the app until Ctrl-C and return the exit code."""
-    args = read_settings(AppArguments, argv, "ituning app", _DESCRIPTION, _EXAMPLES)
+    args = parse_arguments(argv)
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
