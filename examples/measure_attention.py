@@ -6,15 +6,18 @@ The captioner must be trained on synthetic scenes (`ituning train` without --dat
 each object is known. The counted words name the shape or the colour of exactly one object. The columns, in
 percent:
 
-    hits            how often the patch with the most attention lies in the object's bounding box
-    attention       the part of the attention to patches that lies in the box
+    hits            how often the patch with the highest value lies in the object's bounding box
+    share           the part of the sum over the patches that lies in the box
     following word  the hits of the map of the following word, that of its own position if each
                     word is one token
+
+each for the contrasts with the other words, which `ituning explain` shows, and for the attention weights.
 """
 
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,7 +48,7 @@ def measure(folder: str, num_scenes: int, seed: int) -> Iterator[str]:
     """Yield the lines of the table."""
     model, processor = load_captioner(folder)
     layers = list(model.config.adapter_layers)
-    found = defaultdict(list)
+    found: dict[str, list[float]] = defaultdict(list)
     areas = []
     for index in range(num_scenes):
         scene = make_scene(seed, index)
@@ -59,14 +62,17 @@ def measure(folder: str, num_scenes: int, seed: int) -> Iterator[str]:
             inside = covered(objects[0], *maps.shape[2:])
             areas.append(inside.mean())
             for title, chosen in groups_of(layers).items():
-                own, following = maps[chosen, position : position + 2].mean(axis=0)
-                hits = [inside.flat[weights.argmax()] for weights in (own, following)]
-                found[title].append([hits[0], own[inside].sum() / own.sum(), hits[1]])
+                group = replace(each[0], maps=maps[chosen].mean(axis=0))
+                for values in (group.contrasts, group.maps):
+                    own, following = values[position : position + 2]
+                    hits = [inside.flat[weights.argmax()] for weights in (own, following)]
+                    found[title] += [hits[0], own[inside].sum() / max(own.sum(), 1e-9), hits[1]]
     yield f"{len(areas):,} words; an object covers {np.mean(areas):.1%} of the patches on average"
-    yield f"{'':<12}{'hits':>8}{'attention':>12}{'following word':>17}"
+    yield f"{'':<12}{'contrasts':^33}{'attention weights':^33}"
+    yield f"{'':<12}" + 2 * f"{'hits':>8}{'share':>8}{'following word':>17}"
     for title, numbers in found.items():
-        hits, share, following = 100 * np.mean(numbers, axis=0)
-        yield f"{title:<12}{hits:>8.1f}{share:>12.1f}{following:>17.1f}"
+        means = 100 * np.reshape(numbers, (-1, 6)).mean(axis=0)
+        yield f"{title:<12}" + "".join(f"{x:>{8 if i % 3 < 2 else 17}.1f}" for i, x in enumerate(means))
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ class ExplainArguments(CaptionerArguments, Settings):
         [],
         "indices of the language model layers to average over",
         NOT_NEGATIVE_EACH,
-        "the upper half of those with an adapter",
+        "all with an adapter",
     )
     device: str | None = option(None, "cpu, cuda, cuda:1 or mps", NAME, "the best available")
 

@@ -58,8 +58,19 @@ class Explanation:
     box: tuple[float, float, float, float]
     layers: list[int]
 
+    @property
+    def contrasts(self) -> np.ndarray:
+        """How much more each word attends to a patch than the mean of all words, or 0; the shape of `maps`.
+
+        Tokens that every word attends to, such as the artefacts of some encoders (Darcet et al., Vision
+        Transformers Need Registers, ICLR 2024), have no contrast. The only word of a text has its weights.
+        """
+        if len(self.maps) == 1:
+            return self.maps
+        return np.maximum(self.maps - self.maps.mean(axis=0), 0)
+
     def heatmap(self, word: int, size: tuple[int, int] | None = None) -> Image.Image:
-        """Return a word's attention over the image: bicubic interpolation, 255 at the highest value.
+        """Return a word's contrast over the image: bicubic interpolation, 255 at the highest value.
 
         Args:
             word: The index of the word.
@@ -71,7 +82,7 @@ class Explanation:
         width, height = size or self.image.size
         scale = width / self.image.width, height / self.image.height
         left, top, right, bottom = (round(x * scale[i % 2]) for i, x in enumerate(self.box))
-        weights = Image.fromarray(self.maps[word].astype(np.float32))
+        weights = Image.fromarray(self.contrasts[word].astype(np.float32))
         resized = np.asarray(weights.resize((right - left, bottom - top), Image.Resampling.BICUBIC))
         scaled = np.clip(resized / max(resized.max(), np.finfo(np.float32).tiny), 0, 1)
         result = Image.new("L", (width, height))
@@ -79,7 +90,7 @@ class Explanation:
         return result
 
     def overlay(self, word: int, size: tuple[int, int] | None = None) -> Image.Image:
-        """Return a word's attention as colours to paste over the image, of mode "RGBA".
+        """Return a word's contrast as colours to paste over the image, of mode "RGBA".
 
         The arguments are those of `heatmap`.
         """
@@ -183,8 +194,7 @@ def explain(
         processor: The captioner's processor. By default it is loaded from the captioner's folder or Hub id.
         text: The text to explain. By default the captioner generates a caption.
         prompt: The beginning of the generated caption.
-        layers: Indices of the language model's layers to average over. By default the upper half of those
-            with an adapter.
+        layers: Indices of the language model's layers to average over; by default all with an adapter.
         num_beams: The number of beams of the generated caption; see `caption`.
         max_new_tokens: The maximum number of tokens of the generated caption after the prompt.
 
@@ -239,7 +249,7 @@ def explain(
 
 def _choose_layers(adapted: Sequence[int], given: Sequence[int] | None) -> list[int]:
     if given is None:
-        return list(adapted[len(adapted) // 2 :])
+        return list(adapted)
     if not given or not set(given) <= set(adapted):
         raise UserError(
             f"layers is {list(given)}, expected some of the layers with an adapter, {list(adapted)}."

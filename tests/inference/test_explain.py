@@ -67,8 +67,10 @@ def test_the_map_of_a_word_is_the_mean_over_its_tokens_heads_and_layers(captione
     assert list(captioner.config.adapter_layers) == [0, 1, 2, 3]
     found = explain(captioner, photo(), processor, text=TEXT)
     assert found.words == WORDS
-    assert found.layers == [2, 3]
-    np.testing.assert_allclose(found.maps, naive_maps(captioner, processor, [2, 3]), rtol=1e-4, atol=1e-6)
+    assert found.layers == [0, 1, 2, 3]
+    np.testing.assert_allclose(
+        found.maps, naive_maps(captioner, processor, found.layers), rtol=1e-4, atol=1e-6
+    )
     chosen = explain(captioner, photo(), processor, text=TEXT, layers=[3, 0])
     assert chosen.layers == [0, 3]
     np.testing.assert_allclose(chosen.maps, naive_maps(captioner, processor, [0, 3]), rtol=1e-4, atol=1e-6)
@@ -125,6 +127,13 @@ def test_the_box_is_what_the_real_image_processor_keeps(
         expected = low + (np.arange(len(found)) + 0.5) * (high - low) / len(found)
         step = (high - low) / len(found)
         np.testing.assert_allclose(found[middle], expected[middle], atol=step + (width + height) / 255)
+
+
+def test_a_contrast_is_what_exceeds_the_mean_of_all_words():
+    maps = [[[0.5, 0.25]], [[0.5, 0.0]], [[0.5, 0.5]]]  # every word attends to the first patch
+    found = explanation(maps, (0, 0, 4, 4), (4, 4), "a b c").contrasts
+    np.testing.assert_allclose(found, [[[0, 0]], [[0, 0]], [[0, 0.25]]])
+    np.testing.assert_allclose(explanation(maps[:1], (0, 0, 4, 4), (4, 4), "a").contrasts, maps[:1])
 
 
 def test_a_heatmap_is_bicubic_inside_the_box_and_zero_outside():
