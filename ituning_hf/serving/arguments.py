@@ -76,3 +76,9 @@ class ServerArguments:
     max_pixels: int = option(50_000_000, "most pixels of an image", _PIXELS)
     max_beams: int = option(10, "most beams that a request may set", AT_LEAST_ONE)
     max_new_tokens: int = option(64, "most tokens of a caption that a request may set", AT_LEAST_ONE)
+    allow_url: bool = option(False, "fetch images that requests name by an http or https URL")
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The size of the largest body."""
+        return int(self.max_body_mb * 1e6)

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -38,7 +39,8 @@ def create_app(captioners: Mapping[str, Captioner], settings: ServerArguments) -
         yield
         service.close()
 
-    app = FastAPI(title="ituning serve", version=__version__, lifespan=lifespan)
+    # As FastAPI, with a page /docs that loads no scripts from elsewhere.
+    app = FastAPIOffline(redoc_url=None, title="ituning serve", version=__version__, lifespan=lifespan)
     for interface in (caption_api, openai_api, ollama_api):
         app.include_router(interface.make_router(service))
     _add_operations(app, service)
@@ -48,7 +50,7 @@ def create_app(captioners: Mapping[str, Captioner], settings: ServerArguments) -
     app.add_middleware(
         RequestLimits,
         max_requests=settings.max_queue,
-        max_body_bytes=int(settings.max_body_mb * 1e6),
+        max_body_bytes=settings.max_body_bytes,
         body_seconds=BODY_SECONDS,
     )
     if settings.api_key is not None:

@@ -15,6 +15,7 @@ from .arguments import ServerArguments
 from .batching import Batcher, Caption, Job, Search
 from .captioners import Captioner
 from .errors import RETRY_AFTER, RequestError
+from .fetch import fetch_image, is_url
 from .images import prepare_image
 from .metrics import Metrics
 
@@ -104,13 +105,14 @@ class CaptionService:
                 422,
                 f"the prompt has {len(prompt or '')} characters, expected at most {MAX_PROMPT_CHARACTERS}",
             )
-        if isinstance(request.image, str) and request.image[:8].lower().startswith(("http://", "https://")):
-            raise RequestError(
-                422, "this server fetches no addresses: send the image as a data URL, in base64"
-            )
+        image = request.image
+        if isinstance(image, str) and is_url(image):
+            if not self.settings.allow_url:
+                raise RequestError(422, "this server fetches no URLs: send the image in base64")
+            image = await fetch_image(image, self.settings.max_body_bytes)
         loop = asyncio.get_running_loop()
         pixel_values, num_prompt_tokens = await loop.run_in_executor(
-            self._loaders, self._prepare, captioner, request.image, prompt, search
+            self._loaders, self._prepare, captioner, image, prompt, search
         )
         future = self._batcher.submit(Job(captioner, pixel_values, prompt, search))
         captions = await asyncio.wrap_future(future)

@@ -128,5 +128,10 @@ def test_a_closed_server_refuses_requests(server: Server):
 
 
 def test_the_api_is_described(server: Server):
-    found = server().get("/openapi.json").json()
-    assert json.dumps(found["paths"]["/caption"]).count("binary") == 2
+    client = server()
+    described = client.get("/openapi.json").json()
+    assert json.dumps(described["paths"]["/caption"]).count("binary") == 2
+    page = client.get("/docs").text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(loaded) == 3
+    assert [client.get(path).status_code for path in loaded] == [200] * 3  # from this server
