@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ..serving.arguments import ServedCaptionersArguments
+from ..serving.arguments import PORT, ServedCaptionersArguments
 from ..utils.errors import UserError
-from ..utils.rules import NAME, Rule
+from ..utils.network import bind
+from ..utils.rules import NAME
 from ..utils.settings import Settings, option, read_settings
 from ..utils.terminal import quiet_transformers
 
@@ -18,7 +20,7 @@ sent to other hosts."""
 _EXAMPLES = """\
 examples:
   ituning app my-captioner/best
-  ituning app dogs=outputs/dogs/best birds=outputs/birds/best --quantization int8
+  ituning app dogs=outputs/dogs/best birds=outputs/birds/best
   ituning app my-captioner/best --host 0.0.0.0 --port 8000
 
 With --host 0.0.0.0, everybody who can reach this computer can use the app.
@@ -30,8 +32,10 @@ Ctrl-C stops it. `ituning push --space` publishes the app on the Hub.
 class AppArguments(ServedCaptionersArguments, Settings):
     """The settings of `ituning app`."""
 
-    host: str = option("127.0.0.1", "the address to listen on; the default accepts only this computer", NAME)
-    port: int = option(7860, "the port", Rule("1 to 65535", lambda port: 1 <= port <= 65535))
+    title: ClassVar[str] = Settings.title
+
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine", NAME)
+    port: int = option(7860, "port to listen on; 0 for any free one", PORT)
 
 
 def parse_arguments(argv: Sequence[str]) -> AppArguments:
@@ -51,7 +55,9 @@ def run(argv: Sequence[str]) -> int:
     quiet_transformers()
     from ..serving.app import launch_app
 
-    app = launch_app(args.load_captioners(), host=args.host, port=args.port)
+    with bind(args.host, args.port) as found:  # before the captioners are loaded
+        port = found.getsockname()[1]
+    app = launch_app(args.load_captioners(), host=args.host, port=port)
     print(f"The app runs at {app.local_url}. Ctrl-C stops it.", flush=True)
     app.block_thread()
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from ipaddress import ip_address
 
 from ..serving.arguments import ServedCaptionersArguments, ServerArguments
 from ..utils.errors import UserError
+from ..utils.network import bind
 from ..utils.settings import Settings, read_settings
 from ..utils.terminal import quiet_transformers
 
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
             f"ituning serve needs {error.name}, which is not installed: run pip install 'ituning_hf[serve]'"
         ) from error
     quiet_transformers()
-    with _bind(args.host, args.port) as listener:  # before the captioners are loaded
+    with bind(args.host, args.port) as listener:  # before the captioners are loaded
         host, port = listener.getsockname()[:2]
         if args.api_key is None and not ip_address(host).is_loopback:
             print(
@@ -70,25 +70,3 @@ def run(argv: Sequence[str]) -> int:
         print(f"Serving {', '.join(captioners)} at {address} (API: {address}/docs)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
     return 0
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address and does not listen yet.
-
-    Raises:
-        UserError: The address cannot be used.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on --host {host} --port {port}: {error.strerror}; choose another address or port"
-        ) from error
-    return listener

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoProcessor
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 MAX_PIXELS = 50_000_000
 MAX_PROMPT_CHARACTERS = 1000
-LIMITS = {"num_beams": 16, "num_captions": 16, "max_new_tokens": 256}
+LIMITS = {"num_beams": 10, "num_captions": 10, "max_new_tokens": 200}
 
 
 class EndpointHandler:

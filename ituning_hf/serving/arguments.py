@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .captioners import Captioner
 
 
-_PORT = Rule("0 to 65535", lambda port: 0 <= port <= 65535)
+PORT = Rule("0 to 65535", lambda port: 0 <= port <= 65535)
 # Pillow refuses larger images.
 _PIXELS = Rule("1 to 178956970", lambda pixels: 1 <= pixels <= 178_956_970)
 
@@ -52,7 +52,7 @@ class ServerArguments:
     title: ClassVar[str] = "server"
 
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine", NAME)
-    port: int = option(8000, "port to listen on; 0 for any free one", _PORT)
+    port: int = option(8000, "port to listen on; 0 for any free one", PORT)
     api_key: str | None = option(
         None,
         "key that requests must send; rather set ITUNING_API_KEY, because others can see a command's options",

@@ -22,10 +22,10 @@ def endpoint(captioners: dict[str, Path]) -> EndpointHandler:
     ("parameters", "message"),
     [
         ({"temperature": 2}, r"Unknown parameters \['temperature'\]"),
-        ({"num_beams": 17}, "num_beams is 17, expected 1 to 16"),
+        ({"num_beams": 11}, "num_beams is 11, expected 1 to 10"),
         ({"num_captions": 0}, "num_captions is 0"),
         ({"num_return_sequences": True}, "num_captions is True"),
-        ({"max_new_tokens": "9"}, "max_new_tokens is '9', expected 1 to 256"),
+        ({"max_new_tokens": "9"}, "max_new_tokens is '9', expected 1 to 200"),
         ({"num_captions": 3, "num_beams": 2}, "num_captions is 3, expected at most num_beams, 2"),
         ({"prompt": 7}, "prompt is 7"),
         ({"prompt": "a" * 1001}, "expected up to 1000 characters"),

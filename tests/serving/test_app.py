@@ -1,6 +1,7 @@
 """What the app computes for a request, and its command. test_app_in_browser.py clicks its buttons."""
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,3 +92,9 @@ def test_the_command_names_the_missing_extra(saved_captioner: Path, monkeypatch,
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", str(saved_captioner)]) == 2
     assert "pip install 'ituning_hf[app]'" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_refused(saved_captioner: Path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert main(["app", str(saved_captioner), "--port", str(other.getsockname()[1])]) == 2
+    assert "choose another address or port" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """The app of `ituning app` in chromium."""
 
 import json
-import socket
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,16 +43,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def url(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the running app."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     models = [f"{name}={folder}" for name, folder in folders.items()]
     output = tmp_path_factory.mktemp("app") / "output"
-    command = Command(["app", *models, "--port", str(port), "--device", "cpu"], output)
+    command = Command(["app", *models, "--port", "0", "--device", "cpu"], output)
     while "The app runs at" not in command.printed:
         assert command.process.is_alive(), command.printed
         time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}/"
+    yield re.search(r"http://\S+/", command.printed)[0]
     command.process.terminate()
     command.end()
 
