@@ -47,16 +47,16 @@ class Axis:
         return [(self(x), f"{x:,.10g}") for x in self.values if self.low <= x <= self.high]
 
 
-def line_chart(title: str, series: Mapping[str, Points]) -> dict[str, Any]:
+def line_chart(title: str, series: Mapping[str, Points], last_step: int) -> dict[str, Any]:
     """Lay out lines over optimizer steps.
 
     Args:
         title: The title.
         series: By name, points `(step, value)` in the order of their steps; at least one point in all.
+        last_step: The end of the horizontal axis.
     """
-    points = [point for line in series.values() for point in line]
-    steps, values = zip(*points, strict=True)
-    x = Axis(0, max(*steps, 1), LEFT, RIGHT, round_ticks(0, max(steps), smallest=1))
+    values = [value for line in series.values() for _, value in line]
+    x = Axis(0, last_step, LEFT, RIGHT, round_ticks(0, last_step, smallest=1))
     y_ticks = round_ticks(min(values), max(values))
     y = Axis(y_ticks[0], y_ticks[-1], BOTTOM, TOP, y_ticks)
     lines = {name: [(x(step), y(value)) for step, value in line] for name, line in series.items()}

@@ -33,8 +33,9 @@ from .data import Batches, TrainingData
 from .errors import NonFiniteLossError, RunStopped
 from .identity import run_description, run_identity, training_record
 from .optimization import create_optimizer, create_schedule
+from .page import RunPage
 from .reporting import Reporter, read_run_file
-from .run_folder import BEST, LAST, RUN_FILE, new_folder, writing
+from .run_folder import BEST, LAST, PAGE_FILE, RUN_FILE, new_folder, writing
 from .signals import StopRequest
 from .validation import Validator
 
@@ -95,7 +96,7 @@ class CaptionTrainer:
         with sync_errors(self.accelerator):
             if self.accelerator.is_main_process and checkpoint is None:
                 write_json(self.output_dir / RUN_FILE, run_description(self.args, self.identity))
-            self.reporter = Reporter(self.args, self.accelerator, self.total_steps, self.state.step)
+            self.reporter = self._create_reporter()
         try:
             with logging_redirect_tqdm():  # prints warnings above the progress bar
                 if self.state.step == 0 and self.data.evaluation:
@@ -103,10 +104,22 @@ class CaptionTrainer:
                     self.state.untrained_metric = validation.scores[self.args.metric_for_best_model]
                     self.reporter.validation("before training", validation, samples)
                 self._train_steps()
+            self.reporter.write_page()
             self._save_captioner(LAST)
         finally:
             self.reporter.close()
         return self.state
+
+    def _create_reporter(self) -> Reporter:
+        record = training_record(self.identity, self.data, 0, None, None, self.accelerator)
+        page = RunPage(
+            self.output_dir / PAGE_FILE,
+            record,
+            self.captioner.config,
+            self.data.evaluation,
+            self.total_steps,
+        )
+        return Reporter(self.args, self.accelerator, page, self.total_steps, self.state.step)
 
     def micro_batches(self) -> Generator[dict[str, Any], None, None]:
         """Yield this process's batches from the current step on, endlessly."""

@@ -1,4 +1,4 @@
-"""Progress reports of a run: the progress bar, `log.jsonl`, and trackers through Accelerate."""
+"""Progress reports of a run: the bar, `log.jsonl`, the page, and trackers through Accelerate."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..utils.errors import UserError
 from ..utils.files import read_json, write_json, write_text
 from ..utils.terminal import bar_interval, printable
 from .arguments import TrainArguments
+from .page import RunPage
 from .run_folder import LOG_FILE, RUN_FILE, writing
 
 PROJECT = "ituning"  # the trackers' name for all runs
@@ -56,15 +57,22 @@ class Reporter:
     """
 
     def __init__(
-        self, args: TrainArguments, accelerator: Accelerator, total_steps: int, first_step: int
+        self,
+        args: TrainArguments,
+        accelerator: Accelerator,
+        page: RunPage,
+        total_steps: int,
+        first_step: int,
     ) -> None:
         self.accelerator, self.enabled = accelerator, accelerator.is_main_process
+        self.page = page
         if not self.enabled:
             return
         if args.report_to:
             _start_trackers(args, accelerator, first_step)
         self._log_file = Path(args.output_dir) / LOG_FILE
-        _remove_later_lines(self._log_file, first_step)
+        for line in _keep_lines(self._log_file, first_step):
+            page.add(json.loads(line))
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -95,6 +103,7 @@ class Reporter:
         self.print("\n".join(validation_lines(f"step {record.step}, {when}", record, samples)))
         scores = {f"validation_{name}": value for name, value in record.scores.items()}
         self._log({"step": record.step} | scores | ({"samples": samples} if samples else {}))
+        self.page.write()
         values = {f"validation/{name}": value for name, value in record.scores.items()}
         self.accelerator.log(values, step=record.step)
         if samples:
@@ -106,6 +115,11 @@ class Reporter:
             with suppress(OSError):  # the reader of the pipe has exited; the run continues
                 self._bar.write(text, file=sys.stdout)
 
+    def write_page(self) -> None:
+        """Bring the page up to date, also if the run has no validation."""
+        if self.enabled:
+            self.page.write()
+
     def close(self) -> None:
         """Close the bar."""
         if self.enabled:
@@ -115,6 +129,7 @@ class Reporter:
         # Opened for each line: on a full disk, a file that stays open would raise again when closed.
         with writing(self._log_file), self._log_file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
+        self.page.add(entry)
 
     def _track_samples(self, samples: dict[str, str], step: int) -> None:
         """Send captions in the form that each tracker shows best."""
@@ -171,15 +186,16 @@ def _run_id(output_dir: Path) -> str:
     return run["id"]
 
 
-def _remove_later_lines(log_file: Path, step: int) -> None:
-    """Keep the lines up to `step`: a resumed run repeats what came after its checkpoint."""
+def _keep_lines(log_file: Path, step: int) -> list[str]:
+    """Keep the lines up to `step`, and return them: a resumed run repeats what came after its checkpoint."""
     if step == 0:
         log_file.unlink(missing_ok=True)
     if not log_file.exists():
-        return
+        return []
     kept = []
     for line in log_file.read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):  # a killed run was writing this line
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
     write_text(log_file, "".join(kept))
+    return kept

@@ -26,6 +26,7 @@ from .errors import TrainingError
 
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
+PAGE_FILE = "report.html"
 STATE_FILE = "trainer_state.json"
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best", "last"  # the captioners
@@ -174,7 +175,7 @@ def _old_of(target: Path) -> Path:
 
 def _remove_leftovers(output_dir: Path) -> None:
     """Remove the drafts of a killed run; files of other names are not touched."""
-    for name in (RUN_FILE, LOG_FILE):
+    for name in (RUN_FILE, LOG_FILE, PAGE_FILE):
         draft_of(output_dir / name).unlink(missing_ok=True)
     for name in (BEST, LAST):
         _recover(output_dir / name)

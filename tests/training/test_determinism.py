@@ -33,7 +33,7 @@ def test_on_a_cpu_full_determinism_changes_only_the_recorded_settings(settings: 
     torch.use_deterministic_algorithms(False)
     changed = {Path(name).name for name in differences(tmp_path / "one", tmp_path / "plain")}
     assert len(contents(tmp_path / "one")) > 20
-    assert changed == {"README.md", "run.json", "trainer_state.json", "training.json"}
+    assert changed == {"README.md", "report.html", "run.json", "trainer_state.json", "training.json"}
 
 
 @pytest.mark.stress

@@ -34,7 +34,7 @@ def test_a_run_learns_and_leaves_its_files(settings: Settings, backbones: dict[s
     assert validation[state.best_step] == state.best_metric
     assert len(losses(args)) == 12 + 5
 
-    names = [".lock", "best", "checkpoints", "last", "log.jsonl", "run.json"]
+    names = [".lock", "best", "checkpoints", "last", "log.jsonl", "report.html", "run.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert "id" not in json.loads((folder / "run.json").read_text())  # only trackers need one
     assert checkpoints(folder) == ["step_00000010", "step_00000012"]

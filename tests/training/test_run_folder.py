@@ -136,7 +136,13 @@ def test_a_killed_runs_drafts_are_removed_and_other_files_are_not(tmp_path: Path
     for folder in (".best.old", ".last.partial", "checkpoints/.step_00000004.partial"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "file").touch()
-    for file in (".run.json.partial", ".log.jsonl.partial", "mine.old", ".mine.partial"):
+    for file in (
+        ".run.json.partial",
+        ".log.jsonl.partial",
+        ".report.html.partial",
+        "mine.old",
+        ".mine.partial",
+    ):
         (tmp_path / file).touch()
     assert claim(tmp_path, "latest") == whole
     kept = [".lock", ".mine.partial", "best/file", "checkpoints/step_00000003/trainer_state.json", "mine.old"]
