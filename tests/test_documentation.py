@@ -25,6 +25,7 @@ from ituning_hf.captioner import decoders_ituning, encoders_ituning
 from ituning_hf.cli.app import parse_arguments as parse_app
 from ituning_hf.cli.evaluate import parse_arguments as parse_evaluate
 from ituning_hf.cli.features import parse_arguments as parse_features
+from ituning_hf.cli.serve import parse_arguments as parse_serve
 from ituning_hf.cli.train import parse_arguments as parse_train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,6 +173,8 @@ def run_command(words: list[str], page: str) -> None:
         words += ["--dataloader_num_workers", "0"]
     if words[:2] == ["ituning", "app"]:  # runs until Ctrl-C
         parse_app(words[2:])
+    elif words[:2] == ["ituning", "serve"]:  # runs until a signal
+        parse_serve(words[2:])
     elif words[0] == "ituning" and page != PARSED_ONLY:
         assert cli.main(words[1:]) == 0, line
     elif words[:2] == ["ituning", "train"] or "examples/train.py" in words:
@@ -184,5 +187,5 @@ def run_command(words: list[str], page: str) -> None:
     elif words[0] == "python" and words[1] != "-m":
         assert (ROOT / words[1]).is_file(), line
     else:
-        known = ("pip", "python", "python3", ".", "ruff", "mypy", "torchrun", "srun")
+        known = ("pip", "python", "python3", ".", "ruff", "mypy", "torchrun", "srun", "curl")
         assert words[0] in known, f"{page} has an unknown command: {line}"

@@ -44,9 +44,14 @@ class ServeArguments(ServerArguments, ServedCaptionersArguments, Settings):
         self.api_key = self.api_key or os.environ.get("ITUNING_API_KEY") or None
 
 
+def parse_arguments(argv: Sequence[str]) -> ServeArguments:
+    """Read and check the settings."""
+    return read_settings(ServeArguments, argv, "ituning serve", _DESCRIPTION, _EXAMPLES)
+
+
 def run(argv: Sequence[str]) -> int:
     """Serve until a signal, and return the exit code."""
-    args = read_settings(ServeArguments, argv, "ituning serve", _DESCRIPTION, _EXAMPLES)
+    args = parse_arguments(argv)
     try:
         import uvicorn
 
@@ -66,6 +71,7 @@ def run(argv: Sequence[str]) -> int:
         captioners = args.load_captioners()
         app = create_app(captioners, args)
         config = uvicorn.Config(app, log_level="warning", server_header=False)
+        listener.listen()  # so that a client can connect when it reads the address
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"Serving {', '.join(captioners)} at {address} (API: {address}/docs)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])

@@ -51,13 +51,16 @@ class ServerArguments:
 
     title: ClassVar[str] = "server"
 
-    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine", NAME)
+    host: str = option(
+        "127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine", NAME, metavar="ADDRESS"
+    )
     port: int = option(8000, "port to listen on; 0 for any free one", PORT)
     api_key: str | None = option(
         None,
         "key that requests must send; rather set ITUNING_API_KEY, because others can see a command's options",
         NAME,
         "ITUNING_API_KEY in the environment",
+        metavar="KEY",
     )
     num_beams: int | None = option(
         None, "beams of requests that do not set them", AT_LEAST_ONE, "the captioner's own, or 5"

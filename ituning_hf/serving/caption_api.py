@@ -33,6 +33,8 @@ class CaptionsOfImage(BaseModel):
 def _request_body() -> dict[str, Any]:
     """Describe the body for OpenAPI: FastAPI cannot derive a form or an image."""
     fields = CaptionFields.model_json_schema()["properties"]
+    for field in fields.values():
+        field["example"] = field["default"] or ""  # the page /docs would send "string" and 0
     binary = {"type": "string", "format": "binary"}
     form = {"type": "object", "properties": {"file": binary} | fields, "required": ["file"]}
     return {
@@ -43,14 +45,14 @@ def _request_body() -> dict[str, Any]:
 
 def make_router(service: CaptionService) -> APIRouter:
     """Return the routes of `/caption`."""
-    router = APIRouter()
+    router = APIRouter(tags=["Image files"])
 
     @router.post("/caption", openapi_extra={"requestBody": _request_body()}, summary="Caption an image file")
     async def caption(request: Request) -> CaptionsOfImage:
         """Caption the form's `file`, with settings in the form; or the body, with settings in the query."""
         values, image = await _read(request)
         try:
-            fields = CaptionFields.model_validate(values)
+            fields = CaptionFields.model_validate({name: x for name, x in values.items() if x != ""})
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from error
         answer = await service.caption(CaptionRequest(image, **fields.model_dump()))

@@ -63,7 +63,7 @@ class ChatRequest(Request):
 
 def make_router(service: CaptionService) -> APIRouter:
     """Return the routes of Ollama's interface."""
-    router = APIRouter(prefix="/api")
+    router = APIRouter(prefix="/api", tags=["Ollama's interface"])
     started = _now()
     digests = {name: captioner_digest(captioner.model) for name, captioner in service.captioners.items()}
 

@@ -96,7 +96,7 @@ class ChatRequest(BaseModel):
 
 def make_router(service: CaptionService) -> APIRouter:
     """Return the routes of OpenAI's interface."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", tags=["OpenAI's interface"])
     started = int(time.time())
 
     @router.post("/chat/completions", summary="Caption an image, as a chat with a model")

@@ -60,20 +60,25 @@ def create_app(captioners: Mapping[str, Captioner], settings: ServerArguments) -
 
 
 def _add_operations(app: FastAPI, service: CaptionService) -> None:
-    @app.get("/healthz", summary="Whether the server runs")
+    @app.get("/healthz", summary="Whether the server runs", tags=["Server"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/metrics", summary="Metrics in the format of Prometheus")
+    @app.get("/metrics", summary="Metrics in the format of Prometheus", tags=["Server"])
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _answer_error(request: Request, error: Any) -> Response:
     if isinstance(error, RequestValidationError):
-        # Without the input, which may be an image.
-        reasons = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
-        error = RequestError(422, "; ".join(reasons))
+        error = RequestError(422, "; ".join(map(_explain, error.errors())))
     elif isinstance(error, HTTPException):
         error = RequestError(error.status_code, str(error.detail), dict(error.headers or {}))
     return error_response(request.url.path, error)
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """Describe a wrong field without its value, which may be an image."""
+    if problem["loc"] == ("body",):
+        return "the body is not a JSON object: send one, with the header Content-Type: application/json"
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

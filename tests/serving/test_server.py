@@ -29,9 +29,10 @@ SEARCH = {"num_captions": 2, "num_beams": 3, "max_new_tokens": 6}
 def test_captions_equal_those_of_caption(server: Server, captioners: dict[str, Captioner], name: str):
     client, captioner = server(), captioners[name]
     for fields in ({}, SEARCH, SEARCH | {"prompt": "a dog"}):
+        empty = dict.fromkeys(("prompt", "num_beams"), "")  # as of a form that is not filled in
         expected = ituning_hf.caption(captioner.model, PNG, captioner.processor, **fields)
         expected = {"model": name, "captions": expected if isinstance(expected, list) else [expected]}
-        form = client.post("/caption", files={"file": PNG}, data=fields | {"model": name})
+        form = client.post("/caption", files={"file": PNG}, data=empty | fields | {"model": name})
         assert (form.status_code, form.json()) == (200, expected)
         query = fields | {"model": name}
         body = client.post("/caption", params=query, content=PNG, headers={"Content-Type": "image/png"})
@@ -79,6 +80,9 @@ def test_refused_requests(server: Server):
         assert answer.status_code == status, answer.text
         assert re.search(reason, answer.json()["detail"])
     assert client.get("/caption").status_code == 405
+    for content in (b"no JSON", b'{"model": "day"}'):  # without Content-Type
+        answer = client.post("/api/chat", content=content)
+        assert (answer.status_code, "not a JSON object" in answer.json()["error"]) == (422, True)
     assert client.get("/nowhere").json() == {"detail": "Not Found"}
 
 
