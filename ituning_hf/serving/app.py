@@ -19,8 +19,11 @@ _FRAME = (
     '<iframe srcdoc="{}" title="Attention maps" sandbox="allow-scripts" '
     'style="width: 100%; height: 46rem; border: 0"></iframe>'
 )
-# All of a long caption, and each caption of an image on a line of its own.
-_CSS = ".gallery-item .caption-label { white-space: pre-line; overflow-wrap: anywhere; max-width: 100%; }"
+# The gallery shows complete captions, each of an image's captions on its own line; one column on phones.
+_CSS = """
+.gallery-item .caption-label { white-space: pre-line; overflow-wrap: anywhere; max-width: 100%; }
+@media (max-width: 40rem) { .grid-wrap .grid-container { grid-template-columns: 1fr; } }
+"""
 _EMPTY: dict[str, Any] = {"choices": [], "value": None, "visible": False}
 
 
