@@ -21,6 +21,7 @@ from ..pages import image_url, render_page
 from ..utils.devices import default_dtype, usable_device
 from ..utils.errors import UserError
 from ..utils.files import draft_of, put_in_place, write_text
+from ..utils.terminal import printable
 from .captioning import caption, evaluation_mode, to_device
 from .loading import load_model, load_processor
 
@@ -135,7 +136,7 @@ class Explanation:
         for axis in axes:
             axis.axis("off")
         for i, (axis, word) in enumerate(zip(axes, self.words, strict=False)):
-            axis.set_title(word, parse_math=False)
+            axis.set_title(printable(word), parse_math=False)
             axis.imshow(shown)
             axis.imshow(self.overlay(i, shown.size))
         return figure

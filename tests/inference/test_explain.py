@@ -17,6 +17,7 @@ from ituning_hf.cli import main
 from ituning_hf.inference.captioning import caption
 from ituning_hf.inference.explain import seen_box, tokens_of_words
 from ituning_hf.utils.errors import UserError
+from ituning_hf.utils.terminal import printable
 
 TEXT = "A dog;) runs, slowly."
 WORDS = ["A", "dog", ";", ")", "runs", ",", "slowly", "."]
@@ -155,7 +156,7 @@ def test_a_map_without_attention_is_empty():
 
 @pytest.mark.parametrize("words", [1, 5])
 def test_a_picture_shows_the_image_once_for_each_word(words: int, tmp_path: Path):
-    text = " ".join(["$x^", "$", "b", "c", "d"][:words])  # not formulas
+    text = " ".join(["$x^", "$", "\x15", "c", "d"][:words])  # neither formulas nor glyphs
     found = explanation(np.eye(words).reshape(words, 1, words), (0, 0, 50, 40), (50, 40), text)
     found.save(tmp_path / "picture.png")
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
@@ -163,7 +164,9 @@ def test_a_picture_shows_the_image_once_for_each_word(words: int, tmp_path: Path
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     greens = (pixels[..., 1] > pixels[..., 0] + 40).sum()  # of the image, under the darkest colour of a map
     assert (greens > 0) == (words > 1)
-    assert [axis.get_title() for axis in found.figure().axes[:words]] == text.split()
+    assert [axis.get_title() for axis in found.figure().axes[:words]] == [
+        printable(word) for word in text.split()
+    ]
 
 
 def test_a_page_is_complete_and_escapes_the_caption(captioner, processor, tmp_path: Path):
