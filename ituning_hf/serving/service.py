@@ -98,13 +98,7 @@ class CaptionService:
         if self._is_closed:
             raise RequestError(503, "the server is shutting down: try again later", RETRY_AFTER)
         captioner = self.find(request.model)
-        search = self._search(captioner, request)
-        prompt = (request.prompt if self.settings.prompt is None else self.settings.prompt) or None
-        if len(prompt or "") > MAX_PROMPT_CHARACTERS:
-            raise RequestError(
-                422,
-                f"the prompt has {len(prompt or '')} characters, expected at most {MAX_PROMPT_CHARACTERS}",
-            )
+        search, prompt = self._search(captioner, request), self._prompt(request)
         image = request.image
         if isinstance(image, str) and is_url(image):
             if not self.settings.allow_url:
@@ -119,16 +113,27 @@ class CaptionService:
         self.metrics.captions.labels(captioner.name).inc(len(captions))
         return CaptionAnswer(captioner.name, captions, num_prompt_tokens)
 
+    def _prompt(self, request: CaptionRequest) -> str | None:
+        """Return the beginning of the captions, if any."""
+        prompt = request.prompt if self.settings.prompt is None else self.settings.prompt
+        if prompt is not None and len(prompt) > MAX_PROMPT_CHARACTERS:
+            problem = f"the prompt has {len(prompt)} characters, expected at most {MAX_PROMPT_CHARACTERS}"
+            raise RequestError(422, problem)
+        return prompt or None
+
     def _search(self, captioner: Captioner, request: CaptionRequest) -> Search:
         """Complete the settings of a search, and check them."""
         settings, model = self.settings, captioner.model
-        default_beams = settings.num_beams or search_options(model, 1, None, None, {})["num_beams"]
-        num_beams = min(default_beams, settings.max_beams) if request.num_beams is None else request.num_beams
+        num_beams = request.num_beams
+        if num_beams is None:
+            default = settings.num_beams or search_options(model, 1, None, None, {})["num_beams"]
+            num_beams = min(default, settings.max_beams)
         longest = min(settings.max_new_tokens, model.config.text_config.max_position_embeddings)
-        own = model.generation_config.max_new_tokens or longest
         max_new_tokens = request.max_new_tokens
-        if max_new_tokens is None or (request.clamp and max_new_tokens > longest):
-            max_new_tokens = min(own if max_new_tokens is None else longest, longest)
+        if max_new_tokens is None:
+            max_new_tokens = min(model.generation_config.max_new_tokens or longest, longest)
+        elif request.clamp:
+            max_new_tokens = min(max_new_tokens, longest)
         _check("num_beams", num_beams, settings.max_beams)
         _check("num_captions", request.num_captions, num_beams, ", the number of beams")
         _check("max_new_tokens", max_new_tokens, longest)

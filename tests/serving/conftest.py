@@ -12,8 +12,6 @@ from ituning_hf.serving.arguments import ServerArguments
 from ituning_hf.serving.captioners import Captioner, load_captioners
 from ituning_hf.serving.server import create_app
 
-Server = Callable[..., TestClient]
-
 
 @pytest.fixture(scope="session")
 def captioners(
@@ -29,7 +27,7 @@ def captioners(
 
 
 @pytest.fixture
-def server(captioners: dict[str, Captioner]) -> Iterator[Server]:
+def server(captioners: dict[str, Captioner]) -> Iterator[Callable[..., TestClient]]:
     """A function that starts a server with some settings, and returns its client."""
     clients: list[TestClient] = []
 

@@ -1,7 +1,6 @@
 """The Python clients of OpenAI and Ollama, and a running server."""
 
 import base64
-import io
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ import openai
 import pytest
 import uvicorn
 from PIL import Image
+from small_requests import BOMB, encode
 
 import ituning_hf
 from ituning_hf.serving.arguments import ServerArguments
@@ -26,10 +26,9 @@ SEARCH = {"num_beams": 2, "max_new_tokens": 6}
 @pytest.fixture(scope="module")
 def photograph() -> bytes:
     """A JPEG photograph, as cameras write them: rotated."""
-    file, exif = io.BytesIO(), Image.Exif()
+    exif = Image.Exif()
     exif[0x0112] = 6
-    Image.radial_gradient("L").convert("RGB").resize((320, 240)).save(file, "JPEG", exif=exif)
-    return file.getvalue()
+    return encode(Image.radial_gradient("L").convert("RGB").resize((320, 240)), "JPEG", exif=exif)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +187,7 @@ def test_ollama_errors(ollama_client: ollama.Client, address: str, photograph: b
     for status, reason, arguments in (
         (404, "no model 'noon'; the models are day, night", {"model": "noon:latest", "images": [photograph]}),
         (422, "0 images, expected one", {"model": "day", "prompt": "hello"}),
+        (413, "more than 50000000 pixels", {"model": "day", "images": [BOMB]}),
         (422, "not an image of a supported format", {"model": "day", "images": [b"a text"]}),
     ):
         with pytest.raises(ollama.ResponseError, match=reason) as raised:

@@ -2,11 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import Server
+from fastapi.testclient import TestClient
 
 from ituning_hf.serving import fetch
 from ituning_hf.serving.errors import RequestError
@@ -83,7 +83,7 @@ def test_a_wrong_url_is_refused(url: str):
         asyncio.run(fetch_image(url, 5))
 
 
-def test_requests_with_a_url(server: Server, host: str):
+def test_requests_with_a_url(server: Callable[..., TestClient], host: str):
     url = {"type": "image_url", "image_url": {"url": f"HTTP://{host}/image"}}
     request = {"model": "day", "messages": [{"role": "user", "content": [url]}]}
     refused = server().post("/v1/chat/completions", json=request)

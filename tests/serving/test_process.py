@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -75,3 +76,12 @@ def test_a_server_that_others_can_reach_without_a_key_is_pointed_out(capsys: pyt
     assert "anyone who can reach 0.0.0.0 can use this server" in capsys.readouterr().err
     assert main(["serve", "nowhere", *flags, "--api_key", "secret"]) == 2
     assert "anyone" not in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", "nowhere"]) == 2
+    assert (
+        "needs uvicorn, which is not installed: run pip install 'ituning_hf[serve]'"
+        in capsys.readouterr().err
+    )

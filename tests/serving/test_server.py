@@ -1,27 +1,18 @@
 """The server's own interface, its key and its errors."""
 
-import io
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Server
-from PIL import Image
+from fastapi.testclient import TestClient
+from small_requests import BOMB, PNG
 
 import ituning_hf
 from ituning_hf.serving.captioners import Captioner
 
-
-def encode(picture: Image.Image, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind)
-    return file.getvalue()
-
-
-PICTURE = Image.linear_gradient("L").rotate(30)
-PNG = encode(PICTURE)
-BOMB = encode(Image.new("1", (10_000, 10_000)))
+Server = Callable[..., TestClient]
 SEARCH = {"num_captions": 2, "num_beams": 3, "max_new_tokens": 6}
 
 
