@@ -43,7 +43,7 @@ def write_page(path: Path, evaluation: Evaluation, args: EvaluateArguments) -> N
     html = render_page(
         "evaluation.html.jinja",
         evaluation=evaluation,
-        entire=ENTIRE,
+        parts=_parts(evaluation),
         command=args.command(),
         titles=titles,
         groups=_picture_groups(evaluation, scores),
@@ -59,6 +59,13 @@ def thumbnail_url(image: CaptionedImage, side: int) -> str | None:
         return image_url(image.load(), side)
     except UnreadableImageError:
         return None
+
+
+def _parts(evaluation: Evaluation) -> dict[str, CaptionScores]:
+    """Return the scores by the titles of their columns: all images, then each domain."""
+    domains = {name: part for name, part in evaluation.parts.items() if name != ENTIRE}
+    title = "all" if domains else "score"
+    return {} if evaluation.scores is None else {title: evaluation.scores} | domains
 
 
 def _picture_groups(evaluation: Evaluation, scores: CaptionScores | None) -> dict[str, list[dict[str, Any]]]:

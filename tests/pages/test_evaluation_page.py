@@ -74,6 +74,7 @@ def test_content(photograph: Path, tmp_path: Path):
     pages.write_page(tmp_path / "report.html", make_evaluation(images, ["a caption", "", HOSTILE]), ARGS)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<title>photos, test</title>" in html
+    assert "<th>score</th>" in html
     assert "ituning evaluate --dataset photos --predictions captions.json" in html
     assert re.findall(r"<h2.*?>(.*)</h2>", html) == [
         *("Scores", "Scores of single images", "Highest CIDEr", "Lowest CIDEr", "Random images", "All images")
@@ -96,10 +97,13 @@ def test_without_references_the_captions_are_shown(photograph: Path, tmp_path: P
     assert html.count('<div class="caption">a caption</div>') == 1
 
 
-def test_a_large_table_has_no_pictures(many: Path):
+def test_a_large_table_has_no_pictures_and_domains_have_columns(many: Path):
     size = many.stat().st_size
     assert 1_000_000 < size < 4_000_000
-    assert many.read_text().count("data:image/jpeg") == 3 * pages.NUM_PICTURES
+    html = many.read_text()
+    assert html.count("data:image/jpeg") == 3 * pages.NUM_PICTURES
+    assert "<th></th><th>all</th><th>indoors</th><th>outdoors</th>" in html
+    assert "<th>images</th><td>10,000</td><td>5,000</td><td>5,000</td>" in html
 
 
 # --- In a browser
