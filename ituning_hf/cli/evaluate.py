@@ -20,7 +20,7 @@ examples:
   ituning evaluate --model outputs/mine/best --dataset photos/ --split val
   ituning evaluate --config coco.yaml --model outputs/coco/best --dry_run
   ituning evaluate --predictions results.json --dataset coco/dataset_coco.json
-  ituning evaluate --model outputs/mine/best --dataset photos/ --report report.html
+  ituning evaluate --model MODEL --dataset photos/ --report report.html
   accelerate launch -m ituning_hf.cli evaluate --config coco.yaml  # on GPUs
 
 It writes results.json (the COCO result format), metrics.json (every score and
