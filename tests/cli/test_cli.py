@@ -220,7 +220,7 @@ def test_a_mistake_is_one_line(caption, capsys, monkeypatch, arguments, message)
         (["train", "--size", "large", "--text_model", "m"], "--size and --text_model both select a language"),
         (["features", "info"], "FOLDER is missing. ituning features info --help"),
         (["features", "biuld"], "'biuld' is not a command (did you mean build?). ituning features --help"),
-        (["serve"], "'serve' is not a command. ituning --help lists the commands"),
+        (["draw"], "'draw' is not a command. ituning --help lists the commands"),
         ([], "a command is missing. ituning --help lists the commands"),
     ],
 )
