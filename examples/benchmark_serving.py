@@ -18,7 +18,6 @@ import argparse
 import http.client
 import json
 import multiprocessing
-import os
 import re
 import statistics
 import subprocess
@@ -81,9 +80,8 @@ class Server:
         """Return the number of captioned images, the number of batches and the CPU seconds so far."""
         with urlopen(f"http://{self.address}/metrics") as response:
             values = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines())
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        images, batches = (float(values[f"ituning_batch_images_{part}"]) for part in ("sum", "count"))
+        names = ("ituning_batch_images_sum", "ituning_batch_images_count", "process_cpu_seconds_total")
+        images, batches, seconds = (float(values[name]) for name in names)
         return images, batches, seconds
 
 
