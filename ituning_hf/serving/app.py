@@ -24,7 +24,7 @@ _CSS = """
 .gallery-item .caption-label { white-space: pre-line; overflow-wrap: anywhere; max-width: 100%; }
 @media (max-width: 40rem) { .grid-wrap .grid-container { grid-template-columns: 1fr; } }
 """
-_EMPTY: dict[str, Any] = {"choices": [], "value": None, "visible": False}
+_CLEAR = '() => [{__type__: "update", choices: [], value: null, visible: false}, ""]'
 
 
 def launch_app(
@@ -84,7 +84,7 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
                 image.preprocess = _path_of  # type: ignore[method-assign]
                 button = gr.Button("Caption", variant="primary")
             with gr.Column():
-                choices = gr.Radio(label="Captions", **_EMPTY)
+                choices = gr.Radio([], label="Captions", visible=False)
                 words = gr.HTML(label="Words")
         with gr.Tab("Many images"), gr.Row():
             with gr.Column():
@@ -124,14 +124,16 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
         many_button.click(
             caption_files, [captioner, files, *options], [gallery, *tables], api_name="caption_files", **queue
         )
-        at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        captioner.change(requests.defaults, captioner, [beams, length], **at_once)
-        gr.on(
-            [captioner.change, image.change],
-            lambda: (gr.Radio(**_EMPTY), None),
-            outputs=[choices, words],
-            **at_once,
+        captioner.change(
+            requests.defaults,
+            captioner,
+            [beams, length],
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
         )
+        # In the browser: an answer of the server could arrive after the next captions.
+        gr.on([captioner.change, image.change], None, outputs=[choices, words], js=_CLEAR)
     return app.queue(max_size=MAX_WAITING)
 
 
