@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from gradio.data_classes import ImageData
+from gradio.data_classes import FileData
 
 from .app_requests import MAX_BEAMS, MAX_TOKENS, AppRequests
 from .captioners import Captioner
@@ -81,7 +81,9 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
             with gr.Column():
                 image = gr.Image(label="Image", sources=["upload", "clipboard", "webcam"], height=360)
                 # Functions receive its path: the package reads the file, and explains errors.
-                image.preprocess = _path_of  # type: ignore[method-assign]
+                image.preprocess = _path_of  # type: ignore[method-assign,assignment]
+                # Refuses the paths of other files, which gr.Image's own model accepts without `meta`.
+                image.data_model = FileData  # type: ignore[assignment]
                 button = gr.Button("Caption", variant="primary")
             with gr.Column():
                 choices = gr.Radio([], label="Captions", visible=False)
@@ -137,5 +139,5 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
     return app.queue(max_size=MAX_WAITING)
 
 
-def _path_of(payload: ImageData | None) -> str | None:
+def _path_of(payload: FileData | None) -> str | None:
     return None if payload is None else payload.path

@@ -33,6 +33,7 @@ warnings.simplefilter("ignore")  # gradio's own
 
 import gradio
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 
 running = []
 gradio.Blocks.block_thread = lambda app: running.append(app)  # the script ends, and the app runs
@@ -40,7 +41,13 @@ sys.path.insert(0, str(Path.cwd()))  # as for `python app.py`
 runpy.run_path("app.py")
 [app] = running
 client = Client(app.local_url, verbose=False)
-answer = client.predict("org/captioner", handle_file(sys.argv[1]), 4, 2, "a dog", 6, api_name="/caption")
+image, *options = handle_file(sys.argv[1]), 4, 2, "a dog", 6
+answer = client.predict("org/captioner", image, *options, api_name="/caption")
+try:  # gradio checks where a file is only if the request has `meta`
+    client.predict("org/captioner", {"path": sys.argv[1]}, *options, api_name="/caption")
+    reads_other_files = True
+except AppError:
+    reads_other_files = False
 app.close()
 
 import ituning_hf
@@ -49,6 +56,7 @@ found = {
     "package": ituning_hf.__file__,
     "title": client.config["title"],
     "captions": [caption for caption, _ in answer["choices"]],
+    "reads_other_files": reads_other_files,
 }
 """
 
@@ -101,6 +109,7 @@ def test_the_space_captions_with_its_own_copy_of_the_package(hub, captioners, tm
         "package": str(folder / "ituning_hf" / "__init__.py"),
         "title": "Captions by org/captioner",
         "captions": caption(captioners["a"], captioners["picture"], **search),
+        "reads_other_files": False,
     }
 
 
