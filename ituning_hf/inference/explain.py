@@ -32,6 +32,7 @@ IMAGE_SIDE = 640  # pixels of the longer side of the shown image
 MAP_SIDE = 256  # of the maps on a page, which the browser enlarges
 FRAME_HEIGHT = 760  # pixels
 PICTURE_COLUMNS = 4
+MAX_PICTURE_RATIO = 3  # of height to width: figures of narrower images would be gigapixels
 # A word, or punctuation, which the attention of the word must not include.
 _WORD = re.compile(r"[^\s.,;:!?]+|[.,;:!?]+")
 
@@ -130,7 +131,7 @@ class Explanation:
         shown = self.image.resize(_fit(self.image.size, IMAGE_SIDE), Image.Resampling.LANCZOS)
         columns = min(PICTURE_COLUMNS, len(self.words))
         rows = -(-len(self.words) // columns)
-        height = 3 * shown.height / shown.width + 0.4  # inches, with the title
+        height = 3 * min(shown.height / shown.width, MAX_PICTURE_RATIO) + 0.4  # inches, with the title
         figure = Figure(figsize=(3 * columns, rows * height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:

@@ -154,6 +154,10 @@ def test_a_map_without_attention_is_empty():
     assert explanation([[[0, 0]]], (0, 0, 6, 4), (6, 4), "a").heatmap(0).getextrema() == (0, 0)
 
 
+def test_a_picture_of_a_narrow_image_has_a_limited_height():
+    assert explanation([[[1.0]]], (0, 0, 2, 5000), (2, 5000), "a").figure().get_size_inches()[1] < 10
+
+
 @pytest.mark.parametrize("words", [1, 5])
 def test_a_picture_shows_the_image_once_for_each_word(words: int, tmp_path: Path):
     text = " ".join(["$x^", "$", "\x15", "c", "d"][:words])  # neither formulas nor glyphs

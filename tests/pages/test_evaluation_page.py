@@ -171,7 +171,7 @@ def test_a_click_on_a_bar_lists_its_images(page: Any, many: Path):
 
 @pytest.mark.browser
 def test_hostile_texts_are_shown_as_they_are(page: Any, photograph: Path, tmp_path: Path):
-    images = [CaptionedImage(f"{i}{HOSTILE}", (HOSTILE,), photograph, domain=HOSTILE) for i in range(3)]
+    images = [CaptionedImage(f"{i}{HOSTILE}", (HOSTILE,), photograph, domain=HOSTILE * 3) for i in range(3)]
     pages.write_page(tmp_path / "report.html", make_evaluation(images, [HOSTILE] * 3), ARGS)
     open_file(page, tmp_path / "report.html")
     assert page.title() == "photos, test"
@@ -179,7 +179,9 @@ def test_hostile_texts_are_shown_as_they_are(page: Any, photograph: Path, tmp_pa
     for shown in (".images tbody .caption", ".images tbody .references li", "figure .caption"):
         assert set(page.locator(shown).all_text_contents()) == {HOSTILE}
     assert page.locator(".images tbody img").count() == 3
-    assert page.locator("[name=domain] option").all_text_contents() == ["all", HOSTILE]
+    assert page.locator("[name=domain] option").all_text_contents() == ["all", HOSTILE * 3]
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
 
 
 @pytest.mark.browser
