@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -59,5 +60,6 @@ def run(argv: Sequence[str]) -> int:
         port = found.getsockname()[1]
     app = launch_app(args.load_captioners(), host=args.host, port=port)
     print(f"The app runs at {app.local_url}. Ctrl-C stops it.", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, it removes the uploaded files
     app.block_thread()
     return 0

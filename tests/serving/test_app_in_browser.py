@@ -44,14 +44,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def url(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the running app."""
     models = [f"{name}={folder}" for name, folder in folders.items()]
-    output = tmp_path_factory.mktemp("app") / "output"
-    command = Command(["app", *models, "--port", "0", "--device", "cpu"], output)
+    folder = tmp_path_factory.mktemp("app")
+    environment = {"GRADIO_TEMP_DIR": str(folder / "uploads")}
+    flags = ["--port", "0", "--device", "cpu"]
+    command = Command(["app", *models, *flags], folder / "output", environment)
     while "The app runs at" not in command.printed:
         assert command.process.is_alive(), command.printed
         time.sleep(0.1)
     yield re.search(r"http://\S+/", command.printed)[0]
+    assert [*folder.rglob("*.png")]
     command.process.terminate()
-    command.end()
+    assert command.end() == 0
+    assert not [*folder.rglob("*.png")]  # it removed the uploaded files
 
 
 @pytest.fixture
