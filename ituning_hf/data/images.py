@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..captioner.images_ituning import to_rgb, upright
 from ..utils.terminal import printable
+from .slow_images import reject_slow_image
 
 # The formats of photographs. Pillow reads many more, but it starts Ghostscript for EPS, and the other
 # decoders are less tested. HEIF requires the package pillow-heif.
@@ -75,11 +76,13 @@ def load_image(source: _Source, name: str | None = None, max_pixels: int | None 
         # Opened as a stream, not by name: with a name, Pillow 13 memory-maps uncompressed data and corrupts
         # rotated TIFFs.
         opened = io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
-        with opened as file, Image.open(file, formats=_registered_formats()) as image:
-            # Between one and two times its own limit, Pillow only warns.
-            if image.width * image.height > (max_pixels or Image.MAX_IMAGE_PIXELS or math.inf):
-                raise Image.DecompressionBombError
-            return to_rgb(upright(image))
+        with opened as file:
+            reject_slow_image(file)
+            with Image.open(file, formats=_registered_formats()) as image:
+                # Between one and two times its own limit, Pillow only warns.
+                if image.width * image.height > (max_pixels or Image.MAX_IMAGE_PIXELS or math.inf):
+                    raise Image.DecompressionBombError
+                return to_rgb(upright(image))
     # Decoders raise OSError, SyntaxError, struct.error and others on malformed input.
     except Exception as error:
         problem = f"cannot read {name or _name(source)}: {_explain(error, source, max_pixels)}"

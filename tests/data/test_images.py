@@ -175,8 +175,15 @@ def jpeg_bytes() -> bytes:
         (b"", r"the file is empty \(0 bytes\); copy it again, or remove it"),
         (b"<html>404</html>", r"it is not an image of a supported format .*; convert it to PNG, or .*"),
         (jpeg_bytes()[:2000], r"it cannot be decoded \(image file is truncated .*\); copy it again.*"),
+        (jpeg_bytes()[:-2] + b"\xff\xda\0\2" * 500, r"it cannot be decoded \(it has more than 500 segm.*"),
+        (b"\xff\xd8\xff\xd9" + b"\xff\xe1\0\2" * 501, r"it cannot be decoded \(it has more than 500 segm.*"),
+        (
+            b"GIF89a" + bytes(7) + b"!\xfe" + b"\1a" * 2**18,
+            r".* more than 262144 bytes before its first frame.*",
+        ),
+        (b"P2 1 1 255 0", r"it cannot be decoded \(it is a PPM in text form\).*"),
     ],
-    ids=["empty", "not an image", "truncated"],
+    ids=["empty", "not an image", "truncated", "scans", "segments after the end", "comment", "text"],
 )
 def test_bad_files_and_bytes_are_explained(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "bad.jpg"
