@@ -81,7 +81,7 @@ class Batcher:
         self._waiting: list[Job] = []
         self._is_closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="caption-batches")
+        self._thread = threading.Thread(target=self._run, name="caption-batches", daemon=True)
         self._thread.start()
 
     @property
@@ -98,7 +98,7 @@ class Batcher:
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the batcher was closed")
-            self._waiting.append(job)
+            self._waiting = [other for other in self._waiting if not other.captions.cancelled()] + [job]
             self._changed.notify()
         return job.captions
 

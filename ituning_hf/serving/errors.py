@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 # The values of "type" in OpenAI's errors; others are "invalid_request_error".
 _OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
+_MAX_CHARACTERS = 1000  # of a message, which may quote the request
 
 
 class RequestError(Exception):
@@ -22,7 +23,7 @@ class RequestError(Exception):
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.message, self.headers = status, message, headers
+        self.status, self.message, self.headers = status, message[:_MAX_CHARACTERS], headers
 
 
 def error_response(path: str, error: RequestError) -> JSONResponse:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import httpx2
 
@@ -20,6 +20,7 @@ SECONDS = 10.0  # for all redirects and the body together
 MAX_REDIRECTS = 3
 _PORTS = {"http": 80, "https": 443}
 _URL = re.compile("https?://", re.IGNORECASE)
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 
 def is_url(image: str) -> bool:
@@ -41,7 +42,8 @@ async def fetch_image(url: str, max_bytes: int) -> bytes:
                 if isinstance(found, bytes):
                     return found
                 target = found
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:  # OSError: also of the timeout
+    # OSError: also of the timeout. UnicodeError: a host name that cannot be encoded.
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
         reason = str(error) or type(error).__name__
         raise RequestError(422, f"the image's URL cannot be fetched: {reason}") from error
     raise RequestError(422, f"the image's URL leads to more than {MAX_REDIRECTS} redirects")
@@ -79,4 +81,7 @@ async def _resolve(host: str, port: int) -> IPv4Address | IPv6Address:
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Return whether an address belongs to the public internet."""
+    # Other IPv6 addresses, and those of 6to4, can contain a private IPv4 address.
+    if isinstance(address, IPv6Address) and (address not in _GLOBAL_UNICAST or address.sixtofour):
+        return False
     return address.is_global and not address.is_multicast

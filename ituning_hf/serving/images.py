@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from typing import Any
 
@@ -48,6 +47,6 @@ def decode_base64(text: str) -> bytes:
     beginning = _DATA_URL.match(text)
     try:
         return base64.b64decode(text[beginning.end() if beginning else 0 :], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also of characters outside ASCII
         expected = "expected base64, or a data URL such as data:image/jpeg;base64,..."
         raise RequestError(422, f"the image begins with {text[:20]!r}, {expected} ({error})") from error

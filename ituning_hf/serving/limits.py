@@ -107,6 +107,7 @@ class RequestLimits:
 async def _handle(app: Application, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
     """Call the application with a body that has been read; cancel it if the client disconnects."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
+    del body  # the application keeps it, as a copy
     disconnected = asyncio.Event()
 
     async def receive_again() -> Message:

@@ -16,6 +16,7 @@ from .._version import __version__
 from ..inference.loading import captioner_digest
 from .captioners import Captioner
 from .errors import RequestError
+from .json_route import BoundedJsonRoute
 from .service import CaptionAnswer, CaptionRequest, CaptionService
 
 _LATEST = ":latest"  # the tag that Ollama's clients add to a name without one
@@ -63,7 +64,7 @@ class ChatRequest(Request):
 
 def make_router(service: CaptionService) -> APIRouter:
     """Return the routes of Ollama's interface."""
-    router = APIRouter(prefix="/api", tags=["Ollama's interface"])
+    router = APIRouter(prefix="/api", tags=["Ollama's interface"], route_class=BoundedJsonRoute)
     started = _now()
     digests = {name: captioner_digest(captioner.model) for name, captioner in service.captioners.items()}
 

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from .errors import RequestError
+from .json_route import BoundedJsonRoute
 from .service import CaptionAnswer, CaptionRequest, CaptionService
 
 
@@ -96,7 +97,7 @@ class ChatRequest(BaseModel):
 
 def make_router(service: CaptionService) -> APIRouter:
     """Return the routes of OpenAI's interface."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI's interface"])
+    router = APIRouter(prefix="/v1", tags=["OpenAI's interface"], route_class=BoundedJsonRoute)
     started = int(time.time())
 
     @router.post("/chat/completions", summary="Caption an image, as a chat with a model")

@@ -67,6 +67,8 @@ class CaptionService:
         observe = self.metrics.batch_images.observe
         self._batcher = Batcher(settings.max_batch, settings.max_wait_ms / 1000, observe)
         self._loaders = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="load-image")
+        # The images of cancelled requests would stay in the queue of the threads.
+        self._free_loaders = asyncio.Semaphore(LOADER_THREADS)
         self._is_closed = False
 
     def close(self) -> None:
@@ -105,9 +107,12 @@ class CaptionService:
                 raise RequestError(422, "this server fetches no URLs: send the image in base64")
             image = await fetch_image(image, self.settings.max_body_bytes)
         loop = asyncio.get_running_loop()
-        pixel_values, num_prompt_tokens = await loop.run_in_executor(
-            self._loaders, self._prepare, captioner, image, prompt, search
-        )
+        async with self._free_loaders:
+            preparing = loop.run_in_executor(self._loaders, self._prepare, captioner, image, prompt, search)
+            try:
+                pixel_values, num_prompt_tokens = await asyncio.shield(preparing)
+            finally:  # a thread cannot be cancelled
+                await asyncio.wait([preparing])
         future = self._batcher.submit(Job(captioner, pixel_values, prompt, search))
         captions = await asyncio.wrap_future(future)
         self.metrics.captions.labels(captioner.name).inc(len(captions))

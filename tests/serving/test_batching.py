@@ -108,9 +108,12 @@ def test_cancelled_jobs_are_skipped(day: Captioner):
         batcher.submit(one)
     assert jobs[1].captions.cancel()
     assert not first.captions.cancel()  # it runs
+    jobs.append(job(day, 3))
+    batcher.submit(jobs[3])
+    assert batcher.num_waiting == 3
     batcher.resume()
-    assert batcher.sizes == [1, 2]
-    assert [texts(jobs[0]), texts(jobs[2])] == caption(day, [1, 3], GREEDY)
+    assert batcher.sizes == [1, 3]
+    assert [texts(jobs[i]) for i in (0, 2, 3)] == caption(day, [1, 3, 3], GREEDY)
 
 
 @pytest.fixture

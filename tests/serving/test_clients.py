@@ -113,20 +113,27 @@ def test_openai_stream(openai_client: openai.OpenAI, photograph: bytes, captions
 def test_openai_errors(openai_client: openai.OpenAI, address: str, photograph: bytes):
     create = openai_client.chat.completions.create
     one, (system, user) = chat(photograph), chat(photograph)
-    by_url = [
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a.b/dog.jpg"}}]}
-    ]
+
+    def by_url(url: str) -> list[Any]:
+        return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+
     refused: list[tuple[Any, dict[str, Any], type[openai.APIStatusError], str]] = [
         (create, {"model": "noon", "messages": one}, openai.NotFoundError, "the models are day, night"),
         (create, {"model": "day", "messages": [system]}, openai.UnprocessableEntityError, "0 images"),
         (create, {"model": "day", "messages": [user, user]}, openai.UnprocessableEntityError, "2 images"),
-        (create, {"model": "day", "messages": by_url}, openai.UnprocessableEntityError, "fetches no"),
+        (
+            create,
+            {"model": "day", "messages": by_url("http://a.b/dog.jpg")},
+            openai.UnprocessableEntityError,
+            "fetches no",
+        ),
         (
             create,
             {"model": "day", "messages": chat(b"a text")},
             openai.UnprocessableEntityError,
             "not an image",
         ),
+        (create, {"model": "day", "messages": by_url("a\u00e9")}, openai.UnprocessableEntityError, "ASCII"),
         (
             create,
             {"model": "day", "messages": one, "n": 3},

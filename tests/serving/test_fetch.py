@@ -69,6 +69,7 @@ def test_answers_that_are_no_image(host: str, path: str, status: int, reason: st
 
 NOT_PUBLIC = ["localhost", "127.0.0.1:1", "2130706433", "0x7f.1", "10.0.0.1", "169.254.169.254", "0.0.0.0"]
 NOT_PUBLIC += ["[::1]", "[::ffff:127.0.0.1]", "[::]", "[fe80::1]", "[fd00::1]", "224.0.0.1", "100.64.0.1"]
+NOT_PUBLIC += ["[::ffff:100.64.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[2001::1]"]
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
@@ -77,7 +78,9 @@ def test_addresses_that_are_not_public_are_refused(address: str):
         asyncio.run(fetch_image(f"http://{address}/", 5))
 
 
-@pytest.mark.parametrize("url", ["http://", "http://a b/", "http://no.such.host.invalid/", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["http://", "http://a b/", "http://no.such.host.invalid/", "http://[::1", "http://a..b/"]
+)
 def test_a_wrong_url_is_refused(url: str):
     with pytest.raises(RequestError, match=r"cannot be fetched|not a public"):
         asyncio.run(fetch_image(url, 5))

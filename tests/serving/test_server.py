@@ -71,6 +71,11 @@ def test_refused_requests(server: Server):
         assert answer.status_code == status, answer.text
         assert re.search(reason, answer.json()["detail"])
     assert client.get("/caption").status_code == 405
+    long = client.post("/caption", files={"file": PNG}, data={"model": "a" * 10**6})
+    assert (long.status_code, len(long.json()["detail"])) == (404, 1000)
+    for path in ("/api/chat", "/v1/chat/completions"):
+        many = client.post(path, json={"model": "day", "messages": [0] * 10_002})
+        assert (many.status_code, "more than 10000 commas" in many.text) == (413, True)
     for content in (b"no JSON", b'{"model": "day"}'):  # without Content-Type
         answer = client.post("/api/chat", content=content)
         assert (answer.status_code, "not a JSON object" in answer.json()["error"]) == (422, True)
