@@ -34,7 +34,7 @@ class ExplainArguments(CaptionerArguments, Settings):
     title: ClassVar[str] = Settings.title
 
     model: str | None = option(REQUIRED, "the captioner's folder or Hub id (required)", MODEL)
-    image: str = option(REQUIRED, "an image file", FILE, metavar="IMAGE", positional=True)
+    image: str = option(REQUIRED, "one image file", FILE, metavar="IMAGE", positional=True)
     output: str | None = option(
         None,
         "write a page (.html) or a picture (.png, .pdf, .svg); an existing file is replaced",
@@ -59,13 +59,18 @@ def run(argv: Sequence[str]) -> int:
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output is {str(output)!r}, and there is no folder {output.parent}")
     quiet_transformers()
+    from ..data.images import UnreadableImageError, load_image
     from ..inference.explain import check_format, explain
 
+    try:
+        image = load_image(args.image)
+    except UnreadableImageError as error:
+        raise UserError(str(error)) from error
     check_format(output)
     model, processor = args.load_captioner(args.device)
     explanation = explain(
         model,
-        args.image,
+        image,
         processor,
         text=args.text,
         prompt=args.prompt,

@@ -134,6 +134,8 @@ class Explanation:
         height = 3 * min(shown.height / shown.width, MAX_PICTURE_RATIO) + 0.4  # inches, with the title
         figure = Figure(figsize=(3 * columns, rows * height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        if len(self.words) > 1:
+            figure.suptitle(printable(self.caption), wrap=True, parse_math=False, fontsize=16)
         for axis in axes:
             axis.axis("off")
         for i, (axis, word) in enumerate(zip(axes, self.words, strict=False)):
@@ -219,11 +221,11 @@ def explain(
     given: dict[str, Any] = {"prompt": prompt, "num_beams": num_beams, "max_new_tokens": max_new_tokens}
     if text is not None and (unused := [name for name, value in given.items() if value is not None]):
         raise UserError(f"Got text and {unused[0]}, which is for generated captions: remove one of them.")
+    loaded = load_image(image)
     if isinstance(model, str | os.PathLike):
         model = load_model(model, dtype=default_dtype(usable_device(None)))
     processor = processor or load_processor(model.name_or_path, getattr(model.config, "_commit_hash", None))
     chosen = _choose_layers(model.config.adapter_layers, layers)
-    loaded = load_image(image)
     if text is None:
         text = str(caption(model, loaded, processor, **given))
     # As the processor does: JSON and command lines can have lone surrogates, which tokenizers refuse.

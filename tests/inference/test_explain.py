@@ -223,10 +223,25 @@ def test_the_command_writes_a_page_named_after_the_image(
 
 
 @pytest.mark.parametrize(
-    ("output", "message"), [("x.doc", "ends in .html, .png"), ("no/x.html", "there is no folder")]
+    ("image", "output", "message"),
+    [
+        ("dog.png", "x.doc", "ends in .html, .png"),
+        ("dog.png", "no/x.html", "there is no folder"),
+        ("cat.png", "x.html", "cannot read cat.png"),
+        (".", "x.html", "it is a folder"),
+    ],
 )
-def test_the_command_checks_its_output_first(output: str, message: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["explain", "dog.jpg", "--model", "missing", "--output", output]) == 2
+def test_the_command_checks_its_files_first(
+    image: str,
+    output: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    photo().save("dog.png")
+    assert main(["explain", image, "--model", "missing", "--output", output]) == 2
     assert re.search(message, capsys.readouterr().err)
 
 
