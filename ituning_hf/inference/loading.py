@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import CONFIG_NAME, cached_file
 
+from ..captioner.backbones_ituning import is_local
 from ..captioner.configuration_ituning import ITuningConfig
 from ..captioner.modeling_ituning import ITuningForCaptioning
 from ..captioner.processing_ituning import ITuningProcessor
@@ -191,6 +192,8 @@ def _explain(name: str, revision: str | None, error: OSError) -> str:
     if os.path.isfile(name):
         return "it is a file, not a folder"
     if not os.path.isdir(name):
+        if is_local(name):
+            return "the folder does not exist"
         reason = explain_hub_error(error) or str(error).rstrip(".")
         return f"the folder does not exist, and as a Hub id: {reason}"
     subfolders = sorted(path.parent.name for path in Path(name).glob(f"*/{CONFIG_NAME}"))

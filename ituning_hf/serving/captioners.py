@@ -83,7 +83,8 @@ def name_captioners(sources: Sequence[str]) -> dict[str, str]:
             name, model = _default_name(source), source
         if name in named:
             raise UserError(
-                f"{named[name]!r} and {model!r} have the same name, {name!r}: write NAME=MODEL to name them"
+                f"{named[name]!r} and {model!r} have the same name, {name!r}: "
+                "choose different names with NAME=MODEL"
             )
         named[name] = model
     return named

@@ -8,7 +8,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -100,8 +100,7 @@ def read_settings(
     given = ({} if config is None else read_config_file(config)) | given
     names = [name for name in given if name not in declared]
     problems = [f"{config}: {name!r} is not a setting{nearest(name, declared)}" for name in names]
-    for flag in (text.partition("=")[0] for text in unknown):
-        problems.append(f"{flag} is not an option{nearest(flag, [*declared, 'config'], '--')}")
+    problems += [_explain_unknown(text.partition("=")[0], declared) for text in unknown]
     if words and not unknown:  # a word after an unknown flag may be its value
         problems.append(f"unexpected argument {words[0]!r}")
     values = {name: value for name, value in given.items() if name in declared}
@@ -111,6 +110,17 @@ def read_settings(
     problems += [f"{_label(field)} is missing" for field in required]
     _refuse(problems, f". {prog} --help shows the options")
     return settings(**values)
+
+
+def _explain_unknown(flag: str, declared: Mapping[str, dataclasses.Field[Any]]) -> str:
+    """Describe a flag that is not an option; a positional setting is never suggested as one."""
+    flags = ["config"]
+    for name, field in declared.items():
+        if not field.metadata["positional"]:
+            flags.append(name)
+        elif flag.lstrip("-") in (name, name.removesuffix("s")):
+            return f"{flag} is not an option: give {_label(field)} without a flag"
+    return f"{flag} is not an option{nearest(flag, flags, '--')}"
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -178,6 +178,8 @@ def test_how_it_was_trained(saved, training):
 def test_without_a_captioner(saved, backbones, tmp_path):
     with pytest.raises(OSError, match=r"no captioner at 'no/such': the folder does not exist, and as a Hub"):
         describe("no/such")
+    with pytest.raises(OSError, match=r"no captioner at '/no/such': the folder does not exist\.$"):
+        describe("/no/such")
     with pytest.raises(OSError, match=r"no config.json, but its subfolders \['captioner'\] do"):
         describe(saved.parent)
     with pytest.raises(ValueError, match="holds a model of type 'gpt2', expected 'ituning'"):

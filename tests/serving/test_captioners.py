@@ -82,7 +82,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "org/cats": "org/cats",
         "old": "org/cats",
     }
-    with pytest.raises(UserError, match=r"'\.' and '.*birds' have the same name, 'birds': write NAME=MODEL"):
+    with pytest.raises(UserError, match=r"'\.' and '.*birds' have the same name, 'birds': choose different"):
         name_captioners([".", str(tmp_path / "birds")])
 
 

@@ -76,6 +76,9 @@ def test_hyphens_equal_underscores():
         ("a --coutn 3", "--coutn is not an option (did you mean --count?). fruit --help shows the options"),
         ("a --col=red", "--col is not an option"),  # not an abbreviation of --colors
         ("a --xyz", "--xyz is not an option. "),
+        ("--name a", "--name is not an option: give NAME without a flag. "),
+        ("a --names b", "--names is not an option: give NAME without a flag. "),
+        ("a --nmes b", "--nmes is not an option. "),
         ("a --count many", "--count is 'many', expected a whole number"),
         ("a --count 0", "--count is 0, expected at least 1"),
         ("a --count", "--count: expected one argument"),
