@@ -74,5 +74,8 @@ def run(argv: Sequence[str]) -> int:
         listener.listen()  # so that a client can connect when it reads the address
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"Serving {', '.join(captioners)} at {address} (API: {address}/docs)", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:  # after a second Ctrl-C, uvicorn does not end the application's lifespan
+            app.state.service.close()
     return 0

@@ -41,6 +41,7 @@ def create_app(captioners: Mapping[str, Captioner], settings: ServerArguments) -
 
     # As FastAPI, with a page /docs that loads no scripts from elsewhere.
     app = FastAPIOffline(redoc_url=None, title="ituning serve", version=__version__, lifespan=lifespan)
+    app.state.service = service
     for interface in (caption_api, openai_api, ollama_api):
         app.include_router(interface.make_router(service))
     _add_operations(app, service)
