@@ -33,8 +33,10 @@ MAP_SIDE = 256  # of the maps on a page, which the browser enlarges
 FRAME_HEIGHT = 760  # pixels
 PICTURE_COLUMNS = 4
 MAX_PICTURE_RATIO = 3  # of height to width: figures of narrower images would be gigapixels
-# A word, or punctuation, which the attention of the word must not include.
-_WORD = re.compile(r"[^\s.,;:!?]+|[.,;:!?]+")
+_MARKS = r".,;:!?\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"
+_CHARACTERS = r"\u3040-\u30ff\u3400-\u9fff"  # Chinese and Japanese have no spaces between words
+# A word, a character, or punctuation, which the attention of the word must not include.
+_WORD = re.compile(rf"[{_MARKS}]+|[{_CHARACTERS}]|[^\s{_MARKS}{_CHARACTERS}]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class Explanation:
     Args:
         image: The upright image, of mode "RGB".
         caption: The caption.
-        words: The words and punctuation marks of the caption, in their order.
+        words: The words and punctuation marks of the caption, in their order; each Chinese or Japanese
+            character is a word.
         maps: Attention weights of shape (words, rows, columns), where rows x columns is the encoder's grid of
             patches: means over the heads, over the chosen layers and over the tokens of each word. Each map
             sums to at most 1; the rest is attention to tokens without a position, such as the class token.

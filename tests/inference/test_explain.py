@@ -77,6 +77,11 @@ def test_the_map_of_a_word_is_the_mean_over_its_tokens_heads_and_layers(captione
     np.testing.assert_allclose(chosen.maps, naive_maps(captioner, processor, [0, 3]), rtol=1e-4, atol=1e-6)
 
 
+def test_a_chinese_character_is_a_word(captioner, processor):
+    found = explain(captioner, photo(), processor, text="a \u72d7\u8dd1\uff0ctree\u3002")
+    assert found.words == ["a", "\u72d7", "\u8dd1", "\uff0c", "tree", "\u3002"]
+
+
 def test_a_word_has_the_attention_of_the_position_that_predicts_it(captioner, processor):
     """The begin token predicts the first word, whichever it is; its own position would attend elsewhere."""
     one, other = (explain(captioner, photo(), processor, text=text).maps for text in ("q", "z"))
