@@ -81,7 +81,8 @@ def run(argv: Sequence[str]) -> int:
     else:
         _push(args)
     if missing := missing_metadata(args.folder):
-        print(f"The model card has no {' and no '.join(missing)}: add it to README.md.", file=sys.stderr)
+        them = "them" if len(missing) > 1 else "it"
+        print(f"The model card has no {' and no '.join(missing)}: add {them} to README.md.", file=sys.stderr)
     return 0
 
 

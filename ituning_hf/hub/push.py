@@ -147,17 +147,23 @@ def _check_captioner(
     description = describe(folder)  # reads the adapter and compares it with the configuration
     load_processor(folder)
     read_front_matter(folder)
-    unpinned = {}
+    unpinned, local = {}, {}
     for kind, given in (("vision", vision_model), ("text", text_model)):
         stored = description[f"{kind}_model"]
         name = given or stored["name_or_path"]
         if name is None or is_local(name):
-            raise UserError(
-                f"The frozen {kind} model is the local folder {name!r}, which others do not have: give the "
-                f"Hub id of the same model, --{kind}_model org/NAME. `hf upload org/NAME FOLDER` uploads it."
-            )
-        if given or stored["revision"] is None:
+            local[kind] = name
+        elif given or stored["revision"] is None:
             unpinned[kind] = name
+    if local:
+        folders = " ".join(
+            f"The frozen {kind} model is the local folder {name!r}." for kind, name in local.items()
+        )
+        flags = " ".join(f"--{kind}_model org/NAME" for kind in local)
+        raise UserError(
+            f"{folders} Others cannot load a local folder: give the Hub id of the same model, {flags}. `hf "
+            "upload org/NAME FOLDER` uploads a model."
+        )
     return unpinned
 
 

@@ -93,7 +93,7 @@ def test_the_command_prints_the_commit_the_loading_code_and_the_missing_metadata
         'AutoModel.from_pretrained("org/captioner", trust_remote_code=True, revision="draft")',
     ]
     assert printed.err.count("\n") == 1
-    assert "no license and no language" in printed.err
+    assert "no license and no language: add them" in printed.err
 
 
 @pytest.mark.usefixtures("writer")
@@ -137,7 +137,7 @@ def test_the_dry_run_lists_the_sizes_without_network(saved: Path, capsys):
     assert sizes.keys() == before.keys() - {"notes.txt"}
     assert sizes["model.safetensors"] == len(before["model.safetensors"])
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
-    assert "no license and no language" in printed.err
+    assert "no license and no language: add them" in printed.err
     text = (saved / "README.md").read_text()
     (saved / "README.md").write_text(text.replace("---\n", "---\nlicense: mit\nlanguage: en\n", 1))
     assert main(["push", str(saved), "org/new", "--dry_run", *FLAGS]) == 0
@@ -167,6 +167,8 @@ def test_a_backbone_in_a_local_folder_is_refused(saved: Path, backbones, name: s
         list_files(saved, "org/new", vision_model=name.format(**backbones), text_model="gpt2")
     with pytest.raises(UserError, match=r"text model is the local folder .*--text_model org/NAME"):
         list_files(saved, "org/new", vision_model="org/clip")
+    with pytest.raises(UserError, match=r"vision model is .* text model is .*--vision_model .*--text_model"):
+        list_files(saved, "org/new")
 
 
 def test_a_folder_with_the_name_of_an_id_is_refused(saved: Path, tmp_path: Path, monkeypatch):
