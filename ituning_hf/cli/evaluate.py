@@ -59,9 +59,9 @@ def run(argv: Sequence[str]) -> int:
     if args.dry_run:
         print("Dry run: no scores; nothing is written.")
         return 0
-    print(f"Report in {args.output_dir}")
+    print(f"Results in {args.output_dir}")
     if args.report is not None:
-        print(f"Page in {args.report}")
+        print(f"Report: {args.report}")
     if evaluation.parts and on_card:
         print(_add_to_card(args, evaluation))
     return 0

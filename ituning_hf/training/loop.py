@@ -114,6 +114,7 @@ class CaptionTrainer:
         record = training_record(self.identity, self.data, 0, None, None, self.accelerator)
         page = RunPage(
             self.output_dir / PAGE_FILE,
+            self.args,
             record,
             self.captioner.config,
             self.data.evaluation,

@@ -34,7 +34,8 @@ class RunPage:
 
     Args:
         path: The page.
-        record: The settings of the run, and what it trains on.
+        args: The given settings.
+        record: The settings with which the run computes, and what it trains on.
         config: The captioner's configuration.
         images: The validation images, some of which have sample captions. Their files may be missing.
         total_steps: Optimizer steps of the complete run.
@@ -43,13 +44,14 @@ class RunPage:
     def __init__(
         self,
         path: Path,
+        args: TrainArguments,
         record: TrainingRecord,
         config: ITuningConfig,
         images: CaptionedImages,
         total_steps: int,
     ) -> None:
         self.path, self.record, self.images, self.total_steps = path, record, images, total_steps
-        self.settings, self.flags = describe_settings(record, config), changed_settings(record.settings)
+        self.settings, self.flags = describe_settings(record, config), changed_settings(record.settings, args)
         self.step = 0
         self._interval = math.ceil(total_steps / MAX_POINTS)
         # The number of steps in each interval, and the sums of the steps, the losses and the learning rates.
@@ -98,15 +100,21 @@ class RunPage:
         )
         yield "Learning rate", {"learning rate": [(step, rate) for step, _, rate in means]} if means else {}
 
-    def _best(self) -> tuple[str, float, float] | None:
-        """Return the metric that selects the best captioner, its best value after a step, and the step."""
+    def _best(self) -> tuple[str, float, float, bool] | None:
+        """Return the best validation after a step, by the metric that selects the best captioner.
+
+        Returns:
+            The metric, its value, the step, and whether the value before training is better.
+        """
         metric = self.record.settings["metric_for_best_model"]
-        trained = [(value, step) for step, value in self._scores.get(metric, []) if step]
+        values = dict(self._scores.get(metric, []))
+        trained = {step: value for step, value in values.items() if step}
         if not trained:
             return None
         choose = min if metric == "loss" else max
-        value, step = choose(trained, key=lambda found: found[0])
-        return METRIC_NAMES.get(metric, "loss"), value, step
+        step = choose(trained, key=trained.__getitem__)
+        is_worse = choose(values.values()) != trained[step]
+        return METRIC_NAMES.get(metric, "loss"), trained[step], step, is_worse
 
     def _sample(self, name: str, captions: dict[int, str]) -> dict[str, Any]:
         """Return an image with its captions, the last one first; steps with equal captions share a line."""
@@ -140,11 +148,11 @@ def describe_settings(record: TrainingRecord, config: ITuningConfig) -> dict[str
     }
 
 
-def changed_settings(settings: dict[str, Any]) -> list[str]:
-    """Return the settings that are not the defaults, as flags."""
+def changed_settings(settings: dict[str, Any], args: TrainArguments) -> list[str]:
+    """Return the settings that `args` gives and that are not the defaults, as flags."""
     defaults = {field.name: field.default for field in fields(TrainArguments)}
     return [
         f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in settings.items()
-        if value not in (None, [], defaults[name])
+        if getattr(args, name) not in (None, [], defaults[name])
     ]

@@ -83,10 +83,10 @@ def test_report(finished: Finished, captioned: Captioned):
 
 
 def test_page(finished: Finished, captioned: Captioned):
-    assert f"Page in {finished.page}" in finished.printed
+    assert f"Results in {finished.report}\nReport: {finished.page}\n" in finished.printed
     html = finished.page.read_text()
     cider = read_json(finished.report / "metrics.json")["metrics"]["cider"]["value"]
-    assert re.search(rf"<th>CIDEr</th><td>\s*{100 * cider:.1f}", html)
+    assert re.search(rf"<th>CIDEr</th><td>{100 * cider:.1f}", html)
     assert f"{NUM_IMAGES} images. " in html
     assert all(f'<div class="caption">{escape(caption)}</div>' in html for caption in captioned[1])
     assert "no picture" not in html

@@ -74,12 +74,12 @@ def test_content(photograph: Path, tmp_path: Path):
     pages.write_page(tmp_path / "report.html", make_evaluation(images, ["a caption", "", HOSTILE]), ARGS)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<title>photos, test</title>" in html
-    assert "<th>score</th>" in html
+    assert "<th>score</th><th>95% interval</th></tr>" in html
     assert "ituning evaluate --dataset photos --predictions captions.json" in html
     assert re.findall(r"<h2.*?>(.*)</h2>", html) == [
         *("Scores", "Scores of single images", "Highest CIDEr", "Lowest CIDEr", "Random images", "All images")
     ]
-    assert re.search(r"<th>CIDEr</th><td>\s*1\.0\s*<small>0\.0 to 2\.0</small>", html)
+    assert '<th>CIDEr</th><td>1.0</td><td class="muted">0.0 to 2.0</td></tr>' in html
     assert html.count('<div class="missing">no picture</div>') == 2  # in its group, and at random
     assert html.count('<img src="data:image/jpeg;base64,') == 4
     assert html.count('<div class="caption">(empty)</div>') == 2

@@ -12,8 +12,11 @@ from markupsafe import escape
 from runs import Settings, dataset_captions, samples
 from small_models import read_log, store_features, train_until
 
+from ituning_hf.captioner.configuration_ituning import ITuningConfig
+from ituning_hf.hub.records import read_training_record
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.data import load_data
+from ituning_hf.training.page import RunPage
 from ituning_hf.training.run import train
 
 SCORED = {"eval_caption_images": 3, "num_sample_captions": 2, "eval_steps": "8", "max_train_steps": 20}
@@ -36,7 +39,8 @@ def test_content_during_a_run_and_after_it(settings: Settings):
         if "validation_loss" in entry
     }
     best = min((step for step in losses if step), key=losses.__getitem__)
-    assert f"<p>Step 20 of 20. Best validation: loss {losses[best]:.4f} at step {best}.</p>" in html
+    end = "." if losses[best] <= losses[0] else ", but worse than before training."
+    assert f"<p>Step 20 of 20. Best validation: loss {losses[best]:.4f} at step {best}{end}</p>" in html
     assert re.findall(r'aria-label="(.*)"', html) == ["Loss", "Validation scores x 100", "Learning rate"]
     assert re.findall(r'class="key series-\d">(.*?)</span>', html) == [
         *("training", "validation"),
@@ -52,7 +56,25 @@ def test_content_during_a_run_and_after_it(settings: Settings):
         assert caption
         assert f"<td>{caption}</td>" in html
     assert "<code>--eval_caption_images 3</code>" in html
+    assert "<code>--mixed_precision" not in html  # not given: it is only computed
     assert args.output_dir not in html
+
+
+def test_many_captions_of_a_run_that_is_worse_than_before_training(settings: Settings, tmp_path: Path):
+    args = settings(max_train_steps=1)
+    train(args)
+    last = Path(args.output_dir) / "last"
+    record, config = read_training_record(last), ITuningConfig.from_pretrained(last)
+    assert record
+    page = RunPage(tmp_path / "page.html", args, record, config, load_data(args).evaluation, 20)
+    for step in range(20):
+        page.add({"step": step, "validation_loss": step + 4, "samples": {"val/0.png": f"caption {step}"}})
+    page.write()
+    html = page.path.read_text()
+    assert "loss 5.0000 at step 1, but worse than before training.</p>" in html
+    assert "<summary>13 more</summary>" in html
+    shown = re.sub("<details>.*</details>", "", html, flags=re.DOTALL)
+    assert re.findall(r"<td>caption (\d+)</td>", shown) == ["19", "18", "17", "16", "15", "14", "0"]
 
 
 def test_without_validation_the_page_is_written_at_the_end(settings: Settings):
