@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .inference.captioning import CaptionResult as CaptionResult
     from .inference.captioning import caption as caption
     from .inference.captioning import iter_captions as iter_captions
-    from .inference.explain import Explanation as Explanation
     from .inference.explain import explain as explain
+    from .inference.explanation import Explanation as Explanation
     from .inference.int8 import quantize_frozen_weights as quantize_frozen_weights
     from .inference.loading import load_captioner as load_captioner
 
@@ -37,7 +37,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "hub.saving": ["save_captioner"],
         "inference.caption_batch": ["CaptionBatch"],
         "inference.captioning": ["CaptionResult", "caption", "iter_captions"],
-        "inference.explain": ["Explanation", "explain"],
+        "inference.explain": ["explain"],
+        "inference.explanation": ["Explanation"],
         "inference.int8": ["quantize_frozen_weights"],
         "inference.loading": ["load_captioner"],
     },

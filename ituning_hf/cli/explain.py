@@ -60,7 +60,8 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--output is {str(output)!r}, and there is no folder {output.parent}")
     quiet_transformers()
     from ..data.images import UnreadableImageError, load_image
-    from ..inference.explain import check_format, explain
+    from ..inference.explain import explain
+    from ..inference.explanation import check_format
 
     try:
         image = load_image(args.image)
