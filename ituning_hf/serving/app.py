@@ -19,12 +19,21 @@ _FRAME = (
     '<iframe srcdoc="{}" title="Attention maps" sandbox="allow-scripts" '
     'style="width: 100%; height: 46rem; border: 0"></iframe>'
 )
+# The framed page sends its height.
+_FIT_FRAMES = """
+() => addEventListener("message", ({ source, data }) => {
+  for (const frame of document.querySelectorAll("iframe"))
+    if (frame.contentWindow === source) frame.style.height = `${data.height}px`;
+})
+"""
 # The gallery shows complete captions, each of an image's captions on its own line; one column on phones.
 _CSS = """
 .gallery-item .caption-label { white-space: pre-line; overflow-wrap: anywhere; max-width: 100%; }
+div.block .html-container { padding: 0; }
 @media (max-width: 40rem) { .grid-wrap .grid-container { grid-template-columns: 1fr; } }
 """
 _CLEAR = '() => [{__type__: "update", choices: [], value: null, visible: false}, ""]'
+_HIDE = '() => Array(4).fill({__type__: "update", visible: false})'
 
 
 def launch_app(
@@ -46,6 +55,7 @@ def launch_app(
     app = build_app(captioners)
     app.launch(
         css=_CSS,
+        js=_FIT_FRAMES,
         server_name=host,
         server_port=port,
         prevent_thread_lock=True,
@@ -66,9 +76,9 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
     hour.
     """
     names, requests = list(captioners), AppRequests(captioners)
-    with gr.Blocks(
-        title=f"Captions by {names[0]}", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)
-    ) as app:
+    with gr.Blocks(title="ituning app", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as app:
+        if len(names) == 1:
+            gr.HTML(f"<h1>{escape(names[0])}</h1>")
         captioner = gr.Dropdown(names, value=names[0], label="Captioner", visible=len(names) > 1)
         with gr.Accordion("Options", open=False), gr.Row():
             beams = gr.Slider(1, MAX_BEAMS, step=1, precision=0, label="Beams")
@@ -85,7 +95,7 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
                 # Refuses the paths of other files, which gr.Image's own model accepts without `meta`.
                 image.data_model = FileData  # type: ignore[assignment]
                 button = gr.Button("Caption", variant="primary")
-            with gr.Column():
+            with gr.Column(scale=2):
                 choices = gr.Radio([], label="Captions", visible=False)
                 words = gr.HTML(label="Words")
         with gr.Tab("Many images"), gr.Row():
@@ -93,6 +103,7 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
                 files = gr.File(label="Images", file_count="multiple", file_types=["image"])
                 many_button = gr.Button("Caption all", variant="primary")
             with gr.Column(scale=2):
+                unreadable = gr.HTML(visible=False)
                 gallery = gr.Gallery(label="Captions", columns=3, object_fit="contain", visible=False)
                 with gr.Row():
                     tables = [
@@ -108,8 +119,12 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
             return _FRAME.format(escape(requests.explain(name, path, text)))
 
         def caption_files(*values: Any) -> Any:
-            shown, *paths = requests.caption_files(*values, progress=gr.Progress())
-            return gr.Gallery(shown, visible=True), *(gr.DownloadButton(value=p, visible=True) for p in paths)
+            shown, *paths, note = requests.caption_files(*values, progress=gr.Progress())
+            return (
+                gr.Gallery(shown, visible=True),
+                *(gr.DownloadButton(value=path, visible=True) for path in paths),
+                gr.HTML(escape(note), visible=bool(note)),
+            )
 
         queue: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "captioner"}
         explained: dict[str, Any] = {
@@ -119,13 +134,14 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
             "api_visibility": "private",
             **queue,
         }
-        button.click(caption, [captioner, image, *options], choices, api_name="caption", **queue).success(
-            **explained
-        )
-        choices.input(**explained)
+        captioned = button.click(caption, [captioner, image, *options], choices, api_name="caption", **queue)
+        cleared: dict[str, Any] = {"fn": None, "outputs": [choices, words], "js": _CLEAR}
+        for event in (captioned, captioned.success(**explained), choices.input(**explained)):
+            event.failure(**cleared)
+        results = [gallery, *tables, unreadable]
         many_button.click(
-            caption_files, [captioner, files, *options], [gallery, *tables], api_name="caption_files", **queue
-        )
+            caption_files, [captioner, files, *options], results, api_name="caption_files", **queue
+        ).failure(None, outputs=results, js=_HIDE)
         captioner.change(
             requests.defaults,
             captioner,
@@ -135,7 +151,7 @@ def build_app(captioners: Mapping[str, Captioner]) -> gr.Blocks:
             api_visibility="private",
         )
         # In the browser: an answer of the server could arrive after the next captions.
-        gr.on([captioner.change, image.change], None, outputs=[choices, words], js=_CLEAR)
+        gr.on([captioner.change, image.change], **cleared)
     return app.queue(max_size=MAX_WAITING)
 
 

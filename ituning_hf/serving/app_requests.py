@@ -25,6 +25,7 @@ from .captioners import Captioner
 MAX_BEAMS = 10
 MAX_TOKENS = 200
 MAX_FILES = 500
+_MAX_NAMES = 5  # of unreadable files in one line
 _THUMBNAIL = (480, 480)  # pixels
 _BATCH_SIZE = 8
 
@@ -66,6 +67,7 @@ class AppRequests:
             max_new_tokens: The maximum length.
         """
         with _errors_in_browser():
+            _check_beams(num_beams, num_captions)
             captions = caption(
                 self.captioners[name].model,
                 [_load(path)],
@@ -94,7 +96,7 @@ class AppRequests:
         max_new_tokens: int,
         *,
         progress: Callable[[tuple[int, int]], Any],
-    ) -> tuple[list[tuple[Image.Image, str]], str, str]:
+    ) -> tuple[list[tuple[Image.Image, str]], str, str, str]:
         """Caption files; those that cannot be read are left out with a warning.
 
         Args:
@@ -107,11 +109,13 @@ class AppRequests:
             progress: Receives the number of captioned images and of all.
 
         Returns:
-            A thumbnail of each image with its captions, and the paths of a JSON lines and a CSV file.
+            A thumbnail of each image with its captions, the paths of a JSON lines and a CSV file, and a line
+            that names the files that cannot be read, empty if there are none.
         """
         with _errors_in_browser():
             if not paths or len(paths) > MAX_FILES:
                 raise UserError(f"Got {len(paths or ())} images, expected 1 to {MAX_FILES}.")
+            _check_beams(num_beams, num_captions)
             images = [
                 CaptionedImage(os.path.basename(path), (), FilePart(Path(path), 0, -1)) for path in paths
             ]
@@ -125,18 +129,19 @@ class AppRequests:
                 max_new_tokens=max_new_tokens,
                 batch_size=_BATCH_SIZE,
             )
-            shown, rows = [], []
+            shown, rows, unreadable = [], [], []
             for i, (image, result) in enumerate(zip(images, results, strict=True)):
                 progress((i, len(images)))
                 if result.error is not None:
                     gr.Warning(escape(result.error))
+                    unreadable.append(image.name)
                 else:
                     thumbnail = image.load()
                     thumbnail.thumbnail(_THUMBNAIL)
                     shown.append((thumbnail, "\n".join(result.captions)))
                     rows.append((image.name, result.captions))
         jsonl, csv = self._write(rows)
-        return shown, jsonl, csv
+        return shown, jsonl, csv, _unreadable_line(unreadable, len(images))
 
     def _write(self, rows: list[tuple[str, list[str]]]) -> list[str]:
         """Write the captions as `ituning caption` does, and return the paths of the files."""
@@ -151,6 +156,21 @@ def _load(path: str | None) -> Image.Image:
     if path is None:
         raise UserError("There is no image: upload, paste or take one first.")
     return load_image(path, os.path.basename(path))
+
+
+def _check_beams(num_beams: int, num_captions: int) -> None:
+    if num_captions > num_beams:
+        raise UserError(
+            f"Captions is {num_captions} and Beams is {num_beams}: raise Beams, or lower Captions."
+        )
+
+
+def _unreadable_line(names: Sequence[str], num_images: int) -> str:
+    if not names:
+        return ""
+    others = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    shown = ", ".join(names[:_MAX_NAMES])
+    return f"{len(names)} of {num_images} images could not be read: {shown}{others}"
 
 
 @contextmanager

@@ -54,7 +54,7 @@ import ituning_hf
 
 found = {
     "package": ituning_hf.__file__,
-    "title": client.config["title"],
+    "heading": next(part["props"]["value"] for part in client.config["components"] if part["type"] == "html"),
     "captions": [caption for caption, _ in answer["choices"]],
     "reads_other_files": reads_other_files,
 }
@@ -107,7 +107,7 @@ def test_the_space_captions_with_its_own_copy_of_the_package(hub, captioners, tm
     search = {"num_beams": 4, "num_captions": 2, "prompt": "a dog", "max_new_tokens": 6}
     assert found == {
         "package": str(folder / "ituning_hf" / "__init__.py"),
-        "title": "Captions by org/captioner",
+        "heading": "<h1>org/captioner</h1>",
         "captions": caption(captioners["a"], captioners["picture"], **search),
         "reads_other_files": False,
     }

@@ -58,13 +58,14 @@ def test_many_files_give_a_gallery_and_tables(
     warnings: list[str] = []
     monkeypatch.setattr(gr, "Warning", warnings.append)
     done: list[tuple[int, int]] = []
-    shown, jsonl, csv = requests.caption_files("day", files, *OPTIONS.values(), progress=done.append)
+    shown, jsonl, csv, note = requests.caption_files("day", files, *OPTIONS.values(), progress=done.append)
     captions = ituning_hf.caption(saved_captioner, files[0], **OPTIONS)
     [(thumbnail, text)] = shown
     assert (thumbnail.size, text) == ((60, 40), "\n".join(captions))
     assert json.loads(Path(jsonl).read_text()) == {"image": "dog.jpg", "captions": captions}
     assert Path(csv).read_text().splitlines()[0] == "image,caption"
     assert done == [(0, 2), (1, 2)]
+    assert note == "1 of 2 images could not be read: <b>.png"
     assert [warning.partition(" is not")[0] for warning in warnings] == ["cannot read &lt;b&gt;.png: it"]
 
 
@@ -73,7 +74,11 @@ def test_many_files_give_a_gallery_and_tables(
     [
         (lambda app, files: app.caption("day", None, 5, 1, "", 9), "There is no image"),
         (lambda app, files: app.caption("day", files[1], 5, 1, "", 9), "cannot read &lt;b&gt;.png"),
-        (lambda app, files: app.caption("day", files[0], 2, 3, "", 9), "num_captions is 3 and num_beams 2"),
+        (lambda app, files: app.caption("day", files[0], 2, 3, "", 9), "Captions is 3 and Beams is 2: raise"),
+        (
+            lambda app, files: app.caption_files("day", files, 1, 2, "", 9, progress=print),
+            "Captions is 2 and Beams is 1",
+        ),
         (lambda app, files: app.caption("day", files[0], 2, 1, "a " * 48, 9), "positions"),
         (lambda app, files: app.explain("day", files[0], ""), "text to explain is empty"),
         (lambda app, files: app.caption_files("day", None, 1, 1, "", 9, progress=print), "Got 0 images"),

@@ -92,6 +92,7 @@ def test_an_image_is_captioned_and_its_words_explained(app: Any, folders, pictur
         caption.locator("button").nth(word).click()
         maps.append(view.evaluate("map => getComputedStyle(map).backgroundImage"))
     assert maps[0] != maps[1]
+    app.frames[1].wait_for_function("innerHeight === document.documentElement.offsetHeight")
     assert all(url.startswith('url("data:image/png') for url in maps)
 
 
@@ -111,13 +112,19 @@ def test_the_options_and_another_captioner_are_used(app: Any, folders, pictures)
     assert choices.evaluate_all("all => all.map(choice => choice.value)") == expected
     choices.nth(2).click()
     app.frame_locator("iframe").get_by_role("img", name=expected[2]).wait_for()
+    app.get_by_label("number input for Beams").fill("2")
+    app.get_by_role("button", name="Caption", exact=True).click()
+    app.get_by_text("Captions is 3 and Beams is 2").wait_for()
+    app.locator("iframe").wait_for(state="detached")
+    assert choices.count() == 0
 
 
-def test_many_images_fill_a_gallery_and_a_file(app: Any, folders, pictures):
+def test_many_images_fill_a_gallery_and_a_file(app: Any, folders, pictures, tmp_path: Path):
+    (tmp_path / "note.png").write_text("text")
     app.get_by_role("tab", name="Many images").click()
-    upload(app, 1, *pictures)
+    upload(app, 1, *pictures, tmp_path / "note.png")
     app.get_by_role("button", name="Caption all").click()
-    app.get_by_text("Download JSON lines").wait_for()
+    app.get_by_text("1 of 4 images could not be read: note.png").wait_for()
     expected = ituning_hf.caption(folders["day"], pictures)
     assert app.locator(".caption-label").all_inner_texts() == expected
     with app.expect_download() as download:
@@ -126,6 +133,11 @@ def test_many_images_fill_a_gallery_and_a_file(app: Any, folders, pictures):
     assert rows == [
         {"image": path.name, "captions": [caption]} for path, caption in zip(pictures, expected, strict=True)
     ]
+    app.get_by_role("button", name="Options").click()
+    app.get_by_label("number input for Captions").fill("10")
+    app.get_by_role("button", name="Caption all").click()
+    app.get_by_text("could not be read").wait_for(state="hidden")
+    assert app.locator(".caption-label").count() == 0
 
 
 def test_an_unreadable_image_gives_a_message(app: Any, tmp_path: Path):
