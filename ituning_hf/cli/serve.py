@@ -23,8 +23,11 @@ _EXAMPLES = """\
 examples:
   ituning serve my-captioner/best
   ituning serve day=my-captioner/best night=org/night-captioner --port 9000
+  ituning serve my-captioner/best --prompt ''
   curl -F file=@dog.jpg http://127.0.0.1:8000/caption
 
+Use --prompt '' for programs that send instructions, such as photo managers and
+chat programs: a captioner would continue the instruction.
 Exit code: 2 for an error in the command; 130 after Ctrl-C, 143 after SIGTERM,
 both after the accepted requests are answered.
 """

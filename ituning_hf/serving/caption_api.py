@@ -13,7 +13,7 @@ from .errors import RequestError
 from .service import CaptionRequest, CaptionService
 
 
-class CaptionFields(BaseModel, extra="forbid"):
+class CaptionFields(BaseModel):
     """The settings of a request, in the query or in the form."""
 
     model: str | None = Field(default=None, description="The captioner's name; by default the first one.")
@@ -51,6 +51,10 @@ def make_router(service: CaptionService) -> APIRouter:
     async def caption(request: Request) -> CaptionsOfImage:
         """Caption the form's `file`, with settings in the form; or the body, with settings in the query."""
         values, image = await _read(request)
+        known = CaptionFields.model_fields
+        if unknown := [name for name in values if name not in known]:
+            expected = f"the optional fields are {', '.join(known)}"
+            raise RequestError(422, f"{unknown[0]!r} is not a field: {expected}")
         try:
             fields = CaptionFields.model_validate({name: x for name, x in values.items() if x != ""})
         except ValidationError as error:

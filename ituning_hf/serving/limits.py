@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -14,7 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
-WITHOUT_KEY = "/healthz"
+# Paths to GET without the key: they contain no data, and browsers cannot send it for a page.
+WITHOUT_KEY = re.compile(r"/(healthz|docs|openapi\.json|static-offline-docs/.*)?")
 
 
 class _DisconnectedError(Exception):
@@ -22,7 +24,7 @@ class _DisconnectedError(Exception):
 
 
 class KeyCheck:
-    """ASGI middleware that requires `Authorization: Bearer KEY`, except for `/healthz`.
+    """ASGI middleware that requires `Authorization: Bearer KEY`, except for `/healthz` and the page `/docs`.
 
     Args:
         app: The application.
@@ -34,7 +36,10 @@ class KeyCheck:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle or refuse a request."""
-        if scope["type"] == "http" and scope["path"] != WITHOUT_KEY:
+        is_open = scope["type"] != "http" or (
+            scope["method"] == "GET" and WITHOUT_KEY.fullmatch(scope["path"])
+        )
+        if not is_open:
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self.expected):
                 message = "the key is missing or wrong: send the header Authorization: Bearer KEY"

@@ -48,7 +48,7 @@ class GenerateRequest(Request):
     images: list[str] | None = Field(default=None, description="One image in base64.")
 
 
-class Message(BaseModel):
+class Message(BaseModel, title="Ollama's Message"):
     """A message of a chat."""
 
     role: str
@@ -56,7 +56,7 @@ class Message(BaseModel):
     images: list[str] | None = Field(default=None, description="One image in base64.")
 
 
-class ChatRequest(Request):
+class ChatRequest(Request, title="Ollama's ChatRequest"):
     """A request for the caption of an image, in a chat."""
 
     messages: list[Message]

@@ -37,7 +37,7 @@ class ImagePart(BaseModel):
     image_url: ImageUrl
 
 
-class Message(BaseModel):
+class Message(BaseModel, title="OpenAI's Message"):
     """A message of a chat."""
 
     role: str
@@ -56,7 +56,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(BaseModel, title="OpenAI's ChatRequest"):
     """A request for captions. Other fields, such as temperature, have no effect on beam search."""
 
     model: str

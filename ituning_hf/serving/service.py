@@ -104,7 +104,8 @@ class CaptionService:
         image = request.image
         if isinstance(image, str) and is_url(image):
             if not self.settings.allow_url:
-                raise RequestError(422, "this server fetches no URLs: send the image in base64")
+                advice = "send the image in base64, or start the server with --allow_url"
+                raise RequestError(422, f"this server fetches no URLs: {advice}")
             image = await fetch_image(image, self.settings.max_body_bytes)
         loop = asyncio.get_running_loop()
         async with self._free_loaders:
