@@ -48,7 +48,7 @@ class GenerateRequest(Request):
     images: list[str] | None = Field(default=None, description="One image in base64.")
 
 
-class Message(BaseModel, title="Ollama's Message"):
+class Message(BaseModel):
     """A message of a chat."""
 
     role: str
@@ -56,7 +56,7 @@ class Message(BaseModel, title="Ollama's Message"):
     images: list[str] | None = Field(default=None, description="One image in base64.")
 
 
-class ChatRequest(Request, title="Ollama's ChatRequest"):
+class ChatRequest(Request):
     """A request for the caption of an image, in a chat."""
 
     messages: list[Message]

@@ -37,7 +37,7 @@ class ImagePart(BaseModel):
     image_url: ImageUrl
 
 
-class Message(BaseModel, title="OpenAI's Message"):
+class ChatMessage(BaseModel):
     """A message of a chat."""
 
     role: str
@@ -56,11 +56,11 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel, title="OpenAI's ChatRequest"):
+class ChatCompletionRequest(BaseModel):
     """A request for captions. Other fields, such as temperature, have no effect on beam search."""
 
     model: str
-    messages: list[Message]
+    messages: list[ChatMessage]
     n: int | None = None
     max_tokens: int | None = Field(default=None, description="Reduced to the server's limit.")
     max_completion_tokens: int | None = Field(default=None, description="The newer name of max_tokens.")
@@ -101,7 +101,7 @@ def make_router(service: CaptionService) -> APIRouter:
     started = int(time.time())
 
     @router.post("/chat/completions", summary="Caption an image, as a chat with a model")
-    async def complete(request: ChatRequest) -> Response:
+    async def complete(request: ChatCompletionRequest) -> Response:
         answer = await service.caption(request.to_caption_request())
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": answer.model}
         if not request.stream:
