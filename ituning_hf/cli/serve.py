@@ -28,6 +28,7 @@ examples:
 
 Use --prompt '' for programs that send instructions, such as photo managers and
 chat programs: a captioner would continue the instruction.
+
 Exit code: 2 for an error in the command; 130 after Ctrl-C, 143 after SIGTERM,
 both after the accepted requests are answered.
 """
