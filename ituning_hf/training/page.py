@@ -78,7 +78,12 @@ class RunPage:
         """Write the page, replacing the last one; raise a TrainingError if it cannot be written."""
         html = render_page(
             "training.html.jinja",
-            run=self,
+            # Not `self`: Jinja's reference cycles would keep the images, and their file, after the run.
+            dataset=self.record.dataset,
+            step=self.step,
+            total_steps=self.total_steps,
+            settings=self.settings,
+            flags=self.flags,
             charts=[line_chart(title, series, self.step) for title, series in self._charts() if series],
             best=self._best(),
             samples=[self._sample(name, captions) for name, captions in self._samples.items()],
