@@ -97,13 +97,13 @@ def test_an_image_is_captioned_and_its_words_explained(app: Any, folders, pictur
 
 
 def test_the_options_and_another_captioner_are_used(app: Any, folders, pictures):
+    app.get_by_role("button", name="Options").click()
     app.get_by_label("Captioner").click()
     app.get_by_role("option", name="night").click()
-    app.get_by_role("button", name="Options").click()
-    app.get_by_label("number input for Captions").fill("3")
-    app.get_by_label("Prompt").fill("a red")
     upload(app, 0, pictures[1])
     app.locator("img").first.wait_for()
+    app.get_by_label("number input for Captions").fill("3")  # a number that is just shown may be reset
+    app.get_by_label("Prompt").fill("a red")
     app.get_by_role("button", name="Caption", exact=True).click()
     expected = ituning_hf.caption(folders["night"], pictures[1], num_captions=3, prompt="a red")
     explained = app.frame_locator("iframe").locator("#caption")
@@ -133,9 +133,9 @@ def test_many_images_fill_a_gallery_and_a_file(app: Any, folders, pictures, tmp_
     assert rows == [
         {"image": path.name, "captions": [caption]} for path, caption in zip(pictures, expected, strict=True)
     ]
-    app.get_by_role("button", name="Options").click()
-    app.get_by_label("number input for Captions").fill("10")
+    app.get_by_role("button", name="Clear").click()
     app.get_by_role("button", name="Caption all").click()
+    app.get_by_text("Got 0 images").wait_for()
     app.get_by_text("could not be read").wait_for(state="hidden")
     assert app.locator(".caption-label").count() == 0
 
