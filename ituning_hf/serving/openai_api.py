@@ -34,7 +34,12 @@ class ImagePart(BaseModel):
     """An image in a message."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | str  # the text alone: as clients of Ollama's OpenAI interface send it
+
+    @property
+    def url(self) -> str:
+        """The address."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
 class ChatMessage(BaseModel):
@@ -77,7 +82,7 @@ class ChatCompletionRequest(BaseModel):
         parts: list[TextPart | ImagePart] = []
         for message in self.messages:
             parts = parts + message.parts() if message.role == "user" else []
-        images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        images = [part.url for part in parts if isinstance(part, ImagePart)]
         if len(images) != 1:
             raise RequestError(
                 422, f"the last user message has {len(images)} images, expected one part of type image_url"

@@ -78,6 +78,9 @@ def test_openai(openai_client: openai.OpenAI, photograph: bytes, captions: dict[
     create = openai_client.chat.completions.create
     found = create(model="night", messages=chat(photograph), max_tokens=6, temperature=0.7, n=2)
     assert [choice.message.content for choice in found.choices] == captions["night", None]
+    as_text = chat(photograph)
+    as_text[1]["content"][0]["image_url"] = as_text[1]["content"][0]["image_url"]["url"]
+    assert create(model="night", messages=as_text, max_tokens=6, n=2).choices == found.choices
     assert [choice.finish_reason for choice in found.choices] == ["length"] * 2
     assert found.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"}) == {
         "prompt_tokens": 0,
