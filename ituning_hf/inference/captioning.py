@@ -94,12 +94,10 @@ def caption(
     single = isinstance(images, _SOURCES)
     if not single and not isinstance(images, Sequence):
         raise _wrong_type(images)
-    if isinstance(model, (str, os.PathLike)):
-        model = load_model(model, dtype=default_dtype(usable_device(None)))
-    commit = getattr(model.config, "_commit_hash", None)  # of a captioner from the Hub
+    model, processor = with_processor(model, processor)
     results = iter_captions(
         model,
-        processor or load_processor(model.name_or_path, commit),
+        processor,
         [images] if single else images,  # type: ignore[arg-type, list-item]
         prompt=prompt,
         num_captions=num_captions,
@@ -114,6 +112,14 @@ def caption(
             raise UnreadableImageError(result.error)
         captions.append(result.captions if num_captions > 1 else result.captions[0])
     return captions[0] if single else captions
+
+
+def with_processor(model: Any, processor: Any) -> tuple[Any, Any]:
+    """Return a captioner and its processor, loaded if needed; the arguments are those of `caption`."""
+    if isinstance(model, (str, os.PathLike)):
+        model = load_model(model, dtype=default_dtype(usable_device(None)))
+    commit = getattr(model.config, "_commit_hash", None)  # of a captioner from the Hub
+    return model, processor or load_processor(model.name_or_path, commit)
 
 
 def iter_captions(

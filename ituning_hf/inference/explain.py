@@ -13,11 +13,9 @@ from PIL import Image
 from ..captioner.encoders_ituning import encoder_family
 from ..captioner.images_ituning import crop_extreme_aspect
 from ..data.images import load_image
-from ..utils.devices import default_dtype, usable_device
 from ..utils.errors import UserError
-from .captioning import caption, evaluation_mode, to_device
+from .captioning import caption, evaluation_mode, to_device, with_processor
 from .explanation import Explanation, find_words
-from .loading import load_model, load_processor
 
 
 def explain(
@@ -66,9 +64,7 @@ def explain(
     if text is not None and (unused := [name for name, value in given.items() if value is not None]):
         raise UserError(f"Got text and {unused[0]}, which is for generated captions: remove one of them.")
     loaded = load_image(image)
-    if isinstance(model, str | os.PathLike):
-        model = load_model(model, dtype=default_dtype(usable_device(None)))
-    processor = processor or load_processor(model.name_or_path, getattr(model.config, "_commit_hash", None))
+    model, processor = with_processor(model, processor)
     chosen = _choose_layers(model.config.adapter_layers, layers)
     if text is None:
         text = str(caption(model, loaded, processor, **given))
