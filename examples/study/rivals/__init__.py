@@ -1,0 +1,1 @@
+"""Rivals of I-Tuning over the same frozen language model, with one interface (`frozen.py`)."""
