@@ -18,7 +18,7 @@ from ituning_hf.training.setup import SCENE_BACKBONES, with_backbones
 
 RECIPES = Path(__file__).resolve().parents[1] / "examples" / "recipes"
 TRAINED = ("coco", "flickr30k", "flickr8k", "my_photos")
-EVERY = [*TRAINED, "cc3m", "nocaps"]
+EVERY = [*TRAINED, "cc3m", "coco_cider", "nocaps"]
 PARSERS = {"train": parse_training, "evaluate": parse_evaluation}
 MARKED_LINE = re.compile(r"(?P<key>\w+): (?P<value>.+?) +# (paper|remembered|chosen): \S.*")
 DATA = {  # images of Karpathy's splits: train (COCO's with restval), val, test
@@ -119,7 +119,7 @@ def test_a_recipe_trains_and_the_same_command_resumes(name: str, small_data: Pat
         assert "complete" in capsys.readouterr().out
 
 
-def test_web_shards_and_then_coco(small_data: Path, capsys) -> None:
+def test_web_shards_then_coco_then_cider(small_data: Path, capsys) -> None:
     dry_run, train, further, evaluate = commands("cc3m")
     assert dry_run == [*train, "--dry_run"]
     further[further.index("--config") + 1] = recipe("coco")
@@ -130,7 +130,14 @@ def test_web_shards_and_then_coco(small_data: Path, capsys) -> None:
     assert cli.main([*further, *SMALL, *expected("coco")]) == 0
     record = read_training_record("outputs/cc3m_coco/last")
     assert record is not None
-    assert record.settings["model"] == "cc3m/best"
+    assert record.settings["init_from"] == "cc3m/best"
+    dry_run, train, evaluate = commands("coco_cider")
+    assert dry_run == [*train, "--dry_run"]
+    optimize = ["train", "--config", recipe("coco_cider")]
+    evaluated = PARSERS["evaluate"](evaluate[1:]).model
+    assert evaluated == f"{parse_training(optimize[1:]).output_dir}/best"
+    optimize += ["--init_from", "outputs/cc3m_coco"]
+    assert cli.main([*optimize, *SMALL, *expected("coco"), "--per_device_train_batch_size", "4"]) == 0
 
 
 def test_stored_features_replace_the_images(small_data: Path) -> None:

@@ -59,6 +59,11 @@ def next_tokens(labels: torch.Tensor) -> torch.Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (rows, T)
 
 
+def next_weights(weights: torch.Tensor) -> torch.Tensor:
+    """Return the weight of each position's target: that of the label of the next position."""
+    return F.pad(weights[:, 1:], (0, 1))  # (rows, T)
+
+
 def positions_from_mask(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
     """Return the last `length` positions, counted from each row's first token: (rows, length)."""
     positions = attention_mask.long().cumsum(dim=-1) - 1  # (rows, past length + length)
@@ -71,12 +76,13 @@ def pack_rows(
     targets: torch.Tensor,
     num_images: int,
     hidden_size: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...] | None:
     """Pack the rows of each image into one row.
 
-    `input_ids`, `attention_mask` and `targets` have shape (num_images * k, T), image-major. Returns token
-    ids, position ids and targets, each of shape (num_images, L), where L is the largest number of tokens of
-    an image; or None if packing saves nothing or is not possible.
+    `input_ids`, `attention_mask`, `targets` and `weights` have shape (num_images * k, T), image-major.
+    Returns token ids, position ids, targets and any weights, each of shape (num_images, L), where L is the
+    largest number of tokens of an image; or None if packing saves nothing or is not possible.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
     if mask.shape != input_ids.shape or torch.compiler.is_compiling():  # compiled graphs have static shapes
@@ -100,7 +106,9 @@ def pack_rows(
     def pack(values: torch.Tensor, padding: int = 0) -> torch.Tensor:
         return pad_sequence(values[is_kept].split(sizes), batch_first=True, padding_value=padding)
 
-    return pack(input_ids), pack(positions_from_mask(mask, mask.shape[1])), pack(targets, IGNORE_INDEX)
+    position_ids = positions_from_mask(mask, mask.shape[1])
+    packed = pack(input_ids), pack(position_ids), pack(targets, IGNORE_INDEX)
+    return packed if weights is None else (*packed, pack(weights.to(mask.device)))
 
 
 def _is_less_work(num_images: int, longest: int, shape: torch.Size, hidden_size: int) -> bool:
@@ -116,11 +124,13 @@ def caption_loss(
     targets: torch.Tensor,
     num_items_in_batch: int | torch.Tensor | None,
     label_smoothing: float,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Divide the sum of the token losses by the number of targets.
 
     `hidden_states` has shape (rows, T, d). `targets`, of shape (rows, T), has the target token of each
-    position, or -100. `num_items_in_batch` replaces the number of targets as divisor.
+    position, or -100. `num_items_in_batch` replaces the number of targets as divisor. `weights`, of shape
+    (rows, T), are factors of the token losses.
 
     Logits are computed only at positions with a target, except in a compiled graph, which has static shapes.
     If the output layer is frozen, the loss is computed in chunks.
@@ -130,18 +140,24 @@ def caption_loss(
     if num_items_in_batch is None:
         num_items_in_batch = is_labelled.sum().clamp(min=1)
 
-    def summed_loss(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def summed_loss(hidden: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         logits = compute_logits(output_layer, hidden)  # (positions, vocab_size)
         logits = logits.to(_at_least_fp32(logits.dtype))
         target = target.to(logits.device)
-        return F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
+        if weight is None:
+            return F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
+        losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+        return losses @ weight.to(losses)
+
+    is_compiling = torch.compiler.is_compiling()
+
+    def scored(values: torch.Tensor) -> torch.Tensor:
+        return values.flatten(0, 1) if is_compiling else values[is_labelled]
 
     is_frozen = not any(p.requires_grad for p in output_layer.parameters())
-    if torch.compiler.is_compiling():
-        total = summed_loss(hidden_states.flatten(0, 1), targets.flatten())
-    else:
-        compute = partial(_ChunkedSum.apply, summed_loss) if is_frozen else summed_loss
-        total = compute(hidden_states[is_labelled], targets[is_labelled])
+    compute = partial(_ChunkedSum.apply, summed_loss) if is_frozen and not is_compiling else summed_loss
+    scored_weights = None if weights is None else scored(weights.to(targets.device))
+    total = compute(scored(hidden_states), scored(targets), scored_weights)
     if isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(total.device)
     return total / num_items_in_batch
@@ -157,9 +173,10 @@ class _ChunkedSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
         hidden_states: torch.Tensor,  # (positions, d)
         targets: torch.Tensor,  # (positions,)
+        weights: torch.Tensor | None,  # (positions,)
     ) -> torch.Tensor:
         needs_gradient = ctx.needs_input_grad[1]
         total = torch.zeros((), device=hidden_states.device, dtype=_at_least_fp32(hidden_states.dtype))
@@ -168,7 +185,7 @@ class _ChunkedSum(torch.autograd.Function):
             chunk = slice(start, start + POSITIONS_PER_CHUNK)
             with torch.set_grad_enabled(needs_gradient):
                 hidden = hidden_states[chunk].detach().requires_grad_(needs_gradient)
-                chunk_loss = loss(hidden, targets[chunk])
+                chunk_loss = loss(hidden, targets[chunk], None if weights is None else weights[chunk])
             if gradient is not None:
                 chunk_loss.backward()  # not autograd.grad, which PyTorch's operation counter does not support
                 gradient[chunk] = hidden.grad  # type: ignore[assignment]
@@ -178,6 +195,6 @@ class _ChunkedSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return None, gradient * grad_output, None
+        return None, gradient * grad_output, None, None

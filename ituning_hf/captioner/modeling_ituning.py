@@ -26,7 +26,14 @@ from .decoder_layers_ituning import VisualKeyValues
 from .decoders_ituning import decoder_family
 from .encoders_ituning import UnloadedVisionModel, encoder_family
 from .generation_ituning import ITuningGenerationMixin, default_generation_config
-from .loss_ituning import caption_loss, compute_logits, next_tokens, pack_rows, positions_from_mask
+from .loss_ituning import (
+    caption_loss,
+    compute_logits,
+    next_tokens,
+    next_weights,
+    pack_rows,
+    positions_from_mask,
+)
 from .pretrained_ituning import ITuningPreTrainedModel
 
 
@@ -270,7 +277,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
                 training mode with labels, unless `logits_to_keep` is given.
             num_items_in_batch: The divisor of the summed loss, such as the number of label tokens in the
                 optimizer step. By default the number in this batch.
-            **kwargs: `label_smoothing` (0 by default), and arguments of the decoder, such as
+            **kwargs: `label_smoothing` (0 by default); `label_weights`, of the shape of `labels`, factors of
+                the labels' losses (1 by default); and arguments of the decoder, such as
                 `output_hidden_states` and `output_attentions`.
 
         Returns:
@@ -284,8 +292,8 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         """
         input_ids = self._check_text(input_ids, attention_mask, labels, num_items_in_batch)
         # Not in the signature: Transformers' Trainer treats every parameter with "label" in its name as
-        # labels, does not find this one in the batch, and then evaluates without a loss.
-        label_smoothing = kwargs.pop("label_smoothing", 0.0)
+        # labels, does not find these in the batch, and then evaluates without a loss.
+        label_smoothing, label_weights = kwargs.pop("label_smoothing", 0.0), kwargs.pop("label_weights", None)
         kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes None
         if "inputs_embeds" in kwargs:
             raise CaptionerError("inputs_embeds is not supported: pass input_ids.")
@@ -306,14 +314,16 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
             skip_logits = self.training and isinstance(logits_to_keep, int) and logits_to_keep == 0
         needs_logits = labels is None or not skip_logits
         keeps_rows = needs_logits or use_cache or past_key_values is not None or position_ids is not None
-        targets, packed = None, None
+        targets, weights, packed = None, None, None
         if labels is not None:
             targets = next_tokens(labels)
+            weights = None if label_weights is None else next_weights(label_weights)
             if not (keeps_rows or kwargs or self._needs_rows()):
                 width = self.config.text_config.hidden_size
-                packed = pack_rows(input_ids, attention_mask, targets, num_images, width)
+                packed = pack_rows(input_ids, attention_mask, targets, num_images, width, weights)
         if packed is not None:
-            input_ids, position_ids, targets = packed
+            input_ids, position_ids, targets, *packed_weights = packed
+            weights = packed_weights[0] if packed_weights else None
             attention_mask = None
         elif position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             position_ids = positions_from_mask(attention_mask, input_ids.shape[1])
@@ -331,7 +341,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
         lm_head = self.text_model.get_output_embeddings()
         hidden_states, loss, logits = outputs.last_hidden_state, None, None  # (rows, T, d)
         if targets is not None:
-            loss = caption_loss(lm_head, hidden_states, targets, num_items_in_batch, label_smoothing)
+            loss = caption_loss(lm_head, hidden_states, targets, num_items_in_batch, label_smoothing, weights)
         if needs_logits:
             logits = compute_logits(lm_head, slice_logits_to_keep(hidden_states, logits_to_keep))
         return CausalLMOutputWithPast(

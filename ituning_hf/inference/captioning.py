@@ -221,7 +221,7 @@ def generate_ids(model: Any, inputs: dict[str, torch.Tensor], options: dict[str,
         return model.generate(**to_device(inputs, model), **options)
 
 
-def decode_captions(processor: Any, ids: torch.Tensor) -> list[str]:
+def decode_captions(processor: Any, ids: torch.Tensor | list[list[int]]) -> list[str]:
     """Decode captions without special tokens and without whitespace at either end."""
     # Transformers' clean-up would remove the space before a full stop.
     texts = processor.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from ..data.arguments import DatasetArguments
@@ -29,6 +29,8 @@ DEFAULT_VISION_MODEL = "openai/clip-vit-base-patch16"
 DEFAULT_TEXT_MODEL = "gpt2"
 SIZES = {"base": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large"}  # the paper's language models
 
+OBJECTIVES = ("cross_entropy", "cider")
+BASELINES = ("mean", "greedy")
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
 FROZEN_PRECISIONS = ("float32", "bfloat16", "int8")
 EVAL_SPLITS = ("val", "test", "none")
@@ -43,9 +45,9 @@ class ModelArguments:
 
     title: ClassVar[str] = "model"
 
-    model: str | None = option(
+    init_from: str | None = option(
         None,
-        "folder or Hub id of a saved captioner to train further, with its backbones and adapters",
+        "captioner to train further, with its backbones and adapters: a folder, a Hub id, or a run's folder",
         MODEL,
         "new adapters between --vision_model and --text_model",
     )
@@ -85,7 +87,7 @@ class ModelArguments:
     )
     adapter_scale: float | None = option(None, "constant factor on each adapter's output", unset="1")
     adapter_dropout: float | None = option(
-        None, "dropout probability on each adapter's output", BELOW_ONE, "0, or that of --model"
+        None, "dropout probability on each adapter's output", BELOW_ONE, "0, or that of --init_from"
     )
     vision_feature_layer: int | None = option(
         None,
@@ -132,6 +134,28 @@ class DataArguments(DatasetArguments):
         2,
         "worker processes that read images, per training process, at most one per core; 0 uses none",
         NOT_NEGATIVE,
+    )
+
+
+@dataclass
+class ObjectiveArguments:
+    """What an optimizer step minimizes."""
+
+    title: ClassVar[str] = "objective"
+
+    objective: str = option(
+        "cross_entropy",
+        "cross_entropy, or cider: maximize the CIDEr of sampled captions, starting from --init_from",
+        one_of(OBJECTIVES),
+    )
+    num_samples: int = option(5, "cider: captions to sample for each image", AT_LEAST_ONE)
+    baseline: str = option(
+        "mean",
+        "cider: reward to exceed, the mean of the image's other samples or that of its greedy caption",
+        one_of(BASELINES),
+    )
+    cross_entropy_weight: float = option(
+        0.1, "cider: weight of the cross-entropy in the loss; the reward has the rest", BELOW_ONE
     )
 
 
@@ -232,7 +256,13 @@ class RunArguments:
 
 @dataclass
 class TrainArguments(
-    RunArguments, ValidationArguments, OptimizationArguments, DataArguments, ModelArguments, Settings
+    RunArguments,
+    ValidationArguments,
+    OptimizationArguments,
+    ObjectiveArguments,
+    DataArguments,
+    ModelArguments,
+    Settings,
 ):  # dataclass fields are collected from the last base class first
     """The checked settings of a run; `ituning train --help` describes them.
 
@@ -252,6 +282,7 @@ class TrainArguments(
                 f"--augmentation {' '.join(self.augmentation)} cannot be combined with --features, which are "
                 "computed from the original images: omit one of them."
             )
+        self._check_objective()
         if self.metric_for_best_model != "loss" and self.eval_caption_images == 0:
             raise UserError(
                 f"--metric_for_best_model {self.metric_for_best_model} requires captions to score: give "
@@ -265,3 +296,25 @@ class TrainArguments(
         for flag, is_given in needs_validation.items():
             if is_given and self.eval_split == "none":
                 raise UserError(f"{flag} requires validation, but --eval_split is 'none': give val or test.")
+
+    def _check_objective(self) -> None:
+        if self.objective == "cross_entropy":
+            for field in fields(ObjectiveArguments):
+                if getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name} belongs to --objective cider: give both, or omit it.")
+            return
+        if self.init_from is None:
+            raise UserError(
+                "--objective cider requires a captioner that was trained on cross-entropy: give its run's "
+                "folder as --init_from."
+            )
+        if self.label_smoothing > 0:
+            raise UserError(
+                f"--label_smoothing {self.label_smoothing} cannot be combined with --objective cider, which "
+                "needs the captioner's own probabilities: omit it."
+            )
+        if self.baseline == "mean" and self.num_samples == 1:
+            raise UserError(
+                "--baseline mean needs other samples of the image, but --num_samples is 1: give at least 2, "
+                "or --baseline greedy."
+            )

@@ -31,6 +31,11 @@ from .errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
+NO_CIDER_OF_STREAMS = (
+    "--objective cider needs the captions of all images at the start, to count their words, and tar shards "
+    "are read during the run: give the images in another format, or stored --features."
+)
+
 
 @dataclass
 class TrainingData:
@@ -98,6 +103,8 @@ def load_data(args: TrainArguments) -> TrainingData:
 def _open_stream(args: TrainArguments, shards: Mapping[str, str]) -> TrainingData:
     """Open tar shards to train on; read the first images to validate on."""
     refuse_settings("tar shards", args.dataset, args)
+    if args.objective == "cider":
+        raise UserError(NO_CIDER_OF_STREAMS)
     unknown = {
         "--max_train_steps": args.max_train_steps is None,
         "--eval_steps": args.eval_split != "none" and args.eval_steps == "epoch",

@@ -34,14 +34,16 @@ def dry_run(trainer: CaptionTrainer, checkpoint: Path | None, report: Callable[[
     items = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches)
     num_items = int(trainer.accelerator.reduce(items, "sum"))
     started = time.perf_counter()
-    loss = trainer.optimizer_step(batches)
+    means = trainer.optimizer_step(batches)
     seconds = time.perf_counter() - started
     report(
         f"Step       {accumulation} x {processes} x {images} (batches x processes x images of a batch), "
         f"{num_items:,} label tokens"
     )
     report(f"Time       {seconds:.2f} s for this first step; {reading:.2f} s to read its images")
-    report(f"Loss       {loss:.4f}")
+    report(f"Loss       {means['loss']:.4f}")
+    if "reward" in means:
+        report(f"Reward     {means['reward']:.4f}, samples of {means['sample_length']:.1f} tokens")
     report(f"Memory     {_peak_memory(trainer.accelerator)}")
     for line in _plan(trainer):
         report(line)

@@ -50,7 +50,7 @@ def run_identity(
     settings["vision_feature_layer"] = model.config.vision_feature_layer  # features may have chosen it
     settings["mixed_precision"] = accelerator.mixed_precision  # `accelerate config` may have chosen it
     return {
-        "settings": _with_absolute_paths(settings, "model", "dataset", "image_root"),
+        "settings": _with_absolute_paths(settings, "init_from", "dataset", "image_root"),
         "global_batch_size": accelerator.num_processes
         * args.per_device_train_batch_size
         * args.gradient_accumulation_steps,
@@ -115,8 +115,8 @@ def training_record(
         settings.pop(name)
     # A path on this machine means nothing elsewhere: its last part is enough.
     names: dict[str, str | None] = {GIVEN_DATA: None, "scenes": DRAWN_SCENES}
-    if settings["model"] and os.path.isabs(settings["model"]):
-        settings["model"] = "/".join(Path(settings["model"]).parts[-2:])  # such as "cc3m/best"
+    if settings["init_from"] and os.path.isabs(settings["init_from"]):
+        settings["init_from"] = "/".join(Path(settings["init_from"]).parts[-2:])  # such as "cc3m/best"
     shown = names.get(dataset, os.path.basename(dataset) if os.path.isabs(dataset) else dataset)
     return TrainingRecord(
         dataset=shown,

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object, send_to_device
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
+from ..captioner.processing_ituning import ITuningProcessor
 from ..data.records import first_names
 from ..data.sampler import ImageBatchSampler
 from ..data.stream import StreamSampler
@@ -32,6 +32,7 @@ from .checkpoints import Checkpoints, TrainState
 from .data import Batches, TrainingData
 from .errors import NonFiniteLossError, RunStopped
 from .identity import run_description, run_identity, training_record
+from .objectives import create_objective
 from .optimization import create_optimizer, create_schedule
 from .page import RunPage
 from .reporting import Reporter, read_run_file
@@ -80,6 +81,7 @@ class CaptionTrainer:
             optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.objective = create_objective(self.batches, model, data)
         self.validator = Validator(self.model, data.evaluation, self.batches)
         self.checkpoints = Checkpoints(args, model, accelerator, self.optimizer, self.schedule, self.identity)
 
@@ -126,7 +128,8 @@ class CaptionTrainer:
         """Yield this process's batches from the current step on, endlessly."""
         self.sampler, args = self._next_sampler(), self.args
         images, captions = self.data.train, args.captions_per_image
-        loader = self.batches.loader(images, self.sampler, captions, args.augmentation)
+        collate = self.objective.collate
+        loader = self.batches.loader(images, self.sampler, captions, args.augmentation, collate)
         for batch in loader:
             yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
@@ -149,33 +152,36 @@ class CaptionTrainer:
             count = 0 if self.stop.signum else self.args.gradient_accumulation_steps
             batches = list(itertools.islice(micro_batches, count))
             rate = float(self.schedule.get_last_lr()[0])
-            loss = self.optimizer_step(batches)
-            self._log_step(loss, rate, time.perf_counter() - started)
+            means = self.optimizer_step(batches)
+            self._log_step(means, rate, time.perf_counter() - started)
             run_ends = self.state.step == self.total_steps
             if self.data.evaluation and (self._is_due(self.args.eval_steps) or run_ends):
                 self._validate()
             if self._is_due(self.args.checkpointing_steps) or run_ends or self._out_of_patience():
                 self._save_checkpoint()
 
-    def optimizer_step(self, batches: list[dict[str, Any]]) -> float:
-        """Take one optimizer step over micro-batches; return the mean loss of its label tokens.
+    def optimizer_step(self, batches: list[dict[str, Any]]) -> dict[str, float]:
+        """Take one optimizer step over micro-batches; return its loss and the objective's metrics.
 
         Dropout's random state depends on the seed, the step and the process alone.
         """
         place = [self.args.seed, self.state.step, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
-        num_items = self._count(batches)
-        losses = []
+        counts = self._count(batches)
+        _, processes, images = self.sampler.step_shape
+        losses, metrics = [], []
         for position, batch in enumerate(batches):
+            first = (position * processes + self.accelerator.process_index) * images
+            share = self.objective.share(batch, counts, [self.args.seed, self.state.step, first])
             is_last = position == len(batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                loss = self.model(
-                    **batch, num_items_in_batch=num_items, label_smoothing=self.args.label_smoothing
-                ).loss
+                loss = self.model(**share.inputs).loss
                 # The processes' gradients are averaged, but the loss is a sum.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             losses.append(loss.detach())
-        mean = float(self.accelerator.reduce(torch.stack(losses).sum(), "sum"))
+            metrics.append(loss.new_tensor(share.metrics))
+        sums = torch.cat([torch.stack(losses).sum()[None], torch.stack(metrics).sum(dim=0)])
+        mean, *others = self.accelerator.reduce(sums, "sum").tolist()
         if not math.isfinite(mean):
             self._stop_nonfinite(f"loss is {mean}", losses)
         norm = self.accelerator.clip_grad_norm_(
@@ -190,34 +196,33 @@ class CaptionTrainer:
         elif (scale := scaler.get_scale()) < LEAST_LOSS_SCALE:  # fp16's scaler skips a step that overflows
             self._stop_nonfinite(f"gradient norm is infinite at a loss scale of {scale:g}", losses)
         self.optimizer.zero_grad()
-        return mean
+        return {"loss": mean, **dict(zip(self.objective.metric_names, others, strict=True))}
 
-    def _count(self, batches: list[dict[str, Any]]) -> int:
-        """Count the step's label tokens over all processes, and its unreadable images.
+    def _count(self, batches: list[dict[str, Any]]) -> list[int]:
+        """Return the objective's counts of the step over all processes; count its unreadable images.
 
         The same reduction tells every process whether a signal reached any of them, so that all stop at the
         same step.
         """
         problems = [text for batch in batches for text in batch.pop("unreadable")]
         self.batches.log_unreadable(problems)
-        items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
-        counts = [items, len(problems), int(self.stop.signum is not None)]
+        counts = [*self.objective.count(batches), len(problems), int(self.stop.signum is not None)]
         summed = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), "sum")
-        items, unreadable, stopped = summed.tolist()
+        *counts, unreadable, stopped = summed.tolist()
         if stopped:
             self._stop_early()
         self.state.unreadable += unreadable
         # Without a known number: those so far, and so many that a few at the start are allowed.
         seen = max((self.state.step + 1) * math.prod(self.sampler.step_shape), LEAST_SEEN)
         self.batches.check_unreadable(self.state.unreadable, self.data.num_train_images or seen)
-        return max(items, 1)
+        return [max(count, 1) for count in counts]
 
-    def _log_step(self, loss: float, rate: float, seconds: float) -> None:
+    def _log_step(self, means: dict[str, float], rate: float, seconds: float) -> None:
         self.state.step += 1
         self.state.positions = self.sampler.next_position()
         speed = math.prod(self.sampler.step_shape) / seconds
         skipped = self.accelerator.optimizer_step_was_skipped
-        self.reporter.step(self.state.step, loss, rate, speed, skipped)
+        self.reporter.step(self.state.step, means, rate, speed, skipped)
 
     def _validate(self) -> None:
         """Validate after an optimizer step; keep the captioner if it is the best so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import groupby
@@ -54,8 +55,8 @@ class RunPage:
         self.settings, self.flags = describe_settings(record, config), changed_settings(record.settings, args)
         self.step = 0
         self._interval = math.ceil(total_steps / MAX_POINTS)
-        # The number of steps in each interval, and the sums of the steps, the losses and the learning rates.
-        self._sums: dict[int, list[float]] = {}
+        # The number of steps in each interval, and the sums of the steps' numbers, losses and so on, by name.
+        self._sums: dict[int, Counter[str]] = {}
         self._scores: dict[str, list[Point]] = {}
         self._samples: dict[str, dict[int, str]] = {}  # by the image's name and the step
         self._pictures: dict[str, tuple[CaptionedImage, str | None]] = {}
@@ -64,9 +65,8 @@ class RunPage:
         """Add an entry of the log: a step or a validation."""
         self.step = entry["step"]
         if "loss" in entry:
-            sums = self._sums.setdefault((self.step - 1) // self._interval, [0.0] * 4)
-            for i, value in enumerate((1, self.step, entry["loss"], entry["learning_rate"])):
-                sums[i] += value
+            sums = self._sums.setdefault((self.step - 1) // self._interval, Counter())
+            sums.update(entry | {"steps": 1})
             return
         for name in ("loss", *METRIC_NAMES):
             if (value := entry.get(f"validation_{name}")) is not None:
@@ -92,18 +92,30 @@ class RunPage:
             write_text(self.path, html, errors="replace")  # a file name may not be Unicode
 
     def _charts(self) -> Iterator[tuple[str, dict[str, list[Point]]]]:
-        means = [[total / sums[0] for total in sums[1:]] for sums in self._sums.values()]
+        rewards = self._means("reward")
         losses = {
-            "training": [(step, loss) for step, loss, _ in means],
+            "training": [] if rewards else self._means("loss"),  # the loss of sampled captions tells little
             "validation": self._scores.get("loss", []),
         }
         yield "Loss", {name: points for name, points in losses.items() if points}
+        yield "CIDEr of the sampled captions", {"reward": rewards} if rewards else {}
+        lengths = self._means("sample_length")
+        yield "Tokens of a sampled caption", {"length": lengths} if lengths else {}
         scores = {title: self._scores.get(name, []) for name, title in METRIC_NAMES.items()}
         yield (
             "Validation scores x 100",
             {name: [(step, 100 * value) for step, value in line] for name, line in scores.items() if line},
         )
-        yield "Learning rate", {"learning rate": [(step, rate) for step, _, rate in means]} if means else {}
+        rates = self._means("learning_rate")
+        yield "Learning rate", {"learning rate": rates} if rates else {}
+
+    def _means(self, name: str) -> list[Point]:
+        """Return the mean of a value over each interval of steps, at the mean step."""
+        return [
+            (sums["step"] / sums["steps"], sums[name] / sums["steps"])
+            for sums in self._sums.values()
+            if name in sums
+        ]
 
     def _best(self) -> tuple[str, float, float, bool] | None:
         """Return the best validation after a step, by the metric that selects the best captioner.

@@ -81,19 +81,22 @@ class Reporter:
             mininterval=bar_interval(),
         )
 
-    def step(self, step: int, loss: float, rate: float, images_per_second: float, skipped: bool) -> None:
-        """Report an optimizer step; `skipped` if fp16's gradients overflowed."""
+    def step(
+        self, step: int, means: dict[str, float], rate: float, images_per_second: float, skipped: bool
+    ) -> None:
+        """Report an optimizer step: its loss and the objective's metrics; `skipped` if fp16 overflowed."""
         if not self.enabled:
             return
-        postfix = f"loss {loss:.3f}, lr {rate:.0e}, {images_per_second:.0f} images/s"
+        shown = "reward" if "reward" in means else "loss"
+        postfix = f"{shown} {means[shown]:.3f}, lr {rate:.0e}, {images_per_second:.0f} images/s"
         self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update()
-        entry: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": rate}
+        entry: dict[str, Any] = {"step": step, **means, "learning_rate": rate}
         if skipped:
             entry["skipped"] = True
             self.print(f"step {step} is skipped: its gradients overflow fp16")
         self._log(entry)
-        values = {"loss": loss, "learning_rate": rate, "images_per_second": images_per_second}
+        values = means | {"learning_rate": rate, "images_per_second": images_per_second}
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
 
     def validation(self, when: str, record: ValidationRecord, samples: dict[str, str]) -> None:

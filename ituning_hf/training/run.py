@@ -54,7 +54,9 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     """
     require_trackers(args.report_to)
     if args.eval_caption_images:
-        require_scorers()
+        require_scorers("--eval_caption_images")
+    if args.objective == "cider":
+        require_scorers("--objective cider")
     args = with_backbones(args)
     if data is not None:
         args = replace(args, dataset=GIVEN_DATA)

@@ -21,26 +21,39 @@ from ..inference.int8 import quantize_frozen_weights, require_cpu
 from ..utils.devices import default_dtype
 from ..utils.errors import UserError
 from .arguments import DEFAULT_TEXT_MODEL, DEFAULT_VISION_MODEL, SIZES, TrainArguments
+from .run_folder import BEST, LAST
 
 # Pretrained on rendered scenes by `examples/pretrain_scene_backbones.py`.
 SCENE_BACKBONES = Path(__file__).resolve().parents[1] / "data" / "scene_backbones"
 
 
 def with_backbones(args: TrainArguments) -> TrainArguments:
-    """Fill in the backbones that neither the settings nor `args.model` name.
+    """Fill in the backbones that neither the settings nor `args.init_from` name.
 
-    Stored features name their own encoder.
+    Stored features name their own encoder. A run's folder becomes the folder of its captioner.
     """
     vision: str | None = DEFAULT_VISION_MODEL
     text: str | None = DEFAULT_TEXT_MODEL
-    if args.model is not None:
+    if args.init_from is not None:
         vision, text = None, None
     elif args.dataset == "scenes":
         vision, text = str(SCENE_BACKBONES / "vision"), str(SCENE_BACKBONES / "text")
     if args.size is not None:
         text = SIZES[args.size]
     vision_model = args.vision_model or (vision if args.features is None else None)
-    return replace(args, vision_model=vision_model, text_model=args.text_model or text, size=None)
+    return replace(
+        args,
+        init_from=args.init_from and _captioner_of_run(args.init_from),
+        vision_model=vision_model,
+        text_model=args.text_model or text,
+        size=None,
+    )
+
+
+def _captioner_of_run(name: str) -> str:
+    """Return the best captioner in a run's folder, or else the last one; another name as it is."""
+    folders = [Path(name) / part for part in (BEST, LAST)]
+    return next((str(folder) for folder in folders if folder.is_dir()), name)
 
 
 def check_backbones(args: TrainArguments) -> None:
@@ -60,7 +73,7 @@ def _naming_the_options(args: TrainArguments) -> Iterator[None]:
         yield
     except OSError as error:
         is_default = {DEFAULT_VISION_MODEL, *SIZES.values()} & {args.vision_model, args.text_model}
-        if args.model is not None or not is_default:
+        if args.init_from is not None or not is_default:
             raise
         problem = " ".join(str(error).split())
         raise OSError(
@@ -74,7 +87,7 @@ def load_model(
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
     """Build an untrained captioner over the backbones that the settings name, and its processor.
 
-    With `args.model`, load that captioner instead, to train it further. With stored features, the vision
+    With `args.init_from`, load that captioner instead, to train it further. With stored features, the vision
     encoder is not loaded.
 
     Raises:
@@ -87,7 +100,7 @@ def load_model(
     elif (dtype := args.frozen_precision or default_dtype(device)) is not None:
         options["dtype"] = dtype
     with _naming_the_options(args):
-        if args.model is not None:
+        if args.init_from is not None:
             model, processor = _load_saved(args, features, options)
         else:
             model, processor = _load_over_backbones(
@@ -130,7 +143,7 @@ def _load_saved(
     args: TrainArguments, features: FeatureStore | None, options: dict[str, Any]
 ) -> tuple[ITuningForCaptioning, ITuningProcessor]:
     """Load a captioner to train further. Of the adapter's options, only the dropout may be another one."""
-    name = str(args.model)
+    name = str(args.init_from)
     asked = {key: options.pop(key) for key in ADAPTER_OPTIONS if key in options and key != "adapter_dropout"}
     backbones = {"vision_model": args.vision_model, "text_model": args.text_model}  # if they have moved
     model = loading.load_model(name, "cpu", load_vision_model=features is None, **backbones, **options)

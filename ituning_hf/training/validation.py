@@ -112,12 +112,12 @@ class Validator:
         return broadcast_object_list(scores)[0]
 
 
-def require_scorers() -> None:
-    """Raise a UserError if the caption scorers are not installed, before long work."""
+def require_scorers(setting: str) -> None:
+    """Raise a UserError if a setting needs the caption scorers and they are not installed."""
     try:
         import pycocoevalcap  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
-            "--eval_caption_images needs the caption scorers, which are not installed: run pip install "
-            "'ituning_hf[eval]', or omit --eval_caption_images and --metric_for_best_model."
+            f"{setting} needs the caption scorers, which are not installed: run pip install "
+            f"'ituning_hf[eval]', or omit {setting}."
         ) from error

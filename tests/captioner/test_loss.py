@@ -53,6 +53,22 @@ def test_the_chunked_loss_is_the_plain_loss(
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("at_once", [7, 512])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_weights_are_factors_of_the_token_losses(
+    output_layer, monkeypatch, at_once: int, label_smoothing: float
+):
+    monkeypatch.setattr(loss_ituning, "POSITIONS_PER_CHUNK", at_once)
+    (hidden, targets), weights = make_positions(), torch.randn(ROWS, LENGTH)
+    loss = caption_loss(output_layer, hidden, targets, 5, label_smoothing, weights)
+    options = {"reduction": "none", "label_smoothing": label_smoothing}
+    losses = F.cross_entropy(output_layer(hidden).flatten(0, 1), targets.flatten(), **options)
+    expected = (losses * weights.flatten()).sum() / 5
+    torch.testing.assert_close(loss, expected)
+    found, wanted = (torch.autograd.grad(7 * value, hidden)[0] for value in (loss, expected))
+    torch.testing.assert_close(found, wanted)
+
+
 def test_logits_are_computed_one_chunk_at_a_time(output_layer, monkeypatch):
     monkeypatch.setattr(loss_ituning, "POSITIONS_PER_CHUNK", 7)
     computed = []
@@ -176,7 +192,7 @@ def pack_by_loops(ids, mask, targets, images: int) -> list[list[tuple[int, int, 
 @given(batches())
 def test_an_images_tokens_are_packed_into_one_row_up_to_each_last_label(batch):
     ids, mask, targets, images = batch
-    packed, expected = pack_rows(ids, mask, targets, images, HIDDEN_SIZE), pack_by_loops(*batch)
+    packed, expected = pack_rows(ids, mask, targets, images, HIDDEN_SIZE, ids + 1), pack_by_loops(*batch)
     longest = max(len(tokens) for tokens in expected)
     if packed is None:
         length = ids.shape[1]
@@ -186,7 +202,8 @@ def test_an_images_tokens_are_packed_into_one_row_up_to_each_last_label(batch):
     assert {values.shape for values in packed} == {(images, longest)}
     for image, tokens in enumerate(expected):
         found = list(zip(*(values[image].tolist() for values in packed), strict=True))
-        assert found == tokens + [(0, 0, -100)] * (longest - len(tokens))
+        weighted = [(token, position, target, token + 1) for token, position, target in tokens]
+        assert found == weighted + [(0, 0, -100, 0)] * (longest - len(tokens))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +257,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_unpacked_rows(
     captioner = captioner.double().train(training)
     batch = make_batch(images, k)
     batch["pixel_values"] = batch["pixel_values"].double()
+    batch["label_weights"] = torch.randn(batch["labels"].shape)
     shape, *found = run(captioner, **batch, skip_logits=True)
     as_given, *expected = run(captioner, **batch, output_hidden_states=True)
     assert as_given == batch["input_ids"].shape

@@ -210,6 +210,7 @@ def test_evaluation_compiles_without_graph_breaks(shallow_captioner):
 def test_training_compiles_without_graph_breaks(shallow_captioner):
     batch = make_batch(k=2)
     batch["visual_features"] = shallow_captioner.get_image_features(batch.pop("pixel_values"))
+    batch["label_weights"] = torch.randn(batch["labels"].shape)
     expected = gradients(shallow_captioner.train(), **batch, label_smoothing=0.1)
     compiled = torch.compile(shallow_captioner, fullgraph=True, backend="aot_eager")
     found = gradients(compiled, **batch, label_smoothing=0.1)

@@ -20,6 +20,10 @@ REFUSED: dict[str, list[Any]] = {
     "augmentation": [["crop", "blur"]],
     "max_unreadable_share": [-0.1],
     "dataloader_num_workers": [-1],
+    "objective": ["bleu"],
+    "num_samples": [0],
+    "baseline": ["none"],
+    "cross_entropy_weight": [1.0],
     "num_train_epochs": [0],
     "learning_rate": [0.0, "fast"],
     "lr_scheduler_type": ["step"],
@@ -52,6 +56,7 @@ def test_no_setting_may_be_nan_or_infinite(name: str):
 
 
 NO_VALIDATION = {"eval_split": "none"}
+CIDER = {"objective": "cider", "init_from": "run"}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,12 @@ NO_VALIDATION = {"eval_split": "none"}
     [
         ({"features": "stored", "augmentation": ["flip"]}, "--augmentation flip .* --features"),
         ({"metric_for_best_model": "cider"}, "--metric_for_best_model cider .*: give --eval_caption_images"),
+        ({"objective": "cider"}, "--objective cider requires a captioner .* --init_from"),
+        (CIDER | {"label_smoothing": 0.1}, r"--label_smoothing 0\.1 cannot .* --objective cider"),
+        (CIDER | {"num_samples": 1}, "--baseline mean .* at least 2, or --baseline greedy"),
+        ({"num_samples": 3}, "--num_samples belongs to --objective cider"),
+        ({"baseline": "greedy"}, "--baseline belongs to --objective cider"),
+        ({"cross_entropy_weight": 0}, "--cross_entropy_weight belongs to --objective cider"),
         (NO_VALIDATION | {"eval_caption_images": 9}, "--eval_caption_images requires validation"),
         (NO_VALIDATION | {"expected_eval_images": 9}, "--expected_eval_images requires validation"),
         (NO_VALIDATION | {"early_stopping_patience": 2}, "--early_stopping_patience requires validation"),

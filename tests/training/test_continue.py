@@ -1,4 +1,4 @@
-"""`--model`: a saved captioner is trained further."""
+"""`--init_from`: a saved captioner is trained further."""
 
 import shutil
 from dataclasses import replace
@@ -43,7 +43,7 @@ def further(settings: Settings, first: str):
 
     def make(name: str = "further", /, **changes) -> TrainArguments:
         unset = dict.fromkeys(("vision_model", "text_model", *ADAPTER_SETTINGS))
-        return replace(settings(name), **unset | {"model": first} | changes)
+        return replace(settings(name), **unset | {"init_from": first} | changes)
 
     return make
 
@@ -56,7 +56,7 @@ def test_a_run_starts_with_the_captioner_and_its_options(further: Settings, firs
         torch.testing.assert_close(tensor, adapter(Path(first).parent)[name], rtol=0, atol=1e-7)
     before, after = (load_captioner(folder)[0].config for folder in (first, f"{args.output_dir}/last"))
     assert after.to_dict() | {"_name_or_path": first} == before.to_dict()
-    assert read_training_record(f"{args.output_dir}/last").settings["model"] == "first/last"
+    assert read_training_record(f"{args.output_dir}/last").settings["init_from"] == "first/last"
 
 
 def test_a_run_from_a_captioner_resumes_to_the_same_bytes(further: Settings):
@@ -81,7 +81,7 @@ def test_the_dropout_may_change_and_the_same_options_may_be_given(further: Setti
         ({"adapter_layers": [0]}, r"--adapter_layers is \[0\], but .* saved with \["),
         ({"adapter_scale": 1.0}, r"--adapter_scale is 1\.0, but .* saved with 0\.5"),
         ({"vision_feature_layer": 0}, "--vision_feature_layer is 0, but .* saved with -1"),
-        ({"model": "no/such"}, "There is no captioner at 'no/such'"),
+        ({"init_from": "no/such"}, "There is no captioner at 'no/such'"),
     ],
 )
 def test_options_of_another_captioner_are_refused(further: Settings, changes: dict, message: str):
@@ -113,6 +113,14 @@ def test_stored_features_continue_a_captioner(further: Settings, backbones: dict
     train(on_pixels)
     train(on_features)
     assert losses(on_features) == pytest.approx(losses(on_pixels), rel=1e-4)
+
+
+def test_a_runs_folder_names_its_best_captioner_or_else_its_last(further: Settings, first: str):
+    run = Path(first).parent
+    args = further(init_from=str(run))
+    assert with_backbones(args).init_from == str(run / "best")
+    shutil.rmtree(run / "best")
+    assert with_backbones(args).init_from == str(run / "last")
 
 
 def test_no_backbones_are_filled_in(further: Settings):

@@ -89,6 +89,8 @@ def test_settings_of_other_formats_are_refused(
         train(on_shards(image_root=str(tmp_path)))
     with pytest.raises(ValueError, match=r"no images of split 'test'.*To train without validation"):
         train(on_shards(eval_split="test"))
+    with pytest.raises(ValueError, match="--objective cider needs the captions of all images at the start"):
+        train(on_shards(objective="cider", init_from="run"))
     args = on_shards(eval_split="none", max_train_steps=1, dataset=f"{tmp_path}/shards/000.tar")
     train(args)
     assert "Images     80% of 1 tar shard to train on, 0 for validation" in capsys.readouterr().out

@@ -175,8 +175,10 @@ def test_printed_lines():
 
 def test_missing_scorers_are_reported_before_work_starts(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
-    args = settings(max_train_steps=1, eval_caption_images=2)
-    with pytest.raises(ValueError, match=r"pip install 'ituning_hf\[eval\]', or omit --eval_caption_images"):
-        train(args)
-    assert not Path(args.output_dir).exists()
+    scored = settings(max_train_steps=1, eval_caption_images=2)
+    optimized = settings(max_train_steps=1, objective="cider", init_from="run")
+    for args, flag in ((scored, "--eval_caption_images"), (optimized, "--objective cider")):
+        with pytest.raises(ValueError, match=rf"pip install 'ituning_hf\[eval\]', or omit {flag}"):
+            train(args)
+        assert not Path(args.output_dir).exists()
     train(settings(max_train_steps=1))  # needs no scorers
