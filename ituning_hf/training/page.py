@@ -92,15 +92,13 @@ class RunPage:
             write_text(self.path, html, errors="replace")  # a file name may not be Unicode
 
     def _charts(self) -> Iterator[tuple[str, dict[str, list[Point]]]]:
-        rewards = self._means("reward")
-        losses = {
-            "training": [] if rewards else self._means("loss"),  # the loss of sampled captions tells little
-            "validation": self._scores.get("loss", []),
-        }
-        yield "Loss", {name: points for name, points in losses.items() if points}
-        yield "CIDEr of the sampled captions", {"reward": rewards} if rewards else {}
-        lengths = self._means("sample_length")
-        yield "Tokens of a sampled caption", {"length": lengths} if lengths else {}
+        losses = {"training": self._means("loss"), "validation": self._scores.get("loss", [])}
+        if rewards := [(step, 100 * value) for step, value in self._means("reward")]:
+            yield "CIDEr of the sampled captions x 100", {"reward": rewards}
+            yield "Tokens of a sampled caption", {"length": self._means("sample_length")}
+            del losses["training"]  # that of sampled captions does not measure progress
+        title = "Validation loss" if rewards else "Loss"
+        yield title, {name: points for name, points in losses.items() if points}
         scores = {title: self._scores.get(name, []) for name, title in METRIC_NAMES.items()}
         yield (
             "Validation scores x 100",

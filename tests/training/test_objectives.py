@@ -213,9 +213,13 @@ def test_a_resumed_run_writes_the_same_bytes(cider, settings: Settings, tmp_path
     train_until(cut, 3)
     train(replace(cut, resume_from_checkpoint="latest"))
     assert differences(cut.output_dir, whole.output_dir) == []
-    charts = ["Loss", "CIDEr of the sampled captions", "Tokens of a sampled caption", "Learning rate"]
     html = (Path(whole.output_dir) / "report.html").read_text()
-    assert re.findall(r'aria-label="(.*)"', html) == charts
+    assert re.findall(r'aria-label="(.*)"', html) == [
+        "CIDEr of the sampled captions x 100",
+        "Tokens of a sampled caption",
+        "Validation loss",
+        "Learning rate",
+    ]
     steps = [entry for entry in read_log(whole.output_dir) if "loss" in entry]
     names = ["learning_rate", "loss", "reward", "sample_length", "step"]
     assert [sorted(entry) for entry in steps] == [names] * 4
