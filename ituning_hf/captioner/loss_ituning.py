@@ -147,7 +147,7 @@ def caption_loss(
         if weight is None:
             return F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
         losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
-        return losses @ weight.to(losses)
+        return (losses * weight.to(losses)).sum()  # autocast would compute a product of vectors in bf16
 
     is_compiling = torch.compiler.is_compiling()
 

@@ -54,19 +54,21 @@ def test_the_chunked_loss_is_the_plain_loss(
 
 
 @pytest.mark.parametrize("at_once", [7, 512])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+@pytest.mark.parametrize(("label_smoothing", "autocast"), [(0.0, False), (0.3, False), (0.0, True)])
 def test_weights_are_factors_of_the_token_losses(
-    output_layer, monkeypatch, at_once: int, label_smoothing: float
+    output_layer, monkeypatch, at_once: int, label_smoothing: float, autocast: bool
 ):
     monkeypatch.setattr(loss_ituning, "POSITIONS_PER_CHUNK", at_once)
     (hidden, targets), weights = make_positions(), torch.randn(ROWS, LENGTH)
-    loss = caption_loss(output_layer, hidden, targets, 5, label_smoothing, weights)
     options = {"reduction": "none", "label_smoothing": label_smoothing}
-    losses = F.cross_entropy(output_layer(hidden).flatten(0, 1), targets.flatten(), **options)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = caption_loss(output_layer, hidden, targets, 5, label_smoothing, weights)
+        losses = F.cross_entropy(output_layer(hidden).flatten(0, 1).float(), targets.flatten(), **options)
     expected = (losses * weights.flatten()).sum() / 5
     torch.testing.assert_close(loss, expected)
     found, wanted = (torch.autograd.grad(7 * value, hidden)[0] for value in (loss, expected))
-    torch.testing.assert_close(found, wanted)
+    tolerance = {"rtol": 0.02, "atol": 0.1} if autocast else {}  # of the products in bf16
+    torch.testing.assert_close(found, wanted, **tolerance)
 
 
 def test_logits_are_computed_one_chunk_at_a_time(output_layer, monkeypatch):
