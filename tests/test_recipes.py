@@ -73,7 +73,7 @@ def test_every_value_has_a_source_and_is_read(name: str) -> None:
     parse = parse_evaluation if name == "nocaps" else parse_training
     read = parse(["--config", recipe(name)]).to_dict()
     for key, value in values.items():
-        expected = {"none": ([], None), "[crop]": (["crop"],)}.get(value, (value,))
+        expected = {"none": ([], None), "[crop]": (["crop"],), "true": (True,)}.get(value, (value,))
         assert read[key] in expected or float(read[key]) == float(value), key
 
 

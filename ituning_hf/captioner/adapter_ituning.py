@@ -13,7 +13,8 @@ For one decoder layer:
     output of the layer's feed-forward network := FFN(X) + dX
 
     X        T x d    the layer-normed input of the feed-forward network, T tokens
-    I        N x d_v  the visual memory: the N tokens of the vision encoder, class token first
+    I        N x d_v  the visual memory: the N tokens of the vision encoder, class token first, by default
+                      each normalized by `normalize_tokens`
     d, d_v            `hidden_size`, `vision_hidden_size`: the widths of decoder and encoder
     r                 `adapter_hidden_size`: the width of the bottleneck
     h                 `num_heads`: heads of r / h channels
@@ -26,7 +27,7 @@ The module is a bottleneck adapter whose non-linearity is cross-attention to the
 Stated in the paper's abstract and introduction: both backbones are frozen, and a cross-attention filter
 selects visual information to adjust the decoder's output hidden states. Recalled from the paper, and
 consistent with its parameter counts: the position parallel to the feed-forward network, r = d / 2, and
-lambda = 1. Not from the paper: dropout on dX, and the initialization.
+lambda = 1. Not from the paper: normalized image tokens, dropout on dX, and the initialization.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class ITuningAdapter(nn.Module):
         num_heads: Attention heads h; must divide `adapter_hidden_size`.
         scale: The constant factor lambda.
         dropout: Dropout probability on the output during training.
+        vision_feature_norm: Whether `project_images` normalizes the image tokens for this adapter.
 
     Example:
     ```python
@@ -75,11 +77,13 @@ class ITuningAdapter(nn.Module):
         num_heads: int,
         scale: float = 1.0,
         dropout: float = 0.0,
+        vision_feature_norm: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = adapter_hidden_size // num_heads
         self.scale = scale
+        self.vision_feature_norm = vision_feature_norm
         self.q_proj = nn.Linear(hidden_size, adapter_hidden_size)
         self.k_proj = nn.Linear(vision_hidden_size, adapter_hidden_size)
         self.v_proj = nn.Linear(vision_hidden_size, adapter_hidden_size)
@@ -105,7 +109,8 @@ class ITuningAdapter(nn.Module):
         """Project the visual memory to keys and values, once for all rows and generation steps.
 
         Args:
-            visual_features: Shape (num_images, N, d_v).
+            visual_features: The visual memory I, of shape (num_images, N, d_v), which is not normalized here;
+                see `project_images`.
 
         Returns:
             Keys and values, each of shape (num_images, h, N, r / h).
@@ -173,6 +178,41 @@ class ITuningAdapter(nn.Module):
         scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5  # (num_images, h, k * T, N)
         at_least_fp32 = torch.promote_types(scores.dtype, torch.float32)
         return scores.softmax(dim=-1, dtype=at_least_fp32).to(query.dtype)
+
+
+def normalize_tokens(visual_features: torch.Tensor) -> torch.Tensor:
+    """Normalize each image token to mean 0 and variance 1 over its channels, in fp32 or fp64.
+
+    The norm makes training stable: some tokens of vision transformers are many times larger than the others
+    (Darcet et al., "Vision Transformers Need Registers", ICLR 2024), and the scale differs between encoders.
+    It has no weights, because W_k, W_v and their biases can express them.
+    """
+    at_least_fp32 = torch.promote_types(visual_features.dtype, torch.float32)
+    return F.layer_norm(visual_features.to(at_least_fp32), visual_features.shape[-1:])  # (num_images, N, d_v)
+
+
+def project_images(
+    adapters: dict[Any, ITuningAdapter], visual_features: torch.Tensor
+) -> dict[Any, tuple[torch.Tensor, torch.Tensor]]:
+    """Compute the keys and values of several adapters, of image tokens normalized if the adapter says so.
+
+    Args:
+        adapters: The adapters, by any key.
+        visual_features: The encoder's tokens, of shape (num_images, N, d_v).
+
+    Returns:
+        The keys and values of each adapter; see `ITuningAdapter.project_visual`.
+    """
+    memories: dict[tuple[bool, torch.dtype], torch.Tensor] = {}  # normalized and cast once for all layers
+    projected = {}
+    for name, adapter in adapters.items():
+        option = adapter.vision_feature_norm, adapter.k_proj.weight.dtype
+        if option not in memories:
+            # Computed after the transfer: stored features have half as many bytes.
+            tokens = visual_features.to(compute_device(adapter.k_proj))
+            memories[option] = (normalize_tokens(tokens) if option[0] else tokens).to(option[1])
+        projected[name] = adapter.project_visual(memories[option])
+    return projected
 
 
 def compute_device(module: Any) -> torch.device:

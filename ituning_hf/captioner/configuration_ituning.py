@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # version 1 has no `vision_feature_norm`
 ADAPTER_OPTIONS = (
     "adapter_hidden_size",
     "adapter_num_heads",
@@ -28,6 +28,7 @@ ADAPTER_OPTIONS = (
     "adapter_layers",
     "adapter_dropout",
     "vision_feature_layer",
+    "vision_feature_norm",
 )
 HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 
@@ -79,6 +80,8 @@ class ITuningConfig(PreTrainedConfig):
         adapter_dropout: Dropout probability on the adapter's output during training.
         vision_feature_layer: The index of the encoder's hidden state used as visual memory: -1 is its output,
             after the final norm if it has one; 0 is the output of the embeddings, n that of the n-th layer.
+        vision_feature_norm: Whether each token of the visual memory is normalized; see `normalize_tokens`. In
+            the paper it is not.
         format_version: The version of the checkpoint format.
 
     Raises:
@@ -114,6 +117,7 @@ class ITuningConfig(PreTrainedConfig):
     adapter_layers: list[int] | None = None
     adapter_dropout: float = 0.0
     vision_feature_layer: int = -1
+    vision_feature_norm: bool = True
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -122,7 +126,7 @@ class ITuningConfig(PreTrainedConfig):
             logger.warning(
                 f"ITuningConfig ignores the unknown fields {unknown}; known are {sorted(_OWN_FIELDS)}."
             )
-        if not _is_int(self.format_version) or not 1 <= self.format_version <= FORMAT_VERSION:
+        if self.format_version != FORMAT_VERSION:
             raise CaptionerError(
                 f"format_version is {self.format_version!r}, expected {FORMAT_VERSION}: upgrade ituning_hf."
             )
@@ -158,6 +162,8 @@ class ITuningConfig(PreTrainedConfig):
                 "captioner. Create one with from_vision_text_pretrained."
             )
         config_dict = _without_attn_implementation(config_dict)
+        if config_dict.get("format_version") == 1:
+            config_dict |= {"vision_feature_norm": False, "format_version": FORMAT_VERSION}
         for backbone in ("vision", "text"):
             if (path := kwargs.get(f"{backbone}_model_name_or_path")) is not None:
                 kwargs[f"{backbone}_model_name_or_path"] = absolute_if_local(path)
@@ -202,6 +208,8 @@ def resolve_adapter(options: Any, decoder: Any) -> None:
         raise CaptionerError(f"adapter_scale is {options.adapter_scale!r}, expected a finite number.")
     if not _is_finite(options.adapter_dropout) or not 0.0 <= options.adapter_dropout < 1.0:
         raise CaptionerError(f"adapter_dropout is {options.adapter_dropout!r}, expected 0 <= p < 1.")
+    if not isinstance(options.vision_feature_norm, bool):
+        raise CaptionerError(f"vision_feature_norm is {options.vision_feature_norm!r}, expected a bool.")
 
 
 def _resolve_width(width: Any, heads: Any, decoder: Any) -> tuple[int, int]:

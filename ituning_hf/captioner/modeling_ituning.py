@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from .adapter_ituning import ITuningAdapter, check_rows, check_visual_features, compute_device
+from .adapter_ituning import ITuningAdapter, check_rows, check_visual_features, project_images
 from .backbones_ituning import MODEL_INIT_LOCK
 from .configuration_ituning import CaptionerError, ITuningConfig
 from .decoder_layers_ituning import VisualKeyValues
@@ -147,6 +147,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
                 num_heads=config.adapter_num_heads,
                 scale=config.adapter_scale,
                 dropout=config.adapter_dropout,
+                vision_feature_norm=config.vision_feature_norm,
             )
             layers[i] = family.adapted_layer_class(layers[i], adapter)
 
@@ -236,11 +237,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
 
         Returns keys and values, each of shape (num_images, h, N, r / h), by layer index.
         """
-        adapters = self.adapters()
-        projection = next(iter(adapters.values())).k_proj
-        # Cast once for all layers, and after the transfer: stored features have half as many bytes.
-        visual_features = visual_features.to(compute_device(projection)).to(projection.weight.dtype)
-        return {i: adapter.project_visual(visual_features) for i, adapter in adapters.items()}
+        return project_images(self.adapters(), visual_features)
 
     @can_return_tuple
     def forward(

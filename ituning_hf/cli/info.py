@@ -72,7 +72,8 @@ def _adapter_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     where = f"all {depth} layers" if len(layers) == depth else f"layers {layers} of {depth}"
     yield "adapter", f"in {where}, of width {adapter['hidden_size']} with {adapter['num_heads']} heads"
     yield "", f"scale {adapter['scale']}, dropout {adapter['dropout']}"
-    yield "", f"reads hidden state {adapter['vision_feature_layer']} of the vision model"
+    norm = ", normalized" if adapter["vision_feature_norm"] else ""
+    yield "", f"reads hidden state {adapter['vision_feature_layer']} of the vision model{norm}"
     yield "", f"{adapter['parameters']:,} parameters in {adapter['dtype']}, {adapter['bytes']:,} bytes"
     share = parameters["trainable"] / parameters["total"]
     yield "parameters", f"{parameters['trainable']:,} trainable of {parameters['total']:,} ({share:.2%})"

@@ -37,8 +37,8 @@ def describe(model_name_or_path: str | os.PathLike[str], *, revision: str | None
         - `name`, `model_type`, `format_version`, `versions` (saved with, and installed);
         - `vision_model`, `text_model`: the source of each frozen model (`name_or_path`, `revision`,
           `fingerprint`), its `model_type`, `num_layers`, `hidden_size` and `parameters`;
-        - `adapter`: `hidden_size` (r), `num_heads`, `layers`, `scale`, `dropout`,
-          `vision_feature_layer`, and, from the weights' file, `parameters`, `dtype` and `bytes`;
+        - `adapter`: `hidden_size` (r), `num_heads`, `layers`, `scale`, `dropout`, `vision_feature_layer`,
+          `vision_feature_norm`, and, from the weights' file, `parameters`, `dtype` and `bytes`;
         - `parameters`: `trainable`, `frozen` and `total`, tied weights counted once;
         - `generation`: the default generation settings;
         - `training`: `training.json` without the settings and versions; None without the file;
@@ -116,6 +116,7 @@ def _describe_parts(model: ITuningForCaptioning) -> dict[str, Any]:
             "scale": config.adapter_scale,
             "dropout": config.adapter_dropout,
             "vision_feature_layer": config.vision_feature_layer,
+            "vision_feature_norm": config.vision_feature_norm,
             "parameters": trainable,
         },
         "parameters": {"trainable": trainable, "frozen": frozen, "total": trainable + frozen},

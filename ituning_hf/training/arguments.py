@@ -94,6 +94,9 @@ class ModelArguments:
         "index of the encoder's hidden state that the adapters attend to; -1 is its output",
         unset="-1, or that of --features",
     )
+    vision_feature_norm: bool | None = option(
+        None, "normalize each image token; false is as in the paper", unset="true, or that of --init_from"
+    )
 
 
 @dataclass

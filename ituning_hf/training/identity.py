@@ -48,6 +48,7 @@ def run_identity(
     """Return what a checkpoint must have in common with a run that resumes from it."""
     settings = {name: value for name, value in args.to_dict().items() if name not in _FREE_SETTINGS}
     settings["vision_feature_layer"] = model.config.vision_feature_layer  # features may have chosen it
+    settings["vision_feature_norm"] = model.config.vision_feature_norm  # runs of older versions had none
     settings["mixed_precision"] = accelerator.mixed_precision  # `accelerate config` may have chosen it
     return {
         "settings": _with_absolute_paths(settings, "init_from", "dataset", "image_root"),

@@ -29,6 +29,7 @@ class ITuningTunerConfig(PeftConfig):
         adapter_scale: The constant factor lambda on the adapter's output.
         adapter_layers: The decoder layers that have an adapter; by default all.
         adapter_dropout: Dropout probability on the adapter's output.
+        vision_feature_norm: Whether each token of the visual memory is normalized; by default True.
         vision_feature_layer: The encoder's hidden state used as visual memory. This field and the next three
             are used for conversion to a captioner.
         vision_model_name_or_path: The encoder's Hub id or folder.
@@ -61,6 +62,7 @@ class ITuningTunerConfig(PeftConfig):
     adapter_scale: float = 1.0
     adapter_layers: list[int] | None = None
     adapter_dropout: float = 0.0
+    vision_feature_norm: bool | None = None
     vision_feature_layer: int = -1
     vision_model_name_or_path: str | None = None
     vision_model_revision: str | None = None
@@ -69,6 +71,9 @@ class ITuningTunerConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         """Check the values that do not depend on a model."""
+        if self.vision_feature_norm is None:
+            # Saved files contain PEFT's version; those without this field are older than the norm.
+            self.vision_feature_norm = self.peft_version is None
         super().__post_init__()
         self.peft_type = PeftType(PEFT_TYPE)
         if self.task_type not in (TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION, None):

@@ -8,7 +8,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..captioner.adapter_ituning import ITuningAdapter, check_rows, check_visual_features
+from ..captioner.adapter_ituning import ITuningAdapter, check_rows, check_visual_features, project_images
 from ..captioner.decoder_layers_ituning import DecoderFamily, copy_block_state
 from ..captioner.decoders_ituning import DECODER_FAMILIES
 from ..captioner.loss_ituning import pad_lm_head_rows
@@ -58,6 +58,7 @@ class ITuningLayer(nn.Module, BaseTunerLayer):
             num_heads=config.adapter_num_heads,
             scale=config.adapter_scale,
             dropout=config.adapter_dropout,
+            vision_feature_norm=config.vision_feature_norm,
         )
         if not adapter.q_proj.weight.is_meta:  # with low_cpu_mem_usage, a checkpoint fills the tensors
             adapter.to(self.family.compute_device(self.base_layer))
@@ -127,17 +128,19 @@ def active_adapters(model: nn.Module) -> dict[int, dict[str, ITuningAdapter]]:
 
 def project_image(model: nn.Module, image: torch.Tensor | None) -> NamedKeyValues:
     """Project images, (num_images, N, d_v), to the keys and values of every active adapter."""
-    projected: NamedKeyValues = {}
-    for index, adapters in active_adapters(model).items():
-        if image is None:
-            raise UserError(
-                "visual_features is None: pass image features of shape (num_images, tokens, "
-                "vision_hidden_size), or use model.disable_adapter() to run the language model alone."
-            )
-        for adapter in adapters.values():
-            check_visual_features(image, adapter.k_proj.in_features)
-        projected[index] = {name: adapter.project_visual(image) for name, adapter in adapters.items()}
-    return projected
+    adapters = active_adapters(model)
+    if not adapters:
+        return {}
+    if image is None:
+        raise UserError(
+            "visual_features is None: pass image features of shape (num_images, tokens, "
+            "vision_hidden_size), or use model.disable_adapter() to run the language model alone."
+        )
+    flat = {(index, name): adapter for index, active in adapters.items() for name, adapter in active.items()}
+    for adapter in flat.values():
+        check_visual_features(image, adapter.k_proj.in_features)
+    projected = project_images(flat, image)
+    return {index: {name: projected[index, name] for name in active} for index, active in adapters.items()}
 
 
 def given_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:

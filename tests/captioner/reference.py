@@ -16,11 +16,16 @@ Weights = Mapping[str, torch.Tensor]
 IGNORE_INDEX = -100
 
 
-def normalize(x: torch.Tensor, weights: Weights, name: str, epsilon: float) -> torch.Tensor:
-    """(x - mean) / sqrt(variance + epsilon), times a weight, plus a bias."""
+def standardize(x: torch.Tensor, epsilon: float = 1e-5) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + epsilon)."""
     centred = x - x.mean(-1, keepdim=True)
     variance = (centred**2).mean(-1, keepdim=True)
-    return centred / torch.sqrt(variance + epsilon) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return centred / torch.sqrt(variance + epsilon)
+
+
+def normalize(x: torch.Tensor, weights: Weights, name: str, epsilon: float) -> torch.Tensor:
+    """Standardized, times a weight, plus a bias."""
+    return standardize(x, epsilon) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
 def linear(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
@@ -97,6 +102,8 @@ class Reference:
     def adapter(self, layer: int, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """dX = lambda ((A V) W_o + b_o), A = softmax(Q K^T / sqrt(r / h)) for each head."""
         name = f"text_model.transformer.h.{layer}.adapter."
+        if self.config.vision_feature_norm:
+            memory = standardize(memory)
         query = linear(x, self.weights, f"{name}q_proj")
         key = linear(memory, self.weights, f"{name}k_proj")
         value = linear(memory, self.weights, f"{name}v_proj")

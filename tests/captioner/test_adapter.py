@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from reference import attend, linear
+from reference import attend, linear, standardize
 
-from ituning_hf.captioner.adapter_ituning import ITuningAdapter
+from ituning_hf.captioner import adapter_ituning
+from ituning_hf.captioner.adapter_ituning import ITuningAdapter, normalize_tokens, project_images
 
 # No two sizes are equal and none divides the hidden sizes, so that a swapped axis fails.
 IMAGES, ROWS_PER_IMAGE, LENGTH, TOKENS = 2, 4, 6, 7
@@ -58,6 +59,28 @@ def test_follows_the_formula(images: int, k: int, eager: bool):
     torch.testing.assert_close(run(adapter, *inputs, eager=eager).double(), expected, rtol=1e-5, atol=1e-5)
     exact = run(adapter.double(), *(x.double() for x in inputs), eager=eager)
     torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "computed"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_tokens_are_normalized_in_at_least_fp32(given: torch.dtype, computed: torch.dtype):
+    memory = (make_inputs()[1] * 50 + 7).to(given)
+    found, expected = normalize_tokens(memory), standardize(memory.double())
+    tolerance = 1e-12 if computed is torch.float64 else 1e-5
+    torch.testing.assert_close(found, expected.to(computed), rtol=tolerance, atol=tolerance)
+
+
+def test_images_are_normalized_once_for_the_adapters_with_that_option(monkeypatch: pytest.MonkeyPatch):
+    memory, calls = make_inputs()[1] * 50 + 7, []
+    normed = normalize_tokens(memory)
+    monkeypatch.setattr(adapter_ituning, "normalize_tokens", lambda x: calls.append(1) or normalize_tokens(x))
+    adapters = {norm: make_adapter(vision_feature_norm=norm > 0) for norm in range(3)}
+    for norm, found in project_images(adapters, memory).items():
+        expected = adapters[norm].project_visual(normed if norm else memory)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert calls == [1]
 
 
 def test_zero_keys_give_the_mean_of_the_values():

@@ -62,7 +62,7 @@ def test_default_backbones_are_clip_and_gpt2_without_a_source():
     fields = ("name_or_path", "revision", "fingerprint")
     assert [getattr(config, f"{kind}_model_{f}") for kind in ("vision", "text") for f in fields] == [None] * 6
     assert (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "gpt2")
-    assert config.format_version == 1
+    assert config.format_version == 2
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,7 @@ def test_survives_a_round_trip_through_json(tmp_path: Path):
         adapter_scale=4,  # an integer serves as a float
         adapter_dropout=0.125,
         vision_feature_layer=-3,
+        vision_feature_norm=False,
         vision_model_name_or_path="org/clip",
         vision_model_revision="abc",
         vision_model_fingerprint="0" * 32,
@@ -137,9 +138,11 @@ BAD_VALUES = [
     ({"adapter_scale": None}, r"adapter_scale is None, expected a finite number"),
     ({"vision_feature_layer": 3}, r"vision_feature_layer is 3, expected -3 to 2 for an encoder of 2"),
     ({"vision_feature_layer": -4}, r"vision_feature_layer is -4, expected -3 to 2"),
+    ({"vision_feature_norm": "false"}, r"vision_feature_norm is 'false', expected a bool"),
     ({"adapter_scale": 10**400}, r"adapter_scale is 10+, expected a finite number"),
     ({"text_model_revision": ["main"]}, r"text_model_revision is \['main'\], expected a string or None"),
-    ({"format_version": 2}, r"format_version is 2, expected 1: upgrade"),
+    ({"format_version": 3}, r"format_version is 3, expected 2: upgrade"),
+    ({"format_version": 0}, r"format_version is 0, expected 2"),
     ({"format_version": True}, r"format_version is True"),
 ]
 

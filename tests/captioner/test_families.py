@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 from PIL import Image
+from reference import standardize
 from safetensors.torch import load_file
 from small_families import DECODERS, ENCODERS, LARGER, SmallFamilies, save_family
 from small_models import VISION, logits_of, make_batch, make_captioner, rewrite
@@ -93,7 +94,7 @@ class Reference:
 
     def __init__(self, frozen: PreTrainedModel, captioner: ITuningForCaptioning, pixels: Any) -> None:
         self.model, self.attentions = copy.deepcopy(frozen), []
-        self.memory, self.x = captioner.get_image_features(pixels), None
+        self.memory, self.x = standardize(captioner.get_image_features(pixels)), None
         for layer, adapter in zip(layers_of(self.model), captioner.adapters().values(), strict=True):
             norm = decoder_family(frozen.config).ffn_norm(layer)
             norm.register_forward_hook(lambda module, inputs, output: setattr(self, "x", output))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import standardize
 from small_models import IMAGE_SIZE, make_batch
 from torch import nn
 from transformers import BatchFeature, GenerationConfig, GPT2LMHeadModel, LogitsProcessor, LogitsProcessorList
@@ -57,7 +58,7 @@ def pixel_values(pixel_values: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def reference(captioner, pixel_values, backbones: dict[str, Path]) -> GPT2LMHeadModel:
     model = GPT2LMHeadModel.from_pretrained(backbones["text"]).double()
-    memory = captioner.get_image_features(pixel_values)
+    memory = standardize(captioner.get_image_features(pixel_values))
     for i, adapter in captioner.adapters().items():
         model.transformer.h[i].mlp = ReadsItsImage(model.transformer.h[i].mlp, adapter, memory)
     return model

@@ -41,6 +41,18 @@ def assert_equal_files(found: Path, expected: Path) -> None:
         assert (found / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_format_version_1_has_no_norm_of_the_image_tokens(captioner, backbones, tmp_path: Path):
+    plain = make_captioner(backbones, vision_feature_norm=False)
+    plain.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text()) | {"format_version": 1}
+    del fields["vision_feature_norm"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    loaded = ITuningForCaptioning.from_pretrained(tmp_path)
+    assert torch.equal(logits_of(loaded), logits_of(plain))
+    assert not torch.allclose(logits_of(loaded), logits_of(captioner))
+    assert (loaded.config.format_version, loaded.config.vision_feature_norm) == (2, False)
+
+
 # --- What is written
 
 

@@ -68,6 +68,7 @@ FORMS = {
     "left padding": {"side": "left"},
     "lower layers dropped": {"adapter_layers": [1, 3]},
     "the layer before the last": {"vision_feature_layer": -2},
+    "image tokens that are not normalized": {"vision_feature_norm": False},
     "another scale": {"adapter_scale": 0.37},
     "one caption": {"k": 1},
     "five captions, smoothed, of a larger step": {"k": 5, "num_items_in_batch": 97, "label_smoothing": 0.3},
@@ -121,6 +122,7 @@ def cases(draw: st.DrawFn) -> tuple[ITuningForCaptioning, Batch]:
         adapter_layers=draw(st.sets(st.integers(0, layers - 1), min_size=1)),
         adapter_scale=pick(0.5, 1.0, 1.5),
         vision_feature_layer=pick(-1, -2),
+        vision_feature_norm=pick(True, False),
     )
     seed, images, k = draw(st.integers(0, 1000)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     torch.manual_seed(seed)
@@ -156,10 +158,11 @@ def test_any_captioner_with_any_rows_matches_the_reference(case, implementation:
     compare(model, batch, takes_features=True, label_smoothing=label_smoothing)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_the_peft_method_matches_the_reference(backbones: dict[str, Path], implementation: str):
+@pytest.mark.parametrize(("implementation", "norm"), [("sdpa", True), ("eager", False)])
+def test_the_peft_method_matches_the_reference(backbones: dict[str, Path], implementation: str, norm: bool):
     """Transformers computes its loss in fp32, so the loss is computed here from the logits."""
-    model, batch = make_captioner(backbones, adapter_layers=[1, 2, 3], adapter_scale=0.7), make_batch(k=2)
+    options = {"adapter_layers": [1, 2, 3], "adapter_scale": 0.7, "vision_feature_norm": norm}
+    model, batch = make_captioner(backbones, **options), make_batch(k=2)
     reference = Reference(model.config, model.state_dict())
     memories = [reference.encode(pixels) for pixels in batch["pixel_values"]]
     expected = reference.loss(memories, without_padding(batch))

@@ -206,7 +206,7 @@ def added(folder: Path) -> dict[str, Any]:
     ignored = shutil.ignore_patterns("scene_backbones")
     shutil.copytree(Path(ituning_hf.__file__).parent, root / "ituning_hf", ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", root)
-    for name in ("*.py", "captioner/conftest.py", "captioner/test_families.py"):
+    for name in ("*.py", "captioner/conftest.py", "captioner/reference.py", "captioner/test_families.py"):
         for path in (ROOT / "tests").glob(name):
             copied = root / path.relative_to(ROOT)
             copied.parent.mkdir(parents=True, exist_ok=True)

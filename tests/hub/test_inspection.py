@@ -73,6 +73,7 @@ def test_the_description(saved, backbones):
             "scale": 0.5,
             "dropout": 0.25,
             "vision_feature_layer": -1,
+            "vision_feature_norm": True,
             "parameters": trainable,
         },
         "parameters": {
@@ -86,7 +87,7 @@ def test_the_description(saved, backbones):
     assert description == parts | {
         "name": str(saved),
         "model_type": "ituning",
-        "format_version": 1,
+        "format_version": 2,
         "versions": {
             "saved_with_transformers": "5.99.0",
             "ituning_hf": __version__,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Settings, adapter, differences, losses
+from runs import Settings, adapter, command, differences, losses
 from small_models import rewrite, store_features, train_until
 
 from ituning_hf import load_captioner
+from ituning_hf.cli import main
 from ituning_hf.hub.records import read_training_record
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.data import load_data
@@ -28,11 +29,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def first(settings: Settings, trained: Path) -> str:
     """A captioner that was trained for a few steps."""
-    args = settings("first", max_train_steps=4, adapter_scale=0.5, adapter_dropout=0.2)
+    options = {"adapter_scale": 0.5, "adapter_dropout": 0.2, "vision_feature_norm": False}
+    args = settings("first", max_train_steps=4, **options)
     if trained.exists():
         shutil.copytree(trained, args.output_dir)
     else:
-        train(args)
+        assert main(command(args)) == 0
         shutil.copytree(args.output_dir, trained)
     return f"{args.output_dir}/last"
 
@@ -56,6 +58,7 @@ def test_a_run_starts_with_the_captioner_and_its_options(further: Settings, firs
         torch.testing.assert_close(tensor, adapter(Path(first).parent)[name], rtol=0, atol=1e-7)
     before, after = (load_captioner(folder)[0].config for folder in (first, f"{args.output_dir}/last"))
     assert after.to_dict() | {"_name_or_path": first} == before.to_dict()
+    assert before.vision_feature_norm is False
     assert read_training_record(f"{args.output_dir}/last").settings["init_from"] == "first/last"
 
 
@@ -81,6 +84,7 @@ def test_the_dropout_may_change_and_the_same_options_may_be_given(further: Setti
         ({"adapter_layers": [0]}, r"--adapter_layers is \[0\], but .* saved with \["),
         ({"adapter_scale": 1.0}, r"--adapter_scale is 1\.0, but .* saved with 0\.5"),
         ({"vision_feature_layer": 0}, "--vision_feature_layer is 0, but .* saved with -1"),
+        ({"vision_feature_norm": True}, "--vision_feature_norm is True, but .* saved with False"),
         ({"init_from": "no/such"}, "There is no captioner at 'no/such'"),
     ],
 )

@@ -40,7 +40,8 @@ def test_the_card_names_the_task_and_the_backbones(model, tmp_path: Path):
         "base_model_relation": "adapter",
     }
     text = (tmp_path / "README.md").read_text()
-    assert "- `features`, of shape (num_images, tokens, 15): its hidden state -2\n\n" in text
+    features = "(num_images, tokens, 15): its hidden state -2, which the adapter normalizes"
+    assert f"- `features`, of shape {features}\n\n" in text
 
 
 def test_a_local_folder_is_not_written(gpt2, stock, backbones, tmp_path: Path):
@@ -69,6 +70,7 @@ def test_a_card_that_was_not_edited_is_updated(model, tmp_path: Path):
     path = tmp_path / "README.md"
     path.write_text(path.read_text().replace("library_name:", "license: mit\nlibrary_name:"))
     model.peft_config["default"].vision_feature_layer = -1
+    model.peft_config["default"].vision_feature_norm = False
     model.save_pretrained(tmp_path)
     assert "hidden state -1\n" in path.read_text()
     assert metadata(tmp_path)["license"] == "mit"

@@ -27,7 +27,12 @@ BEAMS = {"num_beams": 4, "max_new_tokens": 9, "min_new_tokens": 5}
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"adapter_layers": [3, 1], "adapter_scale": 0.25, "adapter_dropout": 0.1},
-    {"adapter_hidden_size": 8, "adapter_num_heads": 4, "vision_feature_layer": -2},
+    {
+        "adapter_hidden_size": 8,
+        "adapter_num_heads": 4,
+        "vision_feature_layer": -2,
+        "vision_feature_norm": False,
+    },
 ]
 
 

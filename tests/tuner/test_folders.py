@@ -22,7 +22,8 @@ from ituning_hf.tuner.conversion import convert
 def folders(request, tmp_path_factory, backbones, processor) -> dict[str, Path]:
     """A captioner, its conversion to an adapter, that adapter's to a captioner, and to an adapter again."""
     root = tmp_path_factory.mktemp(request.param)
-    captioner = make_captioner(backbones, adapter_layers=[1, 3], adapter_scale=0.7, vision_feature_layer=-2)
+    options = {"adapter_layers": [1, 3], "adapter_scale": 0.7, "vision_feature_layer": -2}
+    captioner = make_captioner(backbones, vision_feature_norm=False, **options)
     for adapter in captioner.adapters().values():
         adapter.to(getattr(torch, request.param))
     names = ["captioner", "adapter", "captioner again", "adapter again"]
@@ -44,6 +45,15 @@ def test_both_compute_the_same_logits(folders, pixel_values):
     features = captioner.get_image_features(pixel_values)
     logits = captioner(pixel_values=pixel_values, input_ids=ids).logits
     assert torch.equal(adapter.eval()(ids, visual_features=features).logits, logits)
+
+
+def test_an_adapter_saved_before_the_norm_has_none(folders, tmp_path):
+    adapter = shutil.copytree(folders["adapter"], tmp_path / "adapter")
+    fields = json.loads((adapter / "adapter_config.json").read_text())
+    assert fields.pop("vision_feature_norm") is False
+    (adapter / "adapter_config.json").write_text(json.dumps(fields))
+    convert(adapter, tmp_path / "captioner")
+    assert contents(tmp_path / "captioner") == contents(folders["captioner"])
 
 
 def test_the_code_of_the_adapters_card_runs(folders, backbones, pixel_values):

@@ -103,7 +103,7 @@ def test_deleting_from_disjoint_layers_activates_one_adapter_in_all(gpt2, stock)
 
 def test_outputs_of_several_active_adapters_are_summed(gpt2):
     model = ITUNING.wrap(gpt2, layers=[3], adapter="x")
-    model.add_adapter("y", ITUNING.config(2, [3]))
+    model.add_adapter("y", ITUNING.config(2, [3], vision_feature_norm=False))
     ITUNING.perturb(model, "y", seed=1)
     outputs: list[torch.Tensor] = []
     block = model.get_base_model().transformer.h[3]
