@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -133,6 +134,9 @@ class ITuningConfig(PreTrainedConfig):
         for name in ("vision_config", "text_config"):
             if not isinstance(value := getattr(self, name), dict | PreTrainedConfig | None):
                 raise CaptionerError(f"{name} is {value!r}, expected the frozen model's configuration.")
+            # A copy: Transformers would set the attention implementation of a loaded model's configuration
+            # to None, and that model would then attend to later tokens.
+            setattr(self, name, copy.deepcopy(value))
         for name in _TEXT_FIELDS:
             if not isinstance(value := getattr(self, name), str | None):
                 raise CaptionerError(f"{name} is {value!r}, expected a string or None.")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from small_models import edit_json
-from transformers import AutoConfig, CLIPVisionConfig, GPT2Config
+from transformers import AutoConfig, CLIPVisionConfig, GPT2Config, GPT2LMHeadModel
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning
 from ituning_hf.captioner.adapter_ituning import ITuningAdapter
@@ -71,6 +71,16 @@ def test_default_backbones_are_clip_and_gpt2_without_a_source():
 )
 def test_layers_are_counted_from_the_bottom_and_sorted(given: Any, resolved: list[int]):
     assert make_config(adapter_layers=given).adapter_layers == resolved
+
+
+def test_a_loaded_models_configuration_does_not_change():
+    options = {"n_embd": 20, "n_layer": 2, "n_head": 5, "vocab_size": 97, "eos_token_id": 96}
+    model = GPT2LMHeadModel(GPT2Config(**options, attn_implementation="sdpa")).eval()
+    ids = torch.tensor([[96, 1, 2, 3]])
+    before = model(ids).logits
+    ITuningConfig(text_config=model.config)
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(ids).logits, before)
 
 
 def test_survives_a_round_trip_through_json(tmp_path: Path):
