@@ -61,7 +61,7 @@ class CaptionScores:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """The metrics of the set. All but BLEU and METEOR are the means over the images."""
-        return self._weighted(np.ones(self.num_images))
+        return self.weighted(np.ones(self.num_images))
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -103,11 +103,11 @@ class CaptionScores:
         found = []
         for _ in range(num_resamples):
             drawn = generator.integers(self.num_images, size=self.num_images)
-            found.append([*self._weighted(np.bincount(drawn, minlength=self.num_images)).values()])
+            found.append([*self.weighted(np.bincount(drawn, minlength=self.num_images)).values()])
         low, high = np.quantile(found, [0.025, 0.975], axis=0).tolist()
         return dict(zip(self.metrics, zip(low, high, strict=True), strict=True))
 
-    def _weighted(self, weights: np.ndarray) -> dict[str, float]:
+    def weighted(self, weights: np.ndarray) -> dict[str, float]:
         """Score a set in which each image occurs as often as its weight says."""
         found = {name: weights @ values / weights.sum() for name, values in self.per_image.items()}
         if "bleu" in self.counts:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from rivals.clipcap import ClipCap
-from rivals.cross_attention import CrossAttention
-from rivals.flamingo import Flamingo, GatedLayer
-from rivals.frozen import FrozenCaptioner
-from rivals.image_tokens import ImageTokens, pixel_shuffle
 from small_models import make_batch, reinitialise
+from study.rivals.clipcap import ClipCap
+from study.rivals.cross_attention import CrossAttention
+from study.rivals.flamingo import Flamingo, GatedLayer
+from study.rivals.frozen import FrozenCaptioner
+from study.rivals.image_tokens import ImageTokens, pixel_shuffle
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -93,7 +93,7 @@ def test_rows_that_cannot_be_packed_have_the_same_loss(
 ):
     batch = captions()
     loss = rival(visual_features, **batch).loss
-    monkeypatch.setattr("rivals.frozen.pack_rows", lambda *arguments: None)
+    monkeypatch.setattr("study.rivals.frozen.pack_rows", lambda *arguments: None)
     torch.testing.assert_close(rival(visual_features, **batch).loss, loss)
 
 

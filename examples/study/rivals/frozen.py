@@ -54,8 +54,9 @@ class FrozenCaptioner(nn.Module):
         labels: torch.Tensor,
         num_items_in_batch: int | torch.Tensor | None = None,
         label_smoothing: float = 0.0,
+        skip_logits: bool = True,
     ) -> CausalLMOutputWithPast:
-        """Return an output with the `loss` that `ITuningForCaptioning` defines.
+        """Return an output with the `loss` that `ITuningForCaptioning` defines, and no logits.
 
         `visual_features` has shape (B, N, d_v); the others have shape (B * k, T), image-major.
         """

@@ -1,0 +1,137 @@
+"""The study: cells are trained, scored, resumed and reported on small data."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_benchmarks import FLICKR, make_all
+from small_models import store_features
+from study import cells, decoding, report, run, training
+from study.cells import METHODS, Cell
+
+from ituning_hf.data import load_captioned_images
+from ituning_hf.evaluation.scores import CaptionScores
+from ituning_hf.training.setup import SCENE_BACKBONES
+
+VISION, TEXT = (str(SCENE_BACKBONES / name) for name in ("vision", "text"))
+SMALL: dict[str, Any] = {"visits": 4, "num_eval_images": FLICKR["val"]}
+BATCH = {"per_device_train_batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = make_all(tmp_path_factory.mktemp("study"))
+    dataset = str(root / "data" / "flickr8k" / "dataset_flickr8k.json")
+    images = [load_captioned_images(dataset, split) for split in ("train", "val")]
+    store_features(root / "features", images, dataset=dataset, vision_model=VISION)
+    return {"dataset": dataset, "features": str(root / "features"), "text_model": TEXT}
+
+
+def run_small(data: dict[str, str], method: str = "ituning", seed: int = 0, **settings: Any) -> Any:
+    return training.run_cell(Cell(method, seed=seed, **SMALL, settings=BATCH | settings), **data)
+
+
+@pytest.fixture(scope="module")
+def results(data: dict[str, str]) -> dict[str, Any]:
+    return {method: run_small(data, method) for method in METHODS}
+
+
+def test_every_method_is_trained_and_scored_alike(results: dict[str, Any]):
+    for method, result in results.items():
+        assert result["cell"]["method"] == method
+        assert len(result["captions"]) == FLICKR["val"]
+        assert {"loss", "cider", "bleu_4", "rouge_l"} <= result["metrics"].keys()
+    parameters = {method: result["trainable_parameters"] for method, result in results.items()}
+    assert parameters["ituning_upper_half"] == parameters["ituning"] / 2
+    for method in cells.RIVALS:
+        assert parameters[method] == pytest.approx(parameters["ituning"], rel=0.05)
+
+
+def test_a_cell_is_repeatable_and_depends_on_its_seed(data: dict[str, str], results: dict[str, Any]):
+    again, other = run_small(data, "flamingo"), run_small(data, "flamingo", seed=1)
+    assert again["metrics"] == results["flamingo"]["metrics"]
+    assert again["captions"] == results["flamingo"]["captions"]
+    assert other["metrics"]["loss"] != again["metrics"]["loss"]
+
+
+def test_only_cells_without_a_result_are_run(
+    data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def group(results: cells.Results) -> dict[str, Cell]:
+        return {f"small-{seed}": Cell(seed=seed, **SMALL, settings=BATCH) for seed in (0, 1, 2)}
+
+    monkeypatch.setattr(run, "GROUPS", [group])
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "small-1.json").write_text("{}")
+    options = ["--dataset", data["dataset"], "--vision_model", VISION, "--text_model", TEXT]
+    options += ["--features", str(tmp_path / "features"), "--results", str(folder), "--processes", "1"]
+    run.main([*options, "--dry_run"])
+    assert "2 of 3" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["small-1.json"]
+    run.main([*options, "--cells", "small-[01]"])
+    assert "small-0: loss" in capsys.readouterr().out
+    assert run.load_results(folder).keys() == {"small-0", "small-1"}
+    assert (folder / "small-1.json").read_text() == "{}"
+
+
+def test_the_groups_use_earlier_results():
+    def result(**metrics: float) -> dict[str, Any]:
+        return {"metrics": metrics}
+
+    losses = dict(zip(cells.LEARNING_RATES, (3.0, 4.0, 5.0), strict=True))
+    results = {f"rate-flamingo-{rate:g}": result(loss=loss) for rate, loss in losses.items()}
+    results |= {f"table-{rival}-0": result(cider=i) for i, rival in enumerate(cells.RIVALS)}
+    assert cells.table(results)["table-flamingo-2"] == Cell("flamingo", cells.LEARNING_RATES[0], 2)
+    assert cells.best_rival(results) == cells.RIVALS[-1]
+    names = [name for group in cells.GROUPS for name in group(results)]
+    assert len(names) == len(set(names))
+    for group in cells.GROUPS:
+        for cell in group(results).values():
+            json.dumps(vars(cell))
+
+
+def test_the_report_has_the_values_of_the_results(
+    data: dict[str, str],
+    results: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    monkeypatch.setattr(report, "score_captions", partial(report.score_captions, java=False))  # quicker
+    monkeypatch.setattr(report, "RESAMPLES", 20)
+    for method, found in results.items():
+        (folder / f"table-{method}-0.json").write_text(json.dumps(found))
+    (folder / "change-gate-0.json").write_text(json.dumps(results["flamingo"]))
+    report.main(["--dataset", data["dataset"], "--results", str(folder), "--output_dir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for method, found in results.items():
+        line = next(line for line in printed.splitlines() if report.TITLES[method] in line and "(" in line)
+        assert f"{found['metrics']['loss']:.3f}" in line
+        assert f"{100 * found['metrics']['cider']:.1f} (" in line
+        assert f"{found['trainable_parameters']:,}" in printed
+    assert {"parameters.png", "minutes.png", "images.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def scores_of(per_image: dict[str, list[float]]) -> CaptionScores:
+    return CaptionScores(per_image=per_image, counts={}, tokenizer="", java_version=None, left_out={})
+
+
+def test_intervals_are_over_seeds_and_images():
+    scores = [scores_of({"bleu_1": [0.0] * 5, "cider": [float(seed)] * 5}) for seed in (0, 10)]
+    values = report.Scored([], scores).resamples["cider"]
+    assert {*values.tolist()} == {0.0, 5.0, 10.0}  # no image differs: only the seeds vary
+    assert np.mean(values) == pytest.approx(5, abs=0.5)
+    scores = [scores_of({"cider": [0.0, 1.0, 2.0]})] * 2
+    low, high = report.interval(report.Scored([], scores).resamples["cider"])
+    assert 0 <= low < 1 < high <= 2
+
+
+def test_repetition_and_length_of_captions():
+    found = decoding.describe(["a man and a man", "A dog runs", "a dog runs"])
+    assert found == {"words": 11 / 3, "repeating": 1 / 3, "distinct": 1.0, "vocabulary": 5}
