@@ -3,7 +3,7 @@
     python examples/train_with_trainer.py --output_dir outputs/trainer  # drawn scenes, bundled miniatures
     accelerate launch examples/train_with_trainer.py --output_dir outputs/trainer \
         --dataset photos/ --vision_model openai/clip-vit-base-patch16 --text_model gpt2 \
-        --learning_rate 5e-4 --num_train_epochs 10 --eval_strategy epoch --push_to me/my-captioner
+        --learning_rate 1e-3 --num_train_epochs 10 --eval_strategy epoch --push_to me/my-captioner
 
 It takes all arguments of `Seq2SeqTrainingArguments`. Requires `pip install 'ituning_hf[eval]'`.
 """

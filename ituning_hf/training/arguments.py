@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..data.arguments import DatasetArguments
 from ..utils.errors import UserError
@@ -31,6 +31,9 @@ SIZES = {"base": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large"}  # the 
 
 OBJECTIVES = ("cross_entropy", "cider")
 BASELINES = ("mean", "greedy")
+# Options of the adapter whose default differs from the paper, as far as it is known.
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"vision_feature_norm": False}}
+
 SCHEDULERS = ("linear", "cosine", "constant_with_warmup")
 FROZEN_PRECISIONS = ("float32", "bfloat16", "int8")
 EVAL_SPLITS = ("val", "test", "none")
@@ -67,6 +70,12 @@ class ModelArguments:
         None,
         f"model size in the paper ({', '.join(SIZES.values())}); replaces --text_model",
         one_of(tuple(SIZES)),
+    )
+    preset: str | None = option(
+        None,
+        "adapter options of a publication: paper is --vision_feature_norm false, and all other defaults; "
+        "flags take precedence",
+        one_of(tuple(PRESETS)),
     )
     adapter_hidden_size: int | None = option(
         None,
@@ -174,7 +183,7 @@ class OptimizationArguments:
     )
     per_device_train_batch_size: int = option(16, "images per batch in each process", AT_LEAST_ONE)
     gradient_accumulation_steps: int = option(1, "batches per optimizer step in each process", AT_LEAST_ONE)
-    learning_rate: float = option(5e-4, "peak learning rate of AdamW", POSITIVE)
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW", POSITIVE)
     lr_scheduler_type: str = option("cosine", "learning rate schedule after warm-up", one_of(SCHEDULERS))
     warmup_ratio: float = option(0.05, "share of the steps used for linear warm-up", SHARE)
     weight_decay: float = option(0.01, "weight decay of weight matrices; biases have none", NOT_NEGATIVE)
@@ -278,6 +287,9 @@ class TrainArguments(
         """Check all values and their combinations."""
         self.eval_steps, self.checkpointing_steps = str(self.eval_steps), str(self.checkpointing_steps)
         super().__post_init__()
+        for name, value in PRESETS.get(self.preset or "", {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         if self.size is not None and self.text_model is not None:
             raise UserError("--size and --text_model both select a language model: give one of them.")
         if self.features is not None and self.augmentation:

@@ -32,6 +32,7 @@ _FREE_SETTINGS = frozenset(
         "max_checkpoints",
         "report_to",
         "dry_run",
+        "preset",  # the options that it sets are compared
         "expected_train_images",
         "expected_eval_images",
         "max_unreadable_share",

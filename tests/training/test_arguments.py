@@ -59,6 +59,12 @@ NO_VALIDATION = {"eval_split": "none"}
 CIDER = {"objective": "cider", "init_from": "run"}
 
 
+def test_a_preset_sets_options_that_are_not_given():
+    assert TrainArguments().vision_feature_norm is None  # the configuration's default
+    assert TrainArguments(preset="paper").vision_feature_norm is False
+    assert TrainArguments(preset="paper", vision_feature_norm=True).vision_feature_norm is True
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
