@@ -27,7 +27,7 @@ class Cell:
         method: A key of `methods.BUILDERS`.
         learning_rate: The peak learning rate.
         seed: Of the new weights, the order of the images, and the choice of captions.
-        visits: How often an image, with all its captions, is seen in training.
+        visits: Images seen in training, each with all its captions. Those seen again count again.
         num_train_images: Images to train on, evenly spaced over the training split; None for all.
         num_eval_images: Images to score, evenly spaced over the validation split.
         vision_feature_layer: The hidden state of the encoder, as for `ituning features build`.

@@ -2,9 +2,13 @@
 
     python -m examples.study.report --dataset data/flickr8k/dataset_flickr8k.json --output_dir docs/study
 
-Prints the tables in Markdown and writes the plots. Intervals are 95% percentile bootstraps (1,000 resamples)
-over seeds and images together: each resample draws seeds and images with replacement and takes the mean over
-the seeds. The images of a resample are the same for all methods, so differences are paired by image.
+Prints the tables in Markdown, and writes the plots if every method has a result.
+
+Intervals are 95% percentile bootstraps (1,000 resamples) over seeds and images together: each resample draws
+seeds and images with replacement and takes the mean over the seeds. Differences are paired: a resample has
+the same images and seeds for all methods, and methods with the same seed train on the same images and
+captions in the same order. With three seeds, the bootstrap understates the variance between seeds by a third.
+The single changes and the settings of generation have one captioner: their intervals are over the images.
 
 Requires `pip install 'ituning_hf[eval,viz]'`, and Java for METEOR.
 """
@@ -34,10 +38,10 @@ RESAMPLES = 1000
 TITLES = {
     "ituning": "I-Tuning, all layers",
     "ituning_upper_half": "I-Tuning, upper half",
-    "clipcap": "ClipCap: prefix of 10",
-    "image_tokens": "LLaVA: 49 image tokens",
-    "flamingo": "Flamingo: gated blocks",
-    "cross_attention": "SmallCap: cross-attention",
+    "clipcap": "prefix of 10 (ClipCap, MLP)",
+    "image_tokens": "49 image tokens (LLaVA)",
+    "flamingo": "gated blocks (Flamingo, no resampler)",
+    "cross_attention": "cross-attention (SmallCap, no retrieval)",
 }
 
 
@@ -70,11 +74,12 @@ class Scored:
     @cached_property
     def resamples(self) -> dict[str, np.ndarray]:
         """Each metric of each resample, of shape (RESAMPLES,)."""
-        generator = np.random.default_rng(0)  # the same images for every method
+        # Two generators, so that methods with different numbers of seeds have the same images, too.
+        of_images, of_seeds = np.random.default_rng(0), np.random.default_rng(1)
         count, found = self.scores[0].num_images, []
         for _ in range(RESAMPLES):
-            drawn = np.bincount(generator.integers(count, size=count), minlength=count)
-            seeds = generator.integers(len(self.scores), size=len(self.scores))
+            drawn = np.bincount(of_images.integers(count, size=count), minlength=count)
+            seeds = of_seeds.integers(len(self.scores), size=len(self.scores))
             found.append([list(self.scores[seed].weighted(drawn).values()) for seed in seeds])
         return dict(zip(self.scores[0].metrics, np.mean(found, axis=1).T, strict=True))
 
@@ -160,17 +165,13 @@ def changes_table(results: Results, images: CaptionedImages) -> str:
     return markdown(["change", "loss", "difference", "CIDEr, difference"], rows)
 
 
-def decoding_table(results: Results, images: CaptionedImages) -> str:
+def decoding_table(results: Results) -> str:
     """Return the table of captioners and settings of generation."""
     rows = []
     for name, result in results.items():
         if _is(name, "decoding"):
-            scores = score_captions(result["captions"], [list(image.captions) for image in images])
-            low, high = scores.intervals["cider"]
-            cells = [
-                f"{100 * scores.metrics[metric]:.1f}" if metric in scores.metrics else ""
-                for metric in METRICS
-            ]
+            scores, (low, high) = result["metrics"], result["intervals"]["cider"]
+            cells = [f"{100 * scores[metric]:.1f}" if metric in scores else "" for metric in METRICS]
             cells[0] += f" ({100 * low:.1f} to {100 * high:.1f})"
             cells += [f"{result['words']:.1f}", f"{result['repeating']:.1%}", f"{result['distinct']:.1%}"]
             rows.append(
@@ -209,7 +210,9 @@ def plot(points: dict[str, list[tuple[float, np.ndarray]]], title: str, path: Pa
     figure.savefig(path, dpi=150)
 
 
-def make_plots(scored: dict[str, Scored], results: Results, images: CaptionedImages, folder: Path) -> None:
+def make_plots(
+    scored: dict[str, Scored], results: Results, images: CaptionedImages, num_train_images: int, folder: Path
+) -> None:
     """Write the plots of CIDEr over trained parameters, CPU minutes, and training images."""
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -223,19 +226,20 @@ def make_plots(scored: dict[str, Scored], results: Results, images: CaptionedIma
         plot({method: points(method, column, unit) for method in scored}, title, folder / f"{name}.png")
     curves: dict[str, list[tuple[float, np.ndarray]]] = {}
     for method in (ITUNING, best_rival(results)):
-        curves[method] = []
-        for count in (300, 1000, 4000):
-            prefix = f"table-{method}" if count == 4000 else f"images-{method}-{count}"
-            found = Scored.load([f"{prefix}-{seed}" for seed in SEEDS], results, images)
-            if found.results:
-                curves[method].append((count, found.resamples["cider"]))
+        found = {
+            count: Scored.load([f"images-{method}-{count}-{seed}" for seed in SEEDS], results, images)
+            for count in (300, 1000)
+        }
+        found[num_train_images] = scored[method]
+        curves[method] = [(count, x.resamples["cider"]) for count, x in found.items() if x.results]
     plot(curves, "training images (3,000 visits)", folder / "images.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables and write the plots."""
     options = parse(arguments)
-    results, images = load_results(options.results), load_captioned_images(options.dataset, "val")
+    results = load_results(options.results)
+    train_images, images = (load_captioned_images(options.dataset, split) for split in ("train", "val"))
     scored = {
         method: found
         for method in METHODS
@@ -246,10 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         methods_table(scored),
         costs_table(scored),
         changes_table(results, images),
-        decoding_table(results, images),
+        decoding_table(results),
     ]
     print(*tables, sep="\n\n")
-    make_plots(scored, results, images, options.output_dir)
+    if len(scored) == len(METHODS):
+        make_plots(scored, results, images, len(train_images), options.output_dir)
 
 
 def parse(arguments: Sequence[str] | None) -> Any:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_benchmarks import FLICKR, make_all
-from small_models import store_features
-from study import cells, decoding, report, run, training
+from small_models import ADAPTER, make_batch, store_features
+from study import cells, decoding, methods, report, run, training
 from study.cells import METHODS, Cell
 
+from ituning_hf import ITuningForCaptioning, ITuningProcessor, save_captioner
 from ituning_hf.data import load_captioned_images
 from ituning_hf.evaluation.scores import CaptionScores
 from ituning_hf.training.setup import SCENE_BACKBONES
@@ -105,16 +107,23 @@ def test_the_report_has_the_values_of_the_results(
     folder.mkdir()
     monkeypatch.setattr(report, "score_captions", partial(report.score_captions, java=False))  # quicker
     monkeypatch.setattr(report, "RESAMPLES", 20)
+    (folder / "rate-flamingo-0.001.json").write_text(json.dumps(results["flamingo"]))
+    arguments = ["--dataset", data["dataset"], "--results", str(folder), "--output_dir", str(tmp_path)]
+    report.main(arguments)  # without the table
+    assert not list(tmp_path.glob("*.png"))
+    assert f"| **{results['flamingo']['metrics']['loss']:.3f}** |" in capsys.readouterr().out
     for method, found in results.items():
         (folder / f"table-{method}-0.json").write_text(json.dumps(found))
     (folder / "change-gate-0.json").write_text(json.dumps(results["flamingo"]))
-    report.main(["--dataset", data["dataset"], "--results", str(folder), "--output_dir", str(tmp_path)])
+    report.main(arguments)
     printed = capsys.readouterr().out
     for method, found in results.items():
-        line = next(line for line in printed.splitlines() if report.TITLES[method] in line and "(" in line)
-        assert f"{found['metrics']['loss']:.3f}" in line
+        start = f"| {report.TITLES[method]} | {found['metrics']['loss']:.3f} | "
+        line = next(line for line in printed.splitlines() if line.startswith(start))
         assert f"{100 * found['metrics']['cider']:.1f} (" in line
         assert f"{found['trainable_parameters']:,}" in printed
+    loss = results["flamingo"]["metrics"]["loss"]
+    assert f"| gate | {loss:.3f} | {loss - results['ituning']['metrics']['loss']:+.3f} |" in printed
     assert {"parameters.png", "minutes.png", "images.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -130,6 +139,50 @@ def test_intervals_are_over_seeds_and_images():
     scores = [scores_of({"cider": [0.0, 1.0, 2.0]})] * 2
     low, high = report.interval(report.Scored([], scores).resamples["cider"])
     assert 0 <= low < 1 < high <= 2
+
+
+def test_methods_with_different_numbers_of_seeds_are_paired_by_image():
+    scores = scores_of({"cider": np.random.default_rng(0).random(50).tolist()})
+    one, three = (report.Scored([], [scores] * seeds).resamples["cider"] for seeds in (1, 3))
+    assert three == pytest.approx(one)
+
+
+@pytest.mark.parametrize(
+    ("method", "std", "trained"), [("gate", 0.02, "gate"), ("linear_init", 0.12, "out_proj")]
+)
+def test_a_changed_adapter_starts_without_effect(
+    backbones: dict[str, Path], method: str, std: float, trained: str
+):
+    plain, captioner = (
+        ITuningForCaptioning.from_vision_text_pretrained(backbones["vision"], backbones["text"], **ADAPTER)
+        for _ in range(2)
+    )
+    changed = methods.build(method, captioner).train()
+    loss = changed(**make_batch()).loss
+    assert torch.equal(loss, plain.train()(**make_batch()).loss)
+    loss.backward()
+    parameters = [item for adapter in captioner.adapters().values() for item in adapter.named_parameters()]
+    assert {name.partition(".")[0] for name, p in parameters if p.grad.any()} == {trained}
+    queries = torch.cat([p.detach().flatten() for name, p in parameters if name == "q_proj.weight"])
+    assert queries.std().item() == pytest.approx(std, rel=0.1)
+
+
+def test_settings_of_generation_are_scored_once(
+    data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(decoding, "score_captions", partial(decoding.score_captions, java=False))  # quicker
+    captioner = ITuningForCaptioning.from_vision_text_pretrained(VISION, TEXT)
+    save_captioner(captioner, ITuningProcessor.from_vision_text_pretrained(VISION, TEXT), tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--name", "untrained", "--results", str(tmp_path)]
+    arguments += ["--dataset", data["dataset"], "--features", data["features"], "--settings", "beams-[12]"]
+    for expected in (2, 0):
+        decoding.main(arguments)
+        assert capsys.readouterr().out.count("CPU s a caption") == expected
+    table = report.decoding_table(run.load_results(tmp_path)).splitlines()
+    assert [line.split(" | ")[:2] for line in table[2:]] == [
+        ["| untrained", "beams-1"],
+        ["| untrained", "beams-2"],
+    ]
 
 
 def test_repetition_and_length_of_captions():
