@@ -14,6 +14,7 @@ from ..captioner.processing_ituning import IGNORE_INDEX, caption_rows
 from ..data.columns import CaptionedImages
 from ..data.dataset import CaptionItem, Collator
 from ..data.stream import ShardStream
+from ..evaluation.metrics import CIDER_NEEDS_IMAGES
 from ..inference.captioning import decode_captions, evaluation_mode
 from ..utils.errors import UserError
 from .data import NO_CIDER_OF_STREAMS, Batches, TrainingData
@@ -90,8 +91,8 @@ class SelfCritical:
     def share(self, batch: dict[str, Any], counts: Sequence[int], place: Sequence[int]) -> StepShare:
         """Sample captions of a micro-batch, and return its share in a step.
 
-        An image's rows are its samples and then its references. An image that pads the batch or could not be
-        read has none.
+        An image's rows are its samples and then its references. An image that pads the batch, could not be
+        read, or has no captions has none.
 
         Args:
             batch: The micro-batch of B images.
@@ -193,22 +194,30 @@ class RandomChoice(LogitsProcessor):
 
 
 class _IndexedCollator(Collator):
-    """Adds each image's captions as token ids, and its index in the dataset, None without an image."""
+    """Adds each image's captions as token ids, and its index in the dataset, None without captions."""
 
     def __call__(self, items: Sequence[CaptionItem]) -> dict[str, Any]:
-        indices = [None if item["image"] is None else item["index"] for item in items]
         return super().__call__(items) | {
             "captions": [item["captions"] for item in items],
-            "indices": indices,
+            "indices": [item["index"] if item["captions"] else None for item in items],
         }
 
 
 def create_objective(
     batches: Batches, captioner: ITuningForCaptioning, data: TrainingData
 ) -> CrossEntropy | SelfCritical:
-    """Return the objective that a run's settings name; raise a UserError for CIDEr on a stream."""
+    """Return the objective that a run's settings name.
+
+    Raises:
+        UserError: for CIDEr on a stream, or on a single image.
+    """
     if batches.args.objective == "cross_entropy":
         return CrossEntropy(batches)
     if isinstance(data.train, ShardStream):
         raise UserError(NO_CIDER_OF_STREAMS)
+    if len(data.train) == 1:
+        raise UserError(
+            "--objective cider needs at least 2 images to train on: CIDEr is 0 for a single one, because "
+            f"{CIDER_NEEDS_IMAGES}."
+        )
     return SelfCritical(batches, captioner, data.train)

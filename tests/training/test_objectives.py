@@ -19,10 +19,12 @@ from transformers import CLIPVisionConfig, GPT2Config, PreTrainedTokenizerFast
 
 from ituning_hf import ITuningConfig, ITuningForCaptioning, ITuningProcessor
 from ituning_hf.data.columns import CaptionedImage, CaptionedImages
+from ituning_hf.data.dataset import CaptionItem
 from ituning_hf.training.arguments import TrainArguments
 from ituning_hf.training.data import Batches, load_data
 from ituning_hf.training.objectives import SelfCritical
 from ituning_hf.training.run import train
+from ituning_hf.utils.errors import UserError
 
 WORDS = {"a": 0, "dog": 1, "runs": 2, "<end>": 3}
 END = 3
@@ -162,6 +164,17 @@ def test_the_loss_of_samples_and_references_is_that_of_its_formula(make_objectiv
     assert metrics == pytest.approx([sum(rewards) / 8, sum(len(ids) - 1 for ids in samples) / 8])
 
 
+def test_images_without_captions_are_not_counted(make_objective):
+    objective = make_objective(num_samples=4)
+    items = [
+        CaptionItem(index=i, image=objective.collate.blank, captions=captions, unreadable=None)
+        for i, captions in enumerate(([], [[END, 0, END]]))
+    ]
+    batch = objective.collate(items)
+    assert batch["indices"] == [None, 1]
+    assert objective.count([batch]) == [2, 4]
+
+
 # --- Runs
 
 
@@ -246,3 +259,10 @@ def test_a_dry_run_reports_the_reward(cider, capsys: pytest.CaptureFixture):
     printed = capsys.readouterr().out
     assert "Reward     " in printed
     assert " tokens" in printed
+
+
+def test_a_single_training_image_is_refused(cider):
+    args = cider("single")
+    data = load_data(args)
+    with pytest.raises(UserError, match="--objective cider needs at least 2 images to train on"):
+        train(args, replace(data, train=data.train[:1]))
