@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..data.hf_datasets import is_hub_name
 from ..hub.records import DRAWN_SCENES, TrainingRecord, ValidationRecord
 from ..utils.devices import device_name, library_versions
 from ..utils.errors import UserError
-from .arguments import TrainArguments
+from .arguments import ObjectiveArguments, TrainArguments
 from .data import TrainingData
 
 GIVEN_DATA = "(given in Python)"  # the dataset's name in `run.json` if images were passed in Python
@@ -113,7 +114,10 @@ def training_record(
     """
     settings = dict(identity["settings"])
     dataset = settings.pop("dataset")
-    for name in ("image_root", "val_share" if dataset == "scenes" else "num_scenes"):  # paths, unused
+    unused = ["image_root", "val_share" if dataset == "scenes" else "num_scenes"]  # the first is a path
+    if settings["objective"] == "cross_entropy":
+        unused += [field.name for field in fields(ObjectiveArguments) if field.name != "objective"]
+    for name in unused:
         settings.pop(name)
     # A path on this machine means nothing elsewhere: its last part is enough.
     names: dict[str, str | None] = {GIVEN_DATA: None, "scenes": DRAWN_SCENES}

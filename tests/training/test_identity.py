@@ -55,7 +55,9 @@ def test_record_of_a_run(settings: Settings, tmp_path: Path, photos: Path):
     run = json.loads((Path(args.output_dir) / "run.json").read_text())["settings"]
     assert last.settings.items() <= run.items()
     assert run.keys() - last.settings.keys() == {
+        "baseline",
         "checkpointing_steps",
+        "cross_entropy_weight",
         "dataloader_num_workers",
         "dataset",
         "expected_eval_images",
@@ -64,7 +66,9 @@ def test_record_of_a_run(settings: Settings, tmp_path: Path, photos: Path):
         "image_root",
         "max_checkpoints",
         "max_unreadable_share",
+        "num_samples",
         "num_scenes",
+        "preset",
         "report_to",
         "text_model",
         "vision_model",
