@@ -39,7 +39,7 @@ TITLES = {
     "ituning": "I-Tuning, all layers",
     "ituning_upper_half": "I-Tuning, upper half",
     "clipcap": "prefix of 10 (ClipCap, MLP)",
-    "image_tokens": "49 image tokens (LLaVA)",
+    "image_tokens": "49 image tokens (LLaVA, pixel shuffle)",
     "flamingo": "gated blocks (Flamingo, no resampler)",
     "cross_attention": "cross-attention (SmallCap, no retrieval)",
 }

@@ -51,19 +51,17 @@ class NormalizedFeatures:
 
 @dataclass
 class Images:
-    """Evenly spaced images of a split, read from stored features in batches."""
+    """Images of a split, read from stored features in batches."""
 
     images: CaptionedImages
     processor: Any
     inputs: FeatureInputs
     args: TrainArguments
 
-    def batches(self, batch_size: int, keys: list[list[SampleKey]]) -> Iterator[Batch]:
+    def batches(self, keys: list[list[SampleKey]]) -> Iterator[Batch]:
         """Yield batches of images with their captions."""
-        args = self.args
-        items = CaptionDataset(
-            self.images, self.inputs, self.processor, args.captions_per_image, 64, args.seed
-        )
+        captions = self.args.captions_per_image, self.args.max_caption_tokens, self.args.seed
+        items = CaptionDataset(self.images, self.inputs, self.processor, *captions)
         for batch in DataLoader(items, batch_sampler=keys, collate_fn=Collator(self.inputs, self.processor)):
             del batch["unreadable"]
             yield batch
@@ -71,12 +69,12 @@ class Images:
     def training_batches(self, batch_size: int, steps: int) -> Iterator[Batch]:
         """Yield the batches of a training run."""
         sampler = ImageBatchSampler(len(self.images), batch_size, 1, 1, 0, self.args.seed)
-        return self.batches(batch_size, list(itertools.islice(sampler, steps)))
+        return self.batches(list(itertools.islice(sampler, steps)))
 
     def all_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield all images once, in their order."""
         keys = [SampleKey(0, index, padding=False) for index in range(len(self.images))]
-        return self.batches(batch_size, [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)])
+        return self.batches([keys[i : i + batch_size] for i in range(0, len(keys), batch_size)])
 
 
 def run_cell(cell: Cell, dataset: str, features: str, text_model: str) -> dict[str, Any]:

@@ -59,6 +59,22 @@ def test_a_cell_is_repeatable_and_depends_on_its_seed(data: dict[str, str], resu
     assert other["metrics"]["loss"] != again["metrics"]["loss"]
 
 
+@pytest.mark.parametrize("norm", [True, False])
+def test_every_method_sees_normalized_image_tokens(
+    data: dict[str, str], monkeypatch: pytest.MonkeyPatch, norm: bool
+):
+    seen: list[torch.Tensor] = []
+
+    def train(model: Any, images: training.Images, *_: Any) -> dict[str, float]:
+        seen.extend(batch["visual_features"] for batch in images.training_batches(2, 1))
+        return {}
+
+    monkeypatch.setattr(training, "train", train)
+    run_small(data, "clipcap", **{} if norm else {"vision_feature_norm": False})
+    std = seen[0].std(dim=-1, correction=0)
+    assert torch.allclose(std, torch.ones_like(std), atol=1e-3) == norm
+
+
 def test_only_cells_without_a_result_are_run(
     data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
