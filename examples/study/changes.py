@@ -31,7 +31,7 @@ def gate(captioner: ITuningForCaptioning) -> ITuningForCaptioning:
 
 
 def linear_init(captioner: ITuningForCaptioning) -> ITuningForCaptioning:
-    """Initialize the queries, keys and values as `nn.Linear` does."""
+    """Initialize the weights of queries, keys and values as `nn.Linear` does; biases stay zero."""
     for adapter in captioner.adapters().values():
         for projection in (adapter.q_proj, adapter.k_proj, adapter.v_proj):
             nn.init.kaiming_uniform_(projection.weight, a=5**0.5)

@@ -59,8 +59,8 @@ class SelfCritical:
     $c_{ij}$ is caption j of the k sampled for image $x_i$, and $r_{ij}$ its CIDEr-D. The baseline $b_{ij}$ is
     the mean reward of the image's other samples or the reward of its greedy caption. S is the number of
     samples in the optimizer step, L the cross-entropy of the reference captions, and w its weight. Without
-    dropout, the gradient of the first term is an unbiased estimate of the gradient of the mean CIDEr-D: for
-    that, it is divided by the number of samples, not by that of their tokens.
+    dropout, the gradient of the first term is an unbiased estimate of that of the mean CIDEr-D, times w - 1.
+    It would not be if the sum were divided by the number of tokens instead of samples.
 
     The random numbers of an image depend on the seed, the step and its position in the step alone.
     """
@@ -91,8 +91,8 @@ class SelfCritical:
     def share(self, batch: dict[str, Any], counts: Sequence[int], place: Sequence[int]) -> StepShare:
         """Sample captions of a micro-batch, and return its share in a step.
 
-        An image's rows are its samples and then its references. An image that pads the batch, could not be
-        read, or has no captions has none.
+        An image's rows are its samples and then its references. There are no rows for an image that pads the
+        batch, could not be read or has no captions.
 
         Args:
             batch: The micro-batch of B images.
