@@ -103,15 +103,20 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def rates_table(results: Results) -> str:
-    """Return the table of the learning rates: the validation loss of each."""
+    """Return the table of the learning rates: the validation loss of each, the lowest bold, and CIDEr."""
     rates = sorted({result["cell"]["learning_rate"] for name, result in results.items() if _is(name, "rate")})
     rows = []
     for method in METHODS:
-        losses = [results.get(f"rate-{method}-{rate:g}", {}).get("metrics", {}).get("loss") for rate in rates]
-        best = min((loss for loss in losses if loss is not None), default=None)
-        cells = ["" if x is None else f"**{x:.3f}**" if x == best else f"{x:.3f}" for x in losses]
+        found = [results.get(f"rate-{method}-{rate:g}", {}).get("metrics") for rate in rates]
+        best = min((metrics["loss"] for metrics in found if metrics), default=None)
+        cells = []
+        for metrics in found:
+            mark = "**" if metrics and metrics["loss"] == best else ""
+            cells.append(
+                f"{mark}{metrics['loss']:.3f}{mark} ({100 * metrics['cider']:.1f})" if metrics else ""
+            )
         rows.append([TITLES[method], *cells])
-    return markdown(["validation loss", *(f"{rate:g}" for rate in rates)], rows)
+    return markdown(["loss (CIDEr)", *(f"{rate:g}" for rate in rates)], rows)
 
 
 def methods_table(scored: dict[str, Scored]) -> str:

@@ -127,7 +127,8 @@ def test_the_report_has_the_values_of_the_results(
     arguments = ["--dataset", data["dataset"], "--results", str(folder), "--output_dir", str(tmp_path)]
     report.main(arguments)  # without the table
     assert not list(tmp_path.glob("*.png"))
-    assert f"| **{results['flamingo']['metrics']['loss']:.3f}** |" in capsys.readouterr().out
+    metrics = results["flamingo"]["metrics"]
+    assert f"| **{metrics['loss']:.3f}** ({100 * metrics['cider']:.1f}) |" in capsys.readouterr().out
     for method, found in results.items():
         (folder / f"table-{method}-0.json").write_text(json.dumps(found))
     (folder / "change-gate-0.json").write_text(json.dumps(results["flamingo"]))
