@@ -39,6 +39,9 @@ def saved(
         text.transformer.wte.weight.mul_(20)
     text.save_pretrained(folder / "text")
     model = make_captioner(backbones | {"text": folder / "text"})
+    texts = {i: processor.tokenizer.decode([i]) for i in range(len(processor.tokenizer))}
+    # Files contain spaces instead of control characters, so captions would not be equal to those in files.
+    model.generation_config.suppress_tokens = [i for i, text in texts.items() if not text.isprintable()]
     save_captioner(model, processor, folder / "best")
     return folder / "best"
 
