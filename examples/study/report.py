@@ -230,7 +230,7 @@ def make_plots(
     ):
         plot({method: points(method, column, unit) for method in scored}, title, folder / f"{name}.png")
     curves: dict[str, list[tuple[float, np.ndarray]]] = {}
-    for method in (ITUNING, best_rival(results)):
+    for method in filter(None, (ITUNING, best_rival(results))):
         found = {
             count: Scored.load([f"images-{method}-{count}-{seed}" for seed in SEEDS], results, images)
             for count in (300, 1000)

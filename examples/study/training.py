@@ -7,7 +7,7 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ituning_hf.captioner.adapter_ituning import normalize_tokens
+from ituning_hf.captioner.configuration_ituning import ADAPTER_OPTIONS
 from ituning_hf.data import CaptionedImages
 from ituning_hf.data.dataset import CaptionDataset, Collator
 from ituning_hf.data.inputs import FeatureInputs
@@ -31,6 +32,18 @@ from .methods import build
 
 BATCH_SIZE = 8  # images in an optimizer step, unless the cell says otherwise
 MEASURED_STEPS = 50  # of the peak memory: later it would contain the mapped feature files
+# Of generation, so that a captioner's own defaults do not count.
+PLAIN = {
+    "num_beams": 1,
+    "max_new_tokens": 40,
+    "length_penalty": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+RECORDED = (
+    *("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm"),
+    *("label_smoothing", "captions_per_image", "max_caption_tokens", "per_device_train_batch_size", "seed"),
+)
 Batch = dict[str, Any]
 
 
@@ -97,7 +110,8 @@ def run_cell(cell: Cell, dataset: str, features: str, text_model: str) -> dict[s
     model = build(cell.method, captioner)
     inputs = FeatureInputs(store if args.vision_feature_norm is False else NormalizedFeatures(store))
     training = Images(evenly_spaced(train_images, cell.num_train_images), processor, inputs, args)
-    validation = Images(evenly_spaced(val_images, cell.num_eval_images), processor, inputs, args)
+    all_captions = replace(args, captions_per_image=TrainArguments().captions_per_image)
+    validation = Images(evenly_spaced(val_images, cell.num_eval_images), processor, inputs, all_captions)
     cost = train(model, training, args, cell.visits // args.per_device_train_batch_size)
     loss = validation_loss(model, validation)
     captions, seconds = caption(model, validation)
@@ -105,6 +119,8 @@ def run_cell(cell: Cell, dataset: str, features: str, text_model: str) -> dict[s
     scores = score_captions(captions, references, java=False)  # METEOR is computed for the report
     return {
         "cell": asdict(cell),
+        "settings": {name: getattr(args, name) for name in RECORDED}
+        | {name: getattr(captioner.config, name) for name in ADAPTER_OPTIONS},
         "metrics": {"loss": loss} | scores.metrics,
         "intervals": scores.intervals,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -122,7 +138,10 @@ def evenly_spaced(images: CaptionedImages, count: int | None) -> CaptionedImages
 
 
 def train(model: nn.Module, images: Images, args: TrainArguments, steps: int) -> dict[str, float]:
-    """Train a captioner as `ituning train` does; return CPU seconds and peak memory."""
+    """Train a captioner as `ituning train` does; return the steps, CPU seconds and peak memory.
+
+    Training ends at a gradient that is not finite.
+    """
     optimizer = create_optimizer(model, args.learning_rate, args.weight_decay)
     schedule = create_schedule(optimizer, args.lr_scheduler_type, args.warmup_ratio, steps)
     model.train()
@@ -131,7 +150,8 @@ def train(model: nn.Module, images: Images, args: TrainArguments, steps: int) ->
         started = time.process_time()
         loss = model(**batch, label_smoothing=args.label_smoothing).loss
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+        if not nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm).isfinite():
+            break  # the captioner is scored as it is
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -139,6 +159,7 @@ def train(model: nn.Module, images: Images, args: TrainArguments, steps: int) ->
         if len(seconds) <= MEASURED_STEPS:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
+        "steps": len(seconds),
         "cpu_seconds_per_step": statistics.median(seconds),
         "cpu_seconds_training": sum(seconds),
         "peak_memory_mb": peak / 1024,
@@ -162,7 +183,7 @@ def caption(model: Any, images: Images, **options: Any) -> tuple[list[str], floa
     model.eval()
     captions: list[str] = []
     seconds = 0.0
-    options = {"num_beams": 1, "max_new_tokens": 40} | options
+    options = PLAIN | options
     for batch in images.all_batches(20):
         started = time.process_time()
         ids = model.generate(visual_features=batch["visual_features"], **options)

@@ -1,5 +1,6 @@
 """The study: cells are trained, scored, resumed and reported on small data."""
 
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,22 @@ def test_every_method_sees_normalized_image_tokens(
     assert torch.allclose(std, torch.ones_like(std), atol=1e-3) == norm
 
 
+def test_a_diverging_cell_ends_early_and_is_scored(
+    data: dict[str, str], monkeypatch: pytest.MonkeyPatch, results: dict[str, Any]
+):
+    norm = torch.nn.utils.clip_grad_norm_
+    calls = []
+
+    def infinite_at_the_second_step(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        return norm(*args) if len(calls) == 1 else torch.tensor(torch.inf)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", infinite_at_the_second_step)
+    result = run_small(data)
+    assert (results["ituning"]["steps"], result["steps"]) == (2, 1)
+    assert len(result["captions"]) == FLICKR["val"]
+
+
 def test_only_cells_without_a_result_are_run(
     data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -100,11 +117,17 @@ def test_the_groups_use_earlier_results():
     def result(**metrics: float) -> dict[str, Any]:
         return {"metrics": metrics}
 
-    losses = dict(zip(cells.LEARNING_RATES, (3.0, 4.0, 5.0), strict=True))
-    results = {f"rate-flamingo-{rate:g}": result(loss=loss) for rate, loss in losses.items()}
-    results |= {f"table-{rival}-0": result(cider=i) for i, rival in enumerate(cells.RIVALS)}
+    results: cells.Results = {}
+    assert not [cell for group in cells.GROUPS[1:] for cell in group(results)]
+    for i, (method, rate) in enumerate(itertools.product(METHODS, cells.LEARNING_RATES)):
+        results[f"rate-{method}-{rate:g}"] = result(cider=-i, loss=-i)  # the first rate has the best CIDEr
     assert cells.table(results)["table-flamingo-2"] == Cell("flamingo", cells.LEARNING_RATES[0], 2)
-    assert cells.best_rival(results) == cells.RIVALS[-1]
+    assert len(cells.curve(results)) == 6  # no rival yet
+    for (i, rival), seed in itertools.product(enumerate(cells.RIVALS), cells.SEEDS):
+        assert cells.best_rival(results) is None
+        results[f"table-{rival}-{seed}"] = result(cider=i % 3)
+    assert cells.best_rival(results) == cells.RIVALS[2]
+    assert len(cells.curve(results)) == 12
     names = [name for group in cells.GROUPS for name in group(results)]
     assert len(names) == len(set(names))
     for group in cells.GROUPS:
