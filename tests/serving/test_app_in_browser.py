@@ -24,9 +24,12 @@ def folders(
 ) -> dict[str, Path]:
     """The captioners "day" and "night"."""
     root = tmp_path_factory.mktemp("captioners")
+    texts = {i: processor.tokenizer.decode([i]) for i in range(len(processor.tokenizer))}
+    inner = [i for i, text in texts.items() if not re.fullmatch(" [a-z]+", text)]
     for seed, name in enumerate(("day", "night")):
         model = randomize_adapters(make_captioner(backbones), seed=seed)
         model.generation_config.max_new_tokens = 6  # untrained, it would not end its captions
+        model.generation_config.suppress_tokens = inner  # so that a caption has several words
         save_captioner(model, processor, root / name)
     return {name: root / name for name in ("day", "night")}
 
