@@ -77,12 +77,12 @@ def pack_rows(
     num_images: int,
     hidden_size: int,
     weights: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...] | None:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
     """Pack the rows of each image into one row.
 
     `input_ids`, `attention_mask`, `targets` and `weights` have shape (num_images * k, T), image-major.
-    Returns token ids, position ids, targets and any weights, each of shape (num_images, L), where L is the
-    largest number of tokens of an image; or None if packing saves nothing or is not possible.
+    Returns token ids, position ids, targets and weights (None if not given), each of shape (num_images, L),
+    where L is the largest number of tokens of an image; or None if packing saves nothing or is not possible.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
     if mask.shape != input_ids.shape or torch.compiler.is_compiling():  # compiled graphs have static shapes
@@ -107,8 +107,8 @@ def pack_rows(
         return pad_sequence(values[is_kept].split(sizes), batch_first=True, padding_value=padding)
 
     position_ids = positions_from_mask(mask, mask.shape[1])
-    packed = pack(input_ids), pack(position_ids), pack(targets, IGNORE_INDEX)
-    return packed if weights is None else (*packed, pack(weights.to(mask.device)))
+    packed_weights = None if weights is None else pack(weights.to(mask.device))
+    return pack(input_ids), pack(position_ids), pack(targets, IGNORE_INDEX), packed_weights
 
 
 def _is_less_work(num_images: int, longest: int, shape: torch.Size, hidden_size: int) -> bool:

@@ -319,8 +319,7 @@ class ITuningForCaptioning(ITuningPreTrainedModel, ITuningGenerationMixin):
                 width = self.config.text_config.hidden_size
                 packed = pack_rows(input_ids, attention_mask, targets, num_images, width, weights)
         if packed is not None:
-            input_ids, position_ids, targets, *packed_weights = packed
-            weights = packed_weights[0] if packed_weights else None
+            input_ids, position_ids, targets, weights = packed
             attention_mask = None
         elif position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             position_ids = positions_from_mask(attention_mask, input_ids.shape[1])

@@ -73,8 +73,7 @@ class ModelArguments:
     )
     preset: str | None = option(
         None,
-        "adapter options of a publication: paper is --vision_feature_norm false, and all other defaults; "
-        "flags take precedence",
+        "adapter options of a publication: paper sets --vision_feature_norm false; flags take precedence",
         one_of(tuple(PRESETS)),
     )
     adapter_hidden_size: int | None = option(

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ..captioner.processing_ituning import ITuningProcessor
+from ..captioner.processing_ituning import IGNORE_INDEX, ITuningProcessor
 from ..data.columns import CaptionedImages
 from ..data.dataset import CaptionDataset, Collator
 from ..data.images import allowed_unreadable
@@ -35,6 +36,11 @@ NO_CIDER_OF_STREAMS = (
     "--objective cider needs the captions of all images at the start, to count their words, and tar shards "
     "are read during the run: give the images in another format, or stored --features."
 )
+
+
+def count_label_tokens(batch: Mapping[str, Any]) -> torch.Tensor:
+    """Return the number of label tokens of a batch. The first token of a row is not predicted."""
+    return (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
 
 
 @dataclass

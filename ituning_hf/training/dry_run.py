@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..captioner.processing_ituning import IGNORE_INDEX
 from ..utils.devices import peak_resident_memory
 from ..utils.terminal import format_bytes
+from .data import count_label_tokens
 from .loop import CaptionTrainer
 
 
@@ -31,7 +31,7 @@ def dry_run(trainer: CaptionTrainer, checkpoint: Path | None, report: Callable[[
         if isinstance(tensor, torch.Tensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
             report(f"Batch      {name:<15} {tuple(tensor.shape)}  {dtype}")
-    items = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches)
+    items = sum(map(count_label_tokens, batches))
     num_items = int(trainer.accelerator.reduce(items, "sum"))
     started = time.perf_counter()
     means = trainer.optimizer_step(batches)

@@ -10,14 +10,14 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..captioner.modeling_ituning import ITuningForCaptioning
-from ..captioner.processing_ituning import IGNORE_INDEX, caption_rows
+from ..captioner.processing_ituning import caption_rows
 from ..data.columns import CaptionedImages
 from ..data.dataset import CaptionItem, Collator
 from ..data.stream import ShardStream
 from ..evaluation.metrics import CIDER_NEEDS_IMAGES
 from ..inference.captioning import decode_captions, evaluation_mode
 from ..utils.errors import UserError
-from .data import NO_CIDER_OF_STREAMS, Batches, TrainingData
+from .data import NO_CIDER_OF_STREAMS, Batches, TrainingData, count_label_tokens
 
 
 class StepShare(NamedTuple):
@@ -43,7 +43,7 @@ class CrossEntropy:
 
     def count(self, batches: Sequence[dict[str, Any]]) -> list[int]:
         """Return the number of label tokens in micro-batches."""
-        return [sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)]
+        return [int(sum(map(count_label_tokens, batches)))]
 
     def share(self, batch: dict[str, Any], counts: Sequence[int], place: Sequence[int]) -> StepShare:
         """Return the share of a micro-batch in a step, whose `count` over all processes is `counts`."""
@@ -84,7 +84,7 @@ class SelfCritical:
 
     def count(self, batches: Sequence[dict[str, Any]]) -> list[int]:
         """Return the number of label tokens in micro-batches, and of captions to sample."""
-        tokens = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
+        tokens = int(sum(map(count_label_tokens, batches)))
         images = sum(index is not None for batch in batches for index in batch["indices"])
         return [tokens, images * self.args.num_samples]
 

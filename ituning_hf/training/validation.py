@@ -8,14 +8,13 @@ import math
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 
-from ..captioner.processing_ituning import IGNORE_INDEX
 from ..data.columns import CaptionedImages
 from ..data.sampler import SampleKey
 from ..hub.records import ValidationRecord
 from ..inference.captioning import generate_captions
 from ..utils.distributed import raise_on_main, sync_errors
 from ..utils.errors import UserError
-from .data import Batches
+from .data import Batches, count_label_tokens
 from .errors import NonFiniteLossError
 
 SCORERS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")  # those that need no Java
@@ -64,7 +63,7 @@ class Validator:
             batch = send_to_device(batch, self.accelerator.device)
             problems = batch.pop("unreadable")
             self.batches.log_unreadable(problems)
-            items = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+            items = count_label_tokens(batch)
             loss = self.model(**batch, num_items_in_batch=1, skip_logits=True).loss
             sums += torch.stack([loss.double(), items.double(), items.new_tensor(len(problems)).double()])
         total, items, unreadable = self.accelerator.reduce(sums, "sum").tolist()

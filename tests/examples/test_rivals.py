@@ -134,7 +134,7 @@ def test_flamingo_starts_as_the_language_model(text_model: Any, visual_features:
     packed = pack_rows(
         batch["input_ids"], batch["attention_mask"], next_tokens(batch["labels"]), IMAGES, WIDTH
     )
-    ids, position_ids, targets = packed
+    ids, position_ids, targets, _ = packed
     hidden_states = text_model.transformer(ids, position_ids=position_ids, use_cache=False).last_hidden_state
     assert torch.equal(loss, caption_loss(text_model.lm_head, hidden_states, targets, None, 0.0))
     loss.backward()

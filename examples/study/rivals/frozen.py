@@ -64,7 +64,8 @@ class FrozenCaptioner(nn.Module):
         targets = next_tokens(labels)
         packed = pack_rows(input_ids, attention_mask, targets, len(prefix), self.hidden_size)
         rows = input_ids, positions_from_mask(attention_mask, input_ids.shape[1]), targets
-        input_ids, position_ids, targets = packed or rows  # (rows, L); one row per image, or per caption
+        # One row per image, or per caption; each of shape (rows, L).
+        input_ids, position_ids, targets = packed[:3] if packed else rows
         prefix = prefix.repeat_interleave(len(input_ids) // len(prefix), dim=0)  # (rows, P, d)
         length = prefix.shape[1]
         outputs = self.text_model.base_model(
