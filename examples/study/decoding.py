@@ -10,12 +10,10 @@ tables. Requires `pip install 'ituning_hf[eval]'`, and Java for METEOR.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +26,7 @@ from ituning_hf.features import FeatureStore
 from ituning_hf.training import TrainArguments
 from ituning_hf.utils.files import write_json
 
-from .run import RESULTS
+from .run import make_parser
 from .training import Images, caption
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -85,16 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> Any:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--model", required=True, help="a captioner's folder")
-    add("--dataset", required=True, help="Flickr8k in Karpathy's format")
     add("--features", required=True, help="the feature store of its images")
     add("--name", required=True, help="of the captioner, in the results' names")
     add("--settings", nargs="+", default=["*"], metavar="PATTERN", help="names of settings (default: all)")
-    add("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
     return parser.parse_args(arguments)
 
 

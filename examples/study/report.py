@@ -15,7 +15,6 @@ Requires `pip install 'ituning_hf[eval,viz]'`, and Java for METEOR.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +29,7 @@ from ituning_hf.evaluation.metrics import score_captions
 from ituning_hf.evaluation.scores import CaptionScores
 
 from .cells import CHANGES, ITUNING, METHODS, SEEDS, Results, best_rival
-from .run import RESULTS, load_results
+from .run import load_results, make_parser
 from .training import evenly_spaced
 
 METRICS = {"cider": "CIDEr", "bleu_4": "BLEU-4", "meteor": "METEOR", "rouge_l": "ROUGE-L"}
@@ -264,12 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> Any:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--dataset", required=True, help="Flickr8k in Karpathy's format")
-    add("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
     add("--output_dir", type=Path, default=Path("docs/study"), help="of the plots (default: %(default)s)")
     return parser.parse_args(arguments)
 

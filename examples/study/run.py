@@ -24,7 +24,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ituning_hf.data import load_captioned_images
+from ituning_hf.data import CaptionedImages, load_captioned_images
 from ituning_hf.features import build_features
 from ituning_hf.features.arguments import BuildArguments
 from ituning_hf.utils.files import write_json
@@ -32,6 +32,16 @@ from ituning_hf.utils.files import write_json
 from .cells import GROUPS, Cell, Results
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that all commands of the study have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True, help="Flickr8k in Karpathy's format")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
+    return parser
 
 
 def load_results(folder: Path) -> Results:
@@ -54,7 +64,7 @@ def store_features(layer: int, options: argparse.Namespace) -> str:
     folder = str(options.features / f"layer{layer}")
     settings = {"vision_model": options.vision_model, "vision_feature_layer": layer, "output_dir": folder}
     images = [load_captioned_images(options.dataset, split) for split in ("train", "val")]
-    build_features(type(images[0]).concatenate(images), BuildArguments(dataset=options.dataset, **settings))
+    build_features(CaptionedImages.concatenate(images), BuildArguments(dataset=options.dataset, **settings))
     return folder
 
 
@@ -92,15 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> Any:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--dataset", required=True, help="Flickr8k in Karpathy's format")
     add("--vision_model", required=True, help="frozen vision encoder")
     add("--text_model", required=True, help="frozen language model")
     add("--features", type=Path, default=Path("outputs/study_features"), help="(default: %(default)s)")
-    add("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
     add("--cells", nargs="+", default=["*"], metavar="PATTERN", help="names of cells (default: all)")
     add("--processes", type=int, default=os.cpu_count(), help="(default: one for each core)")
     add("--dry_run", action="store_true", help="list the cells without a result, run none")

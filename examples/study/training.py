@@ -22,7 +22,9 @@ from ituning_hf.data.inputs import FeatureInputs
 from ituning_hf.data.sampler import ImageBatchSampler, SampleKey
 from ituning_hf.evaluation.metrics import score_captions
 from ituning_hf.features import FeatureStore
+from ituning_hf.inference.captioning import decode_captions
 from ituning_hf.training import TrainArguments
+from ituning_hf.training.data import count_label_tokens
 from ituning_hf.training.optimization import create_optimizer, create_schedule
 from ituning_hf.training.setup import load_model, with_backbones
 from ituning_hf.utils.devices import library_versions
@@ -173,7 +175,7 @@ def validation_loss(model: nn.Module, images: Images) -> float:
     total, items = 0.0, 0
     for batch in images.all_batches(20):
         total += float(model(**batch, num_items_in_batch=1, skip_logits=True).loss)
-        items += int((batch["labels"][:, 1:] != -100).sum())
+        items += int(count_label_tokens(batch))
     return total / items
 
 
@@ -188,5 +190,5 @@ def caption(model: Any, images: Images, **options: Any) -> tuple[list[str], floa
         started = time.process_time()
         ids = model.generate(visual_features=batch["visual_features"], **options)
         seconds += time.process_time() - started
-        captions += [text.strip() for text in images.processor.batch_decode(ids, skip_special_tokens=True)]
+        captions += decode_captions(images.processor, ids)
     return captions, seconds / len(captions)
