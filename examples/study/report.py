@@ -102,20 +102,20 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def rates_table(results: Results) -> str:
-    """Return the table of the learning rates: the validation loss of each, the lowest bold, and CIDEr."""
+    """Return the table of the learning rates: CIDEr, the highest in bold, and validation loss."""
     rates = sorted({result["cell"]["learning_rate"] for name, result in results.items() if _is(name, "rate")})
     rows = []
     for method in METHODS:
         found = [results.get(f"rate-{method}-{rate:g}", {}).get("metrics") for rate in rates]
-        best = min((metrics["loss"] for metrics in found if metrics), default=None)
+        best = max((metrics["cider"] for metrics in found if metrics), default=None)
         cells = []
         for metrics in found:
-            mark = "**" if metrics and metrics["loss"] == best else ""
+            mark = "**" if metrics and metrics["cider"] == best else ""
             cells.append(
-                f"{mark}{metrics['loss']:.3f}{mark} ({100 * metrics['cider']:.1f})" if metrics else ""
+                f"{mark}{100 * metrics['cider']:.1f}{mark} ({metrics['loss']:.3f})" if metrics else ""
             )
         rows.append([TITLES[method], *cells])
-    return markdown(["loss (CIDEr)", *(f"{rate:g}" for rate in rates)], rows)
+    return markdown(["CIDEr (loss)", *(f"{rate:g}" for rate in rates)], rows)
 
 
 def methods_table(scored: dict[str, Scored]) -> str:

@@ -110,14 +110,17 @@ def check_captions(predictions: Sequence[str], references: Sequence[Sequence[str
             raise UserError(f"references[{index}] is empty; leave out images without human captions.")
 
 
-def require_scorers(java: bool | None = None) -> Java | None:
+def require_scorers(java: bool | None = None, needed_by: str = "scoring captions") -> Java | None:
     """Return the Java runtime to use; `java` as for `compute_caption_metrics`.
 
     Raises:
         UserError: The official scorers are not installed, or Java is required and not found.
     """
     if find_spec("pycocoevalcap") is None:
-        raise UserError("the caption scorers are not installed: run pip install 'ituning_hf[eval]'.")
+        raise UserError(
+            f"{needed_by} needs the caption scorers, which are not installed: run pip install "
+            "'ituning_hf[eval]'."
+        )
     runtime = None if java is False else find_java()
     if java and runtime is None:
         raise UserError(

@@ -32,11 +32,6 @@ from .errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
-NO_CIDER_OF_STREAMS = (
-    "--objective cider needs the captions of all images at the start, to count their words, and tar shards "
-    "are read during the run: give the images in another format, or stored --features."
-)
-
 
 def count_label_tokens(batch: Mapping[str, Any]) -> torch.Tensor:
     """Return the number of label tokens of a batch. The first token of a row is not predicted."""
@@ -109,8 +104,6 @@ def load_data(args: TrainArguments) -> TrainingData:
 def _open_stream(args: TrainArguments, shards: Mapping[str, str]) -> TrainingData:
     """Open tar shards to train on; read the first images to validate on."""
     refuse_settings("tar shards", args.dataset, args)
-    if args.objective == "cider":
-        raise UserError(NO_CIDER_OF_STREAMS)
     unknown = {
         "--max_train_steps": args.max_train_steps is None,
         "--eval_steps": args.eval_split != "none" and args.eval_steps == "epoch",

@@ -32,7 +32,7 @@ from .checkpoints import Checkpoints, TrainState
 from .data import Batches, TrainingData
 from .errors import NonFiniteLossError, RunStopped
 from .identity import run_description, run_identity, training_record
-from .objectives import create_objective
+from .objectives import CrossEntropy, SelfCritical
 from .optimization import create_optimizer, create_schedule
 from .page import RunPage
 from .reporting import Reporter, read_run_file
@@ -81,7 +81,11 @@ class CaptionTrainer:
             optimizer, args.lr_scheduler_type, args.warmup_ratio, self.total_steps
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.objective = create_objective(self.batches, model, data)
+        self.objective: CrossEntropy | SelfCritical
+        if args.objective == "cider":
+            self.objective = SelfCritical(self.batches, model, data.train)  # type: ignore[arg-type] # no stream
+        else:
+            self.objective = CrossEntropy(self.batches)
         self.validator = Validator(self.model, data.evaluation, self.batches)
         self.checkpoints = Checkpoints(args, model, accelerator, self.optimizer, self.schedule, self.identity)
 

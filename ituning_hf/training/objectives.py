@@ -17,7 +17,7 @@ from ..data.stream import ShardStream
 from ..evaluation.metrics import CIDER_NEEDS_IMAGES
 from ..inference.captioning import decode_captions, evaluation_mode
 from ..utils.errors import UserError
-from .data import NO_CIDER_OF_STREAMS, Batches, TrainingData, count_label_tokens
+from .data import Batches, count_label_tokens
 
 
 class StepShare(NamedTuple):
@@ -203,21 +203,15 @@ class _IndexedCollator(Collator):
         }
 
 
-def create_objective(
-    batches: Batches, captioner: ITuningForCaptioning, data: TrainingData
-) -> CrossEntropy | SelfCritical:
-    """Return the objective that a run's settings name.
-
-    Raises:
-        UserError: for CIDEr on a stream, or on a single image.
-    """
-    if batches.args.objective == "cross_entropy":
-        return CrossEntropy(batches)
-    if isinstance(data.train, ShardStream):
-        raise UserError(NO_CIDER_OF_STREAMS)
-    if len(data.train) == 1:
+def check_images_for_cider(train: CaptionedImages | ShardStream) -> None:
+    """Raise a UserError if the reward cannot be computed: for a stream, or a single image."""
+    if isinstance(train, ShardStream):
+        raise UserError(
+            "--objective cider needs the captions of all images at the start, to count their words, and tar "
+            "shards are read during the run: give the images in another format, or stored --features."
+        )
+    if len(train) == 1:
         raise UserError(
             "--objective cider needs at least 2 images to train on: CIDEr is 0 for a single one, because "
             f"{CIDER_NEEDS_IMAGES}."
         )
-    return SelfCritical(batches, captioner, data.train)

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from ..data.dataset import over_long_share
 from ..data.stream import ShardStream
+from ..evaluation.metrics import require_scorers
 from ..evaluation.scores import METRIC_NAMES
 from ..hub.inspection import describe_config
 from ..utils.distributed import create_accelerator, leave_group, raise_on_main, sync_errors
@@ -22,11 +23,11 @@ from .data import TrainingData, limit_evaluation, load_data, with_features
 from .dry_run import dry_run
 from .identity import GIVEN_DATA
 from .loop import CaptionTrainer
+from .objectives import check_images_for_cider
 from .reporting import require_trackers
 from .run_folder import BEST, LAST, check_output_dir, claim_output_dir, list_checkpoints
 from .setup import check_backbones, load_model, with_backbones
 from .signals import StopRequest, stop_on_signals
-from .validation import require_scorers
 
 FEW_STEPS = 100  # captions of 30 photographs did not end after 76 optimizer steps, but did after 120
 
@@ -54,9 +55,9 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
     """
     require_trackers(args.report_to)
     if args.eval_caption_images:
-        require_scorers("--eval_caption_images")
+        require_scorers(java=False, needed_by="--eval_caption_images")
     if args.objective == "cider":
-        require_scorers("--objective cider")
+        require_scorers(java=False, needed_by="--objective cider")
     args = with_backbones(args)
     if data is not None:
         args = replace(args, dataset=GIVEN_DATA)
@@ -74,6 +75,8 @@ def train(args: TrainArguments, data: TrainingData | None = None) -> TrainState:
         with sync_errors(accelerator):
             check_backbones(args)  # before the data are read, which may take minutes
             data = limit_evaluation(data or load_data(args), args)
+            if args.objective == "cider":
+                check_images_for_cider(data.train)
             data = with_features(data, args.features)
         state = _run(args, data, accelerator, stop)
     leave_group()

@@ -13,7 +13,6 @@ from ..data.sampler import SampleKey
 from ..hub.records import ValidationRecord
 from ..inference.captioning import generate_captions
 from ..utils.distributed import raise_on_main, sync_errors
-from ..utils.errors import UserError
 from .data import Batches, count_label_tokens
 from .errors import NonFiniteLossError
 
@@ -109,14 +108,3 @@ class Validator:
                 found = compute_caption_metrics(list(captions.values()), references, java=False)
                 scores = [{name: float(found[name]) for name in SCORERS}]
         return broadcast_object_list(scores)[0]
-
-
-def require_scorers(setting: str) -> None:
-    """Raise a UserError if a setting needs the caption scorers and they are not installed."""
-    try:
-        import pycocoevalcap  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{setting} needs the caption scorers, which are not installed: run pip install "
-            f"'ituning_hf[eval]', or omit {setting}."
-        ) from error

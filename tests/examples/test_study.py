@@ -151,7 +151,7 @@ def test_the_report_has_the_values_of_the_results(
     report.main(arguments)  # without the table
     assert not list(tmp_path.glob("*.png"))
     metrics = results["flamingo"]["metrics"]
-    assert f"| **{metrics['loss']:.3f}** ({100 * metrics['cider']:.1f}) |" in capsys.readouterr().out
+    assert f"| **{100 * metrics['cider']:.1f}** ({metrics['loss']:.3f}) |" in capsys.readouterr().out
     for method, found in results.items():
         (folder / f"table-{method}-0.json").write_text(json.dumps(found))
     (folder / "change-gate-0.json").write_text(json.dumps(results["flamingo"]))
