@@ -30,6 +30,7 @@ DEFAULT_TEXT_MODEL = "gpt2"
 SIZES = {"base": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large"}  # the paper's language models
 
 OBJECTIVES = ("cross_entropy", "cider")
+SAMPLINGS = ("beams", "random")
 BASELINES = ("mean", "greedy")
 # Options of the adapter whose default differs from the paper, as far as it is known.
 PRESETS: dict[str, dict[str, Any]] = {"paper": {"vision_feature_norm": False}}
@@ -156,13 +157,18 @@ class ObjectiveArguments:
 
     objective: str = option(
         "cross_entropy",
-        "cross_entropy, or cider: maximize the CIDEr of sampled captions, starting from --init_from",
+        "cross_entropy, or cider: maximize the CIDEr of generated captions, starting from --init_from",
         one_of(OBJECTIVES),
     )
-    num_samples: int = option(5, "cider: captions to sample for each image", AT_LEAST_ONE)
+    sampling: str = option(
+        "beams",
+        "cider: captions to reward, the beams of a beam search or random samples",
+        one_of(SAMPLINGS),
+    )
+    num_samples: int = option(5, "cider: captions to reward for each image", AT_LEAST_ONE)
     baseline: str = option(
         "mean",
-        "cider: reward to exceed, the mean of the image's other samples or that of its greedy caption",
+        "cider: reward to exceed, the mean of the image's other captions or that of its greedy caption",
         one_of(BASELINES),
     )
     cross_entropy_weight: float = option(
@@ -327,8 +333,10 @@ class TrainArguments(
                 f"--label_smoothing {self.label_smoothing} cannot be combined with --objective cider, which "
                 "needs the captioner's own probabilities: omit it."
             )
+        if self.sampling == "beams" and self.baseline == "greedy":
+            raise UserError("--baseline greedy requires --sampling random; beams have --baseline mean.")
         if self.baseline == "mean" and self.num_samples == 1:
             raise UserError(
-                "--baseline mean needs other samples of the image, but --num_samples is 1: give at least 2, "
-                "or --baseline greedy."
+                "--baseline mean needs other captions of the image, but --num_samples is 1: give at least 2, "
+                "or --sampling random --baseline greedy."
             )

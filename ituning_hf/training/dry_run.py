@@ -43,7 +43,7 @@ def dry_run(trainer: CaptionTrainer, checkpoint: Path | None, report: Callable[[
     report(f"Time       {seconds:.2f} s for this first step; {reading:.2f} s to read its images")
     report(f"Loss       {means['loss']:.4f}")
     if "reward" in means:
-        report(f"Reward     {means['reward']:.4f}, samples of {means['sample_length']:.1f} tokens")
+        report(f"Reward     {means['reward']:.4f}, captions of {means['sample_length']:.1f} tokens")
     report(f"Memory     {_peak_memory(trainer.accelerator)}")
     for line in _plan(trainer):
         report(line)

@@ -1,4 +1,4 @@
-"""What an optimizer step minimizes: cross-entropy, or the negative CIDEr of sampled captions."""
+"""What an optimizer step minimizes: cross-entropy, or the negative CIDEr of generated captions."""
 
 from __future__ import annotations
 
@@ -56,13 +56,15 @@ class SelfCritical:
 
     $$ \frac{1 - w}{S} \sum_{i,j} (b_{ij} - r_{ij}) \log p(c_{ij} \mid x_i) + w L $$
 
-    $c_{ij}$ is caption j of the k sampled for image $x_i$, and $r_{ij}$ its CIDEr-D. The baseline $b_{ij}$ is
-    the mean reward of the image's other samples or the reward of its greedy caption. S is the number of
-    samples in the optimizer step, L the cross-entropy of the reference captions, and w its weight. Without
-    dropout, the gradient of the first term is an unbiased estimate of that of the mean CIDEr-D, times w - 1.
-    It would not be if the sum were divided by the number of tokens instead of samples.
+    $c_{ij}$ is caption j of the k generated for image $x_i$, and $r_{ij}$ its CIDEr-D. The baseline $b_{ij}$
+    is the mean reward of the image's other captions or the reward of its greedy caption. S is the number of
+    generated captions in the optimizer step, L the cross-entropy of the references, and w its weight.
 
-    The random numbers of an image depend on the seed, the step and its position in the step alone.
+    With `sampling="beams"`, the captions are the k beams of a beam search, as in Cornia et al. 2020
+    (https://arxiv.org/abs/1912.08226). With "random", they are samples of the captioner's probabilities.
+    Then the gradient of the first term is, without dropout, an unbiased estimate of that of the mean CIDEr-D,
+    times w - 1. It would not be if the sum were divided by the number of tokens instead of captions. The
+    random numbers of an image depend on the seed, the step and its position in the step alone.
     """
 
     metric_names = ("reward", "sample_length")  # CIDEr-D, and tokens with EOS
@@ -83,16 +85,16 @@ class SelfCritical:
         )
 
     def count(self, batches: Sequence[dict[str, Any]]) -> list[int]:
-        """Return the number of label tokens in micro-batches, and of captions to sample."""
+        """Return the number of label tokens in micro-batches, and of captions to generate."""
         tokens = int(sum(map(count_label_tokens, batches)))
         images = sum(index is not None for batch in batches for index in batch["indices"])
         return [tokens, images * self.args.num_samples]
 
     def share(self, batch: dict[str, Any], counts: Sequence[int], place: Sequence[int]) -> StepShare:
-        """Sample captions of a micro-batch, and return its share in a step.
+        """Generate captions of a micro-batch, and return its share in a step.
 
-        An image's rows are its samples and then its references. There are no rows for an image that pads the
-        batch, could not be read or has no captions.
+        An image's rows are the generated captions and then its references. There are no rows for an image
+        that pads the batch, could not be read or has no captions.
 
         Args:
             batch: The micro-batch of B images.
@@ -130,7 +132,23 @@ class SelfCritical:
             return self.captioner.get_image_features(batch["pixel_values"])
 
     def _sample(self, features: torch.Tensor, place: Sequence[int]) -> list[list[list[int]]]:
-        """Return the tokens of each image's k samples, and of its greedy caption if that is the baseline."""
+        """Return the tokens of each image's k captions, and of its greedy caption if that is the baseline."""
+        k, end = self.args.num_samples, self.generation_config.eos_token_id
+        if self.args.sampling == "beams":
+            options: dict[str, Any] = {"num_beams": k, "num_return_sequences": k}
+        else:
+            options = self._random_choices(features, place)
+        own = self.captioner.generation_config  # with a repetition penalty, it would be another policy
+        self.captioner.generation_config = self.generation_config
+        with evaluation_mode(self.captioner), self.accelerator.autocast():
+            ids = self.captioner.generate(visual_features=features, **options)
+        self.captioner.generation_config = own
+        rows = [row[: row.index(end, 1) + 1] if end in row[1:] else row for row in ids.tolist()]
+        per_image = len(rows) // len(features)
+        return [rows[i : i + per_image] for i in range(0, len(rows), per_image)]
+
+    def _random_choices(self, features: torch.Tensor, place: Sequence[int]) -> dict[str, Any]:
+        """Return the arguments with which `generate` samples captions of each image."""
         seed, step, first = place
         shape = self.args.num_samples, self.generation_config.max_new_tokens
         generators = [np.random.default_rng([seed, step, first + i]) for i in range(len(features))]
@@ -140,19 +158,11 @@ class SelfCritical:
         choice = RandomChoice(
             torch.tensor(uniform, dtype=torch.float32, device=features.device).flatten(0, 1)
         )
-        begin, end = self.generation_config.bos_token_id, self.generation_config.eos_token_id
-        own = self.captioner.generation_config  # with a repetition penalty, it would sample another policy
-        self.captioner.generation_config = self.generation_config
-        with evaluation_mode(self.captioner), self.accelerator.autocast():
-            ids = self.captioner.generate(
-                visual_features=features,
-                input_ids=torch.full((len(choice.uniform), 1), begin, device=features.device),
-                logits_processor=LogitsProcessorList([choice]),
-            )
-        self.captioner.generation_config = own
-        rows = [row[: row.index(end, 1) + 1] if end in row[1:] else row for row in ids.tolist()]
-        per_image = uniform.shape[1]
-        return [rows[i : i + per_image] for i in range(0, len(rows), per_image)]
+        begin = self.generation_config.bos_token_id
+        return {
+            "input_ids": torch.full((len(choice.uniform), 1), begin, device=features.device),
+            "logits_processor": LogitsProcessorList([choice]),
+        }
 
     def _rewards(self, index: int, captions: list[list[int]]) -> np.ndarray:
         texts = decode_captions(self.processor, captions)

@@ -94,9 +94,9 @@ class RunPage:
     def _charts(self) -> Iterator[tuple[str, dict[str, list[Point]]]]:
         losses = {"training": self._means("loss"), "validation": self._scores.get("loss", [])}
         if rewards := [(step, 100 * value) for step, value in self._means("reward")]:
-            yield "CIDEr of the sampled captions x 100", {"reward": rewards}
-            yield "Tokens of a sampled caption", {"length": self._means("sample_length")}
-            del losses["training"]  # that of sampled captions does not measure progress
+            yield "CIDEr of the generated captions x 100", {"reward": rewards}
+            yield "Tokens of a generated caption", {"length": self._means("sample_length")}
+            del losses["training"]  # that of generated captions does not measure progress
         title = "Validation loss" if rewards else "Loss"
         yield title, {name: points for name, points in losses.items() if points}
         scores = {title: self._scores.get(name, []) for name, title in METRIC_NAMES.items()}

@@ -70,6 +70,7 @@ def test_record_of_a_run(settings: Settings, tmp_path: Path, photos: Path):
         "num_scenes",
         "preset",
         "report_to",
+        "sampling",
         "text_model",
         "vision_model",
     }

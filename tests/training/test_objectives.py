@@ -1,4 +1,4 @@
-"""Self-critical training: the sampled policy, its gradient, and complete runs."""
+"""Self-critical training: the captions it rewards, its gradient, and complete runs."""
 
 import itertools
 import re
@@ -83,7 +83,8 @@ def gradients(objective: SelfCritical, value: torch.Tensor) -> list[torch.Tensor
 def test_the_expected_gradient_is_that_of_the_expected_reward(
     make_objective, monkeypatch, baseline: str, num_samples: int
 ):
-    objective = make_objective(baseline=baseline, num_samples=num_samples, cross_entropy_weight=0)
+    settings = {"baseline": baseline, "num_samples": num_samples, "cross_entropy_weight": 0}
+    objective = make_objective(sampling="random", **settings)
     batch = make_batch()
     p = probabilities(objective, batch)
     assert float(p.detach().sum()) == pytest.approx(1)
@@ -106,7 +107,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(
 
 
 def test_captions_are_sampled_from_the_captioners_own_probabilities(make_objective):
-    objective = make_objective(baseline="greedy", num_samples=4000)
+    objective = make_objective(sampling="random", baseline="greedy", num_samples=4000)
     own = objective.captioner.generation_config
     own.update(do_sample=True, temperature=5.0, repetition_penalty=3.0, min_new_tokens=2, max_new_tokens=1)
     batch = make_batch()
@@ -123,7 +124,7 @@ def test_captions_are_sampled_from_the_captioners_own_probabilities(make_objecti
 
 
 def test_samples_depend_on_the_position_in_the_step_and_not_on_the_batch(make_objective):
-    objective = make_objective(num_samples=20)
+    objective = make_objective(sampling="random", num_samples=20)
     features = make_batch(2)["visual_features"]
     together = objective._sample(features, [5, 7, 2])
     alone = [objective._sample(features[i : i + 1], [5, 7, 2 + i])[0] for i in (0, 1)]
@@ -132,10 +133,23 @@ def test_samples_depend_on_the_position_in_the_step_and_not_on_the_batch(make_ob
     assert all(other != together for other in others)
 
 
-@pytest.mark.parametrize("weight", [0.25, 0.0])
-def test_the_loss_of_samples_and_references_is_that_of_its_formula(make_objective, weight: float):
+def test_the_beams_are_the_most_likely_captions(make_objective):
+    objective = make_objective(sampling="beams", num_samples=5)
+    objective.captioner.generation_config.update(repetition_penalty=3.0, num_beams=2, max_new_tokens=1)
+    batch = make_batch()
+    log_p = probabilities(objective, batch).detach().log()
+    lengths = torch.tensor([len(row) - 1 for row in POLICY])
+    order = (log_p / lengths).argsort(descending=True)  # of 13 captions: 5 beams of 2 tokens omit none
+    (found,) = objective._sample(batch["visual_features"], [0, 0, 0])
+    assert found == [POLICY[i] for i in order[:5]]
+
+
+@pytest.mark.parametrize(("sampling", "weight"), [("random", 0.25), ("random", 0.0), ("beams", 0.25)])
+def test_the_loss_of_generated_captions_and_references_is_that_of_its_formula(
+    make_objective, sampling: str, weight: float
+):
     """With an image that could not be read, and with other counts than those of this micro-batch."""
-    objective = make_objective(num_samples=3, cross_entropy_weight=weight)
+    objective = make_objective(sampling=sampling, num_samples=3, cross_entropy_weight=weight)
     batch = make_batch(2)
     features, (samples, _) = batch["visual_features"], objective._sample(batch["visual_features"], [0, 0, 0])
     batch |= {"indices": [0, None]}
@@ -201,7 +215,12 @@ def cider(settings: Settings, trained: Path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"baseline": "greedy", "frozen_precision": "int8", "gradient_checkpointing": True},
+        {
+            "sampling": "random",
+            "baseline": "greedy",
+            "frozen_precision": "int8",
+            "gradient_checkpointing": True,
+        },
         {
             "features": "stored",
             "mixed_precision": "bf16",
@@ -211,7 +230,7 @@ def cider(settings: Settings, trained: Path):
             "cross_entropy_weight": 0.0,
         },
     ],
-    ids=["greedy, int8", "mean, bf16, features"],
+    ids=["random, greedy, int8", "beams, bf16, features"],
 )
 def test_a_resumed_run_writes_the_same_bytes(cider, settings: Settings, tmp_path: Path, changes: dict):
     if "features" in changes:
@@ -228,8 +247,8 @@ def test_a_resumed_run_writes_the_same_bytes(cider, settings: Settings, tmp_path
     assert differences(cut.output_dir, whole.output_dir) == []
     html = (Path(whole.output_dir) / "report.html").read_text()
     assert re.findall(r'aria-label="(.*)"', html) == [
-        "CIDEr of the sampled captions x 100",
-        "Tokens of a sampled caption",
+        "CIDEr of the generated captions x 100",
+        "Tokens of a generated caption",
         "Validation loss",
         "Learning rate",
     ]
@@ -241,7 +260,7 @@ def test_a_resumed_run_writes_the_same_bytes(cider, settings: Settings, tmp_path
 
 def test_two_processes_take_the_steps_of_one(cider, tmp_path: Path):
     """One image cannot be read, and the last step of the epoch is padded."""
-    common = {"max_train_steps": 3, "eval_split": "none", "max_unreadable_share": 0.4}
+    common = {"sampling": "random", "max_train_steps": 3, "eval_split": "none", "max_unreadable_share": 0.4}
     one, two = cider("one", **common), cider("two", **common, per_device_train_batch_size=2)
     (Path(one.dataset) / "train" / "4.png").write_bytes(b"no picture")
     train(one)
