@@ -140,24 +140,16 @@ def caption_loss(
     if num_items_in_batch is None:
         num_items_in_batch = is_labelled.sum().clamp(min=1)
 
-    def summed_loss(hidden: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        logits = compute_logits(output_layer, hidden)  # (positions, vocab_size)
-        logits = logits.to(_at_least_fp32(logits.dtype))
-        target = target.to(logits.device)
-        if weight is None:
-            return F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
-        losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
-        return (losses * weight.to(losses)).sum()  # autocast would compute a product of vectors in bf16
-
     is_compiling = torch.compiler.is_compiling()
 
     def scored(values: torch.Tensor) -> torch.Tensor:
         return values.flatten(0, 1) if is_compiling else values[is_labelled]
 
     is_frozen = not any(p.requires_grad for p in output_layer.parameters())
-    compute = partial(_ChunkedSum.apply, summed_loss) if is_frozen and not is_compiling else summed_loss
+    compute = _ChunkedSum.apply if is_frozen and not is_compiling else _summed_loss
     scored_weights = None if weights is None else scored(weights.to(targets.device))
-    total = compute(scored(hidden_states), scored(targets), scored_weights)
+    logits_of = partial(compute_logits, output_layer)
+    total = compute(scored(hidden_states), scored(targets), scored_weights, logits_of, label_smoothing)
     if isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(total.device)
     return total / num_items_in_batch
@@ -167,34 +159,77 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _summed_loss(
+    hidden: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    label_smoothing: float,
+) -> torch.Tensor:
+    logits = logits_of(hidden)  # (positions, vocab_size)
+    logits = logits.to(_at_least_fp32(logits.dtype))
+    target = target.to(logits.device)
+    if weight is None:
+        return F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
+    losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+    return (losses * weight.to(losses)).sum()  # autocast would compute a product of vectors in bf16
+
+
+@torch.no_grad()
+def _loss_and_gradient(
+    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weighted sum of the token losses, and its gradient of the shape of `logits`.
+
+    Autograd would write the gradient of the vocabulary three times, and label smoothing a fourth time.
+    """
+    log_p = logits.to(_at_least_fp32(logits.dtype)).log_softmax(dim=-1)  # (positions, vocab_size)
+    target = target.to(logits.device).unsqueeze(1)  # (positions, 1)
+    losses = -log_p.gather(1, target).squeeze(1)  # (positions,)
+    if label_smoothing > 0:
+        losses = losses.lerp(-log_p.mean(dim=-1), label_smoothing)
+    gradient = log_p.exp_()
+    if label_smoothing > 0:
+        gradient -= label_smoothing / logits.shape[-1]
+    gradient.scatter_add_(1, target, torch.full_like(gradient[:, :1], label_smoothing - 1))
+    if weight is not None:
+        weight = weight.to(losses)
+        losses, gradient = losses * weight, gradient.mul_(weight.unsqueeze(1))
+    return losses.sum(), gradient.to(logits.dtype)
+
+
 class _ChunkedSum(torch.autograd.Function):
-    """A sum over positions whose gradient is computed chunk by chunk in the forward pass, and saved."""
+    """`_summed_loss`, whose gradient is computed chunk by chunk in the forward pass, and saved."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
         hidden_states: torch.Tensor,  # (positions, d)
         targets: torch.Tensor,  # (positions,)
         weights: torch.Tensor | None,  # (positions,)
+        logits_of: Callable[[torch.Tensor], torch.Tensor],
+        label_smoothing: float,
     ) -> torch.Tensor:
-        needs_gradient = ctx.needs_input_grad[1]
         total = torch.zeros((), device=hidden_states.device, dtype=_at_least_fp32(hidden_states.dtype))
-        gradient = torch.empty_like(hidden_states) if needs_gradient else None
+        gradient = torch.empty_like(hidden_states) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets), POSITIONS_PER_CHUNK):
             chunk = slice(start, start + POSITIONS_PER_CHUNK)
-            with torch.set_grad_enabled(needs_gradient):
-                hidden = hidden_states[chunk].detach().requires_grad_(needs_gradient)
-                chunk_loss = loss(hidden, targets[chunk], None if weights is None else weights[chunk])
-            if gradient is not None:
-                chunk_loss.backward()  # not autograd.grad, which PyTorch's operation counter does not support
+            hidden, target = hidden_states[chunk].detach(), targets[chunk]
+            weight = None if weights is None else weights[chunk]
+            if gradient is None:
+                loss = _summed_loss(hidden, target, weight, logits_of, label_smoothing)
+            else:
+                with torch.enable_grad():
+                    logits = logits_of(hidden.requires_grad_())
+                loss, logits_gradient = _loss_and_gradient(logits, target, weight, label_smoothing)
+                logits.backward(logits_gradient)  # PyTorch's operation counter does not support autograd.grad
                 gradient[chunk] = hidden.grad  # type: ignore[assignment]
-            total += chunk_loss.detach().to(total.device)
+            total += loss.to(total.device)
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return None, gradient * grad_output, None, None
+        return gradient * grad_output, None, None, None, None
