@@ -106,6 +106,12 @@ class ModelArguments:
     vision_feature_norm: bool | None = option(
         None, "normalize each image token; false is as in the paper", unset="true, or that of --init_from"
     )
+    no_repeat_ngram_size: int | None = option(
+        None,
+        "generate no sequence of this many tokens twice in a caption; 0 permits all. Saved in the captioner",
+        NOT_NEGATIVE,
+        "0, or that of --init_from",
+    )
 
 
 @dataclass

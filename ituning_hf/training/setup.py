@@ -112,6 +112,8 @@ def load_model(
             f"--max_caption_tokens is {args.max_caption_tokens}, and the language model has only "
             f"{positions} positions: give at most {positions}."
         )
+    if args.no_repeat_ngram_size is not None:
+        model.generation_config.no_repeat_ngram_size = args.no_repeat_ngram_size
     if args.frozen_precision == "int8":
         quantize_frozen_weights(model)
     if args.gradient_checkpointing:

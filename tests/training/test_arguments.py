@@ -14,6 +14,7 @@ REFUSED: dict[str, list[Any]] = {
     "adapter_hidden_size": [0],
     "adapter_layers": [[0.5]],
     "adapter_dropout": [1.0],
+    "no_repeat_ngram_size": [-1, 2.0],
     "dataset": [" "],
     "num_scenes": [0, None, 2.0],
     "max_caption_tokens": [2],

@@ -77,6 +77,16 @@ def test_the_dropout_may_change_and_the_same_options_may_be_given(further: Setti
     assert load_captioner(f"{args.output_dir}/last")[0].config.adapter_dropout == 0.0
 
 
+def test_generation_settings_are_saved_and_kept(further: Settings):
+    previous: dict[str, str] = {}
+    for name, given, expected in (("new", 2, 2), ("kept", None, 2), ("removed", 0, 0)):
+        args = further(name, max_train_steps=1, no_repeat_ngram_size=given, **previous)
+        train(args)
+        previous = {"init_from": args.output_dir}
+        model, _ = load_captioner(f"{args.output_dir}/last")
+        assert (model.generation_config.no_repeat_ngram_size or 0) == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
