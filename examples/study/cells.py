@@ -98,6 +98,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "scale-4": {"settings": {"adapter_scale": 4.0}},
     "layer-10": {"vision_feature_layer": 10},
     "no-norm": {"settings": {"vision_feature_norm": False}, "learning_rate": 1e-3},  # diverges at 3e-3
+    "learning-rate-0.001": {"learning_rate": 1e-3},
     "gate": {"method": "gate"},
     "linear-init": {"method": "linear_init"},
     "label-smoothing": {"settings": {"label_smoothing": 0.1}},
