@@ -29,6 +29,7 @@ from ituning_hf.evaluation.metrics import score_captions
 from ituning_hf.evaluation.scores import CaptionScores
 
 from .cells import CHANGES, ITUNING, METHODS, SEEDS, Results, best_rival
+from .decoding import SETTINGS
 from .run import load_results, make_parser
 from .training import evenly_spaced
 
@@ -171,16 +172,14 @@ def changes_table(results: Results, images: CaptionedImages) -> str:
 
 def decoding_table(results: Results) -> str:
     """Return the table of captioners and settings of generation."""
+    found = [result for name, result in results.items() if _is(name, "decoding")]
     rows = []
-    for name, result in results.items():
-        if _is(name, "decoding"):
-            scores, (low, high) = result["metrics"], result["intervals"]["cider"]
-            cells = [f"{100 * scores[metric]:.1f}" if metric in scores else "" for metric in METRICS]
-            cells[0] += f" ({100 * low:.1f} to {100 * high:.1f})"
-            cells += [f"{result['words']:.1f}", f"{result['repeating']:.1%}", f"{result['distinct']:.1%}"]
-            rows.append(
-                [result["captioner"], result["name"], *cells, f"{result['cpu_seconds_per_caption']:.3f}"]
-            )
+    for result in sorted(found, key=lambda result: (result["captioner"], [*SETTINGS].index(result["name"]))):
+        scores, (low, high) = result["metrics"], result["intervals"]["cider"]
+        cells = [f"{100 * scores[metric]:.1f}" if metric in scores else "" for metric in METRICS]
+        cells[0] += f" ({100 * low:.1f} to {100 * high:.1f})"
+        cells += [f"{result['words']:.1f}", f"{result['repeating']:.1%}", f"{result['distinct']:.1%}"]
+        rows.append([result["captioner"], result["name"], *cells, f"{result['cpu_seconds_per_caption']:.3f}"])
     header = [
         "captioner",
         "generation",
